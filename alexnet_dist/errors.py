@@ -1,0 +1,78 @@
+"""The errors a user can meet, each with its exit code.
+
+An error is one line on stderr, `error: WHAT (WHERE): WHY; REMEDY`. Anything that is not an `AlexNetDistError` is a bug
+of ours and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+
+class AlexNetDistError(Exception):
+    """An error that a user can mend.
+
+    Args:
+        what: what went wrong, without a full stop ("unknown key 'optimizer.lrr'").
+        where: the file, line, key or command it concerns.
+        why: the reason.
+        remedy: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
+        line = what
+        if where:
+            line += f" ({where})"
+        if why:
+            line += f": {why}"
+        if remedy:
+            line += f"; {remedy}"
+        super().__init__(" ".join(line.split()))
+
+
+class UsageError(AlexNetDistError):
+    """A setting or a command line that cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(AlexNetDistError):
+    """Images, labels or folders that are missing, empty, contradictory or damaged."""
+
+    exit_code = 3
+
+
+class CheckpointError(AlexNetDistError):
+    """A checkpoint or weights file that is damaged or does not fit."""
+
+    exit_code = 4
+
+
+class MachineError(AlexNetDistError):
+    """A device, package, disk, permission or launcher that does not give what was asked for."""
+
+    exit_code = 5
+
+
+class DivergedError(AlexNetDistError):
+    """The loss is not finite."""
+
+    exit_code = 6
+
+
+class MemoryExhaustedError(AlexNetDistError):
+    """The device or the machine has no memory left."""
+
+    exit_code = 7
+
+
+class InterruptedRunError(AlexNetDistError):
+    """A signal stopped the run at a step boundary; it can be resumed.
+
+    Args:
+        signal_number: SIGINT (exit code 130) or SIGTERM (143).
+    """
+
+    def __init__(self, what: str, *, signal_number: int, remedy: str) -> None:
+        super().__init__(what, remedy=remedy)
+        self.exit_code = 128 + signal_number

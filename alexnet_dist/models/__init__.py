@@ -1,0 +1,1 @@
+"""AlexNet for one device: the network, its normalisation, its initialisations."""
