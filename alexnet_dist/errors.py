@@ -18,6 +18,7 @@ class AlexNetDistError(Exception):
     """
 
     exit_code = 1
+    is_local = False  # True: the other processes of the run do not know of it, so this one must say it
 
     def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
         line = what

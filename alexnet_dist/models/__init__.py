@@ -1,1 +1,34 @@
 """AlexNet for one device: the network, its normalisation, its initialisations."""
+
+from alexnet_dist.models.alexnet import (
+    LAYER_NAMES,
+    VARIANTS,
+    AlexNet,
+    AlexNetSpec,
+    DropoutPosition,
+    Initialisation,
+    feature_size,
+    make_spec,
+    named_layers,
+    spec_from_dict,
+    spec_to_dict,
+)
+from alexnet_dist.models.init import build_model, initialise
+from alexnet_dist.models.normalization import LocalResponseNorm
+
+__all__ = [
+    "LAYER_NAMES",
+    "VARIANTS",
+    "AlexNet",
+    "AlexNetSpec",
+    "DropoutPosition",
+    "Initialisation",
+    "LocalResponseNorm",
+    "build_model",
+    "feature_size",
+    "initialise",
+    "make_spec",
+    "named_layers",
+    "spec_from_dict",
+    "spec_to_dict",
+]

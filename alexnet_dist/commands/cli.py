@@ -1,0 +1,63 @@
+"""The frame around every verb: one line for an error, and its exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
+from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_environment, was_launched
+
+VERBS = ("train", "evaluate", "predict")
+DEBUG = "--debug"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`alexnet-dist VERB ...`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in VERBS:
+        asked_for_help = bool(words) and words[0] in ("-h", "--help")
+        print(f"usage: alexnet-dist VERB ...\n\nverbs: {', '.join(VERBS)}; each has its --help")
+        sys.exit(0 if asked_for_help else 2)
+    sys.exit(run(words[0], words[1:]))
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run a verb and turn its errors into one line and an exit code.
+
+    Args:
+        verb: its name.
+        argv: the words after it. `--debug` shows tracebacks.
+    """
+    if was_launched():
+        end_with_parent()
+    try:
+        module = importlib.import_module(f"alexnet_dist.commands.{verb}")
+        return int(module.main(argv))
+    except AlexNetDistError as error:
+        if DEBUG in argv:
+            traceback.print_exc()
+        if rank_from_environment() == 0 or error.is_local:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: stopped before training began; nothing to resume", file=sys.stderr)
+        return 130
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        if DEBUG in argv:
+            traceback.print_exc()
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "halve --train.micro_batch_size: gradients then accumulate and the result stays the same"
+        line = MemoryExhaustedError("out of memory", why=first, remedy=remedy)
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        return line.exit_code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "not enough memory: you tried" in str(error)

@@ -1,0 +1,374 @@
+"""One start of a training run: joins the processes, opens the folder, builds the parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from alexnet_dist.commands.build import (
+    BatchSizes,
+    Splits,
+    build_augmentation,
+    build_loader,
+    build_normalization,
+    build_spec,
+    build_splits,
+    find_root,
+    place_model,
+    settle_batch_sizes,
+)
+from alexnet_dist.config import Config
+from alexnet_dist.data.loader import Loader, choose_engine
+from alexnet_dist.data.plan import Plan
+from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
+from alexnet_dist.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.models import build_model
+from alexnet_dist.parallel.runtime import call_with_deadline, start_runtime, start_wandb
+from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
+from alexnet_dist.training.evaluate import evaluate
+from alexnet_dist.training.loop import Cadence, Trainer
+from alexnet_dist.training.model_folder import (
+    ModelCard,
+    find_model_folder,
+    read_card,
+    read_model_weights,
+    read_pretrained,
+    save_model_folder,
+)
+from alexnet_dist.training.optim import build_optimizer
+from alexnet_dist.training.run_folder import (
+    METRICS,
+    RUN,
+    SUMMARY,
+    open_run_folder,
+    read_json,
+    settle_settings,
+    silence_logging,
+    start_logging,
+    update_run_json,
+    write_bad_files,
+    write_held_out,
+    write_summary,
+)
+from alexnet_dist.training.schedule import Schedule
+from alexnet_dist.training.signals import StopRequest
+from alexnet_dist.training.trackers import MetricsFile, Tracker, WandbMirror, choose_wandb_mode, read_rows
+
+logger = logging.getLogger("alexnet_dist")
+
+
+class Session:
+    """One start of a run, from joining the processes to the summary.
+
+    Args:
+        config: the settings; output_dir must be set.
+        new: keep an earlier run under another name and start afresh.
+    """
+
+    def __init__(self, config: Config, new: bool) -> None:
+        self.stop = StopRequest()
+        self.stop.listen()
+        self.folder = Path(config.output_dir or "run")
+        before = {} if new else read_json(self.folder / RUN)
+        kept_precision = before.get("precision", "auto") if config.precision == "auto" else config.precision
+        self.config = config
+        self.runtime = start_runtime(config.device, kept_precision)
+        self.engine, self.engine_reason = choose_engine(config.data.engine)
+        self.runtime.on_main(lambda: self._open(new))
+        self.splits = self._find_images()
+        self.sizes = self._settle_sizes()
+        self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
+        train = config.train
+        self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
+        self._test_row: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Leave the other processes."""
+        self.runtime.close()
+
+    def _open(self, new: bool) -> None:
+        self.lock = open_run_folder(self.folder, new)
+        start_logging(self.folder / "run.log")
+        self.changed_keys = settle_settings(self.folder, self.config)
+
+    def _find_images(self) -> Splits:
+        if not self.runtime.is_main:
+            silence_logging()
+        data, seed = self.config.data, self.config.seed
+        try:
+            return self.runtime.main_first(lambda: build_splits(data, seed, progress=self.runtime.is_main))
+        except BadFilesError as error:
+            if self.runtime.is_main:
+                bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
+                write_bad_files(self.folder, bad_files, find_root(data))
+            raise
+
+    def _settle_sizes(self) -> BatchSizes:
+        train = self.config.train
+        return settle_batch_sizes(
+            train.global_batch_size, train.micro_batch_size, self.runtime.dp_size, len(self.splits.train)
+        )
+
+    # -- resume -------------------------------------------------------------------------------------------------------
+
+    def find_checkpoint(self, named: str | None) -> Path | None:
+        """The checkpoint to go on from, None for a fresh start; all processes get the same.
+
+        Raises:
+            CheckpointError: damaged, and none intact or this one named.
+            DataError: the data changed since the run began.
+            UsageError: data.root was changed, and the data there is other data.
+        """
+        path, notes = self.runtime.on_main(lambda: choose_checkpoint(self.folder / "checkpoints", named))
+        for note in notes:
+            logger.warning(note)
+        if path is not None:
+            self.runtime.on_main(self._check_fingerprint)
+        return path
+
+    def _check_fingerprint(self) -> None:
+        before = read_json(self.folder / RUN).get("data", {})
+        now = self._describe_data()
+        if not before or before["fingerprint"] == now["fingerprint"]:
+            return
+        names = [key for key in now if before.get(key) != now[key] and key != "fingerprint"]
+        difference = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in names)
+        why = difference or "names, sizes or classes of files differ"
+        if "data.root" in self.changed_keys:
+            raise UsageError("data.root holds other images than this run began with", why=why, remedy="or use --new")
+        raise DataError("the images changed since this run began", why=why, remedy="restore them or use --new")
+
+    def _describe_data(self) -> dict[str, Any]:
+        splits = self.splits
+        return {
+            "fingerprint": splits.fingerprint(),
+            "num_train": len(splits.train),
+            "num_val": len(splits.val) if splits.val else 0,
+            "num_test": len(splits.test) if splits.test else 0,
+            "num_classes": len(splits.train.classes),
+            "num_bad_files": len(self._scanned_bad_files()),
+        }
+
+    def _scanned_bad_files(self) -> set[BadFile]:
+        indices = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
+        return {BadFile(str(index.root / bad.path), bad.reason) for index in indices for bad in index.bad_files}
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def build_trainer(self, checkpoint: Path | None) -> Trainer:
+        """Everything that trains, at step 0 or at the checkpoint."""
+        config, runtime = self.config, self.runtime
+        loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
+        model = self._build_model(fresh=loaded is None)
+        optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer))
+        forward = runtime.replicate(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
+        metrics_bytes = loaded.state["metrics_bytes"] if loaded is not None else 0
+        facts = runtime.on_main(lambda: self._record_start(loaded.state["step"] if loaded is not None else 0))
+        metrics, mirrors = self._open_trackers(metrics_bytes, facts["wandb_id"]) if runtime.is_main else (None, [])
+        trainer = Trainer(
+            runtime=runtime,
+            model=model,
+            forward=forward,
+            optimizer=optimizer,
+            schedule=self._build_schedule(),
+            loader=self._build_loader(self.splits.train, training=True),
+            val_loader=self._build_loader(self.splits.val, training=False) if self.splits.val is not None else None,
+            cadence=self._build_cadence(),
+            micro_batch_size=self.sizes.micro,
+            seed=config.seed,
+            skip_bad_files=config.data.on_bad_file == "skip",
+            folder=self.folder,
+            data_root=self._data_root(),
+            metrics=metrics,
+            mirrors=mirrors,
+            save_model=lambda note: self._save_model(model, note),
+            stop=self.stop,
+            bad_files=self._scanned_bad_files(),
+        )
+        if loaded is not None:
+            trainer.restore(loaded)
+        return trainer
+
+    def _build_model(self, fresh: bool) -> nn.Module:
+        config = self.config
+        self.spec = build_spec(config.model, len(self.splits.train.classes))
+        model = build_model(self.spec, config.seed)
+        if fresh and config.model.pretrained is not None:
+            self.runtime.on_main(lambda: self._check_pretrained_classes(str(config.model.pretrained)))
+            load_weights(model, read_pretrained(config.model.pretrained), config.model.pretrained)
+        place_model(model, self.runtime, config.channels_last)
+        return model
+
+    def _check_pretrained_classes(self, name: str) -> None:
+        if not Path(name).is_dir():
+            return
+        theirs, ours = read_card(find_model_folder(Path(name))).classes, self.splits.train.classes
+        for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
+            if their != our:
+                why = f"class {position} is {their!r} there and {our!r} in the data"
+                raise CheckpointError("the weights were trained for other classes", where=name, why=why)
+
+    def _build_schedule(self) -> Schedule:
+        config = self.config
+        return Schedule(
+            base_lr=config.optimizer.lr,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+            **dataclasses.asdict(config.schedule),
+        )
+
+    def _build_cadence(self) -> Cadence:
+        config = self.config
+        return Cadence(self.total_steps, config.log.every_steps, config.checkpoint.every_steps, config.checkpoint.keep)
+
+    def _build_loader(self, index: SampleIndex, training: bool) -> Loader:
+        config = self.config
+        recipe = build_augmentation(config.augment, self.spec.image_size)
+        batch_size = self.sizes.global_ if training else self.sizes.micro * self.runtime.dp_size
+        plan = Plan(
+            sizes=index.sizes,
+            augmentation=recipe if training else recipe.for_evaluation(),
+            global_batch_size=batch_size,
+            seed=config.seed,
+            shuffle=training,
+        )
+        normalization = build_normalization(config.augment, self.spec.in_channels)
+        return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last)
+
+    def _data_root(self) -> Path:
+        return Path() if self.config.data.source == "synthetic" else find_root(self.config.data)
+
+    def _open_trackers(self, metrics_bytes: int, wandb_id: str) -> tuple[MetricsFile, list[Tracker]]:
+        metrics = MetricsFile(self.folder / METRICS, metrics_bytes)
+        tracking = self.config.tracking
+        mode, reason = choose_wandb_mode(tracking.wandb)
+        if mode == "disabled":
+            return metrics, []
+        logger.info("W&B: %s (%s)", mode, reason)
+        mirror = WandbMirror(
+            start_wandb,
+            call_with_deadline,
+            folder=self.folder,
+            mode=mode,
+            run_id=wandb_id,
+            settings=dataclasses.asdict(self.config),
+            rows=read_rows(self.folder / METRICS),
+            tracking=dataclasses.asdict(tracking),
+        )
+        return metrics, [mirror]
+
+    def _save_model(self, model: nn.Module, note: dict[str, Any]) -> None:
+        card = ModelCard(
+            variant=self.config.model.variant,
+            spec=self.spec,
+            classes=self.splits.train.classes,
+            evaluation=build_augmentation(self.config.augment, self.spec.image_size).for_evaluation(),
+            normalization=build_normalization(self.config.augment, self.spec.in_channels),
+            source={"run": self.folder.name, **note, "settings": dataclasses.asdict(self.config)},
+        )
+        save_model_folder(self.folder / "model", dict(model.state_dict()), card)
+
+    # -- what the user sees -------------------------------------------------------------------------------------------
+
+    def _record_start(self, step: int) -> dict[str, Any]:
+        runtime = self.runtime
+        facts = {
+            "versions": list_versions(),
+            "machine": describe_machine(),
+            "git_commit": find_git_commit(),
+            "processes": runtime.world_size,
+            "strategy": self.config.parallel.strategy,
+            "device": runtime.device.type,
+            "precision": runtime.precision,
+            "precision_reason": runtime.precision_reason,
+            "engine": self.engine,
+            "engine_reason": self.engine_reason,
+            "batch": str(self.sizes),
+            "data": self._describe_data(),
+        }
+        if self.splits.is_held_out and self.splits.val is not None:
+            write_held_out(self.folder, self.splits.val)
+        return update_run_json(self.folder, facts, {"step": step, "processes": runtime.world_size})
+
+    def announce(self, trainer: Trainer, checkpoint: Path | None) -> None:
+        """Say in a few lines what will be trained, on what, and from where."""
+        runtime, data, sizes = self.runtime, self._describe_data(), self.sizes
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        layout = "channels last" if self.config.channels_last else "contiguous"
+        begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
+        passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
+        counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
+        lines = [
+            f"model     {self.config.model.variant}, {parameters:,} parameters, {self.spec.num_classes} classes",
+            f"data      {self.config.data.source}: {counts}",
+            f"engine    {self.engine} ({self.engine_reason}), {trainer.loader.workers} workers per process",
+            f"batch     {sizes}; {self.steps_per_epoch} steps an epoch, {self.total_steps} in all",
+            f"device    {runtime.world_size} x {runtime.device.type} ({self.config.parallel.strategy}), {layout}, "
+            f"{torch.get_num_threads()} threads",
+            f"precision {runtime.precision} ({runtime.precision_reason})",
+            f"run       {self.folder}, {begin}",
+        ]
+        for line in lines:
+            logger.info(line)
+        if trainer.state.step >= self.total_steps and self._is_finished():
+            logger.info("this run is finished; raise train.epochs to go on, or use --new")
+
+    def _is_finished(self) -> bool:
+        return read_json(self.folder / SUMMARY).get("status") == "finished"
+
+    def test(self, trainer: Trainer) -> None:
+        """Read the test set once, with the best weights."""
+        if self.splits.test is None:
+            return
+        if trainer.is_done_before and self._is_finished():
+            before = read_json(self.folder / SUMMARY)
+            self._test_row = {key: before.get(f"test_{key}") for key in ("top1", "top5")}
+            return
+        load_weights(trainer.model, read_model_weights(self.folder / "model"), "model/")
+        result = evaluate(self.runtime, trainer.model, self._build_loader(self.splits.test, False), trainer.admit)
+        row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch}
+        self._test_row = {**row, **dataclasses.asdict(result)}
+        trainer.log(self._test_row)
+
+    def summarise(self, trainer: Trainer, status: str) -> dict[str, Any]:
+        """Write summary.json and close the trackers."""
+        state = trainer.state
+        summary = {
+            "status": status,
+            "step": state.step,
+            "epoch": trainer.epoch,
+            "best_top1": state.best_top1,
+            "best_top5": state.best_top5,
+            "best_epoch": state.best_epoch,
+            "final_top1": state.final_top1,
+            "test_top1": self._test_row.get("top1"),
+            "test_top5": self._test_row.get("top5"),
+            "images_per_second": state.samples_seen / state.train_seconds if state.train_seconds else None,
+            "train_seconds": state.train_seconds,
+            "world_size": self.runtime.world_size,
+            "strategy": self.config.parallel.strategy,
+            "precision": self.runtime.precision,
+            "engine": self.engine,
+        }
+        if self.runtime.is_main:
+            write_summary(self.folder, summary)
+            for tracker in [*trainer.mirrors, trainer.metrics]:
+                assert tracker is not None
+                tracker.finish(summary)
+        return summary
+
+    def say_goodbye(self, summary: dict[str, Any]) -> None:
+        """Print the result, the run folder and what to try next."""
+        for name, key in (("best validation", "best_top1"), ("test", "test_top1")):
+            if summary[key] is not None:
+                logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
+        logger.info("run folder: %s", self.folder)
+        index = self.splits.val or self.splits.train
+        if index.synthetic is None:
+            logger.info("next: python launch/predict.py --model %s '%s'", self.folder, index.root / index.paths[0])

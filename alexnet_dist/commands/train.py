@@ -1,0 +1,91 @@
+"""`train`: from settings to a trained network, on any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alexnet_dist.config import Config
+from alexnet_dist.errors import UsageError
+from alexnet_dist.settings import dump_config, load_config, new_parser, parse_arguments
+
+if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
+    from alexnet_dist.commands.session import Session
+
+EXAMPLES = """Train AlexNet.
+
+examples:
+  python launch/train.py --config digits
+  accelerate launch launch/train.py --config imagenet_subset.yaml --data.root data/imagenet_subset
+  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py --config smoke
+
+Starting the same command again goes on where the run stopped. Any setting below can be given; --config names a file or
+one of configs/."""
+
+logger = logging.getLogger("alexnet_dist")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; its exit code."""
+    parser = new_parser()
+    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
+    parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parse_arguments(argv, "train", EXAMPLES, parser)
+    options = arguments.options
+    if options.config is None:
+        raise UsageError("--config is missing", remedy="try --config digits")
+    config = load_config(options.config, arguments.given)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return 0
+    train(config, new=options.new, resume_from=options.resume_from)
+    return 0
+
+
+def train(config: Config, new: bool = False, resume_from: str | None = None) -> dict[str, Any]:
+    """Train as the settings say; what summary.json holds.
+
+    Args:
+        config: the settings; output_dir must be set.
+        new: keep an earlier run under another name and start afresh.
+        resume_from: checkpoint to go on from; None = the newest intact one.
+
+    Raises:
+        AlexNetDistError: whatever a user can mend; see errors.py.
+    """
+    from alexnet_dist.commands.session import Session
+
+    with contextlib.closing(Session(config, new)) as session:
+        return run_session(session, resume_from)
+
+
+def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:
+    """Resume or start, train, evaluate on the test set, write the summary."""
+    checkpoint = session.find_checkpoint(resume_from)
+    trainer = session.build_trainer(checkpoint)
+    session.announce(trainer, checkpoint)
+    with _status_written(session, trainer):
+        trainer.train()
+        session.test(trainer)
+    summary = session.summarise(trainer, "finished")
+    session.say_goodbye(summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _status_written(session: Session, trainer: Any) -> Iterator[None]:
+    from alexnet_dist.errors import AlexNetDistError, InterruptedRunError
+
+    try:
+        yield
+    except InterruptedRunError:
+        session.summarise(trainer, "interrupted")
+        raise
+    except AlexNetDistError:
+        session.summarise(trainer, "failed")
+        raise

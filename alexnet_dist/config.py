@@ -1,0 +1,352 @@
+"""Every setting of a run: one tree of frozen dataclasses.
+
+settings.py fills it from a YAML file and the command line; after that it is never changed. No class of the package
+takes a `Config`: the commands read the fields and pass plain keyword arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from alexnet_dist.errors import UsageError
+
+
+def bounded(
+    default: Any,
+    *,
+    minimum: float = -math.inf,
+    above: float = -math.inf,
+    maximum: float = math.inf,
+    below: float = math.inf,
+) -> Any:
+    """A dataclass field whose value, or each element of a list, must lie in a range and be finite."""
+    bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
+    metadata = {key: value for key, value in bounds.items() if math.isfinite(value)}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. A field left at null keeps what the variant says."""
+
+    variant: Literal["paper", "torchvision"] = "paper"
+    """paper: the text's two-tower network merged, with LRN per tower; torchvision: torchvision's AlexNet"""
+    num_classes: int | None = bounded(None, minimum=1)
+    """outputs of the last layer; null = the classes of the training set"""
+    in_channels: Literal[1, 3] = 3
+    """channels of the input; 1 converts every picture to gray"""
+    image_size: int = bounded(224, minimum=1)
+    """side of the network's input, and of the crop, in pixels"""
+    dropout: float | None = bounded(None, minimum=0.0, below=1.0)
+    """probability with which a unit of fc6 and fc7 is dropped in training"""
+    pretrained: str | None = None
+    """weights to start from: a .safetensors or .pt file, a model or run folder, or `torchvision` (downloads)"""
+    conv_channels: list[int] | None = bounded(None, minimum=1)
+    """output channels of conv1 to conv5"""
+    conv_groups: list[int] | None = bounded(None, minimum=1)
+    """groups of conv1 to conv5; 2 keeps the towers of 2012 apart"""
+    conv1_padding: int | None = bounded(None, minimum=0)
+    """zero padding of conv1 in pixels"""
+    fc_width: int | None = bounded(None, minimum=1)
+    """outputs of fc6 and of fc7"""
+    lrn: bool | None = None
+    """local response normalisation after conv1 and conv2"""
+    lrn_groups: int | None = bounded(None, minimum=1)
+    """groups of channels that are normalised apart; 2 = per tower"""
+    lrn_size: int | None = bounded(None, minimum=1)
+    """channels in the normalisation window, odd"""
+    lrn_alpha: float | None = bounded(None, above=0.0)
+    """LRN's alpha in torch's convention (divided by the window's size)"""
+    lrn_beta: float | None = bounded(None, above=0.0)
+    """LRN's exponent"""
+    lrn_k: float | None = bounded(None, above=0.0)
+    """LRN's constant"""
+    pool_kernel: int | None = bounded(None, minimum=1)
+    """side of the max pooling windows; 3 with stride 2 overlaps as in 2012"""
+    pool_stride: int | None = bounded(None, minimum=1)
+    """stride of the max pooling"""
+    adaptive_pool: int | None = bounded(None, minimum=1)
+    """side of the adaptive average pooling before fc6"""
+    dropout_position: Literal["after_fc", "before_fc"] | None = None
+    """dropout after fc6 and fc7 (2012) or before them (torchvision)"""
+    init: Literal["source2012", "torch"] | None = None
+    """initialisation: the 2012 program's, or torch's defaults"""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and which engine carries the plan out."""
+
+    source: Literal["folder", "digits", "synthetic"] = "folder"
+    """folder: class folders of images; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
+    root: str | None = None
+    """folder that train, val and test are relative to"""
+    train: str = "train"
+    """training images, one folder per class"""
+    val: str | None = None
+    """validation images; null keeps a part of train, see val_fraction"""
+    test: str | None = None
+    """test images, read once after training"""
+    val_fraction: float = bounded(0.1, minimum=0.0, below=1.0)
+    """part of train kept for validation (stratified, seeded) when there is no val; 0 = no validation"""
+    engine: Literal["auto", "torchvision"] = "auto"
+    """what reads, decodes and augments"""
+    workers: int | None = bounded(None, minimum=0)
+    """decoding processes per training process; null = chosen from the cores, 0 = decode in the training process"""
+    cache_dir: str | None = None
+    """folder for prepared data and header scans; null = alexnet_dist in the user's cache folder"""
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    """a file that cannot be decoded ends the run (fail) or is left out and listed in bad_files.csv (skip)"""
+    max_pixels: int = bounded(50_000_000, minimum=1)
+    """images with more pixels than this are bad files (decompression bombs)"""
+    synthetic_images: int = bounded(512, minimum=1)
+    """number of training images of source synthetic; an eighth as many are made for validation"""
+    synthetic_classes: int = bounded(10, minimum=1)
+    """number of classes of source synthetic"""
+    synthetic_size: int = bounded(256, minimum=1)
+    """side of the images of source synthetic, in pixels"""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to an image between the file and the network."""
+
+    resize: int | list[int] | None = bounded(256, minimum=1)
+    """N: shorter side to N pixels; [H, W]: both sides; null: no resize. random_resized crops skip it in training"""
+    crop: Literal["centre", "random", "random_resized"] = "random"
+    """the training crop of model.image_size pixels; evaluation always takes the centre"""
+    crop_scale: list[float] = bounded([0.08, 1.0], above=0.0, maximum=1.0)
+    """least and largest part of the area that a random_resized crop takes"""
+    crop_ratio: list[float] = bounded([3 / 4, 4 / 3], above=0.0)
+    """least and largest width / height of a random_resized crop"""
+    horizontal_flip: float = bounded(0.5, minimum=0.0, maximum=1.0)
+    """probability of mirroring left and right"""
+    vertical_flip: float = bounded(0.0, minimum=0.0, maximum=1.0)
+    """probability of mirroring top and bottom"""
+    lighting: Literal["source2012", "common"] | None = None
+    """PCA colour noise: as strong as the 2012 program's, or the common weaker one"""
+    lighting_std: float = bounded(0.1, minimum=0.0)
+    """standard deviation of the noise along each principal component"""
+    pixel_range: Literal[1, 255] = 1
+    """value of a white pixel before mean and std; 255 is the scale that the 2012 network was fed"""
+    mean: list[float] | None = bounded(None)
+    """mean per channel in units of pixel_range; null = ImageNet's"""
+    std: list[float] | None = bounded(None, above=0.0)
+    """standard deviation per channel in units of pixel_range; null = ImageNet's, or 1 on the 255 scale"""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    """sgd (with momentum) or adam"""
+    lr: float = bounded(0.01, above=0.0)
+    """base learning rate"""
+    momentum: float = bounded(0.9, minimum=0.0, below=1.0)
+    """momentum of sgd, first beta of adam"""
+    weight_decay: float = bounded(0.0005, minimum=0.0)
+    """L2 weight decay, added to the gradient"""
+    bias_lr_factor: float = bounded(1.0, above=0.0)
+    """the biases' learning rate over the weights'; 2012 used 2"""
+    bias_weight_decay: float | None = bounded(None, minimum=0.0)
+    """weight decay of the biases; null = weight_decay; 2012 used 0"""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the updates, after a linear warm-up."""
+
+    name: Literal["constant", "step", "plateau", "cosine"] = "constant"
+    """constant; step: times gamma every step_epochs; plateau: times gamma when val top-1 stalls; cosine: down to 0"""
+    warmup_steps: int = bounded(0, minimum=0)
+    """updates over which the rate rises linearly from lr / warmup_steps to lr"""
+    gamma: float = bounded(0.1, above=0.0, below=1.0)
+    """factor of step and plateau"""
+    step_epochs: int = bounded(30, minimum=1)
+    """epochs between two drops of step"""
+    patience: int = bounded(5, minimum=1)
+    """evaluations without a better val top-1 before plateau drops the rate"""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and how many samples at a time."""
+
+    epochs: int | None = bounded(None, minimum=1)
+    """passes over the training set; exactly one of epochs and max_steps"""
+    max_steps: int | None = bounded(None, minimum=1)
+    """updates; exactly one of epochs and max_steps"""
+    global_batch_size: int = bounded(128, minimum=1)
+    """samples per update over all replicas"""
+    micro_batch_size: int | None = bounded(None, minimum=1)
+    """samples per replica per forward; null = global_batch_size / replicas, smaller values accumulate gradients"""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is reported, and how often."""
+
+    every_steps: int = bounded(10, minimum=1)
+    """updates between two log lines"""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the full state is saved."""
+
+    every_steps: int | None = bounded(None, minimum=1)
+    """updates between two saves; null = after each epoch. The end of a run is always saved"""
+    keep: int = bounded(2, minimum=1)
+    """intact checkpoints kept"""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread over processes."""
+
+    strategy: Literal["ddp"] = "ddp"
+    """ddp: data parallel, every process holds the whole network"""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases, as a mirror of metrics.jsonl."""
+
+    wandb: Literal["disabled", "offline", "online", "auto"] = "disabled"
+    """auto: online with an account and a network, otherwise offline"""
+    project: str = "alexnet_dist"
+    """W&B project"""
+    entity: str | None = None
+    """W&B user or team; null = the account's default"""
+    name: str | None = None
+    """display name of the run; null = the run folder's name"""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    seed: int = bounded(0, minimum=0, maximum=2**63 - 1)
+    """initialisation, order, augmentation and dropout all follow from it"""
+    output_dir: str | None = None
+    """run folder; null = runs/NAME-OF-CONFIG"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = cuda where there is one"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; fp16 needs CUDA"""
+    channels_last: bool = True
+    """memory layout of the network and its batches"""
+    compile: bool = False
+    """torch.compile the network"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def walk_fields(config_class: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every setting of a configuration (class or instance) as (dotted name, dataclass field)."""
+    for item in dataclasses.fields(config_class):
+        default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+        if dataclasses.is_dataclass(default):
+            yield from walk_fields(default, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, item
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration, or a nested dict, as {dotted name: value}."""
+    nested = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else config
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def check_config(config: Config, places: Mapping[str, str]) -> None:
+    """Refuse values that no run can mean.
+
+    Args:
+        config: the settings.
+        places: where each setting was read, for the message.
+
+    Raises:
+        UsageError: a value out of range, or settings that contradict each other.
+    """
+    values = flatten(config)
+    for key, item in walk_fields(config):
+        _check_bounds(key, values[key], dict(item.metadata), places.get(key, ""))
+    _check_lengths(config, places)
+    if (config.train.epochs is None) == (config.train.max_steps is None):
+        raise UsageError(
+            "exactly one of train.epochs and train.max_steps is needed",
+            where=places.get("train.epochs", ""),
+            why="both are set" if config.train.epochs else "neither is set",
+            remedy="set one and leave the other null",
+        )
+    if config.data.source == "folder" and config.data.root is None:
+        raise UsageError(
+            "data.root is missing", why="source folder reads images there", remedy="set --data.root FOLDER"
+        )
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "minimum": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("of at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def _check_bounds(key: str, value: Any, bounds: dict[str, float], place: str) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if not math.isfinite(number) or not all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items()):
+            wanted = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in bounds.items())
+            raise UsageError(
+                f"{key} is out of range", why=f"got {number}", remedy=f"use a finite value {wanted}".rstrip()
+            )
+
+
+def _check_lengths(config: Config, places: Mapping[str, str]) -> None:
+    channels = config.model.in_channels
+    wanted: dict[str, tuple[Any, set[int]]] = {
+        "augment.mean": (config.augment.mean, {1, channels}),
+        "augment.std": (config.augment.std, {1, channels}),
+        "augment.crop_scale": (config.augment.crop_scale, {2}),
+        "augment.crop_ratio": (config.augment.crop_ratio, {2}),
+        "augment.resize": (config.augment.resize, {2}),
+        "model.conv_channels": (config.model.conv_channels, {5}),
+        "model.conv_groups": (config.model.conv_groups, {5}),
+    }
+    for key, (value, lengths) in wanted.items():
+        if isinstance(value, list) and len(value) not in lengths:
+            counts = " or ".join(str(length) for length in sorted(lengths))
+            why = f"got {len(value)} values"
+            raise UsageError(f"{key} has the wrong length", where=places.get(key, ""), why=why, remedy=f"give {counts}")
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config.augment, key)
+        if low > high:
+            raise UsageError(
+                f"augment.{key} is out of order", why=f"{low} > {high}", remedy="give the smaller value first"
+            )

@@ -1,0 +1,140 @@
+"""Upright sizes of many images, from their headers, remembered between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import logging
+import os
+import secrets
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from tqdm import tqdm
+
+from alexnet_dist.data.class_folders import FoundFile
+from alexnet_dist.data.decode import UnreadableImageError, read_header
+
+logger = logging.getLogger("alexnet_dist")
+
+_CACHE_TITLE = "alexnet_dist header scan 1"  # the number changes when the meaning of a line does
+_FILES_PER_TASK = 64
+_BAR_DELAY_SECONDS = 2.0
+# Reading headers waits for the disk or the network more than it computes.
+_NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))
+
+
+class Header(NamedTuple):
+    """Upright size in pixels, or the reason why there is none."""
+
+    width: int
+    height: int
+    reason: str = ""
+
+
+_Cache: TypeAlias = dict[FoundFile, Header]
+
+
+def scan_headers(
+    root: Path, files: Sequence[FoundFile], *, cache_dir: Path, max_pixels: int, progress: bool
+) -> list[Header]:
+    """Read the header of every file that is new or changed since the last scan of this root.
+
+    Args:
+        root: folder the paths of `files` are relative to.
+        files: what to scan.
+        cache_dir: where sizes are remembered, by path, byte size and time of change. A cache that is damaged is
+            rebuilt, one that cannot be written only costs time.
+        max_pixels: an image with more pixels is unreadable.
+        progress: show a bar once the scan has taken two seconds.
+
+    Returns:
+        One Header for each file, in order. Unreadable files are never remembered.
+    """
+    cache_path = cache_dir / "scans" / f"{_hash_root(root)}.csv"
+    known = {
+        file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
+    }
+    unknown = [file for file in files if file not in known]
+    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, progress), strict=True))
+    headers = [known[file] if file in known else scanned[file] for file in files]
+    good = {file: header for file, header in zip(files, headers, strict=True) if not header.reason}
+    if good.keys() != known.keys():
+        _write_cache(cache_path, good)
+    return headers
+
+
+def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progress: bool) -> Iterable[Header]:
+    """Headers in the order of `files`, read by several threads."""
+    folder = os.path.join(root, "")
+
+    def read_some(first: int) -> list[Header]:
+        return [_read_one(folder + file.path, max_pixels) for file in files[first : first + _FILES_PER_TASK]]
+
+    headers: list[Header] = []
+    bar = tqdm(
+        total=len(files), desc=f"scanning {root}", unit=" images", delay=_BAR_DELAY_SECONDS, disable=not progress
+    )
+    with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
+        for some in pool.map(read_some, range(0, len(files), _FILES_PER_TASK)):
+            headers += some
+            bar.update(len(some))
+    return headers
+
+
+def _read_one(path: str, max_pixels: int) -> Header:
+    try:
+        return Header(*read_header(path, max_pixels))
+    except UnreadableImageError as error:
+        return Header(0, 0, str(error))
+
+
+def _hash_root(root: Path) -> str:
+    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+
+
+def _read_cache(path: Path) -> _Cache:
+    """What the last scan wrote, or nothing where that is missing, damaged or of another version."""
+    try:
+        title, _, body = path.read_bytes().partition(b"\n")
+        if title != _title_of(body):
+            return {}
+        lines = csv.reader(io.StringIO(body.decode("utf-8", "surrogateescape"), newline=""))
+        return {
+            FoundFile(name, int(byte_size), int(modified_ns)): Header(int(width), int(height))
+            for name, byte_size, modified_ns, width, height in lines
+        }
+    except (OSError, ValueError, csv.Error) as error:
+        logger.debug("no header scan to start from (%s): %s", path, error)
+        return {}
+
+
+def _write_cache(path: Path, known: _Cache) -> None:
+    """Write beside, flush to the disk, rename: a reader finds the old file or the new one."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(
+        (file.path, file.byte_size, file.modified_ns, header.width, header.height) for file, header in known.items()
+    )
+    body = text.getvalue().encode("utf-8", "surrogateescape")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as stream:
+            stream.write(_title_of(body) + b"\n" + body)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        logger.debug("the header scan is not remembered (%s): %s", path, error)
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def _title_of(body: bytes) -> bytes:
+    """First line of a cache file; the checksum finds a file that was cut off in the middle of a number."""
+    return f"{_CACHE_TITLE} crc32={zlib.crc32(body):08x}".encode()

@@ -1,0 +1,269 @@
+"""Which images: an index of samples and classes, from a folder, a built-in set, or nothing but numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from alexnet_dist.data.class_folders import FoundFile, join_names, list_class_folders, list_images, match_folders
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, UnreadableImageError, convert_to_luma, decode_image
+from alexnet_dist.data.digits import prepare_digits
+from alexnet_dist.data.header_scan import Header, scan_headers
+from alexnet_dist.data.synthetic import SyntheticPixels
+from alexnet_dist.errors import DataError, UsageError
+
+__all__ = [
+    "BadFile",
+    "BadFilesError",
+    "SampleIndex",
+    "prepare_digits",
+    "scan_folder",
+    "split_validation",
+    "synthetic_index",
+]
+
+logger = logging.getLogger("alexnet_dist")
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that was left out, and why."""
+
+    path: str  # relative to the index's root, POSIX
+    reason: str
+
+
+class BadFilesError(DataError):
+    """Unreadable images under `data.on_bad_file: fail`; `bad_files` has all of them, `root` is where they lie."""
+
+    def __init__(self, root: Path, bad_files: tuple[BadFile, ...], remedy: str) -> None:
+        first, others = bad_files[0], len(bad_files) - 1
+        why = first.reason + (f" ... and {others} more" if others else "")
+        super().__init__("unreadable image", where=str(root / first.path), why=why, remedy=remedy)
+        self.root = root
+        self.bad_files = bad_files
+
+
+@dataclass(frozen=True, eq=False)
+class SampleIndex:
+    """N samples, sorted by class, then by path. A sample's id is its position."""
+
+    root: Path  # folder the paths are relative to
+    paths: tuple[str, ...]  # (N,), POSIX
+    labels: npt.NDArray[np.int64]  # (N,)
+    sizes: npt.NDArray[np.int32]  # (N, 2): upright width and height in pixels
+    byte_sizes: npt.NDArray[np.int64]  # (N,): of the files; 0 where there are none
+    classes: tuple[str, ...]  # sorted; always those of the training set
+    bad_files: tuple[BadFile, ...] = ()  # found by the header scan and left out
+    synthetic: SyntheticPixels | None = None  # draws the pixels where there are no files
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> SampleIndex:
+        """The samples with these ids, in this order, with the same classes and the same bad files."""
+        chosen = np.asarray(ids, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            paths=tuple(self.paths[sample_id] for sample_id in chosen.tolist()),
+            labels=self.labels[chosen],
+            sizes=self.sizes[chosen],
+            byte_sizes=self.byte_sizes[chosen],
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 over paths, byte sizes, labels and class names; neither the root nor the order matters."""
+        digest = hashlib.sha256()
+        # Neither names nor paths can hold a zero byte, so no two indices are written alike.
+        digest.update(b"".join(os.fsencode(name) + b"\0" for name in self.classes))
+        digest.update(b"\0" + repr(self.synthetic).encode() + b"\0")
+        lines = zip(self.paths, self.byte_sizes.tolist(), self.labels.tolist(), strict=True)
+        for path, byte_size, label in sorted(lines):
+            digest.update(os.fsencode(path) + f"\0{byte_size}\0{label}\0".encode())
+        return digest.hexdigest()
+
+    def load_pixels(self, sample_id: int, channels: int = 3, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+        """Decode or draw one sample.
+
+        Returns:
+            uint8 (H, W, channels), with H and W as in `sizes`.
+
+        Raises:
+            UnreadableImageError: the file is damaged, or has another size than at the scan.
+        """
+        path = self.paths[sample_id]
+        if self.synthetic is not None:
+            pixels = self.synthetic.draw(path)
+            return pixels if channels == 3 else convert_to_luma(pixels)
+        pixels = decode_image(os.path.join(self.root, path), channels, max_pixels)
+        height, width = pixels.shape[:2]
+        if (width, height) != tuple(self.sizes[sample_id]):
+            scanned = "x".join(map(str, self.sizes[sample_id]))
+            raise UnreadableImageError(f"changed since it was scanned: {width}x{height}, was {scanned}")
+        return pixels
+
+
+def scan_folder(
+    root: Path,
+    *,
+    classes: Sequence[str] | None,
+    on_bad_file: Literal["fail", "skip"],
+    cache_dir: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
+) -> SampleIndex:
+    """Index the images below class folders, reading every header that is new or changed.
+
+    Args:
+        root: folder of class folders; each is searched at any depth, links are followed, hidden names ignored.
+        classes: None for the training set, whose sorted folder names are the classes; else the classes of training,
+            to which folders are matched by name.
+        on_bad_file: raise on an unreadable file, or leave it out and list it in `bad_files`.
+        cache_dir: where header sizes are remembered.
+        max_pixels: an image with more pixels is unreadable.
+        progress: show a bar when the scan takes longer than two seconds.
+
+    Raises:
+        DataError: the folder is not laid out like this, holds nothing readable, or has classes training lacks.
+        BadFilesError: unreadable files under `fail`; all of them.
+    """
+    folders = list_class_folders(root)
+    class_names = tuple(folders if classes is None else classes)
+    label_of = match_folders(root, folders, class_names)
+    folders.sort(key=label_of.__getitem__)
+    files_of = list_images(root, folders)
+    files = list(chain.from_iterable(files_of))
+    labels = np.repeat([label_of[folder] for folder in folders], [len(found) for found in files_of])
+    headers = scan_headers(root, files, cache_dir=cache_dir, max_pixels=max_pixels, progress=progress)
+    bad_files = tuple(
+        BadFile(file.path, header.reason) for file, header in zip(files, headers, strict=True) if header.reason
+    )
+    _judge_bad_files(root, bad_files, len(files), on_bad_file)
+    index = _build_index(root, files, labels, headers, class_names, bad_files)
+    _warn_about_classes(index)
+    return index
+
+
+def split_validation(index: SampleIndex, fraction: float, seed: int) -> tuple[SampleIndex, SampleIndex]:
+    """Split off a stratified part for validation; both parts keep the order of the index.
+
+    The bad files stay with the first part, so that they are reported once.
+
+    Args:
+        fraction: part of the images that goes to validation, between 0 and 1.
+        seed: equal seeds give equal splits.
+
+    Returns:
+        (training part, validation part).
+
+    Raises:
+        DataError: a class would have no image in one of the parts.
+        UsageError: fraction is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"data.val_fraction is {fraction}", why="it must lie between 0 and 1")
+    counts = np.bincount(index.labels, minlength=len(index.classes))
+    present = np.flatnonzero(counts)
+    num_val = round(len(index) * fraction)
+    smallest = present[counts[present].argmin()]
+    if counts[smallest] < 2 or not len(present) <= num_val <= len(index) - len(present):
+        raise _split_error(index, int(smallest), fraction)
+    from sklearn.model_selection import train_test_split
+
+    train_ids, val_ids = train_test_split(
+        np.arange(len(index)), test_size=num_val, stratify=index.labels, random_state=seed % 2**32
+    )
+    train, val = index.subset(np.sort(train_ids)), index.subset(np.sort(val_ids))
+    for part in (train, val):
+        without = np.setdiff1d(present, part.labels)
+        if len(without):
+            raise _split_error(index, int(without[0]), fraction)
+    return train, dataclasses.replace(val, bad_files=())
+
+
+def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], seed: int) -> SampleIndex:
+    """Samples without files: image i has class i modulo `num_classes`, and pixels drawn from (seed, i).
+
+    The pattern of a class is the same for every seed, so sets of two seeds can train and validate.
+
+    Args:
+        num_images: how many.
+        num_classes: named `class-000`, `class-001`, ...
+        size: (width, height) in pixels.
+        seed: of the noise and of where the pattern starts.
+    """
+    synthetic = SyntheticPixels(seed=seed, num_classes=num_classes, width=size[0], height=size[1])
+    return SampleIndex(
+        root=Path(),
+        paths=tuple(map(synthetic.name_sample, range(num_images))),
+        labels=np.arange(num_images, dtype=np.int64) % num_classes,
+        sizes=np.tile(np.array(size, dtype=np.int32), (num_images, 1)),
+        byte_sizes=np.zeros(num_images, dtype=np.int64),
+        classes=tuple(map(synthetic.name_class, range(num_classes))),
+        synthetic=synthetic,
+    )
+
+
+def _judge_bad_files(
+    root: Path, bad_files: tuple[BadFile, ...], num_files: int, on_bad_file: Literal["fail", "skip"]
+) -> None:
+    if not bad_files:
+        return
+    if on_bad_file == "fail":
+        remedy = "remove it" if len(bad_files) == 1 else "remove them"
+        raise BadFilesError(root, bad_files, remedy + " or set data.on_bad_file: skip")
+    first = f"{bad_files[0].path}: {bad_files[0].reason}"
+    if len(bad_files) == num_files:
+        why = f"all {num_files} files are unreadable, the first is {first}"
+        raise DataError("no readable image", where=str(root), why=why, remedy="check the files")
+    logger.warning("%d of %d images in %s are unreadable and left out (%s)", len(bad_files), num_files, root, first)
+
+
+def _build_index(
+    root: Path,
+    files: list[FoundFile],
+    labels: npt.NDArray[np.int64],
+    headers: list[Header],
+    classes: tuple[str, ...],
+    bad_files: tuple[BadFile, ...],
+) -> SampleIndex:
+    """The index of the files whose header could be read."""
+    good = [position for position, header in enumerate(headers) if not header.reason]
+    return SampleIndex(
+        root=root,
+        paths=tuple(files[position].path for position in good),
+        labels=labels[good].astype(np.int64, copy=False),
+        sizes=np.array([headers[position][:2] for position in good], dtype=np.int32),
+        byte_sizes=np.array([files[position].byte_size for position in good], dtype=np.int64),
+        classes=classes,
+        bad_files=bad_files,
+    )
+
+
+def _warn_about_classes(index: SampleIndex) -> None:
+    counts = np.bincount(index.labels, minlength=len(index.classes))
+    without = [name for name, count in zip(index.classes, counts, strict=True) if count == 0]
+    if without:
+        logger.warning("%s has no image of %s", index.root, join_names(without))
+    if len(index.classes) == 1:
+        logger.warning("%s has a single class, '%s': there is nothing to tell apart", index.root, index.classes[0])
+
+
+def _split_error(index: SampleIndex, label: int, fraction: float) -> DataError:
+    count = int(np.count_nonzero(index.labels == label))
+    return DataError(
+        "cannot split off a validation set",
+        where=str(index.root),
+        why=f"class '{index.classes[label]}' ({count} in all) would have no image in one part",
+        remedy=f"add images of it, change data.val_fraction ({fraction}) or give a validation set",
+    )

@@ -1,0 +1,135 @@
+"""HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop and flip in worker processes.
+
+Each worker makes whole batches of uint8 pixels; colour and normalisation follow on the device (loader.py).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as transforms
+
+from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.plan import Plan, StepPlan
+from alexnet_dist.data.samples import BadFile, SampleIndex
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class PixelBatch(NamedTuple):
+    """One replica's batch as it leaves a worker."""
+
+    pixels: Tensor  # (B, S, S, C) uint8
+    labels: Tensor  # (B,) int64, 0 where there is no image
+    mask: Tensor  # (B,) bool, True where there is an image
+    shifts: Tensor  # (B, 3) float32, added to RGB on the 0-255 scale
+    ids: Tensor  # (B,) int64, -1 where the batch was filled up
+    bad_files: list[tuple[str, str]]  # (full path, reason) of what could not be decoded
+
+
+@dataclass(frozen=True, eq=False)
+class PixelBatches(Dataset[PixelBatch]):
+    """The batches of one replica, by step.
+
+    Args:
+        plan: what happens at each step.
+        index: which images.
+        channels: 3, or 1 for gray.
+        max_pixels: larger images are bad files.
+        shard_id: this replica's number.
+        num_shards: replicas.
+    """
+
+    plan: Plan
+    index: SampleIndex
+    channels: int
+    max_pixels: int
+    shard_id: int
+    num_shards: int
+
+    def __getitem__(self, step: int) -> PixelBatch:
+        rows = self.plan.at(step).shard(self.shard_id, self.num_shards)
+        side = self.plan.augmentation.crop_size
+        pixels = np.zeros((len(rows.ids), side, side, self.channels), np.uint8)
+        mask = rows.ids >= 0
+        bad_files = []
+        for row in np.flatnonzero(mask):
+            try:
+                image = self.index.load_pixels(int(rows.ids[row]), self.channels, self.max_pixels)
+                pixels[row] = transform_pixels(image, rows, int(row), side)
+            except UnreadableImageError as error:
+                mask[row] = False
+                bad_files.append((str(self.index.root / self.index.paths[rows.ids[row]]), str(error)))
+        labels = np.where(mask, self.index.labels[rows.ids], 0)
+        shifts = torch.from_numpy(rows.shifts.astype(np.float32))
+        tensors = (torch.from_numpy(pixels), torch.from_numpy(labels), torch.from_numpy(mask), shifts)
+        return PixelBatch(*tensors, torch.from_numpy(rows.ids), bad_files)
+
+
+def transform_pixels(image: Pixels, rows: StepPlan, row: int, side: int) -> Pixels:
+    """Cut, resize, crop and flip one image (H, W, C) to (side, side, C) as row `row` of the plan says.
+
+    Raises:
+        UnreadableImageError: the image is not as large as its header said when the plan was made.
+    """
+    x, y, width, height = rows.windows[row]
+    window = image[y : y + height, x : x + width]
+    if window.shape[:2] != (height, width):
+        raise UnreadableImageError(f"is {image.shape[1]} x {image.shape[0]} pixels, not as the scan found it")
+    new_width, new_height = rows.resized[row]
+    if (new_width, new_height) != (width, height):
+        planes = torch.from_numpy(window).permute(2, 0, 1)  # (C, H, W)
+        window = transforms.resize(planes, [int(new_height), int(new_width)], antialias=True).permute(1, 2, 0).numpy()
+    left, top = rows.corners[row]
+    crop = window[top : top + side, left : left + side]
+    mirror, flip = rows.flips[row]
+    return crop[:: -1 if flip else 1, :: -1 if mirror else 1]
+
+
+def iterate_pixel_batches(
+    batches: PixelBatches, start: int, stop: int, workers: int, pin_memory: bool, on_worker_start: Callable[[], None]
+) -> Iterator[PixelBatch]:
+    """The batches of steps start to stop - 1, made ahead by worker processes.
+
+    Args:
+        batches: the replica's batches by step.
+        start: first step.
+        stop: step after the last.
+        workers: processes; 0 makes each batch when it is asked for.
+        pin_memory: put batches in page-locked memory, for copies to a GPU.
+        on_worker_start: called first in every worker.
+    """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=min(workers, max(stop - start, 0)),
+        pin_memory=pin_memory,
+        worker_init_fn=_WorkerStart(on_worker_start),
+        prefetch_factor=2 if workers and stop > start else None,
+    )
+    yield from loader
+
+
+@dataclass(frozen=True)
+class _WorkerStart:
+    on_worker_start: Callable[[], None]
+
+    def __call__(self, worker_id: int) -> None:
+        # Ctrl-C reaches the whole group; the training process decides when its workers end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.on_worker_start()
+
+
+def collect_bad_files(batch: PixelBatch) -> list[BadFile]:
+    """The bad files of a batch, with their full paths."""
+    return [BadFile(path, reason) for path, reason in batch.bad_files]

@@ -1,0 +1,304 @@
+"""AlexNet for one device, described by an `AlexNetSpec`.
+
+Shapes: B images, C channels, S pixels a side. Towers are channel groups of this network: a run on two devices cuts it,
+and never builds another one. Where a fact is the 2012 program's, it is cuda-convnet's layers-145.cfg.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_dist.models.normalization import LocalResponseNorm
+
+DropoutPosition = Literal["after_fc", "before_fc"]
+Initialisation = Literal["source2012", "torch"]
+
+LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+_KERNELS = (11, 5, 3, 3, 3)  # conv1 .. conv5; all but conv1 keep the side of the map
+_CONV1_STRIDE = 4
+_NORMALISED = (0, 1)  # positions of conv1 and conv2, which response normalisation may follow
+_POOLED = (0, 1, 4)  # positions of conv1, conv2 and conv5, which max pooling follows
+
+
+@dataclass(frozen=True)
+class AlexNetSpec:
+    """What the network is. The defaults are the paper's.
+
+    Raises:
+        ValueError: the fields describe no network that could be built.
+    """
+
+    num_classes: int = 1000
+    """Number of logits."""
+
+    in_channels: int = 3
+    """Channels of an image: 3 for colour, 1 for gray."""
+
+    image_size: int = 224
+    """Side of the images in pixels."""
+
+    dropout: float = 0.5
+    """Probability that an activation beside fc6 and fc7 is dropped in training, in [0, 1)."""
+
+    conv_channels: tuple[int, ...] = (96, 256, 384, 384, 256)
+    """Output channels of conv1 .. conv5, both towers together."""
+
+    conv_groups: tuple[int, ...] = (1, 2, 1, 2, 2)
+    """Channel groups of conv1 .. conv5. A layer with 2 stays within its tower; conv3 reads both towers."""
+
+    conv1_padding: int | None = None
+    """Pixels of zero around the image. None: 0 where conv1's windows tile the image exactly (227), else 2, so that 224
+    and 227 both give maps of 55x55."""
+
+    fc_width: int = 4096
+    """Outputs of fc6 and of fc7."""
+
+    lrn: bool = True
+    """Whether local response normalisation follows the ReLU of conv1 and of conv2."""
+
+    lrn_groups: int = 2
+    """Towers that normalise on their own; 1 normalises across all channels, as Caffe does."""
+
+    lrn_size: int = 5
+    """Channels in the window of the normalisation, odd."""
+
+    lrn_alpha: float = 1e-4
+    """Weight of the squares in PyTorch's convention: it is divided by `lrn_size`."""
+
+    lrn_beta: float = 0.75
+    """Exponent of the normalisation."""
+
+    lrn_k: float = 2.0
+    """Constant term of the normalisation."""
+
+    pool_kernel: int = 3
+    """Side of the max-pooling windows; larger than the stride, they overlap."""
+
+    pool_stride: int = 2
+    """Step between max-pooling windows."""
+
+    adaptive_pool: int | None = None
+    """Side to which the last maps are averaged before fc6. None: fc6 reads them as they are."""
+
+    dropout_position: DropoutPosition = "after_fc"
+    """`after_fc`: after the ReLU of fc6 and of fc7, as in 2012. `before_fc`: before fc6 and fc7, as in torchvision."""
+
+    init: Initialisation = "source2012"
+    """`source2012`: the 2012 program's normal weights and constant biases. `torch`: PyTorch's default distributions."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        _check_choices(self)
+        _check_channels(self)
+        _check_image_size(self)
+
+
+def _conv_inputs(spec: AlexNetSpec) -> tuple[int, ...]:
+    return (spec.in_channels, *spec.conv_channels[:-1])
+
+
+def _conv1_padding(spec: AlexNetSpec, image_size: int) -> int:
+    if spec.conv1_padding is not None:
+        return spec.conv1_padding
+    return 0 if (image_size - _KERNELS[0]) % _CONV1_STRIDE == 0 else 2
+
+
+def _pool5_side(spec: AlexNetSpec, image_size: int) -> int:
+    """Returns the side of the maps after the last pooling; below 1 where a map vanishes on the way."""
+    side = (image_size + 2 * _conv1_padding(spec, image_size) - _KERNELS[0]) // _CONV1_STRIDE + 1
+    for _ in _POOLED:
+        side = (side - spec.pool_kernel) // spec.pool_stride + 1
+    return side
+
+
+def _check_numbers(spec: AlexNetSpec) -> None:
+    for name in ("num_classes", "image_size", "fc_width", "lrn_groups", "lrn_size", "pool_kernel", "pool_stride"):
+        _check_whole(name, getattr(spec, name), least=1)
+    for name, least in (("conv1_padding", 0), ("adaptive_pool", 1)):
+        if getattr(spec, name) is not None:
+            _check_whole(name, getattr(spec, name), least=least)
+    for name in ("dropout", "lrn_alpha", "lrn_beta", "lrn_k"):
+        _check_finite(name, getattr(spec, name))
+
+
+def _check_choices(spec: AlexNetSpec) -> None:
+    _check_choice("in_channels", spec.in_channels, (1, 3))
+    _check_choice("lrn", spec.lrn, (True, False))
+    _check_choice("dropout_position", spec.dropout_position, get_args(DropoutPosition))
+    _check_choice("init", spec.init, get_args(Initialisation))
+    if not 0 <= spec.dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {spec.dropout}")
+    if spec.lrn_size % 2 == 0:
+        raise ValueError(f"lrn_size must be odd, got {spec.lrn_size}")
+    if spec.lrn_k <= 0 or spec.lrn_alpha < 0:
+        raise ValueError(f"lrn_k must be above 0 and lrn_alpha not below 0, got {spec.lrn_k} and {spec.lrn_alpha}")
+
+
+def _check_whole(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_finite(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def _check_channels(spec: AlexNetSpec) -> None:
+    for name in ("conv_channels", "conv_groups"):
+        values = getattr(spec, name)
+        if not isinstance(values, tuple) or len(values) != len(_KERNELS):
+            raise ValueError(f"{name} needs {len(_KERNELS)} numbers, one for each convolution, got {values!r}")
+        for value in values:
+            _check_whole(f"each of {name}", value, least=1)
+    layers = zip(LAYER_NAMES, _conv_inputs(spec), spec.conv_channels, spec.conv_groups, strict=False)
+    for layer, channels_in, channels_out, groups in layers:
+        if channels_in % groups or channels_out % groups:
+            raise ValueError(f"{layer} cannot split {channels_in} -> {channels_out} channels into {groups} groups")
+    for index in _NORMALISED:
+        channels = spec.conv_channels[index]
+        if spec.lrn and channels % spec.lrn_groups:
+            layer = LAYER_NAMES[index]
+            raise ValueError(f"the {channels} channels of {layer} do not divide into {spec.lrn_groups} lrn_groups")
+
+
+def _check_image_size(spec: AlexNetSpec) -> None:
+    if _pool5_side(spec, spec.image_size) >= 1:
+        return
+    smallest = spec.image_size + 1
+    while _pool5_side(spec, smallest) < 1:
+        smallest += 1
+    raise ValueError(f"image_size {spec.image_size} leaves no map after the pooling; the smallest is {smallest}")
+
+
+VARIANTS: dict[str, AlexNetSpec] = {
+    "paper": AlexNetSpec(),
+    "torchvision": AlexNetSpec(
+        conv_channels=(64, 192, 384, 256, 256),
+        conv_groups=(1, 1, 1, 1, 1),
+        conv1_padding=2,
+        lrn=False,
+        adaptive_pool=6,
+        dropout_position="before_fc",
+        init="torch",
+    ),
+}
+"""Starting points of `make_spec`. `torchvision` has the state-dict keys and the logits of torchvision's alexnet."""
+
+
+def make_spec(variant: str, **overrides: Any) -> AlexNetSpec:
+    """Takes a variant and replaces some of its fields; a field given as None keeps the variant's value.
+
+    Raises:
+        ValueError: no such variant, no such field, or a network that cannot be built.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return spec_from_dict(asdict(VARIANTS[variant]) | given)
+
+
+def spec_to_dict(spec: AlexNetSpec) -> dict[str, Any]:
+    """Gives the fields as JSON knows them: tuples become lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
+
+
+def spec_from_dict(values: Mapping[str, Any]) -> AlexNetSpec:
+    """Builds a spec from fields as JSON knows them; absent fields take the defaults.
+
+    Raises:
+        ValueError: an unknown field, or a network that cannot be built.
+    """
+    unknown = sorted(set(values) - {field.name for field in fields(AlexNetSpec)})
+    if unknown:
+        raise ValueError(f"no such field of the network: {', '.join(unknown)}")
+    frozen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return AlexNetSpec(**frozen)
+
+
+def feature_size(spec: AlexNetSpec) -> int:
+    """Returns the side of the maps that fc6 reads: 6 for both variants at 224."""
+    return spec.adaptive_pool or _pool5_side(spec, spec.image_size)
+
+
+class AlexNet(nn.Module):
+    """The network on one device.
+
+    Images: (B, in_channels, image_size, image_size). Logits: (B, num_classes).
+
+    `features`, `avgpool` and `classifier` are numbered as torchvision's are. The maps are flattened in NCHW order
+    whatever their memory format, so weights do not depend on it.
+    """
+
+    def __init__(self, spec: AlexNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.features = nn.Sequential(*_feature_modules(spec))
+        self.avgpool = nn.AdaptiveAvgPool2d(spec.adaptive_pool) if spec.adaptive_pool else nn.Identity()
+        self.classifier = nn.Sequential(*_classifier_modules(spec))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.avgpool(self.features(images))  # (B, C5, 6, 6)
+        logits: Tensor = self.classifier(torch.flatten(maps, 1))  # (B, num_classes)
+        return logits
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the eight layers with weights, conv1 .. fc8 in order, of an `AlexNet` or of a part with all of them."""
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return dict(zip(LAYER_NAMES, layers, strict=True))
+
+
+def _feature_modules(spec: AlexNetSpec) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for index, conv in enumerate(_convolutions(spec)):
+        modules += [conv, nn.ReLU(inplace=True)]
+        if spec.lrn and index in _NORMALISED:
+            modules.append(LocalResponseNorm(spec.lrn_size, spec.lrn_alpha, spec.lrn_beta, spec.lrn_k, spec.lrn_groups))
+        if index in _POOLED:
+            modules.append(nn.MaxPool2d(spec.pool_kernel, spec.pool_stride))
+    return modules
+
+
+def _convolutions(spec: AlexNetSpec) -> list[nn.Conv2d]:
+    conv1_padding = _conv1_padding(spec, spec.image_size)
+    return [
+        nn.Conv2d(
+            channels_in,
+            channels_out,
+            kernel,
+            stride=1 if index else _CONV1_STRIDE,
+            padding=kernel // 2 if index else conv1_padding,
+            groups=groups,
+        )
+        for index, (channels_in, channels_out, kernel, groups) in enumerate(
+            zip(_conv_inputs(spec), spec.conv_channels, _KERNELS, spec.conv_groups, strict=True)
+        )
+    ]
+
+
+def _classifier_modules(spec: AlexNetSpec) -> list[nn.Module]:
+    flat = spec.conv_channels[-1] * feature_size(spec) ** 2
+    modules: list[nn.Module] = []
+    for width_in in (flat, spec.fc_width):
+        block = [nn.Linear(width_in, spec.fc_width), nn.ReLU(inplace=True)]
+        modules += _with_dropout(block, nn.Dropout(spec.dropout), spec.dropout_position)
+    return [*modules, nn.Linear(spec.fc_width, spec.num_classes)]
+
+
+def _with_dropout(block: list[nn.Module], dropout: nn.Dropout, position: DropoutPosition) -> list[nn.Module]:
+    return [dropout, *block] if position == "before_fc" else [*block, dropout]

@@ -1,0 +1,64 @@
+"""Every initial weight of the network, drawn in one place.
+
+Full tensors are drawn in the order conv1 .. fc8 on the CPU in float32, whatever the device and the number of towers: a
+cut network takes slices of the same numbers. PyTorch's global random state is neither read nor changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from alexnet_dist.models.alexnet import AlexNet, AlexNetSpec, Initialisation, named_layers
+
+# Standard deviations and constant biases of the 2012 program (cuda-convnet, layers-145.cfg). The paper says 0.01 for
+# all weights; with it and inputs divided by their deviation, hardly any signal reaches fc8.
+_WEIGHT_STD_2012 = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
+_OTHER_STD_2012 = 0.01
+_BIAS_ONE_2012 = ("conv2", "conv4", "conv5", "fc6", "fc7")
+
+
+def build_model(spec: AlexNetSpec, seed: int) -> AlexNet:
+    """Builds the network on the CPU in float32, initialised as `spec.init` says; equal seeds give equal bits."""
+    with torch.device("meta"):  # so that PyTorch's own initialisation costs neither time nor random numbers
+        model = AlexNet(spec)
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    return model
+
+
+@torch.no_grad()
+def initialise(model: AlexNet, seed: int) -> None:
+    """Overwrites all weights and biases of `model`, on whatever device and in whatever type they are."""
+    draw_layer = _DRAW_LAYER[model.spec.init]
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in named_layers(model).items():
+        weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+        drawn_weight, drawn_bias = draw_layer(name, weight.shape, generator)
+        weight.copy_(drawn_weight)
+        bias.copy_(drawn_bias)
+
+
+def _draw_source2012(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    std = _WEIGHT_STD_2012.get(name, _OTHER_STD_2012)
+    weight = torch.empty(shape, device="cpu", dtype=torch.float32).normal_(
+        0, std, generator=generator
+    )  # (out, in, ...)
+    return weight, torch.full(shape[:1], float(name in _BIAS_ONE_2012))
+
+
+def _draw_torch(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    # What nn.Conv2d and nn.Linear do: kaiming_uniform_ with a=sqrt(5) comes to the bound of the biases.
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    weight = torch.empty(shape, device="cpu", dtype=torch.float32)  # (out, in, ...)
+    bias = torch.empty(shape[:1], device="cpu", dtype=torch.float32)  # (out,)
+    return weight.uniform_(-bound, bound, generator=generator), bias.uniform_(-bound, bound, generator=generator)
+
+
+_DRAW_LAYER: dict[Initialisation, Callable[[str, torch.Size, torch.Generator], tuple[Tensor, Tensor]]] = {
+    "source2012": _draw_source2012,
+    "torch": _draw_torch,
+}

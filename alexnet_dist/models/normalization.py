@@ -1,0 +1,119 @@
+"""Local response normalisation across channels, per tower.
+
+Shapes: B images, G groups (towers), C channels of one group, `...` the map. PyTorch's own layer goes through a padded
+3-d average pooling and `pow`, which copies channels-last maps to NCHW and dominates AlexNet's time on a CPU. Here the
+window is a sum of shifted slices, and the backward pass recomputes the denominator, so only the input is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Elements that one thread handles per round on a CPU: small enough for the scratch tensors to stay in its L2 cache.
+_ELEMENTS_PER_THREAD = 1 << 17
+
+
+class LocalResponseNorm(nn.Module):
+    """Divides each value by (k + alpha/size * sum of the squares of its `size` neighbour channels) ** beta.
+
+    `alpha` is divided by `size`, which is PyTorch's convention, Caffe's, and that of the 2012 program (cuda-convnet,
+    layer.py, `scale /= size`); the paper's formula as printed would be five times this alpha. With `groups=2` each half
+    of the channels is normalised on its own, as on the two GPUs of 2012: the window never crosses the seam.
+
+    Input and output: (B, G*C, ...), the same dtype and memory format. 16-bit floats are computed in float32.
+    There is no second derivative.
+
+    Args:
+        size: channels in the window, odd.
+        alpha: weight of the squares, before the division by `size`.
+        beta: exponent; 0.75 takes a path without `pow`.
+        k: constant term.
+        groups: number of towers; must divide the channels.
+
+    Raises:
+        ValueError: `size` is not odd and positive, or `groups` is not positive; when called, `groups` does not divide
+            the channels.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, groups: int = 1) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"size must be odd and positive, got {size}")
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.shape[1] % self.groups:
+            raise ValueError(f"{maps.shape[1]} channels cannot be normalised in {self.groups} equal groups")
+        towers = torch.unflatten(maps, 1, (self.groups, -1))  # (B, G, C, ...), a view in every memory format
+        normalised: Tensor = _Normalise.apply(towers, self.size // 2, self.alpha / self.size, self.beta, self.k)
+        return normalised.flatten(1, 2)  # (B, G*C, ...)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
+
+
+class _Normalise(torch.autograd.Function):
+    """y = x * s**-beta with s = k + weight * window(x**2); window() adds `reach` channels to either side."""
+
+    # Elementwise arithmetic on float32 and float64 is none of autocast's business, so it needs no switching off here.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reach: int, weight: float, beta: float, k: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.settings = (reach, weight, beta, k)
+        y = torch.empty_like(x)  # (B, G, C, ...)
+        for x_part, y_part in zip(_rounds(x), _rounds(y), strict=True):
+            x_wide = _widen(x_part)  # (n, G, C, ...)
+            _, factor = _denominator(x_wide, *ctx.settings)
+            y_part.copy_(factor.mul_(x_wide))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        reach, weight, beta, _ = ctx.settings
+        grad_x = torch.empty_like(x)  # (B, G, C, ...)
+        for x_part, grad_y_part, grad_x_part in zip(_rounds(x), _rounds(grad_y), _rounds(grad_x), strict=True):
+            x_wide, g_wide = _widen(x_part), _widen(grad_y_part)  # (n, G, C, ...)
+            scale, factor = _denominator(x_wide, *ctx.settings)
+            # dx = g s^-b - 2 b weight x window(g x s^(-b-1))
+            terms = (factor / scale).mul_(x_wide).mul_(g_wide)  # (n, G, C, ...)
+            crossed = _add_window(torch.zeros_like(terms), terms, reach, -2 * beta * weight)  # (n, G, C, ...)
+            grad_x_part.copy_(crossed.mul_(x_wide).addcmul_(g_wide, factor))
+        return grad_x, None, None, None, None
+
+
+def _rounds(x: Tensor) -> tuple[Tensor, ...]:
+    """Splits the images so that a round's scratch fits a CPU's caches; elsewhere more rounds only cost launches."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return (x,)
+    per_image = max(1, x[:1].numel())
+    return torch.split(x, max(1, _ELEMENTS_PER_THREAD * torch.get_num_threads() // per_image))
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _denominator(x: Tensor, reach: int, weight: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
+    """Returns s = k + weight * window(x**2) and s**-beta, both (n, G, C, ...)."""
+    scale = _add_window(torch.full_like(x, k), x * x, reach, weight)
+    # Two roots and a cube (two products) cost less than a general power.
+    factor = scale.rsqrt().sqrt_().pow_(3) if beta == 0.75 else scale.pow(-beta)
+    return scale, factor
+
+
+def _add_window(out: Tensor, terms: Tensor, reach: int, weight: float) -> Tensor:
+    """Adds to `out` (n, G, C, ...) `weight` times the sum of `terms` over the channels at most `reach` away."""
+    out.add_(terms, alpha=weight)
+    for shift in range(1, reach + 1):
+        out[:, :, shift:].add_(terms[:, :, :-shift], alpha=weight)
+        out[:, :, :-shift].add_(terms[:, :, shift:], alpha=weight)
+    return out

@@ -1,0 +1,303 @@
+"""Processes, device and precision of a run: the only file that builds an Accelerator or reads a rank.
+
+Accelerate gives launch, device, precision, `backward` and the W&B tracker. The DDP wrap, the loaders, the schedule, the
+metrics and the checkpoints are ours, because its versions go wrong once processes are more than plain replicas.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
+from alexnet_dist.machine import available_cores
+from alexnet_dist.parallel.launch_guard import check_half_set_environment, check_process_count, was_launched
+
+T = TypeVar("T")
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """One process among those that train together.
+
+    Args:
+        accelerator: Accelerate's view of it.
+        device: where the network lives.
+        rank: this process's number.
+        world_size: processes in the job.
+        dp_rank: number of this process's replica of the network.
+        dp_size: replicas of the network.
+        processes_here: processes on this machine.
+        precision: fp32, bf16 or fp16.
+        precision_reason: why that one.
+        host_group: processes as a group that exchanges host memory (gloo), None for one process.
+    """
+
+    accelerator: Accelerator
+    device: torch.device
+    rank: int
+    world_size: int
+    dp_rank: int
+    dp_size: int
+    processes_here: int
+    precision: str
+    precision_reason: str
+    host_group: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision for a forward pass."""
+        return self.accelerator.autocast()  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward, with the loss scaled under fp16."""
+        self.accelerator.backward(loss)
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """Average the network's gradients over the replicas in each backward."""
+        if self.dp_size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def hold_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Accumulate gradients without averaging them over the replicas."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def update(self, optimizer: Optimizer, blocked: Tensor) -> None:
+        """One optimizer step; none if `blocked` (a device scalar) is 1. Never waits for the device.
+
+        fp16 also leaves out an update whose gradients overflowed, and lowers the loss scale.
+        """
+        scaler = self.scaler
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+            return
+        # The fused optimizers read this attribute on the device; GradScaler passes its verdict in the same way.
+        optimizer.found_inf = blocked  # type: ignore[attr-defined]
+        optimizer.step()
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of fp16."""
+        return self.accelerator.scaler  # type: ignore[no-any-return]
+
+    def sum_over_replicas(self, values: Tensor) -> Tensor:
+        """Sum a device tensor over the replicas, in place."""
+        if self.dp_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, *counts: int) -> list[int]:
+        """Sums of some integers over all processes, through host memory: the device is not waited for."""
+        if self.host_group is None:
+            return list(counts)
+        sums = torch.tensor(counts, dtype=torch.int64)
+        dist.all_reduce(sums, group=self.host_group)
+        return [int(value) for value in sums]
+
+    def sum_on_host(self, values: Tensor) -> Tensor:
+        """Sum a host tensor over all processes, in place."""
+        if self.host_group is not None:
+            dist.all_reduce(values, group=self.host_group)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """One value of every process, in order of rank."""
+        if self.host_group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` in the main process and give every process its result, or its error."""
+        result: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                result[0] = action()
+            except AlexNetDistError as error:
+                result[1] = error
+        if self.host_group is not None:
+            dist.broadcast_object_list(result, src=0, group=self.host_group)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]  # type: ignore[no-any-return]
+
+    def main_first(self, action: Callable[[], T]) -> T:
+        """Run `action` in the main process, then in the others, which find what it left in caches.
+
+        Its error in the main process is every process's error.
+        """
+        mine: list[T] = []
+        self.on_main(lambda: mine.append(action()))
+        return mine[0] if mine else action()
+
+    def raise_together(self, error: AlexNetDistError | None) -> None:
+        """Raise the first process's error in every process, so that all end alike and one of them speaks."""
+        for found in self.gather(error):
+            if found is not None:
+                raise found
+
+    def seed_dropout(self, seed: int, step: int) -> None:
+        """Give the device's generator a state that depends on (seed, step, replica) alone."""
+        state = np.random.SeedSequence([seed, step, self.dp_rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0] >> np.uint64(1)))
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start_runtime(device: str, precision: str) -> Runtime:
+    """Join the other processes and settle device and precision.
+
+    Args:
+        device: auto, cpu or cuda.
+        precision: auto, fp32, bf16 or fp16.
+
+    Raises:
+        UsageError: the launcher was told another precision.
+        MachineError: no CUDA where it was asked for, or a launcher that did not start what it was asked for.
+    """
+    check_half_set_environment()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError("no CUDA device", why="device is cuda", remedy="set --device cpu or auto")
+    on_gpu = (
+        device != "cpu" and torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+    )
+    chosen, reason = choose_precision(precision, on_gpu)
+    _check_launcher_precision(chosen)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=MIXED_PRECISION[chosen])
+    world_size = accelerator.num_processes
+    check_process_count(world_size)
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if accelerator.device.type == "cpu" and was_launched():
+        # accelerate and torchrun set OMP_NUM_THREADS=1, which would leave cores idle.
+        torch.set_num_threads(max(1, available_cores() // processes_here))
+    return Runtime(
+        accelerator=accelerator,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=world_size,
+        dp_rank=accelerator.process_index,
+        dp_size=world_size,
+        processes_here=processes_here,
+        precision=chosen,
+        precision_reason=reason,
+        host_group=_join_host_group(world_size),
+    )
+
+
+def choose_precision(requested: str, on_gpu: bool) -> tuple[str, str]:
+    """The precision to compute in, and the reason.
+
+    Raises:
+        MachineError: fp16 without CUDA.
+    """
+    if requested == "fp16" and not on_gpu:
+        raise MachineError("fp16 needs a CUDA device", why="there is none", remedy="set --precision bf16 or fp32")
+    if requested != "auto":
+        return requested, "asked for"
+    if on_gpu:
+        return ("bf16", "CUDA") if torch.cuda.is_bf16_supported() else ("fp32", "this GPU has no bf16")
+    return ("bf16", "this CPU has AMX") if _cpu_has_amx() else ("fp32", "this CPU has no AMX")
+
+
+def _cpu_has_amx() -> bool:
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _check_launcher_precision(chosen: str) -> None:
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in ("no", MIXED_PRECISION[chosen]):
+        raise UsageError(
+            f"the launcher's --mixed_precision {launcher} and precision {chosen} differ",
+            remedy=f"leave --mixed_precision out or set --precision {launcher}",
+        )
+
+
+def _join_host_group(world_size: int) -> dist.ProcessGroup | None:
+    if world_size == 1:
+        return None
+    group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return cast(dist.ProcessGroup, group)
+
+
+@contextmanager
+def lost_peers_named() -> Iterator[None]:
+    """Turn the many words of a broken collective into one line.
+
+    Raises:
+        MachineError: another process went away.
+    """
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        text = str(error)
+        signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
+        if not dist.is_initialized() or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
+            raise
+        raise MachineError(
+            "lost contact with another process",
+            why="it ended or was killed",
+            remedy="see its message; then start again",
+        ) from error
+
+
+def call_with_deadline(action: Callable[[], T], seconds: float) -> T | None:
+    """The result of `action`, or None if it takes longer. It then goes on in a thread that nothing waits for.
+
+    Raises:
+        Exception: whatever `action` raised in time.
+    """
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.extend((action(), None))
+        except Exception as error:  # noqa: BLE001 (handed to the caller)
+            outcome.extend((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        return None
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]  # type: ignore[no-any-return]
+
+
+def start_wandb(project: str, arguments: dict[str, Any]) -> Any:
+    """Accelerate's W&B tracker, started.
+
+    Args:
+        project: W&B project.
+        arguments: of `wandb.init`.
+    """
+    from accelerate.tracking import WandBTracker
+
+    tracker = WandBTracker(project, **arguments)
+    tracker.start()
+    return tracker

@@ -1,0 +1,262 @@
+"""From a YAML file and a command line to a `Config`.
+
+jsonargparse checks types and prints the help; what it lacks is here: a YAML reader that refuses duplicate keys and
+reads `1e-4` as a number, the nearest name for an unknown key, and errors of one line that say where.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from alexnet_dist.config import Config, check_config, flatten, walk_fields
+from alexnet_dist.errors import UsageError
+
+MAX_CONFIG_BYTES = 1_000_000
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
+EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What a command line asked for.
+
+    `given` are the settings named on the command line, {dotted name: value}; `options` the verb's own options.
+    """
+
+    given: dict[str, Any]
+    options: Namespace
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML where a key may stand once, only true and false are booleans, and 1e-4 is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way to hold them)
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def parse_arguments(
+    argv: Sequence[str], prog: str, description: str, options: ArgumentParser | None = None
+) -> Arguments:
+    """Read a verb's command line.
+
+    Args:
+        argv: the words after the verb.
+        prog: the command as the user types it, for the help.
+        description: help text, beginning with examples.
+        options: a parser that holds the verb's own options (`--model`, `--out`); settings are added to it.
+
+    Raises:
+        UsageError: an unknown or mistyped option, or a wrong type.
+    """
+    parser = options or new_parser()
+    parser.prog, parser.description = prog, description
+    own = {action.dest for action in parser._actions}
+    parser.add_class_arguments(Config, None)
+    _refuse_unknown_flags(argv, parser)
+    try:
+        namespace = parser.parse_args(list(argv), defaults=False)
+        own_values = parser.get_defaults()
+    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's wrong value)
+        raise _explain(error, _pair_words(argv), {}) from None
+    flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
+    chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
+    return Arguments(flat, Namespace(**chosen))
+
+
+def new_parser() -> ArgumentParser:
+    """A parser for a verb's own options, to be handed to `parse_arguments`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, default_env=False)
+
+
+def load_config(name: str, given: dict[str, Any]) -> Config:
+    """The settings of a run: defaults, then the YAML file, then the command line.
+
+    Args:
+        name: a path, or a name found in configs/ with or without `.yaml`.
+        given: settings from the command line, {dotted name: value}; they win. `train.epochs` and `train.max_steps`
+            replace each other.
+
+    Raises:
+        UsageError: a missing file, a key that is unknown or stands twice, a wrong type, a value out of range.
+    """
+    path = find_config(name)
+    values, lines = read_yaml(path)
+    for first, second in (EXCLUSIVE_KEYS, EXCLUSIVE_KEYS[::-1]):
+        if given.get(first) is not None and given.get(second) is None:
+            values.pop(second, None)
+    config = build_config(
+        {**values, **given}, {key: f"{path}:{line}" for key, line in lines.items() if key not in given}
+    )
+    if config.output_dir is None:
+        config = dataclasses.replace(config, output_dir=str(Path("runs") / path.stem))
+    return config
+
+
+def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -> Config:
+    """A checked `Config` from {dotted name: value}.
+
+    Args:
+        values: settings; what is missing keeps its default.
+        places: where each setting was read ("file.yaml:12"), for messages.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or a value out of range.
+    """
+    places = places or {}
+    _refuse_unknown_keys(values, places)
+    parser = new_parser()
+    parser.add_class_arguments(Config, None)
+    try:
+        namespace = parser.parse_object(_nest(values))
+        config = parser.instantiate(namespace).as_dict()
+    except Exception as error:  # noqa: BLE001 (as above)
+        raise _explain(error, values, places) from None
+    result = Config(**config)
+    check_config(result, places)
+    return result
+
+
+def find_config(name: str) -> Path:
+    """The file that `--config` names: a path, or a name in configs/ with or without `.yaml`."""
+    for candidate in (Path(name), Path("configs") / name, Path("configs") / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    for candidate in (CONFIG_FOLDER / name, CONFIG_FOLDER / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"give a path or one of: {', '.join(known)}"
+    raise UsageError(f"no configuration {name!r}", why="neither a file nor a name in configs/", remedy=remedy)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A YAML file as {dotted name: value} and {dotted name: line}.
+
+    Raises:
+        UsageError: not UTF-8, not YAML, too large, a key that stands twice, or anything but a mapping.
+    """
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UsageError("configuration too large", where=str(path), remedy="a configuration has at most 1 MB")
+    try:
+        loader = _StrictLoader(path.read_text(encoding="utf-8-sig"))
+        root = loader.get_single_node()
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        if root is not None:
+            _read_mapping(loader, root, "", path, values, lines)
+    except UnicodeDecodeError:
+        raise UsageError("configuration is not UTF-8", where=str(path), remedy="save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UsageError("configuration is not YAML", where=where, why=str(getattr(error, "problem", error))) from None
+    return values, lines
+
+
+def _read_mapping(
+    loader: _StrictLoader, node: yaml.Node, prefix: str, path: Path, values: dict[str, Any], lines: dict[str, int]
+) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(
+            "expected `key: value` lines",
+            where=f"{path}:{node.start_mark.line + 1}",
+            why=f"{prefix.rstrip('.') or 'the file'} holds none",
+        )
+    sections = {key.rpartition(".")[0] for key in _all_keys()} - {""}
+    for key_node, value_node in node.value:
+        key, line = prefix + str(key_node.value), key_node.start_mark.line + 1
+        if key in lines:
+            raise UsageError(
+                f"key {key} stands twice", where=f"{path}:{lines[key]} and {line}", remedy="keep one of them"
+            )
+        lines[key] = line
+        if key in sections:
+            _read_mapping(loader, value_node, f"{key}.", path, values, lines)
+        else:
+            values[key] = loader.construct_object(value_node, deep=True)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def _all_keys() -> list[str]:
+    return [key for key, _ in walk_fields(Config)]
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return nested
+
+
+def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None:
+    known = _all_keys()
+    for key in values:
+        if key not in known:
+            raise UsageError(f"unknown key {key}", where=places.get(key, "command line"), remedy=_suggest(key, known))
+
+
+def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
+    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and len(flag) > 2 and flag not in known:
+            raise UsageError(f"unknown option {flag}", where="command line", remedy=_suggest(flag, known))
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    last = key.lstrip("-").rpartition(".")[2]
+    near = [name for name in known if name.lstrip("-").rpartition(".")[2] == last]  # the section was left out
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "see --help for all keys"
+
+
+def _pair_words(argv: Sequence[str]) -> dict[str, str]:
+    """The value that follows each option of a command line, {dotted name: value}."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return {word.lstrip("-"): value for word, value in itertools.pairwise(words) if word.startswith("--")}
+
+
+def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -> UsageError:
+    """jsonargparse's message of several lines as one: the key, where it stands, the type wanted, the value got."""
+    text = " ".join(str(error).split())
+    match = re.search(r'key "([\w.]+)"', text) or re.search(r"argument --([\w.]+)", text)
+    types = {key: item.type for key, item in walk_fields(Config)}
+    if match is None or match[1] not in types:
+        return UsageError("cannot read the command line", why=text.removeprefix("error: "), remedy="see --help")
+    key = match[1]
+    wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null")
+    got = f"got {values[key]!r}" if key in values else "got no value"
+    return UsageError(
+        f"wrong value for {key}",
+        where=places.get(key, "command line"),
+        why=f"expected {wanted}, {got}",
+        remedy="see --help",
+    )

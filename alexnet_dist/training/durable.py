@@ -1,0 +1,152 @@
+"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alexnet_dist.errors import MachineError
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file at once.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with disk_errors_named(path):
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file at once."""
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_folder(folder: Path, files: dict[str, bytes], manifest: bool) -> None:
+    """Replace a folder of files at once; every file is read back before the folder takes its name.
+
+    Args:
+        folder: its final name.
+        files: contents by file name.
+        manifest: also write each file's sha256 to manifest.json, last.
+
+    Raises:
+        MachineError: the disk is full, or gives back something else than was written.
+    """
+    temporary = folder.with_name(folder.name + TEMPORARY)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    with disk_errors_named(folder):
+        _check_space(folder.parent, sum(len(data) for data in files.values()))
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            for name, data in files.items():
+                _write_synced(temporary / name, data)
+            for name, digest in digests.items():
+                if hash_file(temporary / name) != digest:
+                    raise MachineError("a file read back differs from what was written", where=name, why="bad disk?")
+            if manifest:
+                _write_synced(temporary / MANIFEST, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+            sync_folder(temporary)
+            _swap(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _swap(new: Path, folder: Path) -> None:
+    old = folder.with_name(folder.name + ".old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(new, folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy_folder(parent: Path) -> None:
+    """Remove what a killed process left half-written below `parent`, and finish a swap it had begun."""
+    for old in parent.glob("*.old"):
+        if not old.with_suffix("").exists():
+            os.rename(old, old.with_suffix(""))
+        shutil.rmtree(old, ignore_errors=True)
+    for temporary in parent.glob(f"*{TEMPORARY}"):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a folder that has a manifest: a file missing or changed; None if it is intact."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        for name, digest in digests.items():
+            if hash_file(folder / name) != digest:
+                return f"sha256 of {name} differs"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return None
+
+
+def hash_file(path: Path) -> str:
+    """The file's sha256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Turn an operating system's error about a path into one line.
+
+    Raises:
+        MachineError: full disk, missing permission, read-only file system and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise MachineError(
+            f"cannot write {path.name}",
+            where=str(path),
+            why=error.strerror or str(error),
+            remedy="free some space and start again" if full else "choose another --output_dir or mend the permissions",
+        ) from error
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,67 @@
+"""Loss, top-1 and top-5 over a set: each image counted exactly once, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_dist.data.loader import Batch, Loader
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.metrics import count_correct, cross_entropy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over a set.
+
+    Args:
+        loss: mean cross-entropy.
+        top1: part of the images whose label has the largest logit, 0 to 1.
+        top5: part whose label is among the five largest.
+        num_examples: images counted.
+    """
+
+    loss: float
+    top1: float
+    top5: float
+    num_examples: int
+
+
+def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable[[Batch], object]) -> Evaluation:
+    """Run the network over a loader's whole set.
+
+    Args:
+        runtime: this process among the others.
+        model: the network, not replicated; it is left in the mode it was in.
+        loader: of the set, unshuffled.
+        admit: called with every batch before it is used; raises (in all processes together) to stop.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)  # loss, top-1, top-5
+    visits = torch.zeros(loader.plan.num_images, dtype=torch.int64)
+    num_examples = 0
+    try:
+        for batch in loader.batches(0, loader.plan.steps_per_epoch):
+            admit(batch)
+            sums += _sum_batch(runtime, model, batch)
+            visits[batch.ids[batch.ids >= 0]] += 1
+            num_examples += batch.num_images
+    finally:
+        model.train(was_training)
+    loss_sum, num_top1, num_top5 = runtime.sum_over_replicas(sums).tolist()
+    (count,) = runtime.agree(num_examples)
+    assert bool((runtime.sum_on_host(visits) == 1).all()), "evaluation did not visit each image exactly once"
+    return Evaluation(loss_sum / max(count, 1), num_top1 / max(count, 1), num_top5 / max(count, 1), count)
+
+
+def _sum_batch(runtime: Runtime, model: nn.Module, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        with runtime.autocast():
+            logits = model(batch.images)  # (B, classes)
+        loss = (cross_entropy(logits, batch.labels) * batch.mask).sum()
+        correct = [(count_correct(logits, batch.labels, k) * batch.mask).sum() for k in (1, 5)]
+    return torch.stack([loss, *correct]).double()

@@ -1,0 +1,386 @@
+"""The loop around the step: control, log points, epochs, evaluation, best weights, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from alexnet_dist.data.loader import Batch, Loader
+from alexnet_dist.data.samples import BadFile
+from alexnet_dist.errors import AlexNetDistError, DataError, DivergedError, InterruptedRunError
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_weights, save_checkpoint
+from alexnet_dist.training.evaluate import Evaluation, evaluate
+from alexnet_dist.training.metrics import Totals
+from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
+from alexnet_dist.training.run_folder import write_bad_files
+from alexnet_dist.training.schedule import PlateauState, Schedule
+from alexnet_dist.training.signals import StopRequest
+from alexnet_dist.training.step import DeviceCounters, train_step
+from alexnet_dist.training.trackers import MetricsFile, Tracker
+
+logger = logging.getLogger("alexnet_dist")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands: everything a checkpoint holds besides tensors.
+
+    Args:
+        step: updates made.
+        samples_seen: real images that went into them.
+        evaluated_step: step of the last evaluation, -1 before the first.
+        best_top1, best_top5, best_epoch, best_step: of the best evaluation; None before one.
+        final_top1: of the last evaluation.
+        plateau: what the plateau schedule remembers.
+        window: sums since the last log point.
+        epoch_totals: sums since the epoch began.
+        train_seconds: time spent training, without evaluation and saving.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    evaluated_step: int = -1
+    best_top1: float | None = None
+    best_top5: float | None = None
+    best_epoch: int | None = None
+    best_step: int | None = None
+    final_top1: float | None = None
+    plateau: PlateauState = field(default_factory=PlateauState)
+    window: Totals = field(default_factory=Totals)
+    epoch_totals: Totals = field(default_factory=Totals)
+    train_seconds: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainState:
+        """What `asdict` gave."""
+        return cls(
+            **{
+                **values,
+                "plateau": PlateauState(**values["plateau"]),
+                "window": Totals(**values["window"]),
+                "epoch_totals": Totals(**values["epoch_totals"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When things happen.
+
+    Args:
+        total_steps: updates of the run.
+        log_steps: updates between log points.
+        save_steps: updates between checkpoints; None = after each epoch.
+        keep: intact checkpoints kept.
+    """
+
+    total_steps: int
+    log_steps: int
+    save_steps: int | None
+    keep: int
+
+
+@dataclass(eq=False)
+class Trainer:
+    """One process's side of a training run.
+
+    Args:
+        runtime: this process among the others.
+        model: the network, not replicated.
+        forward: what the step calls: the network compiled and replicated.
+        optimizer: over its parameters.
+        schedule: the learning rate.
+        loader: training batches.
+        val_loader: validation set, None without one.
+        cadence: when things happen.
+        micro_batch_size: images per forward.
+        seed: of the run.
+        skip_bad_files: leave them out instead of ending the run.
+        folder: the run folder.
+        data_root: what paths in bad_files.csv are relative to.
+        metrics: metrics.jsonl in the main process, None elsewhere.
+        mirrors: what else takes its rows.
+        save_model: writes model/ from the network and a note on where it comes from.
+        stop: asked at every step boundary.
+    """
+
+    runtime: Runtime
+    model: nn.Module
+    forward: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    loader: Loader
+    val_loader: Loader | None
+    cadence: Cadence
+    micro_batch_size: int
+    seed: int
+    skip_bad_files: bool
+    folder: Path
+    data_root: Path
+    metrics: MetricsFile | None
+    mirrors: list[Tracker]
+    save_model: Callable[[dict[str, Any]], None]
+    stop: StopRequest
+    state: TrainState = field(default_factory=TrainState)
+    bad_files: set[BadFile] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._counters = DeviceCounters.on(self.runtime.device)
+        self.is_done_before = False
+        self._saved_step = 0
+        self._bar: tqdm[Any] = tqdm(disable=True)
+        self._clock = time.perf_counter()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint."""
+        load_weights(self.model, checkpoint.weights, "checkpoint")
+        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer)
+        self.state = TrainState.from_json(checkpoint.state["train"])
+        if self.runtime.scaler is not None and checkpoint.state.get("scaler"):
+            self.runtime.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def train(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            InterruptedRunError: a signal asked to stop; the state is saved.
+            DivergedError: a loss was not finite; nothing of it is in the weights or in a checkpoint.
+            DataError: a bad file, where they are not skipped.
+        """
+        done, total = self.state.step, self.cadence.total_steps
+        self.is_done_before, self._saved_step = done >= total, done
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True)
+        with logging_redirect_tqdm([logger]), self._bar:
+            self._train_on()
+        if self._saved_step != self.state.step:
+            self._save()
+
+    def _train_on(self) -> None:
+        try:
+            self._restart_clock()
+            self._close_epoch()  # a run may have been stopped between an epoch's last update and its evaluation
+            self.forward.train()
+            self._restart_clock()
+            for batch in self._timed(self.loader.batches(self.state.step, self.cadence.total_steps)):
+                num_images = self.admit(batch)
+                self._update(batch, num_images)
+                self._after_update()
+        except InterruptedRunError:
+            self._save()
+            raise
+
+    @property
+    def epoch(self) -> int:
+        """Finished passes over the training set."""
+        return self.state.step // self.schedule.steps_per_epoch
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.state.window.wait_seconds += time.perf_counter() - began
+            yield batch
+
+    def admit(self, batch: Batch) -> int:
+        """Agree with the other processes that the batch is used; the number of its real images in all of them.
+
+        Raises:
+            InterruptedRunError: some process was asked to stop.
+            DataError: some process met a bad file that may not be skipped.
+        """
+        self.bad_files.update(batch.bad_files)
+        num_bad = 0 if self.skip_bad_files else len(batch.bad_files)
+        num_images, interrupts, terminations, num_bad = self.runtime.agree(
+            batch.num_images, *self.stop.counts(), num_bad
+        )
+        if num_bad:
+            self.runtime.raise_together(_name_bad_file(batch.bad_files))
+        if interrupts or terminations:
+            raise InterruptedRunError(
+                f"stopped at step {self.state.step}",
+                signal_number=signal.SIGINT if interrupts else signal.SIGTERM,
+                remedy="start the same command again to go on",
+            )
+        return num_images
+
+    def _update(self, batch: Batch, num_images: int) -> None:
+        state = self.state
+        set_lr(self.optimizer, self.schedule.lr(state.step, state.plateau))
+        self.runtime.seed_dropout(self.seed, state.step)
+        train_step(
+            self.runtime,
+            self.forward,
+            self.optimizer,
+            batch,
+            micro_batch_size=self.micro_batch_size,
+            num_images=max(num_images, 1),
+            counters=self._counters,
+        )
+        state.step += 1
+        state.samples_seen += num_images
+        state.window.num_images += num_images
+        state.window.num_steps += 1
+
+    def _after_update(self) -> None:
+        state, cadence = self.state, self.cadence
+        self._bar.update()
+        if state.step % cadence.log_steps == 0 or state.step == cadence.total_steps:
+            self._log_window()
+        closed = self._close_epoch()
+        if state.step % cadence.save_steps == 0 if cadence.save_steps else closed:
+            self._save()
+
+    # -- log points ---------------------------------------------------------------------------------------------------
+
+    def _log_window(self) -> None:
+        self._drain()
+        window, state = self.state.window, self.state
+        row: dict[str, Any] = {
+            "event": "train",
+            "step": state.step,
+            "epoch": self.epoch,
+            "samples_seen": state.samples_seen,
+            "loss": window.loss,
+            "top1": window.top1,
+            "lr": self.schedule.lr(state.step - 1, state.plateau),
+            "images_per_second": window.images_per_second,
+            "data_wait_seconds": window.wait_seconds / max(window.num_steps, 1),
+            "data_wait_fraction": window.wait_seconds / window.seconds if window.seconds else 0.0,
+        }
+        self.log(row)
+        self._bar.set_postfix_str(f"loss {row['loss']:.3f}, top-1 {row['top1']:.1%}, {row['images_per_second']:.0f}/s")
+        if self._bar.disable and self.runtime.is_main:
+            logger.info(
+                f"step {state.step}/{self.cadence.total_steps}  loss {row['loss']:.4f}  top-1 {row['top1']:.1%}  lr "
+                f"{row['lr']:.3g}  {row['images_per_second']:.0f} images/s  data wait {row['data_wait_fraction']:.0%}"
+            )
+        state.epoch_totals.add(window)
+        state.window = Totals()
+
+    def _drain(self) -> None:
+        """Read the device's counters into the window: the only place where training waits for the device."""
+        loss_sum, num_correct = self._counters.sums.tolist()
+        if self._counters.diverged.item():
+            self._raise_diverged()
+        self._counters.sums.zero_()
+        window = self.state.window
+        window.loss_sum += loss_sum
+        window.num_correct += num_correct
+        now = time.perf_counter()
+        window.seconds += now - self._clock
+        self.state.train_seconds += now - self._clock
+        self._clock = now
+
+    def _raise_diverged(self) -> None:
+        saved = list_checkpoints(self.folder / "checkpoints")
+        raise DivergedError(
+            "the loss is not finite",
+            where=f"at or before step {self.state.step}",
+            why="no update was made from it",
+            remedy=f"the last good checkpoint is {saved[0].name if saved else 'none'}; lower optimizer.lr or warm up",
+        )
+
+    def _restart_clock(self) -> None:
+        self._clock = time.perf_counter()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Write a row to metrics.jsonl and its mirrors, in the main process."""
+        if self.metrics is not None:
+            self.metrics.log(row)
+            for mirror in self.mirrors:
+                mirror.log(row)
+
+    # -- epochs -------------------------------------------------------------------------------------------------------
+
+    def _close_epoch(self) -> bool:
+        """After an epoch's last update, or the run's: evaluate, note the best, keep its weights. Whether it was one."""
+        state = self.state
+        at_epoch_end = state.step > 0 and state.step % self.schedule.steps_per_epoch == 0
+        at_end = at_epoch_end or state.step == self.cadence.total_steps
+        if not at_end or state.evaluated_step == state.step:
+            return False
+        if state.window.num_steps:
+            self._log_window()
+        result = self.evaluate_val() if self.val_loader is not None else None
+        if at_epoch_end:
+            self._log_epoch(result)
+        if result is None:
+            self.runtime.on_main(lambda: self.save_model({"step": state.step, "epoch": self.epoch}))
+        state.evaluated_step = state.step
+        self._restart_clock()
+        return at_epoch_end
+
+    def evaluate_val(self) -> Evaluation:
+        """Evaluate on the validation set, log it, keep the weights if they are the best."""
+        assert self.val_loader is not None
+        state = self.state
+        result = evaluate(self.runtime, self.model, self.val_loader, self.admit)
+        self.log({"event": "eval", "split": "val", "step": state.step, "epoch": self.epoch, **asdict(result)})
+        if self.runtime.is_main:
+            logger.info(
+                f"epoch {self.epoch}  val loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}"
+            )
+        state.final_top1 = result.top1
+        state.plateau.observe(result.top1, self.schedule.patience)
+        if state.best_top1 is None or result.top1 > state.best_top1:
+            state.best_top1, state.best_top5 = result.top1, result.top5
+            state.best_epoch, state.best_step = self.epoch, state.step
+            note = {"step": state.step, "epoch": self.epoch, "val_top1": result.top1}
+            self.runtime.on_main(lambda: self.save_model(note))
+        return result
+
+    def _log_epoch(self, result: Evaluation | None) -> None:
+        totals = self.state.epoch_totals
+        row: dict[str, Any] = {"event": "epoch", "epoch": self.epoch, "step": self.state.step}
+        row |= {"train_loss": totals.loss, "train_top1": totals.top1}
+        if result is not None:
+            row |= {"val_loss": result.loss, "val_top1": result.top1}
+        self.log({**row, "seconds": totals.seconds})
+        self.state.epoch_totals = Totals()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._drain()
+        bad_files = {bad for part in self.runtime.gather(self.bad_files) for bad in part}
+        self.runtime.on_main(lambda: self._save_here(bad_files))
+        self._saved_step = self.state.step
+        self._restart_clock()
+
+    def _save_here(self, bad_files: set[BadFile]) -> None:
+        assert self.metrics is not None
+        scaler = self.runtime.scaler
+        state = {
+            "train": asdict(self.state),
+            "metrics_bytes": self.metrics.sync(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        tensors = optimizer_tensors(self.optimizer, self.model)
+        checkpoint = Checkpoint(dict(self.model.state_dict()), tensors, state)
+        save_checkpoint(self.folder / "checkpoints", self.state.step, checkpoint, self.cadence.keep)
+        write_bad_files(self.folder, bad_files, self.data_root)
+
+
+def _name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
+    if not bad_files:
+        return None
+    first = bad_files[0]
+    return DataError(
+        "an image cannot be decoded",
+        where=first.path,
+        why=first.reason,
+        remedy="mend or remove it, or set data.on_bad_file: skip",
+    )

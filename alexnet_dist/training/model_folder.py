@@ -1,0 +1,165 @@
+"""model/: weights and everything needed to use them, in one folder that may be moved and given away."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alexnet_dist.data.loader import Normalization
+from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.errors import CheckpointError, MachineError
+from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
+from alexnet_dist.training.checkpoint import pack_tensors
+from alexnet_dist.training.durable import hash_file, write_folder
+
+FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TORCHVISION = "torchvision"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What config.json says about the weights beside it.
+
+    Args:
+        variant: name of the variant.
+        spec: the network.
+        classes: names in the order of the outputs.
+        evaluation: resize and crop that evaluation and prediction use.
+        normalization: the input scale.
+        source: where the weights come from (run, step, epoch, top1, data settings): plain JSON.
+    """
+
+    variant: str
+    spec: AlexNetSpec
+    classes: tuple[str, ...]
+    evaluation: Augmentation
+    normalization: Normalization
+    source: dict[str, Any]
+
+
+def save_model_folder(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
+    """Replace model/ at once. Equal weights give a byte-identical model.safetensors."""
+    weights = pack_tensors(tensors)
+    values = {
+        "format": FORMAT,
+        "variant": card.variant,
+        "spec": spec_to_dict(card.spec),
+        "classes": list(card.classes),
+        "preprocessing": {"evaluation": asdict(card.evaluation), "normalization": asdict(card.normalization)},
+        "source": card.source,
+    }
+    config = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+    write_folder(folder, {WEIGHTS: weights, CONFIG: config}, manifest=True)
+
+
+def find_model_folder(path: Path) -> Path:
+    """The model folder that a path means: itself, or model/ of a run folder.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    why = "no such folder" if not path.exists() else f"neither it nor its model/ holds {WEIGHTS} and {CONFIG}"
+    raise CheckpointError("no model", where=str(path), why=why, remedy="give a run folder or its model/ after training")
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read config.json of a model folder.
+
+    Raises:
+        CheckpointError: it is damaged or of a newer version.
+    """
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if values["format"] > FORMAT:
+            raise CheckpointError("model of a newer version", where=str(folder), remedy="update alexnet_dist")
+        preprocessing = values["preprocessing"]
+        return ModelCard(
+            variant=values["variant"],
+            spec=spec_from_dict(values["spec"]),
+            classes=tuple(values["classes"]),
+            evaluation=Augmentation(**_tuples(preprocessing["evaluation"])),
+            normalization=Normalization(**_tuples(preprocessing["normalization"])),
+            source=values["source"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError("damaged model", where=str(folder / CONFIG), why=str(error) or repr(error)) from error
+
+
+def read_model_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a model folder, checked against manifest.json where there is one.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        try:
+            wanted = json.loads(manifest.read_text(encoding="utf-8"))["sha256"][WEIGHTS]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("damaged model", where=str(manifest), why=repr(error)) from error
+        if hash_file(folder / WEIGHTS) != wanted:
+            raise CheckpointError("damaged model", where=str(folder / WEIGHTS), why="sha256 differs from manifest.json")
+    return read_weights_file(folder / WEIGHTS)
+
+
+def read_pretrained(name: str) -> dict[str, Tensor]:
+    """The weights that `model.pretrained` names: a file, a model or run folder, or `torchvision`.
+
+    Raises:
+        CheckpointError: missing, damaged, or not only weights.
+        MachineError: torchvision's weights cannot be downloaded.
+    """
+    if name == TORCHVISION:
+        return _download_torchvision_weights()
+    path = Path(name)
+    return read_weights_file(path) if path.is_file() else read_model_weights(find_model_folder(path))
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """A .safetensors file, or a .pt file that holds tensors and nothing else.
+
+    Raises:
+        CheckpointError: damaged, or a pickle that would run code; there is no way around that.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError("cannot read weights", where=str(path), why=first) from error
+    for key in ("state_dict", "model"):
+        if isinstance(values, dict) and isinstance(values.get(key), dict):
+            values = values[key]
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise CheckpointError("cannot read weights", where=str(path), why="it is no state dict")
+    return {str(name).removeprefix("module."): value for name, value in values.items()}
+
+
+def _download_torchvision_weights() -> dict[str, Tensor]:
+    from torchvision.models import AlexNet_Weights
+
+    try:
+        return dict(AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise MachineError(
+            "cannot download torchvision's weights",
+            why=str(error),
+            remedy="get the file where there is a network and give its path as model.pretrained",
+        ) from error
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

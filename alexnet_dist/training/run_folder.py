@@ -1,0 +1,189 @@
+"""The run folder: its lock, its settings, run.json, summary.json, bad_files.csv, run.log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from alexnet_dist.config import Config, flatten
+from alexnet_dist.data.samples import BadFile, SampleIndex
+from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.settings import build_config, dump_config, read_yaml
+from alexnet_dist.training.durable import disk_errors_named, tidy_folder, write_file, write_json
+
+LOCK_SECONDS = 10
+SETTINGS, RUN, SUMMARY, METRICS = "config.yaml", "run.json", "summary.json", "metrics.jsonl"
+
+# A run may go on with other values of these; data.root only where the data's fingerprint is equal.
+CHANGEABLE = {
+    "device",
+    "output_dir",
+    "train.epochs",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "data.cache_dir",
+    "data.engine",
+    "data.root",
+    "data.workers",
+    "parallel.strategy",
+}
+CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
+
+
+def open_run_folder(folder: Path, new: bool) -> FileLock:
+    """Make the folder, take its lock, tidy up after a killed process. The caller keeps the lock while it runs.
+
+    Args:
+        folder: the run folder.
+        new: rename a run that is there to NAME.1, NAME.2, ... and start afresh.
+
+    Raises:
+        MachineError: the folder cannot be written, or another run holds it.
+    """
+    with disk_errors_named(folder):
+        if new and folder.exists():
+            number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
+            _lock(folder)  # never from under a run that is going on
+            folder.rename(folder.with_name(f"{folder.name}.{number}"))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        write_file(folder / ".probe", b"")  # a folder that can be made is not always one that can be written
+        (folder / ".probe").unlink()
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        tidy_folder(folder)
+        tidy_folder(folder / "checkpoints")
+    return lock
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise MachineError(
+            "another run is using this run folder",
+            where=str(folder),
+            remedy="wait for it to end or choose another --output_dir",
+        ) from None
+    return lock
+
+
+def settle_settings(folder: Path, config: Config) -> list[str]:
+    """Compare the settings with those the run was started with, and store them.
+
+    Returns:
+        Keys that differ and may.
+
+    Raises:
+        UsageError: a setting differs that may not; the line says which, and both values.
+    """
+    path = folder / SETTINGS
+    changed: list[str] = []
+    if path.exists():
+        values, _ = read_yaml(path)
+        before, now = flatten(build_config(values)), flatten(config)
+        changed = [key for key in now if before[key] != now[key]]
+        refused = [key for key in changed if key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)]
+        if refused:
+            difference = ", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused)
+            raise UsageError(
+                "this run was started with other settings",
+                where=str(folder),
+                why=difference,
+                remedy="use those again, or start afresh with --new",
+            )
+    write_file(path, dump_config(config).encode())
+    return changed
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the run folder; empty when missing or cut short."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """Store what is known of the run, and append this start to the list of its starts."""
+    before = read_json(folder / RUN)
+    values = {
+        **before,
+        **facts,
+        "wandb_id": before.get("wandb_id") or secrets.token_hex(4),
+        "starts": [*before.get("starts", []), {"time": now(), **start}],
+    }
+    write_json(folder / RUN, values)
+    return values
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Replace summary.json."""
+    write_json(folder / SUMMARY, summary)
+
+
+def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> None:
+    """Replace bad_files.csv (when there are any), with paths relative to data.root."""
+    rows = sorted({(Path(os.path.relpath(bad.path, root)).as_posix(), bad.reason) for bad in bad_files})
+    if rows:
+        _write_csv(folder / "bad_files.csv", ("path", "reason"), rows)
+
+
+def write_held_out(folder: Path, index: SampleIndex) -> None:
+    """List the images that were kept out of the training set for validation: held_out.csv, with their class."""
+    rows = [(path, index.classes[label]) for path, label in zip(index.paths, index.labels, strict=True)]
+    _write_csv(folder / "held_out.csv", ("path", "class"), rows)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def start_logging(path: Path | None) -> None:
+    """Send the package's messages to the terminal, and to run.log where a path is given."""
+    logger = logging.getLogger("alexnet_dist")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers.clear()
+    screen = logging.StreamHandler()
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(screen)
+    if path is not None:
+        with disk_errors_named(path):
+            file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def silence_logging() -> None:
+    """Let only the main process speak."""
+    logger = logging.getLogger("alexnet_dist")
+    logger.handlers.clear()
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+def now() -> str:
+    """The time, for people to read; nothing depends on it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def default_cache_dir() -> Path:
+    """alexnet_dist in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "alexnet_dist"

@@ -1,0 +1,73 @@
+"""The learning rate as a function of the update; only plateau remembers anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass
+class PlateauState:
+    """What plateau remembers: saved with every checkpoint.
+
+    Args:
+        drops: times the rate was multiplied with gamma.
+        best: the best value so far.
+        stalled: evaluations since then, or since the last drop.
+    """
+
+    drops: int = 0
+    best: float | None = None
+    stalled: int = 0
+
+    def observe(self, value: float, patience: int) -> None:
+        """Take note of one evaluation; larger is better."""
+        if self.best is None or value > self.best:
+            self.best, self.stalled = value, 0
+            return
+        self.stalled += 1
+        if self.stalled >= patience:
+            self.drops, self.stalled = self.drops + 1, 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each update; see `ScheduleConfig` for the fields' meaning.
+
+    Args:
+        base_lr: the rate after the warm-up.
+        steps_per_epoch: updates in an epoch.
+        total_steps: updates of the run.
+    """
+
+    name: str
+    base_lr: float
+    warmup_steps: int
+    gamma: float
+    step_epochs: int
+    patience: int
+    steps_per_epoch: int
+    total_steps: int
+
+    def lr(self, step: int, plateau: PlateauState) -> float:
+        """The rate of update `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.base_lr * (step + 1) / self.warmup_steps
+        return self.base_lr * FACTORS[self.name](self, step, plateau)
+
+
+def _cosine(schedule: Schedule, step: int) -> float:
+    span = max(1, schedule.total_steps - schedule.warmup_steps)
+    progress = min(1.0, (step - schedule.warmup_steps) / span)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+FACTORS: dict[str, Callable[[Schedule, int, PlateauState], float]] = {
+    "constant": lambda schedule, step, plateau: 1.0,
+    "step": lambda schedule, step, plateau: (
+        schedule.gamma ** (step // schedule.steps_per_epoch // schedule.step_epochs)
+    ),
+    "plateau": lambda schedule, step, plateau: schedule.gamma**plateau.drops,
+    "cosine": lambda schedule, step, plateau: _cosine(schedule, step),
+}

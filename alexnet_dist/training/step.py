@@ -1,0 +1,71 @@
+"""One update, on one screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from alexnet_dist.data.loader import Batch
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.metrics import count_correct, cross_entropy
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceCounters:
+    """Sums that stay on the device between two log points.
+
+    Args:
+        sums: (2,) float64, loss and correct images over all replicas.
+        diverged: () float32, 1 as soon as a loss was not finite; from then on no update is made.
+    """
+
+    sums: Tensor
+    diverged: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> DeviceCounters:
+        """Counters at zero."""
+        return cls(torch.zeros(2, dtype=torch.float64, device=device), torch.zeros((), device=device))
+
+
+def train_step(
+    runtime: Runtime,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    *,
+    micro_batch_size: int,
+    num_images: int,
+    counters: DeviceCounters,
+) -> None:
+    """Make one update from the mean loss over the real images of the global batch. Never waits for the device.
+
+    Args:
+        runtime: this process among the others.
+        model: the replicated network, in training mode.
+        optimizer: with the rate of this update already set.
+        batch: this replica's part of the global batch.
+        micro_batch_size: images per forward; gradients accumulate over the parts.
+        num_images: real images in the global batch, what the sum of losses is divided by.
+        counters: what the log points read.
+    """
+    sums = torch.zeros_like(counters.sums)  # (2,)
+    images, labels, mask = (torch.split(part, micro_batch_size) for part in (batch.images, batch.labels, batch.mask))
+    for micro_step in range(len(images)):
+        is_last = micro_step == len(images) - 1
+        with torch.enable_grad() if is_last else runtime.hold_gradients(model):
+            with runtime.autocast():
+                logits = model(images[micro_step])  # (b, classes)
+            losses = cross_entropy(logits, labels[micro_step]) * mask[micro_step]  # (b,)
+            # DDP averages over the replicas; what is wanted is the sum.
+            runtime.backward(losses.sum() * (runtime.dp_size / num_images))
+        correct = count_correct(logits.detach(), labels[micro_step], 1) * mask[micro_step]
+        sums += torch.stack([losses.detach().sum(), correct.sum()])
+
+    counters.sums.add_(runtime.sum_over_replicas(sums))
+    counters.diverged.copy_(torch.maximum(counters.diverged, 1.0 - torch.isfinite(sums[0]).float()))
+    runtime.update(optimizer, counters.diverged)
+    optimizer.zero_grad(set_to_none=True)

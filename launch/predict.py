@@ -1,0 +1,8 @@
+"""`predict`: see --help."""
+
+import sys
+
+from alexnet_dist.commands.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run("predict", sys.argv[1:]))
