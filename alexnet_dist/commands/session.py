@@ -32,6 +32,7 @@ from alexnet_dist.models import build_model
 from alexnet_dist.parallel.runtime import call_with_deadline, start_runtime, start_wandb
 from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
 from alexnet_dist.training.evaluate import evaluate
+from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.loop import Cadence, Trainer
 from alexnet_dist.training.model_folder import (
     ModelCard,
@@ -182,14 +183,14 @@ class Session:
             cadence=self._build_cadence(),
             micro_batch_size=self.sizes.micro,
             seed=config.seed,
-            skip_bad_files=config.data.on_bad_file == "skip",
+            gate=BatchGate(
+                runtime, config.data.on_bad_file == "skip", stop=self.stop, bad_files=self._scanned_bad_files()
+            ),
             folder=self.folder,
             data_root=self._data_root(),
             metrics=metrics,
             mirrors=mirrors,
             save_model=lambda note: self._save_model(model, note),
-            stop=self.stop,
-            bad_files=self._scanned_bad_files(),
         )
         if loaded is not None:
             trainer.restore(loaded)
@@ -331,7 +332,7 @@ class Session:
             self._test_row = {key: before.get(f"test_{key}") for key in ("top1", "top5")}
             return
         load_weights(trainer.model, read_model_weights(self.folder / "model"), "model/")
-        result = evaluate(self.runtime, trainer.model, self._build_loader(self.splits.test, False), trainer.admit)
+        result = evaluate(self.runtime, trainer.model, self._build_loader(self.splits.test, False), trainer.gate.admit)
         row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch}
         self._test_row = {**row, **dataclasses.asdict(result)}
         trainer.log(self._test_row)

@@ -177,7 +177,11 @@ def _check_channels(spec: AlexNetSpec) -> None:
 def _check_image_size(spec: AlexNetSpec) -> None:
     if _pool5_side(spec, spec.image_size) >= 1:
         return
-    smallest = spec.image_size + 1
+    conv1_side = 1
+    for _ in _POOLED:
+        conv1_side = (conv1_side - 1) * spec.pool_stride + spec.pool_kernel
+    most_padding = 2 if spec.conv1_padding is None else spec.conv1_padding
+    smallest = (conv1_side - 1) * _CONV1_STRIDE + _KERNELS[0] - 2 * most_padding
     while _pool5_side(spec, smallest) < 1:
         smallest += 1
     raise ValueError(f"image_size {spec.image_size} leaves no map after the pooling; the smallest is {smallest}")

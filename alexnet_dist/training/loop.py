@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,15 +16,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.errors import AlexNetDistError, DataError, DivergedError, InterruptedRunError
+from alexnet_dist.errors import DivergedError, InterruptedRunError
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_weights, save_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, evaluate
+from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
 from alexnet_dist.training.run_folder import write_bad_files
 from alexnet_dist.training.schedule import PlateauState, Schedule
-from alexnet_dist.training.signals import StopRequest
 from alexnet_dist.training.step import DeviceCounters, train_step
 from alexnet_dist.training.trackers import MetricsFile, Tracker
 
@@ -106,13 +105,12 @@ class Trainer:
         cadence: when things happen.
         micro_batch_size: images per forward.
         seed: of the run.
-        skip_bad_files: leave them out instead of ending the run.
+        gate: what every batch passes first.
         folder: the run folder.
         data_root: what paths in bad_files.csv are relative to.
         metrics: metrics.jsonl in the main process, None elsewhere.
         mirrors: what else takes its rows.
         save_model: writes model/ from the network and a note on where it comes from.
-        stop: asked at every step boundary.
     """
 
     runtime: Runtime
@@ -125,15 +123,13 @@ class Trainer:
     cadence: Cadence
     micro_batch_size: int
     seed: int
-    skip_bad_files: bool
+    gate: BatchGate
     folder: Path
     data_root: Path
     metrics: MetricsFile | None
     mirrors: list[Tracker]
     save_model: Callable[[dict[str, Any]], None]
-    stop: StopRequest
     state: TrainState = field(default_factory=TrainState)
-    bad_files: set[BadFile] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
@@ -173,7 +169,7 @@ class Trainer:
             self.forward.train()
             self._restart_clock()
             for batch in self._timed(self.loader.batches(self.state.step, self.cadence.total_steps)):
-                num_images = self.admit(batch)
+                num_images = self.gate.admit(batch)
                 self._update(batch, num_images)
                 self._after_update()
         except InterruptedRunError:
@@ -193,28 +189,6 @@ class Trainer:
                 return
             self.state.window.wait_seconds += time.perf_counter() - began
             yield batch
-
-    def admit(self, batch: Batch) -> int:
-        """Agree with the other processes that the batch is used; the number of its real images in all of them.
-
-        Raises:
-            InterruptedRunError: some process was asked to stop.
-            DataError: some process met a bad file that may not be skipped.
-        """
-        self.bad_files.update(batch.bad_files)
-        num_bad = 0 if self.skip_bad_files else len(batch.bad_files)
-        num_images, interrupts, terminations, num_bad = self.runtime.agree(
-            batch.num_images, *self.stop.counts(), num_bad
-        )
-        if num_bad:
-            self.runtime.raise_together(_name_bad_file(batch.bad_files))
-        if interrupts or terminations:
-            raise InterruptedRunError(
-                f"stopped at step {self.state.step}",
-                signal_number=signal.SIGINT if interrupts else signal.SIGTERM,
-                remedy="start the same command again to go on",
-            )
-        return num_images
 
     def _update(self, batch: Batch, num_images: int) -> None:
         state = self.state
@@ -327,7 +301,7 @@ class Trainer:
         """Evaluate on the validation set, log it, keep the weights if they are the best."""
         assert self.val_loader is not None
         state = self.state
-        result = evaluate(self.runtime, self.model, self.val_loader, self.admit)
+        result = evaluate(self.runtime, self.model, self.val_loader, self.gate.admit)
         self.log({"event": "eval", "split": "val", "step": state.step, "epoch": self.epoch, **asdict(result)})
         if self.runtime.is_main:
             logger.info(
@@ -355,7 +329,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._drain()
-        bad_files = {bad for part in self.runtime.gather(self.bad_files) for bad in part}
+        bad_files = self.gate.gather_bad_files()
         self.runtime.on_main(lambda: self._save_here(bad_files))
         self._saved_step = self.state.step
         self._restart_clock()
@@ -372,15 +346,3 @@ class Trainer:
         checkpoint = Checkpoint(dict(self.model.state_dict()), tensors, state)
         save_checkpoint(self.folder / "checkpoints", self.state.step, checkpoint, self.cadence.keep)
         write_bad_files(self.folder, bad_files, self.data_root)
-
-
-def _name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
-    if not bad_files:
-        return None
-    first = bad_files[0]
-    return DataError(
-        "an image cannot be decoded",
-        where=first.path,
-        why=first.reason,
-        remedy="mend or remove it, or set data.on_bad_file: skip",
-    )

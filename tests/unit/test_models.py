@@ -312,7 +312,9 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"image_size": 48}, "the smallest is 64"),
         ({"image_size": 63}, "the smallest is 64"),
         ({"image_size": 1}, "the smallest is 64"),
-        ({"pool_kernel": 30, "image_size": 64}, "leaves no map"),
+        ({"image_size": 66, "conv1_padding": 0}, "the smallest is 67"),
+        ({"image_size": 62, "conv1_padding": 2}, "the smallest is 63"),
+        ({"pool_kernel": 10**6}, "leaves no map"),
         ({"widht": 3}, "no such field of the network: widht"),
     ],
 )
@@ -321,9 +323,9 @@ def test_impossible_networks_are_refused(overrides: dict[str, Any], reason: str)
         make_spec("paper", **overrides)
 
 
-@pytest.mark.parametrize("smallest", [64])
-def test_the_smallest_size_works(smallest: int) -> None:
-    assert feature_size(make_spec("paper", image_size=smallest)) == 1
+@pytest.mark.parametrize(("smallest", "padding"), [(64, None), (67, 0), (63, 2)])
+def test_the_smallest_size_works(smallest: int, padding: int | None) -> None:
+    assert feature_size(make_spec("paper", image_size=smallest, conv1_padding=padding)) == 1
 
 
 def test_unknown_variant_is_refused_with_the_known_ones() -> None:

@@ -1,0 +1,135 @@
+"""`evaluate`: loss, top-1 and top-5 of a trained network on a set of images."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alexnet_dist.config import Config, flatten
+from alexnet_dist.errors import CheckpointError, UsageError
+from alexnet_dist.settings import build_config, new_parser, parse_arguments
+
+if TYPE_CHECKING:
+    from alexnet_dist.data.samples import SampleIndex
+    from alexnet_dist.training.model_folder import ModelCard
+
+EXAMPLES = """Evaluate a trained network; each image is counted once on any number of processes.
+
+examples:
+  python launch/evaluate.py --model runs/digits
+  python launch/evaluate.py --model runs/imagenet_subset/model --split val --data.root data/imagenet_subset
+  accelerate launch launch/evaluate.py --model runs/imagenet_subset --out result.json
+
+The settings below replace those the network was trained with."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; its exit code."""
+    parser = new_parser()
+    parser.add_argument("--model", type=str, help="a run folder or its model/")
+    parser.add_argument("--split", type=str, default="val", choices=["val", "test"], help="which set")
+    parser.add_argument("--out", type=str, help="also write the JSON to this file")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parse_arguments(argv, "evaluate", EXAMPLES, parser)
+    options = arguments.options
+    if options.model is None:
+        raise UsageError("--model is missing", remedy="give a run folder or its model/")
+    result = evaluate_model(Path(options.model), options.split, arguments.given, Path(options.out or "") or None)
+    if result is not None:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def evaluate_model(path: Path, split: str, given: dict[str, Any], out: Path | None) -> dict[str, Any] | None:
+    """Evaluate a run or model folder; the result in the main process, None elsewhere.
+
+    Args:
+        path: run folder or model folder.
+        split: val or test.
+        given: settings that replace the stored ones, {dotted name: value}.
+        out: file to write the result to.
+
+    Raises:
+        CheckpointError: no model there, a damaged one, or data with other classes.
+        DataError: no such set.
+    """
+    from alexnet_dist.commands.build import build_loader, place_model
+    from alexnet_dist.data.plan import Plan
+    from alexnet_dist.models import AlexNet
+    from alexnet_dist.parallel.runtime import start_runtime
+    from alexnet_dist.training.checkpoint import load_weights
+    from alexnet_dist.training.durable import write_json
+    from alexnet_dist.training.evaluate import evaluate
+    from alexnet_dist.training.gate import BatchGate
+    from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
+    from alexnet_dist.training.run_folder import silence_logging, start_logging
+
+    folder = find_model_folder(path)
+    card = read_card(folder)
+    config = build_config({**flatten(card.source["settings"]), **given})
+    runtime = start_runtime(config.device, config.precision)
+    with contextlib.closing(runtime):
+        start_logging(None) if runtime.is_main else silence_logging()
+        index = runtime.main_first(lambda: find_split(config, card, split, progress=runtime.is_main))
+        model = AlexNet(card.spec)
+        load_weights(model, read_model_weights(folder), str(folder))
+        place_model(model, runtime, config.channels_last)
+        micro_size = config.train.micro_batch_size or max(1, config.train.global_batch_size // runtime.dp_size)
+        plan = Plan(index.sizes, card.evaluation, micro_size * runtime.dp_size, config.seed, shuffle=False)
+        loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last)
+        gate = BatchGate(runtime, config.data.on_bad_file == "skip")
+        gate.stop.listen()
+        result = asdict(evaluate(runtime, model, loader, gate.admit))
+        if not runtime.is_main:
+            return None
+        result = {"model": str(path), "split": split, **result}
+        if out is not None:
+            write_json(out, result)
+        return result
+
+
+def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:
+    """The images of one set, numbered by the model's classes.
+
+    Raises:
+        CheckpointError: the data has a class that the model has not.
+        DataError: the settings have no such set.
+    """
+    from alexnet_dist.commands.build import build_splits, find_root, scan_split
+    from alexnet_dist.data.class_folders import list_class_folders
+
+    name = getattr(config.data, split)
+    if config.data.source == "synthetic" or name is None:
+        splits = build_splits(config.data, config.seed, progress)
+        index = splits.val if split == "val" else splits.test
+        if index is None:
+            raise UsageError(f"there is no {split} set", remedy=f"set --data.{split} to its folder below data.root")
+        check_classes(index.classes, card)
+        return replace(index, classes=card.classes)
+    folder = find_root(config.data) / name
+    if folder.is_dir():
+        check_classes(tuple(list_class_folders(folder)), card, only_known=True)
+    return scan_split(config.data, folder, card.classes, progress)
+
+
+def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = False) -> None:
+    """Refuse data whose classes are not the model's.
+
+    Args:
+        found: the data's classes.
+        card: of the model.
+        only_known: some of the model's classes may be missing, as in a validation set.
+    """
+    unknown = [name for name in found if name not in card.classes]
+    if unknown or (not only_known and len(found) != len(card.classes)):
+        missing = [name for name in card.classes if name not in found]
+        why = f"the model does not know {unknown[0]!r}" if unknown else f"the data lacks {missing[0]!r}"
+        raise CheckpointError(
+            "the data's classes are not the model's",
+            why=why,
+            remedy="evaluate on data with the classes it was trained on",
+        )

@@ -1,0 +1,201 @@
+"""`predict`: class and confidence of image files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alexnet_dist.errors import UsageError
+from alexnet_dist.settings import new_parser
+
+if TYPE_CHECKING:
+    from alexnet_dist.data.loader import Batch
+    from alexnet_dist.models import AlexNet
+    from alexnet_dist.parallel.runtime import Runtime
+    from alexnet_dist.training.model_folder import ModelCard
+
+EXAMPLES = """Name what is on a picture.
+
+examples:
+  python launch/predict.py --model runs/digits picture.jpg
+  python launch/predict.py --model runs/imagenet_subset/model --topk 3 --format csv pictures/*.jpg > rows.csv
+
+A file that cannot be read gets a row with its error; the exit code is then 3."""
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file's row.
+
+    Args:
+        path: as given.
+        label: the likeliest class; None for a file that cannot be read.
+        confidence: its softmax probability, 0 to 1.
+        top: the likeliest classes with their probabilities, best first.
+        error: why the file cannot be read.
+    """
+
+    path: str
+    label: str | None
+    confidence: float | None
+    top: list[tuple[str, float]]
+    error: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; its exit code."""
+    parser = new_parser()
+    parser.prog, parser.description = "predict", EXAMPLES
+    parser.add_argument("paths", type=str, nargs="*", help="image files")
+    parser.add_argument("--model", type=str, help="a run folder or its model/")
+    parser.add_argument("--topk", type=int, default=5, help="classes in a row")
+    parser.add_argument("--format", type=str, default="table", choices=["table", "csv", "jsonl"], help="of the rows")
+    parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    try:
+        options = parser.parse_args(list(argv))
+    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's)
+        raise UsageError("cannot read the command line", why=str(error), remedy="see --help") from None
+    if options.model is None or not options.paths:
+        raise UsageError("--model and at least one image are needed", remedy="see --help")
+    if options.topk < 1:
+        raise UsageError("--topk must be 1 or more")
+    predictions = list(predict_files(Path(options.model), options.paths, options.topk, options.device))
+    print(WRITERS[options.format](predictions), end="")
+    return 3 if any(prediction.error for prediction in predictions) else 0
+
+
+def predict_files(model_path: Path, paths: Sequence[str], topk: int, device: str = "auto") -> Iterator[Prediction]:
+    """The predictions for image files, in their order, with the preprocessing of evaluation.
+
+    Args:
+        model_path: a run folder or a model folder.
+        paths: image files.
+        topk: classes in each prediction.
+        device: auto, cpu or cuda.
+
+    Raises:
+        CheckpointError: no model there, or a damaged one.
+    """
+    from alexnet_dist.commands.build import place_model
+    from alexnet_dist.models import AlexNet
+    from alexnet_dist.parallel.runtime import start_runtime
+    from alexnet_dist.training.checkpoint import load_weights
+    from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
+
+    folder = find_model_folder(model_path)
+    card = read_card(folder)
+    model = AlexNet(card.spec)
+    load_weights(model, read_model_weights(folder), str(folder))
+    runtime = start_runtime(device, "fp32")
+    place_model(model.eval(), runtime, channels_last=True)
+    for start in range(0, len(paths), BATCH_SIZE):
+        yield from _predict_batch(runtime, model, card, list(paths[start : start + BATCH_SIZE]), topk)
+
+
+def _predict_batch(
+    runtime: Runtime, model: AlexNet, card: ModelCard, paths: list[str], topk: int
+) -> Iterator[Prediction]:
+    import torch
+
+    sizes, reasons = _read_headers(paths, card.spec.image_size)
+    batch = _load_batch(runtime, card, paths, sizes)
+    reasons = {**{bad.path: bad.reason for bad in batch.bad_files}, **reasons}
+    with torch.no_grad():
+        top = model(batch.images).softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
+    for position, path in enumerate(paths):
+        if path in reasons:
+            yield Prediction(path, None, None, [], reasons[path])
+            continue
+        names = [_name_class(card, label) for label in top.indices[position].tolist()]
+        ranked = list(zip(names, top.values[position].tolist(), strict=True))
+        yield Prediction(path, ranked[0][0], ranked[0][1], ranked)
+
+
+def _read_headers(paths: list[str], stand_in: int) -> tuple[list[tuple[int, int]], dict[str, str]]:
+    """Sizes of the images, a stand-in for those that cannot be read, and the reasons why by path."""
+    from alexnet_dist.data.decode import UnreadableImageError, read_header
+
+    sizes, reasons = [], {}
+    for path in paths:
+        try:
+            sizes.append(read_header(Path(path)))
+        except UnreadableImageError as error:
+            sizes.append((stand_in, stand_in))
+            reasons[path] = str(error)
+    return sizes, reasons
+
+
+def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
+    import numpy as np
+
+    from alexnet_dist.commands.build import build_loader
+    from alexnet_dist.config import DataConfig
+    from alexnet_dist.data.plan import Plan
+    from alexnet_dist.data.samples import SampleIndex
+
+    count = len(paths)
+    zeros = np.zeros(count, np.int64)
+    index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, card.classes)
+    plan = Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False)
+    loader = build_loader(runtime, DataConfig(workers=0), index, plan, card.normalization, channels_last=True)
+    return next(loader.batches(0, 1))
+
+
+def _name_class(card: ModelCard, label: int) -> str:
+    return card.classes[label] if label < len(card.classes) else f"output {label}"
+
+
+def write_table(predictions: Sequence[Prediction]) -> str:
+    """Aligned columns: path, class, confidence, the other likely classes."""
+    rows = [("path", "class", "confidence", "next")]
+    for row in predictions:
+        others = ", ".join(f"{name} {value:.1%}" for name, value in row.top[1:])
+        rows.append((row.path, row.label or f"error: {row.error}", _percent(row.confidence), others))
+    printable = [tuple(_escape(cell) for cell in row) for row in rows]
+    widths = [max(len(row[column]) for row in printable) for column in range(3)]
+    return "".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() + "\n"
+        for row in printable
+    )
+
+
+def write_csv(predictions: Sequence[Prediction]) -> str:
+    """A header and a row per file; the top k as class:probability, joined with spaces."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "class", "confidence", "topk", "error"))
+    for row in predictions:
+        ranked = " ".join(f"{name}:{value:.6f}" for name, value in row.top)
+        confidence = "" if row.confidence is None else f"{row.confidence:.6f}"
+        writer.writerow((row.path, row.label or "", confidence, ranked, row.error or ""))
+    return text.getvalue()
+
+
+def write_jsonl(predictions: Sequence[Prediction]) -> str:
+    """A JSON object a line: path, class, confidence, topk (class and confidence), error."""
+    lines = []
+    for row in predictions:
+        ranked = [{"class": name, "confidence": value} for name, value in row.top]
+        values = {"path": row.path, "class": row.label, "confidence": row.confidence, "topk": ranked}
+        lines.append(json.dumps({**values, "error": row.error}, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _escape(text: str) -> str:
+    """Control characters made visible: a file's name must not drive the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+WRITERS = {"table": write_table, "csv": write_csv, "jsonl": write_jsonl}

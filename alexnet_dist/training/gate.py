@@ -1,0 +1,68 @@
+"""Between the loader and the network: all processes agree that a batch is used, or stop together."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+
+from alexnet_dist.data.loader import Batch
+from alexnet_dist.data.samples import BadFile
+from alexnet_dist.errors import AlexNetDistError, DataError, InterruptedRunError
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.signals import StopRequest
+
+
+@dataclass(eq=False)
+class BatchGate:
+    """Lets batches through.
+
+    One exchange of four integers in host memory carries the number of real images, a request to stop and a bad file;
+    the device is not waited for.
+
+    Args:
+        runtime: this process among the others.
+        skip_bad_files: leave them out instead of ending the run.
+        stop: the signals this process received.
+        bad_files: those this process met, with full paths.
+    """
+
+    runtime: Runtime
+    skip_bad_files: bool
+    stop: StopRequest = field(default_factory=StopRequest)
+    bad_files: set[BadFile] = field(default_factory=set)
+
+    def admit(self, batch: Batch) -> int:
+        """The number of real images in the batches of all processes.
+
+        Raises:
+            InterruptedRunError: some process was asked to stop.
+            DataError: some process met a bad file that may not be skipped.
+        """
+        self.bad_files.update(batch.bad_files)
+        num_fatal = 0 if self.skip_bad_files else len(batch.bad_files)
+        num_images, interrupts, terminations, num_fatal = self.runtime.agree(
+            batch.num_images, *self.stop.counts(), num_fatal
+        )
+        if num_fatal:
+            self.runtime.raise_together(_name_bad_file(batch.bad_files))
+        if interrupts or terminations:
+            number = signal.SIGINT if interrupts else signal.SIGTERM
+            remedy = "start the same command again to go on"
+            raise InterruptedRunError(f"stopped by {number.name}", signal_number=number, remedy=remedy)
+        return num_images
+
+    def gather_bad_files(self) -> set[BadFile]:
+        """The bad files of all processes."""
+        return {bad for part in self.runtime.gather(self.bad_files) for bad in part}
+
+
+def _name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
+    if not bad_files:
+        return None
+    first = bad_files[0]
+    return DataError(
+        "an image cannot be decoded",
+        where=first.path,
+        why=first.reason,
+        remedy="mend or remove it, or set data.on_bad_file: skip",
+    )
