@@ -260,6 +260,19 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The settings that evaluation may change; the others are the model's own."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = cuda where there is one"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; fp16 needs CUDA"""
+    channels_last: bool = True
+    """memory layout of the network and its batches"""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
 def walk_fields(config_class: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Every setting of a configuration (class or instance) as (dotted name, dataclass field)."""
     for item in dataclasses.fields(config_class):

@@ -10,12 +10,13 @@ import dataclasses
 import difflib
 import itertools
 import re
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from alexnet_dist.config import Config, check_config, flatten, walk_fields
 from alexnet_dist.errors import UsageError
@@ -36,6 +37,10 @@ class Arguments:
     options: Namespace
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the examples' lines as they are."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML where a key may stand once, only true and false are booleans, and 1e-4 is a number."""
 
@@ -52,24 +57,19 @@ _StrictLoader.add_implicit_resolver(
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def parse_arguments(
-    argv: Sequence[str], prog: str, description: str, options: ArgumentParser | None = None
-) -> Arguments:
+def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type = Config) -> Arguments:
     """Read a verb's command line.
 
     Args:
         argv: the words after the verb.
-        prog: the command as the user types it, for the help.
-        description: help text, beginning with examples.
-        options: a parser that holds the verb's own options (`--model`, `--out`); settings are added to it.
+        parser: holds the verb's own options (`--model`, `--out`); the settings are added to it.
+        settings: which settings the verb takes: `Config`, or a class with some of its fields.
 
     Raises:
         UsageError: an unknown or mistyped option, or a wrong type.
     """
-    parser = options or new_parser()
-    parser.prog, parser.description = prog, description
     own = {action.dest for action in parser._actions}
-    parser.add_class_arguments(Config, None)
+    parser.add_class_arguments(settings, None)
     _refuse_unknown_flags(argv, parser)
     try:
         namespace = parser.parse_args(list(argv), defaults=False)
@@ -81,10 +81,23 @@ def parse_arguments(
     return Arguments(flat, Namespace(**chosen))
 
 
-def new_parser() -> ArgumentParser:
-    """A parser for a verb's own options, to be handed to `parse_arguments`."""
+def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
+    """A parser for a verb's own options, to be handed to `parse_arguments`.
+
+    Args:
+        prog: the verb.
+        description: help text, beginning with examples.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, default_env=False)
+    return ArgumentParser(
+        prog=prog,
+        usage=SUPPRESS,  # a hundred options tell nobody anything; the examples come first
+        description=description,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
 
 
 def load_config(name: str, given: dict[str, Any]) -> Config:

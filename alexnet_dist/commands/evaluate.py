@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.config import Config, flatten
+from alexnet_dist.config import Config, EvaluationConfig, flatten
 from alexnet_dist.errors import CheckpointError, UsageError
 from alexnet_dist.settings import build_config, new_parser, parse_arguments
+from alexnet_dist.training.durable import write_json
 
 if TYPE_CHECKING:
     from alexnet_dist.data.samples import SampleIndex
@@ -29,29 +30,34 @@ The settings below replace those the network was trained with."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser()
+    parser = new_parser("evaluate", EXAMPLES)
     parser.add_argument("--model", type=str, help="a run folder or its model/")
     parser.add_argument("--split", type=str, default="val", choices=["val", "test"], help="which set")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per process and forward")
     parser.add_argument("--out", type=str, help="also write the JSON to this file")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parse_arguments(argv, "evaluate", EXAMPLES, parser)
+    arguments = parse_arguments(argv, parser, EvaluationConfig)
     options = arguments.options
     if options.model is None:
         raise UsageError("--model is missing", remedy="give a run folder or its model/")
-    result = evaluate_model(Path(options.model), options.split, arguments.given, Path(options.out or "") or None)
+    if options.batch_size < 1:
+        raise UsageError("--batch_size must be 1 or more")
+    result = evaluate_model(Path(options.model), options.split, arguments.given, options.batch_size)
     if result is not None:
         print(json.dumps(result, indent=2))
+    if result is not None and options.out is not None:
+        write_json(Path(options.out), result)
     return 0
 
 
-def evaluate_model(path: Path, split: str, given: dict[str, Any], out: Path | None) -> dict[str, Any] | None:
+def evaluate_model(path: Path, split: str, given: dict[str, Any], batch_size: int) -> dict[str, Any] | None:
     """Evaluate a run or model folder; the result in the main process, None elsewhere.
 
     Args:
         path: run folder or model folder.
         split: val or test.
         given: settings that replace the stored ones, {dotted name: value}.
-        out: file to write the result to.
+        batch_size: images per process and forward.
 
     Raises:
         CheckpointError: no model there, a damaged one, or data with other classes.
@@ -62,7 +68,6 @@ def evaluate_model(path: Path, split: str, given: dict[str, Any], out: Path | No
     from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import start_runtime
     from alexnet_dist.training.checkpoint import load_weights
-    from alexnet_dist.training.durable import write_json
     from alexnet_dist.training.evaluate import evaluate
     from alexnet_dist.training.gate import BatchGate
     from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
@@ -78,18 +83,12 @@ def evaluate_model(path: Path, split: str, given: dict[str, Any], out: Path | No
         model = AlexNet(card.spec)
         load_weights(model, read_model_weights(folder), str(folder))
         place_model(model, runtime, config.channels_last)
-        micro_size = config.train.micro_batch_size or max(1, config.train.global_batch_size // runtime.dp_size)
-        plan = Plan(index.sizes, card.evaluation, micro_size * runtime.dp_size, config.seed, shuffle=False)
+        plan = Plan(index.sizes, card.evaluation, batch_size * runtime.dp_size, config.seed, shuffle=False)
         loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last)
         gate = BatchGate(runtime, config.data.on_bad_file == "skip")
         gate.stop.listen()
         result = asdict(evaluate(runtime, model, loader, gate.admit))
-        if not runtime.is_main:
-            return None
-        result = {"model": str(path), "split": split, **result}
-        if out is not None:
-            write_json(out, result)
-        return result
+        return {"model": str(path), "split": split, **result} if runtime.is_main else None
 
 
 def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:

@@ -51,8 +51,7 @@ class Prediction:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser()
-    parser.prog, parser.description = "predict", EXAMPLES
+    parser = new_parser("predict", EXAMPLES)
     parser.add_argument("paths", type=str, nargs="*", help="image files")
     parser.add_argument("--model", type=str, help="a run folder or its model/")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")

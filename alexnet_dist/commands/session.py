@@ -77,9 +77,8 @@ class Session:
         self.stop.listen()
         self.folder = Path(config.output_dir or "run")
         before = {} if new else read_json(self.folder / RUN)
-        kept_precision = before.get("precision", "auto") if config.precision == "auto" else config.precision
         self.config = config
-        self.runtime = start_runtime(config.device, kept_precision)
+        self.runtime = start_runtime(config.device, config.precision, before.get("precision"))
         self.engine, self.engine_reason = choose_engine(config.data.engine)
         self.runtime.on_main(lambda: self._open(new))
         self.splits = self._find_images()
@@ -308,7 +307,7 @@ class Session:
         lines = [
             f"model     {self.config.model.variant}, {parameters:,} parameters, {self.spec.num_classes} classes",
             f"data      {self.config.data.source}: {counts}",
-            f"engine    {self.engine} ({self.engine_reason}), {trainer.loader.workers} workers per process",
+            f"engine    {self.engine} ({self.engine_reason}), workers per process: {trainer.loader.workers}",
             f"batch     {sizes}; {self.steps_per_epoch} steps an epoch, {self.total_steps} in all",
             f"device    {runtime.world_size} x {runtime.device.type} ({self.config.parallel.strategy}), {layout}, "
             f"{torch.get_num_threads()} threads",

@@ -29,13 +29,13 @@ logger = logging.getLogger("alexnet_dist")
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser()
+    parser = new_parser("train", EXAMPLES)
     parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parse_arguments(argv, "train", EXAMPLES, parser)
+    arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.config is None:
         raise UsageError("--config is missing", remedy="try --config digits")

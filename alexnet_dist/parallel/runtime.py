@@ -76,7 +76,7 @@ class Runtime:
         if self.dp_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def hold_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
         """Accumulate gradients without averaging them over the replicas."""
@@ -169,12 +169,13 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def start_runtime(device: str, precision: str) -> Runtime:
+def start_runtime(device: str, precision: str, kept_precision: str | None = None) -> Runtime:
     """Join the other processes and settle device and precision.
 
     Args:
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
+        kept_precision: what auto meant when the run began; None at its beginning.
 
     Raises:
         UsageError: the launcher was told another precision.
@@ -186,7 +187,10 @@ def start_runtime(device: str, precision: str) -> Runtime:
     on_gpu = (
         device != "cpu" and torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     )
-    chosen, reason = choose_precision(precision, on_gpu)
+    if precision == "auto" and kept_precision is not None:
+        chosen, reason = choose_precision(kept_precision, on_gpu)[0], "chosen when the run began"
+    else:
+        chosen, reason = choose_precision(precision, on_gpu)
     _check_launcher_precision(chosen)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=MIXED_PRECISION[chosen])
     world_size = accelerator.num_processes
