@@ -1,0 +1,50 @@
+"""A run small enough to be trained, killed and compared a hundred times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alexnet_dist.config import Config
+from alexnet_dist.models import AlexNetSpec, make_spec
+from alexnet_dist.settings import build_config
+
+TINY_NETWORK = {
+    "variant": "paper",
+    "image_size": 64,
+    "conv_channels": [8, 16, 16, 16, 16],
+    "fc_width": 16,
+}
+
+
+def tiny_spec(**overrides: Any) -> AlexNetSpec:
+    """The two-tower network with a few thousand parameters."""
+    return make_spec(**{**TINY_NETWORK, "num_classes": 3, "init": "torch", **overrides})
+
+
+def tiny_config(output_dir: Path, **overrides: Any) -> Config:
+    """Settings of a run of 20 updates on 40 made-up images, saving every 3 updates.
+
+    Args:
+        output_dir: the run folder.
+        overrides: further settings, with __ for the dot: train__epochs=2.
+    """
+    values: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "model.init": "torch",
+        "data.source": "synthetic",
+        "data.synthetic_images": 40,
+        "data.synthetic_classes": 3,
+        "data.synthetic_size": 72,
+        "data.workers": 1,
+        "augment.resize": None,
+        "augment.lighting": "source2012",
+        "optimizer.lr": 0.01,
+        "train.epochs": 5,
+        "train.global_batch_size": 12,
+        "log.every_steps": 2,
+        "checkpoint.every_steps": 3,
+        **{f"model.{key}": value for key, value in TINY_NETWORK.items()},
+        **{key.replace("__", "."): value for key, value in overrides.items()},
+    }
+    return build_config(values)
