@@ -334,10 +334,14 @@ def _check_bounds(key: str, value: Any, bounds: dict[str, float], place: str) ->
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
-        if not math.isfinite(number) or not all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items()):
+        finite = isinstance(number, int) or math.isfinite(number)  # isfinite cannot take an int of 400 digits
+        if not finite or not all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items()):
             wanted = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in bounds.items())
             raise UsageError(
-                f"{key} is out of range", why=f"got {number}", remedy=f"use a finite value {wanted}".rstrip()
+                f"{key} is out of range",
+                where=place,
+                why=f"got {number}",
+                remedy=f"use a finite value {wanted}".rstrip(),
             )
 
 

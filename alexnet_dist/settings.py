@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
+import os
 import re
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -57,6 +59,13 @@ _StrictLoader.add_implicit_resolver(
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes the text `1e3` too, which our reader would take for a number."""
+
+
+_StrictDumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
 def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type = Config) -> Arguments:
     """Read a verb's command line.
 
@@ -97,6 +106,7 @@ def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,
+        print_config=None,  # jsonargparse's own would turn our --print_config into an option that takes a value
     )
 
 
@@ -136,8 +146,8 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     """
     places = places or {}
     _refuse_unknown_keys(values, places)
-    parser = new_parser()
-    parser.add_class_arguments(Config, None)
+    _refuse_lookalikes(values, places)
+    parser = _settings_parser()
     try:
         namespace = parser.parse_object(_nest(values))
         config = parser.instantiate(namespace).as_dict()
@@ -150,11 +160,9 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
 
 def find_config(name: str) -> Path:
     """The file that `--config` names: a path, or a name in configs/ with or without `.yaml`."""
-    for candidate in (Path(name), Path("configs") / name, Path("configs") / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    for candidate in (CONFIG_FOLDER / name, CONFIG_FOLDER / f"{name}.yaml"):
-        if candidate.is_file():
+    here, shipped = Path("configs"), CONFIG_FOLDER
+    for candidate in (Path(name), here / name, here / f"{name}.yaml", shipped / name, shipped / f"{name}.yaml"):
+        if os.path.isfile(candidate):  # Path.is_file raises where a name is too long
             return candidate
     known = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
@@ -168,9 +176,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         UsageError: not UTF-8, not YAML, too large, a key that stands twice, or anything but a mapping.
     """
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UsageError("configuration too large", where=str(path), remedy="a configuration has at most 1 MB")
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UsageError("configuration too large", where=str(path), remedy="a configuration has at most 1 MB")
         loader = _StrictLoader(path.read_text(encoding="utf-8-sig"))
         root = loader.get_single_node()
         values: dict[str, Any] = {}
@@ -179,10 +187,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             _read_mapping(loader, root, "", path, values, lines)
     except UnicodeDecodeError:
         raise UsageError("configuration is not UTF-8", where=str(path), remedy="save it as UTF-8") from None
+    except OSError as error:
+        raise UsageError("configuration cannot be read", where=str(path), why=str(error.strerror)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UsageError("configuration is not YAML", where=where, why=str(getattr(error, "problem", error))) from None
+    except (ValueError, AttributeError, RecursionError) as error:  # PyYAML on `!!int x`, `!!timestamp x`, `[[[[...`
+        raise UsageError("configuration is not YAML", where=str(path), why=str(error)) from None
     return values, lines
 
 
@@ -211,7 +223,15 @@ def _read_mapping(
 
 def dump_config(config: Config) -> str:
     """The resolved settings as YAML that `load_config` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    values = dataclasses.asdict(config)
+    return yaml.dump(values, Dumper=_StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+@functools.cache  # reading the fields' docstrings takes a tenth of a second
+def _settings_parser() -> ArgumentParser:
+    parser = new_parser()
+    parser.add_class_arguments(Config, None)
+    return parser
 
 
 def _all_keys() -> list[str]:
@@ -234,6 +254,15 @@ def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None
     for key in values:
         if key not in known:
             raise UsageError(f"unknown key {key}", where=places.get(key, "command line"), remedy=_suggest(key, known))
+
+
+def _refuse_lookalikes(values: dict[str, Any], places: dict[str, str]) -> None:
+    """Refuse what jsonargparse lets through: null where a value is needed, `true` or `1.0` for one of 1 and 3."""
+    for key, item in walk_fields(Config):
+        value = values.get(key)
+        is_missing = key in values and value is None and "None" not in str(item.type)
+        if is_missing or (isinstance(value, bool | float) and str(item.type).startswith("Literal")):
+            raise _wrong_value(key, values, places)
 
 
 def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
@@ -261,12 +290,15 @@ def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -
     """jsonargparse's message of several lines as one: the key, where it stands, the type wanted, the value got."""
     text = " ".join(str(error).split())
     match = re.search(r'key "([\w.]+)"', text) or re.search(r"argument --([\w.]+)", text)
-    types = {key: item.type for key, item in walk_fields(Config)}
-    if match is None or match[1] not in types:
+    if match is None or match[1] not in _all_keys():
         return UsageError("cannot read the command line", why=text.removeprefix("error: "), remedy="see --help")
-    key = match[1]
+    return _wrong_value(match[1], values, places)
+
+
+def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str]) -> UsageError:
+    types = {name: item.type for name, item in walk_fields(Config)}
     wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null")
-    got = f"got {values[key]!r}" if key in values else "got no value"
+    got = f"got {'null' if values[key] is None else repr(values[key])}" if key in values else "got no value"
     return UsageError(
         f"wrong value for {key}",
         where=places.get(key, "command line"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,66 @@ import torch
 TIMEOUT_SECONDS = 90
 
 
-def run_processes(world_size: int, body: Callable[..., Any], *args: Any) -> list[Any]:
-    """Call `body(*args)` in `world_size` processes of one gloo group; their results in order of rank.
+@dataclass(frozen=True)
+class Group:
+    """Processes that were started together.
 
-    Each process sees the environment a launcher would give it. Results travel as files written by torch.save.
+    Args:
+        children: their numbers, in order of rank.
+        folder: where they leave their results.
+    """
+
+    children: list[int]
+    folder: Path
+
+    def has_ended(self) -> bool:
+        """Whether one of them has ended."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return any(os.waitid(os.P_PID, child, flags) is not None for child in self.children)
+
+    def kill(self, ranks: Iterable[int]) -> None:
+        """SIGKILL some of them."""
+        for rank in ranks:
+            os.kill(self.children[rank], signal.SIGKILL)
+
+    def wait(self, seconds: float = TIMEOUT_SECONDS) -> list[int]:
+        """Their exit codes, once all have ended; those that take too long are killed."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not all(self._ended(child) for child in self.children):
+            time.sleep(0.005)
+        for child in self.children:
+            if not self._ended(child):
+                os.kill(child, signal.SIGKILL)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in self.children]
+
+    @staticmethod
+    def _ended(child: int) -> bool:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def start_processes(world_size: int, body: Callable[..., Any], *args: Any) -> Group:
+    """Call `body(*args)` in `world_size` processes of one gloo group.
+
+    Each process sees the environment a launcher would give it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="group-"))
+    return Group([_fork(rank, world_size, folder, body, args) for rank in range(world_size)], folder)
+
+
+def run_processes(world_size: int, body: Callable[..., Any], *args: Any) -> list[Any]:
+    """The results of `start_processes`, in order of rank; they travel as files written by torch.save.
 
     Raises:
         AssertionError: a process failed or took too long.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        children = [_fork(rank, world_size, folder, body, args) for rank in range(world_size)]
-        statuses = _wait(children)
-        errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
+    group = start_processes(world_size, body, *args)
+    try:
+        statuses = group.wait()
+        errors = [path.read_text() for path in sorted(group.folder.glob("error-*"))]
         assert statuses == [0] * world_size, f"exit statuses {statuses}\n" + "\n".join(errors)
-        return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world_size)]
+        return [torch.load(group.folder / f"result-{rank}", weights_only=False) for rank in range(world_size)]
+    finally:
+        shutil.rmtree(group.folder)
 
 
 def _fork(rank: int, world_size: int, folder: Path, body: Callable[..., Any], args: tuple[Any, ...]) -> int:
@@ -65,21 +112,3 @@ def _join(rank: int, world_size: int, folder: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
     )
-
-
-def _wait(children: list[int]) -> list[int]:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    statuses: dict[int, int] = {}
-    while len(statuses) < len(children) and time.monotonic() < deadline:
-        for child in children:
-            if child not in statuses:
-                found, status = os.waitpid(child, os.WNOHANG)
-                if found:
-                    statuses[child] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    for child in children:
-        if child not in statuses:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            statuses[child] = -signal.SIGKILL
-    return [statuses[child] for child in children]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -155,7 +157,7 @@ def build_loader(
         device=runtime.device,
         channels_last=channels_last,
         workers=choose_workers(data.workers, on_gpu, runtime.processes_here),
-        on_worker_start=end_with_parent,
+        on_worker_start=partial(end_with_parent, os.getpid()),
     )
 
 

@@ -66,7 +66,7 @@ def evaluate_model(path: Path, split: str, given: dict[str, Any], batch_size: in
     from alexnet_dist.commands.build import build_loader, place_model
     from alexnet_dist.data.plan import Plan
     from alexnet_dist.models import AlexNet
-    from alexnet_dist.parallel.runtime import start_runtime
+    from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
     from alexnet_dist.training.checkpoint import load_weights
     from alexnet_dist.training.evaluate import evaluate
     from alexnet_dist.training.gate import BatchGate
@@ -77,7 +77,7 @@ def evaluate_model(path: Path, split: str, given: dict[str, Any], batch_size: in
     card = read_card(folder)
     config = build_config({**flatten(card.source["settings"]), **given})
     runtime = start_runtime(config.device, config.precision)
-    with contextlib.closing(runtime):
+    with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
         index = runtime.main_first(lambda: find_split(config, card, split, progress=runtime.is_main))
         model = AlexNet(card.spec)

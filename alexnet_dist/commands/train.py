@@ -59,8 +59,9 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
         AlexNetDistError: whatever a user can mend; see errors.py.
     """
     from alexnet_dist.commands.session import Session
+    from alexnet_dist.parallel.runtime import lost_peers_named
 
-    with contextlib.closing(Session(config, new)) as session:
+    with lost_peers_named(), contextlib.closing(Session(config, new)) as session:
         return run_session(session, resume_from)
 
 

@@ -5,6 +5,7 @@ No torch here: this runs before anything slow is imported.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -32,16 +33,20 @@ def was_launched() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """End this process within a second of its parent's death.
 
     A launcher that is killed outright cannot stop its workers, and two of them would go on exchanging gradients for
     nobody. A thread that looks at the parent's number works on every system and needs no signal.
+
+    Args:
+        parent: process number of the parent where it is known; None = whoever it is now. A child whose parent dies
+            while it starts would take its new parent for the old one.
     """
-    parent = os.getppid()
+    expected = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == expected:
             time.sleep(POLL_SECONDS)
         os._exit(ORPHAN_EXIT_CODE)
 
@@ -78,7 +83,7 @@ def requested_processes() -> int | None:
     if not any(word.endswith("accelerate") or "accelerate.commands" in word for word in words):
         return None
     words = words[: next((i for i, word in enumerate(words) if word.endswith(Path(sys.argv[0]).name)), len(words))]
-    options = dict(zip(words, [*words[1:], ""], strict=True))
+    options = dict(itertools.pairwise(words))
     options |= dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
     count = options.get("--num_processes") or options.get("--num-processes")
     if count is None and "--config_file" in options:

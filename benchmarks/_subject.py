@@ -1,0 +1,118 @@
+"""What is measured: the networks, batches in memory, and the trainer's own step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from alexnet_dist.commands.build import place_model
+from alexnet_dist.data.loader import Batch
+from alexnet_dist.models import AlexNetSpec, build_model, make_spec
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.optim import build_optimizer, set_lr
+from alexnet_dist.training.schedule import PlateauState, Schedule
+from alexnet_dist.training.step import DeviceCounters, train_step
+
+SEED = 0
+LOG_STEPS = 10  # the default of log.every_steps
+LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 0.0005  # the defaults of OptimizerConfig
+TINY = {"image_size": 63, "conv_channels": (8, 8, 8, 8, 8), "fc_width": 16, "num_classes": 10}
+
+
+def pick_spec(variant: str, tiny: bool) -> AlexNetSpec:
+    """A variant with 1,000 classes at 224 pixels, or a toy of the same structure."""
+    return make_spec(variant, **(TINY if tiny else {}))
+
+
+def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> nn.Module:
+    """A network on the device in training mode; equal specs give equal weights."""
+    model = build_model(spec, SEED)
+    place_model(model, runtime, channels_last)
+    return model.train()
+
+
+def build_sgd(model: nn.Module) -> Optimizer:
+    """The project's SGD with its default settings."""
+    return build_optimizer(
+        model,
+        name="sgd",
+        lr=LR,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        bias_lr_factor=1.0,
+        bias_weight_decay=None,
+    )
+
+
+def make_batch(size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool) -> Batch:
+    """Noise with labels, as the loader hands batches over: float32 on the device, in the network's layout."""
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.randn(size, spec.in_channels, spec.image_size, spec.image_size, generator=generator)  # (B, C, S, S)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    labels = torch.randint(spec.num_classes, (size,), generator=generator)  # (B,)
+    return Batch(
+        images=images.to(device, memory_format=layout),
+        labels=labels.to(device),
+        mask=torch.ones(size, device=device),
+        ids=torch.arange(size),
+        num_images=size,
+        bad_files=[],
+    )
+
+
+@dataclass(eq=False)
+class TrainerStep:
+    """All that `Trainer` does with a batch: gate, learning rate, dropout's seed, step, and the log window's read.
+
+    Only the writing of the log line is left out.
+    """
+
+    runtime: Runtime
+    model: nn.Module
+    batch_size: int
+    step: int = 0
+    loss_sum: float = 0.0
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(
+            name="constant",
+            base_lr=LR,
+            warmup_steps=0,
+            gamma=0.1,
+            step_epochs=30,
+            patience=5,
+            steps_per_epoch=1000,
+            total_steps=1_000_000,
+        )
+    )
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_sgd(self.model)
+        self.gate = BatchGate(self.runtime, skip_bad_files=False)
+        self.counters = DeviceCounters.on(self.runtime.device)
+
+    def __call__(self, batch: Batch) -> None:
+        num_images = self.gate.admit(batch)
+        set_lr(self.optimizer, self.schedule.lr(self.step, PlateauState()))
+        self.runtime.seed_dropout(SEED, self.step)
+        train_step(
+            self.runtime,
+            self.model,
+            self.optimizer,
+            batch,
+            micro_batch_size=self.batch_size,
+            num_images=num_images,
+            counters=self.counters,
+        )
+        self.step += 1
+        if self.step % LOG_STEPS == 0:
+            self._drain()
+
+    def _drain(self) -> None:
+        self.loss_sum, _ = self.counters.sums.tolist()
+        if self.counters.diverged.item():
+            raise FloatingPointError("the loss is not finite: no update was made, so the figures mean nothing")
+        self.counters.sums.zero_()

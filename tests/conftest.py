@@ -1,0 +1,55 @@
+"""What holds for every test: one thread, no launcher's or W&B's environment, no cache of the user's, no process left."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+FOREIGN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FOREIGN_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "WANDB_")
+HELPERS = ("resource_tracker", "forkserver", "wandb")  # live as long as the interpreter; multiprocessing's and W&B's
+GRACE_SECONDS = 5
+
+
+def pytest_configure() -> None:
+    """Before torch is imported anywhere."""
+    for name in [n for n in os.environ if n in FOREIGN_VARIABLES or n.startswith(FOREIGN_PREFIXES)]:
+        del os.environ[name]
+    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """Fail a test that leaves a process behind, and end the process."""
+    me = psutil.Process()
+    before = {child.pid for child in me.children()}
+    yield
+    left = [child for child in me.children() if child.pid not in before]
+    if not left:
+        return
+    gc.collect()  # a loader that was not read to its end stops its workers when it is collected
+    _, alive = psutil.wait_procs([child for child in left if not _is_helper(child)], timeout=GRACE_SECONDS)
+    for child in alive:
+        child.kill()
+    assert not alive, f"processes left behind: {alive}"
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    try:
+        return any(name in " ".join(process.cmdline()) for name in HELPERS)
+    except psutil.Error:
+        return False

@@ -1,0 +1,152 @@
+"""The house rules that a reader relies on: who imports whom, how long things are, what is never called."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(path for part in ("alexnet_dist", "launch", "benchmarks") for path in (ROOT / part).rglob("*.py"))
+
+# Imports only point to a smaller number; models and data share one and never meet.
+LAYERS = {
+    "__init__": 0,
+    "config": 0,
+    "errors": 0,
+    "settings": 0,
+    "machine": 0,
+    "models": 1,
+    "data": 1,
+    "parallel": 2,
+    "training": 3,
+    "commands": 4,
+    "launch": 5,
+    "benchmarks": 5,
+}
+# Modules that only one place may import.
+HOMES = {
+    "accelerate": "alexnet_dist/parallel/",
+    "torch.distributed": "alexnet_dist/parallel/",
+    "wandb": "alexnet_dist/training/trackers.py",
+    "torchvision.io": "nowhere",  # a damaged file kills the process
+    "pickle": "alexnet_dist/training/model_folder.py",
+}
+PRINTING = ("alexnet_dist/commands/", "launch/", "benchmarks/")
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+def find_violations(source: str, path: str) -> list[str]:
+    """The rules that a file breaks; `path` is relative to the repository, POSIX."""
+    tree = ast.parse(source)
+    return [*_check_imports(tree, path), *_check_calls(tree, path), *_check_lengths(tree, source, path)]
+
+
+def _imported_names(tree: ast.AST) -> Iterator[str]:
+    """Every dotted module name that is imported, or reached as an attribute (`torch.distributed`)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def _layer(path_or_module: str) -> str:
+    parts = path_or_module.removesuffix(".py").replace("/", ".").split(".")
+    return parts[1] if parts[0] == "alexnet_dist" and len(parts) > 1 else parts[0]
+
+
+def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
+    here = _layer(path)
+    for name in _imported_names(tree):
+        if name.startswith("."):
+            yield f"relative import {name}"
+        elif name.split(".")[0] in ("alexnet_dist", "launch", "benchmarks", "tests"):
+            there = _layer(name)
+            lower = LAYERS.get(there, 9) < LAYERS[here] or LAYERS.get(there) == 0 == LAYERS[here]
+            if there != here and not lower:
+                yield f"{here} imports {name}"
+        for module, home in HOMES.items():
+            if (name == module or name.startswith(f"{module}.")) and not path.startswith(home):
+                yield f"{module} outside {home}"
+        if name.startswith("pickle.") and name != "pickle.UnpicklingError":
+            yield f"{name} used"
+
+
+def _check_calls(tree: ast.AST, path: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if name == "print" and not path.startswith(PRINTING):
+            yield "print"
+        if name == "torch.load" and keywords.get("weights_only") != "True":
+            yield "torch.load without weights_only=True"
+        if name == "torch.save" or keywords.get("allow_pickle", "False") != "False":
+            yield "writes or reads pickles"
+
+
+def _check_lengths(tree: ast.AST, source: str, path: str) -> Iterator[str]:
+    if path.startswith("benchmarks/"):
+        return
+    if len(source.splitlines()) > MAX_FILE_LINES:
+        yield f"more than {MAX_FILE_LINES} lines"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES:
+            yield f"{node.name} has more than {MAX_FUNCTION_LINES} lines"
+
+
+@pytest.mark.parametrize("path", [path.relative_to(ROOT).as_posix() for path in FILES])
+def test_file_keeps_the_rules(path: str) -> None:
+    assert find_violations((ROOT / path).read_text(encoding="utf-8"), path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("alexnet_dist/models/toy.py", "from alexnet_dist.data.plan import Plan", "models imports"),
+        ("alexnet_dist/data/toy.py", "import alexnet_dist.models", "data imports"),
+        ("alexnet_dist/data/toy.py", "from alexnet_dist import training", "data imports"),
+        ("alexnet_dist/parallel/toy.py", "def f():\n    from alexnet_dist.training import loop", "parallel imports"),
+        ("alexnet_dist/config.py", "from alexnet_dist.data import plan", "config imports"),
+        ("alexnet_dist/commands/toy.py", "from benchmarks import model", "commands imports"),
+        ("alexnet_dist/data/toy.py", "from .plan import Plan", "relative import"),
+        ("alexnet_dist/training/toy.py", "import accelerate", "accelerate outside"),
+        ("alexnet_dist/training/toy.py", "from torch import distributed", "torch.distributed outside"),
+        ("alexnet_dist/training/toy.py", "import torch\ntorch.distributed.barrier()", "torch.distributed outside"),
+        ("alexnet_dist/commands/toy.py", "import wandb", "wandb outside"),
+        ("alexnet_dist/data/toy.py", "from torchvision.io import read_image", "torchvision.io outside"),
+        ("alexnet_dist/data/toy.py", "import torchvision\ntorchvision.io.read_image('x')", "torchvision.io outside"),
+        ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),
+        ("alexnet_dist/training/model_folder.py", "import pickle\npickle.loads(b'')", "pickle.loads used"),
+        ("alexnet_dist/training/model_folder.py", "from pickle import loads", "pickle.loads used"),
+        ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x')", "torch.load without"),
+        ("alexnet_dist/training/toy.py", "torch.load('x', weights_only=False)", "torch.load without"),
+        ("alexnet_dist/data/toy.py", "np.load('x', allow_pickle=True)", "pickles"),
+        ("alexnet_dist/training/toy.py", "print('x')", "print"),
+        ("alexnet_dist/training/toy.py", "x = 1\n" * 401, "more than 400 lines"),
+        ("alexnet_dist/training/toy.py", "def f():\n" + "    x = 1\n" * 60, "f has more than 60 lines"),
+    ],
+)
+def test_checker_finds_a_planted_violation(path: str, source: str, expected: str) -> None:
+    assert any(expected in violation for violation in find_violations(source, path))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("alexnet_dist/training/toy.py", "from alexnet_dist.parallel.runtime import Runtime"),
+        ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x', weights_only=True)"),
+        ("alexnet_dist/training/model_folder.py", "import pickle\nx = pickle.UnpicklingError"),
+        ("alexnet_dist/parallel/toy.py", "import torch.distributed as dist\nfrom accelerate import Accelerator"),
+        ("alexnet_dist/training/toy.py", "def f():\n" + "    x = 1\n" * 59),
+        ("launch/toy.py", "from alexnet_dist.commands.cli import run\nprint(run)"),
+    ],
+)
+def test_checker_lets_good_code_pass(path: str, source: str) -> None:
+    assert find_violations(source, path) == []
