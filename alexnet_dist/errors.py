@@ -6,6 +6,8 @@ of ours and keeps its traceback (exit code 1).
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AlexNetDistError(Exception):
     """An error that a user can mend.
@@ -29,6 +31,10 @@ class AlexNetDistError(Exception):
         if remedy:
             line += f"; {remedy}"
         super().__init__(" ".join(line.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes, whatever their constructor takes."""
+        return _rebuild, (type(self), str(self), self.__dict__)
 
 
 class UsageError(AlexNetDistError):
@@ -77,3 +83,10 @@ class InterruptedRunError(AlexNetDistError):
     def __init__(self, what: str, *, signal_number: int, remedy: str) -> None:
         super().__init__(what, remedy=remedy)
         self.exit_code = 128 + signal_number
+
+
+def _rebuild(kind: type[AlexNetDistError], line: str, state: dict[str, Any]) -> AlexNetDistError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, line)
+    error.__dict__.update(state)
+    return error

@@ -59,9 +59,7 @@ def new_parser(name: str, summary: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="rough figures within a minute on two cores")
     parser.add_argument("--tiny", action="store_true", help="only see that it runs: the figures mean nothing")
-    parser.add_argument(
-        "--data.root", dest="data_root", type=Path, help="folder with class folders of images in train/"
-    )
+    parser.add_argument("--data.root", dest="data_root", type=Path, help="folder with train/CLASS/*.jpg")
     return parser
 
 
@@ -117,10 +115,9 @@ def print_report(report: Report) -> None:
     print(f"{hardware}, {environment['cores']} cores, {environment['threads']} threads, {environment['effort']}\n")
     columns = list(dict.fromkeys(key for row in report.rows for key in row))
     print_table(columns, [[row.get(column, "") for column in columns] for row in report.rows])
-    ratios = [
-        [name, *(ratio[key] for key in ("median", "min", "max", "what"))] for name, ratio in report.ratios.items()
-    ]
-    print_table(["ratio", "median", "min", "max", "what"], ratios)
+    keys = ("median", "min", "max", "what")
+    ratios = [[name, *(ratio[key] for key in keys)] for name, ratio in report.ratios.items()]
+    print_table(["ratio", *keys], ratios)
     print("\n".join(report.notes))
 
 

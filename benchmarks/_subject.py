@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from alexnet_dist.training.step import DeviceCounters, train_step
 SEED = 0
 LOG_STEPS = 10  # the default of log.every_steps
 LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 0.0005  # the defaults of OptimizerConfig
-TINY = {"image_size": 63, "conv_channels": (8, 8, 8, 8, 8), "fc_width": 16, "num_classes": 10}
+TINY: dict[str, Any] = {"image_size": 64, "conv_channels": (8, 8, 8, 8, 8), "fc_width": 16, "num_classes": 10}
 
 
 def pick_spec(variant: str, tiny: bool) -> AlexNetSpec:

@@ -86,14 +86,14 @@ def measure_seconds(call: Callable[[], object], num_calls: int, device: torch.de
 
 
 def _measure_with_events(call: Callable[[], object], num_calls: int, device: torch.device) -> float:
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
     first.record()
     for _ in range(num_calls):
         call()
     last.record()
     torch.cuda.synchronize(device)
-    return first.elapsed_time(last) / 1000
+    return float(first.elapsed_time(last)) / 1000
 
 
 def divide(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:

@@ -1,21 +1,23 @@
 """How fast the network computes, and what the trainer adds to a minimal loop. Batches are in memory.
 
 Protocol: all arms of one batch size run in one process, one window each per round, A B A B ...; every arm is warmed up
-first; a GPU is timed with CUDA events. A row is the median over the rounds. A ratio is of images per second, taken round
-by round, and given as median, least and largest over the rounds.
+by two calls first; a GPU is timed with CUDA events. A full run has 5 rounds of windows of at least 3 s. A row is the
+median over the rounds. A ratio is of images per second, taken round by round, and given as median, least and largest
+over the rounds. `--quick` takes one small batch and short windows; its ratios name their batch.
 
 - forward: evaluation mode, no gradients. forward_backward: training mode with cross-entropy. step: the same and the
   project's SGD. Precision is autocast's, as in training; fp16 (CUDA only) scales its loss.
 - trainer_step/minimal_loop: two networks with equal first weights, on the same batch, in the same precision and layout,
-  both with fused SGD; one is driven as `Trainer` does it, the other by the loop of `minimal_step` below.
+  both with fused SGD; one is driven as `Trainer` does it, the other by the loop of `minimal_step` below. 9 rounds of
+  windows of at least 10 steps, so that each window has a log point.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from itertools import product
 
 import torch
@@ -59,9 +61,7 @@ class Subject:
 
 def main() -> int:
     """Run the benchmark; the exit code."""
-    parser = new_parser(
-        "model", "Speed of the network by variant, precision, layout and batch size; no images are read."
-    )
+    parser = new_parser("model", "Speed of the network by variant, precision, layout and batch. No images are read.")
     add_device_options(parser)
     parser.add_argument("--batch_sizes", type=int, nargs="+", help="default: chosen by device and effort")
     return run_benchmark(parser, measure)
@@ -72,36 +72,34 @@ def measure(options: argparse.Namespace) -> Report:
     runtime = start_runtime(options.device, options.precision)
     report = Report(describe_environment(options, runtime.device))
     batch_sizes = options.batch_sizes or pick_batch_sizes(options, runtime.device)
-    protocol = pick_effort(options, full=Protocol(7, 1.0), quick=Protocol(3, 0.1), tiny=Protocol(2, 0.0))
-    figures = measure_grid(runtime, batch_sizes, protocol, options.tiny)
-    report.rows += [describe_row(setting, seconds) for setting, seconds in figures.items()]
+    figures = measure_grid(runtime, batch_sizes, options)
+    report.rows += [describe_row(setting, figures[setting]) for setting in sorted(figures, key=astuple)]
     size = RATIO_BATCH_SIZE if RATIO_BATCH_SIZE in batch_sizes else max(batch_sizes)
     add_grid_ratios(report, figures, runtime.precision, size)
-    del figures
     compare_with_minimal_loop(report, runtime, size, options)
     return report
 
 
 def pick_batch_sizes(options: argparse.Namespace, device: torch.device) -> list[int]:
     """Batch sizes that fit the device and the time."""
-    full = [64, 256, 1024] if device.type == "cuda" else [16, RATIO_BATCH_SIZE, 128]
+    full = [64, 256, 1024] if device.type == "cuda" else [16, RATIO_BATCH_SIZE]
     return pick_effort(options, full=full, quick=[RATIO_BATCH_SIZE if device.type == "cuda" else 8], tiny=[2])
 
 
 # -- the grid ---------------------------------------------------------------------------------------------------------
 
 
-def measure_grid(
-    runtime: Runtime, batch_sizes: list[int], protocol: Protocol, tiny: bool
-) -> dict[Setting, list[float]]:
+def measure_grid(runtime: Runtime, batch_sizes: list[int], options: argparse.Namespace) -> dict[Setting, list[float]]:
     """Seconds per call of every setting, one figure per round."""
+    protocol = pick_effort(options, full=Protocol(5, 3.0), quick=Protocol(2, 0.0), tiny=Protocol(2, 0.0))
+    works = ("forward", "step") if options.quick else WORKS
     subjects = {
-        (variant, layout): build_subject(runtime, variant, layout, max(batch_sizes), tiny)
+        (variant, layout): build_subject(runtime, variant, layout, max(batch_sizes), options.tiny)
         for variant, layout in product(VARIANTS, LAYOUTS)
     }
     figures: dict[Setting, list[float]] = {}
     for batch_size in batch_sizes:
-        settings = {str(setting): setting for setting in list_settings(batch_size, runtime.device)}
+        settings = {str(setting): setting for setting in list_settings(batch_size, works, runtime.device)}
         calls = {
             name: build_call(subjects[setting.variant, setting.layout], setting, runtime.device)
             for name, setting in settings.items()
@@ -111,10 +109,10 @@ def measure_grid(
     return figures
 
 
-def list_settings(batch_size: int, device: torch.device) -> Iterator[Setting]:
+def list_settings(batch_size: int, works: Sequence[str], device: torch.device) -> Iterator[Setting]:
     """The arms of one batch size; what a ratio compares stands close together."""
     precisions = ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32", "bf16")
-    for variant, work, precision, layout in product(VARIANTS, WORKS, precisions, LAYOUTS):
+    for work, precision, layout, variant in product(works, precisions, LAYOUTS, VARIANTS):
         yield Setting(variant, precision, layout, batch_size, work)
 
 
@@ -217,8 +215,7 @@ def compare_with_minimal_loop(report: Report, runtime: Runtime, batch_size: int,
     networks = [build_network(spec, runtime, channels_last=True) for _ in range(2)]
     trainer = TrainerStep(runtime, networks[0], batch_size)
     minimal = build_minimal_loop(networks[1], batch, runtime.precision, runtime.device)
-    # A window of 10 steps has one log point.
-    protocol = pick_effort(options, full=Protocol(9, 3.0, 10), quick=Protocol(5, 0.0, 3), tiny=Protocol(2, 0.0, 10))
+    protocol = pick_effort(options, full=Protocol(9, 3.0, 10), quick=Protocol(3, 0.0, 3), tiny=Protocol(2, 0.0, 10))
     figures = time_calls({"trainer_step": lambda: trainer(batch), "minimal_loop": minimal}, protocol, runtime.device)
     for name, seconds in figures.items():
         setting = Setting("torchvision", runtime.precision, "channels_last", batch_size, name)

@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no launcher's or W&B's environment, no cache of the user's, no process left."""
+"""For every test: one thread, no environment of a launcher or of W&B, no cache of the user's, no process left."""
 
 from __future__ import annotations
 

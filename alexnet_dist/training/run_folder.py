@@ -81,6 +81,8 @@ def _lock(folder: Path) -> FileLock:
 def settle_settings(folder: Path, config: Config) -> list[str]:
     """Compare the settings with those the run was started with, and store them.
 
+    A run without a checkpoint has nothing to go on from: it takes the new settings.
+
     Returns:
         Keys that differ and may.
 
@@ -89,7 +91,7 @@ def settle_settings(folder: Path, config: Config) -> list[str]:
     """
     path = folder / SETTINGS
     changed: list[str] = []
-    if path.exists():
+    if path.exists() and any((folder / "checkpoints").glob("step-*")):
         values, _ = read_yaml(path)
         before, now = flatten(build_config(values)), flatten(config)
         changed = [key for key in now if before[key] != now[key]]

@@ -1,0 +1,295 @@
+"""What limits training on image files: the loader, the network, or both; and whether memory stays flat.
+
+Protocol: three arms in one process, one window each per round, A B C A B C ...:
+
+- loader: batches are read, decoded, augmented, normalised and put on the device, and nothing else happens.
+- model: the trainer's step on one batch in memory.
+- end_to_end: the trainer's step on the loader's batches, with the number of workers that training takes by itself.
+
+A window of loader or end_to_end starts new workers, lets the first batches pass until the queues are as full as they
+stay, and is timed from there, while more batches are still to be made. The limit is computed from the other two arms of
+the same round. On a CPU loader and network share the cores, so it is 1/(1/loader + 1/model), and the loader alone gets
+as many workers as there are cores, the model alone all threads. On a GPU it is min(loader, model), with equal workers.
+A row is the median over the rounds; the ratio is of images per second, round by round. A full run has 5 rounds of
+windows of at least 10 batches.
+
+Images come from --data.root (its train/ folder), or are made: noise with a photograph's spectrum, 500x375, 100 KB. They
+are in the page cache. Augmentation is the default of a run (shorter side to 256, random crop, mirroring).
+
+Memory: `launch/train.py` trains a toy network on small JPEG files for one epoch, in a process of its own. The resident
+set sizes of it and its workers are summed every 20 ms, and averaged over the 50 steps after step 50 and over the last
+50 of the epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from _photographs import write_photographs
+from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
+from _subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
+from _timing import Spread, divide, interleave, measure_seconds
+
+from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization, build_splits
+from alexnet_dist.config import AugmentConfig, DataConfig
+from alexnet_dist.data.loader import Loader
+from alexnet_dist.data.plan import Plan
+from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.machine import available_cores
+from alexnet_dist.models import AlexNetSpec
+from alexnet_dist.parallel.runtime import Runtime, start_runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFETCH = 2  # batches that each worker makes ahead
+SETTLED_STEP = 50  # memory is compared with what it is from here on
+POLL_SECONDS = 0.02
+TARGET = "target 0.95"
+TARGET_GROWTH = "target: below 2 %"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Args:
+        rounds: windows of each arm.
+        num_batches: batches in a window.
+        batch_size: images in a batch.
+        num_images: images made where no --data.root is given.
+        epoch_steps: updates of the memory check.
+    """
+
+    rounds: int
+    num_batches: int
+    batch_size: int
+    num_images: int
+    epoch_steps: int
+
+
+def main() -> int:
+    """Run the benchmark; the exit code."""
+    parser = new_parser("end_to_end", "Speed of loader, network and both on image files; memory over an epoch.")
+    add_device_options(parser)
+    parser.add_argument("--variant", choices=("paper", "torchvision"), default="paper", help="default: paper")
+    return run_benchmark(parser, measure)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Speed on image files, then memory."""
+    effort = pick_effort(
+        options,
+        full=Effort(rounds=5, num_batches=10, batch_size=64, num_images=512, epoch_steps=400),
+        quick=Effort(rounds=2, num_batches=5, batch_size=16, num_images=128, epoch_steps=200),
+        tiny=Effort(rounds=2, num_batches=2, batch_size=4, num_images=16, epoch_steps=3 * SETTLED_STEP),
+    )
+    runtime = start_runtime(options.device, options.precision)
+    report = Report(describe_environment(options, runtime.device))
+    with tempfile.TemporaryDirectory() as folder:
+        measure_speed(report, runtime, options, effort, Path(folder))
+        measure_memory(report, options, effort, Path(folder) / "memory")
+    return report
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def measure_speed(report: Report, runtime: Runtime, options: argparse.Namespace, effort: Effort, folder: Path) -> None:
+    """The three arms, their limit and the verdict."""
+    index = find_images(options.data_root, folder, effort.num_images)
+    spec = pick_spec(options.variant, options.tiny)
+    on_gpu = runtime.device.type == "cuda"
+    # On a CPU the loader alone may use every core, as the model alone does: only then do their times add up.
+    alone = make_loader(runtime, index, spec, effort.batch_size, None if on_gpu else available_cores())
+    default = make_loader(runtime, index, spec, effort.batch_size, None)
+    train = TrainerStep(runtime, build_network(spec, runtime, channels_last=True), effort.batch_size)
+    batch = make_batch(effort.batch_size, spec, runtime.device, channels_last=True)
+    measure_seconds(lambda: train(batch), 2, runtime.device)  # warm up
+    windows = {
+        "loader": lambda: time_batches(alone, lambda batch: None, effort.num_batches),
+        "model": lambda: measure_seconds(lambda: train(batch), effort.num_batches, runtime.device) / effort.num_batches,
+        "end_to_end": lambda: time_batches(default, train, effort.num_batches),
+    }
+    seconds = interleave(windows, effort.rounds)
+    workers = {"loader": alone.workers, "model": 0, "end_to_end": default.workers}
+    for arm, values in seconds.items():
+        report.rows.append({"arm": arm, "workers": workers[arm], **describe_speed(values, effort.batch_size)})
+    add_limit(report, seconds, on_gpu, f"{options.variant}, {runtime.precision}, batch {effort.batch_size}")
+    report.environment["images"] = describe_images(index, made=options.data_root is None)
+    report.notes.append(
+        judge(report, {arm: effort.batch_size / statistics.median(values) for arm, values in seconds.items()}, workers)
+    )
+
+
+def find_images(root: Path | None, folder: Path, num_images: int) -> SampleIndex:
+    """The training images below a root, or made ones. Nothing is written below the root."""
+    if root is None:
+        root = folder / "photographs"
+        write_photographs(root, num_images, width=500, height=375)
+    data = DataConfig(root=str(root), val_fraction=0.0, cache_dir=str(folder / "cache"))
+    return build_splits(data, SEED, progress=False).train
+
+
+def describe_images(index: SampleIndex, made: bool) -> dict[str, Any]:
+    """What was decoded."""
+    width, height = index.sizes.mean(axis=0).round().astype(int).tolist()
+    kilobytes = round(float(index.byte_sizes.mean()) / 1000, 1)
+    return {"made": made, "count": len(index), "mean_width": width, "mean_height": height, "mean_kilobytes": kilobytes}
+
+
+def make_loader(
+    runtime: Runtime, index: SampleIndex, spec: AlexNetSpec, batch_size: int, workers: int | None
+) -> Loader:
+    """The training loader of a run with default augmentation."""
+    augment = AugmentConfig()
+    plan = Plan(index.sizes, build_augmentation(augment, spec.image_size), batch_size, SEED, shuffle=True)
+    normalization = build_normalization(augment, spec.in_channels)
+    return build_loader(runtime, DataConfig(workers=workers), index, plan, normalization, channels_last=True)
+
+
+def time_batches(loader: Loader, use: Callable[[Any], None], num_batches: int) -> float:
+    """Seconds per batch of a loader in full swing.
+
+    Args:
+        loader: started anew, and stopped at the end.
+        use: what happens to each batch.
+        num_batches: how many are timed.
+    """
+    ahead = PREFETCH * loader.workers
+    batches = loader.batches(0, ahead + 1 + num_batches + ahead)  # the last ones keep the workers busy to the end
+
+    def use_next() -> None:
+        use(next(batches))
+
+    measure_seconds(use_next, ahead + 1, loader.device)
+    return measure_seconds(use_next, num_batches, loader.device) / num_batches
+
+
+def describe_speed(seconds: list[float], batch_size: int) -> dict[str, float]:
+    """Images per second over the rounds."""
+    spread = Spread.of([batch_size / value for value in seconds])
+    return {
+        "images_per_second": spread.median,
+        "images_per_second_min": spread.min,
+        "images_per_second_max": spread.max,
+    }
+
+
+def add_limit(report: Report, seconds: dict[str, list[float]], on_gpu: bool, what: str) -> None:
+    """Compare end-to-end with what loader and model allow. Rates in the formula are times here, the other way up."""
+    combine: Callable[[float, float], float] = max if on_gpu else lambda loader, model: loader + model
+    limit = [combine(*pair) for pair in zip(seconds["loader"], seconds["model"], strict=True)]
+    formula = "min(loader, model)" if on_gpu else "1/(1/loader + 1/model)"
+    report.add_ratio(
+        "end_to_end/limit",
+        divide(limit, seconds["end_to_end"]),
+        f"images per second over {formula}, {what}; {TARGET}",
+    )
+
+
+def judge(report: Report, speed: dict[str, float], workers: dict[str, int]) -> str:
+    """One sentence: what limits, and what to turn next.
+
+    Args:
+        report: with the device and its cores.
+        speed: images per second of each arm.
+        workers: decoding processes of each arm.
+    """
+    loader, model, cores = speed["loader"], speed["model"], report.environment["cores"]
+    if report.environment["device"] == "cuda":
+        if loader >= model:
+            return f"The network limits ({model:.0f}/s, loader {loader:.0f}/s): try precision bf16, compile true."
+        more = "more cores or smaller files" if workers["loader"] >= cores else f"data.workers up to {cores}"
+        return f"The loader limits ({loader:.0f}/s, network {model:.0f}/s): next is {more}."
+    part = model / (loader + model)  # of the cores' time that goes to the loader
+    if part < 0.5:
+        return f"The network takes {1 - part:.0%} of the cores' time: next are precision (bf16 with AMX) or a GPU."
+    return f"The loader takes {part:.0%} of the cores' time: next are smaller files (resized once) or more cores."
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def measure_memory(report: Report, options: argparse.Namespace, effort: Effort, folder: Path) -> None:
+    """Train for an epoch of small steps and compare the memory of its beginning and of its end."""
+    write_photographs(folder, effort.epoch_steps * effort.batch_size, width=80, height=72)
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *list_settings(options, effort, folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        samples = watch_memory(process, folder / "run" / "metrics.jsonl")
+        assert process.stderr is not None
+        message = process.stderr.read()
+    if process.returncode:
+        raise RuntimeError(f"the memory check's training failed: {message.strip().splitlines()[-1:]}")
+    last = effort.epoch_steps - SETTLED_STEP
+    settled = statistics.mean(mib for step, mib in samples if SETTLED_STEP <= step < 2 * SETTLED_STEP)
+    at_end = statistics.mean(mib for step, mib in samples if last <= step < effort.epoch_steps)
+    growth = 100 * (at_end / settled - 1)
+    row = {"arm": "memory", "mib_after_50_steps": settled, "mib_at_epoch_end": at_end, "growth_percent": growth}
+    report.rows.append(row)
+    report.notes.append(
+        f"Memory of training and its workers grew by {growth:.2f} % from step {SETTLED_STEP} "
+        f"to the end of an epoch of {effort.epoch_steps} steps ({TARGET_GROWTH})."
+    )
+
+
+def list_settings(options: argparse.Namespace, effort: Effort, folder: Path) -> list[str]:
+    """The command line of the watched run."""
+    settings = {
+        "config": "smoke",
+        "model.conv_channels": list(TINY["conv_channels"]),
+        "model.fc_width": TINY["fc_width"],
+        "device": options.device,
+        "data.source": "folder",
+        "data.root": folder,
+        "data.val_fraction": 0.0,
+        "data.cache_dir": folder / "cache",
+        "train.epochs": 1,
+        "train.global_batch_size": effort.batch_size,
+        "log.every_steps": 5,
+        "output_dir": folder / "run",
+    }
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def watch_memory(process: subprocess.Popen[str], metrics: Path) -> list[tuple[int, float]]:
+    """(last logged step, MiB of the process and its children) until the process ends."""
+    samples = []
+    tree = psutil.Process(process.pid)
+    while process.poll() is None:
+        mib = sum_resident_mib(tree)
+        samples.append((read_last_step(metrics), mib))
+        time.sleep(POLL_SECONDS)
+    return samples
+
+
+def sum_resident_mib(tree: psutil.Process) -> float:
+    """Resident set sizes of a process and its descendants. Pages that they share count in each."""
+    total = 0
+    for process in [tree, *tree.children(recursive=True)]:
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 2**20
+
+
+def read_last_step(metrics: Path) -> int:
+    """The step of the last complete line of metrics.jsonl; 0 before there is one."""
+    if not metrics.exists():
+        return 0
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Runs every benchmark, each in a process of its own, one after the other, and makes one short page of their JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from _report import format_cell
+
+BENCHMARKS = ("startup", "model", "end_to_end")
+EXAMPLES = """Run all benchmarks; writes FOLDER/NAME.json for each and FOLDER/README.md.
+
+examples:
+  python benchmarks/run_all.py --out benchmarks/results
+  python benchmarks/run_all.py --quick --out figures --data.root data/imagenet_subset"""
+
+
+def main() -> int:
+    """Run them; 0 if all ended well, else the first exit code that was not 0."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files and the page")
+    options, words = parser.parse_known_args()
+    codes = [run(name, words, options.out) for name in BENCHMARKS]
+    ended_well = [name for name, code in zip(BENCHMARKS, codes, strict=True) if code == 0]
+    found = {name: read_json(options.out / f"{name}.json") for name in ended_well}
+    if found:
+        (options.out / "README.md").write_text(format_page(found), encoding="utf-8")
+    return next((code for code in codes if code), 0)
+
+
+def run(name: str, words: list[str], folder: Path) -> int:
+    """Run one benchmark, with the words of the command line that are not ours; its exit code."""
+    print(f"== {name}", flush=True)
+    script = Path(__file__).with_name(f"{name}.py")
+    return subprocess.run([sys.executable, str(script), *words, "--out", str(folder / f"{name}.json")]).returncode
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A benchmark's figures."""
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def format_page(found: Mapping[str, dict[str, Any]]) -> str:
+    """Machine, ratios and notes in Markdown. All of it comes from the JSON files."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `benchmarks/run_all.py` from the JSON files beside this page. The first lines of `benchmarks/NAME.py`",
+        "say how each figure is measured.",
+        "",
+        *describe_machine(next(iter(found.values()))["environment"]),
+        "",
+        "| benchmark | ratio | median | min | max | what |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, report in found.items():
+        for ratio, values in report["ratios"].items():
+            cells = [format_cell(values[key]) for key in ("median", "min", "max", "what")]
+            lines.append(f"| {name} | {ratio} | {' | '.join(cells)} |")
+    notes = [f"- {name}: {note}" for name, report in found.items() for note in report["notes"]]
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def describe_machine(environment: Mapping[str, Any]) -> list[str]:
+    """Where and when, and how thoroughly."""
+    versions = environment["versions"]
+    matrix_units = ", ".join(environment["cpu_features"]) or "none"
+    return [
+        f"- {environment['cpu']}, {environment['cores']} cores ({matrix_units}), {environment['memory_gib']} GiB; "
+        f"GPUs: {', '.join(environment['gpus']) or 'none'}",
+        "- " + ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "torchvision") if name in versions),
+        f"- commit {environment['git_commit']}, {environment['time']}, effort: {environment['effort']}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""What a user can get wrong: one line that names it, and the exit code of the contract."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dist_helper import run_processes
+from PIL import Image
+from tiny import tiny_config
+
+from alexnet_dist.commands.cli import run
+from alexnet_dist.settings import dump_config
+from alexnet_dist.training import run_folder
+from alexnet_dist.training.checkpoint import list_checkpoints
+from alexnet_dist.training.trackers import read_rows
+
+Outcome = tuple[int, list[str], str]
+
+
+def call(verb: str, *words: str, processes: int = 1) -> Outcome:
+    """Run a verb in forked processes: exit code, error lines of all of them, everything on stderr."""
+    results = run_processes(processes, _call_here, verb, [str(word) for word in words])
+    codes = {code for code, _ in results}
+    assert len(codes) == 1, codes
+    text = "".join(text for _, text in results)
+    return codes.pop(), [line for line in text.splitlines() if line.startswith("error: ")], text
+
+
+def _call_here(verb: str, words: list[str]) -> tuple[int, str]:
+    with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
+        code = run(verb, words)
+    return code, stderr.getvalue()
+
+
+def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:
+    """One error line with all of `parts`, the exit code, no traceback."""
+    found, lines, text = outcome
+    assert found == code, text
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A tiny run on made-up images, as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump_config(tiny_config(tmp_path / "run")))
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Class folders of small photographs: 2 classes, 12 for training and 4 for validation each."""
+    dice = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = dice.integers(0, 256, (70, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:02d}.jpg", quality=90)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def on_pictures(config: Path, pictures: Path, tmp_path: Path) -> list[str]:
+    """The words of a run on those pictures."""
+    words = ["--config", str(config), "--data.source", "folder", "--data.root", str(pictures), "--data.val", "val"]
+    return [*words, "--augment.resize", "72", "--train.epochs", "2", "--data.cache_dir", str(tmp_path / "cache")]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--optimizer.lrr", "1"], ["--optimizer.lrr", "did you mean --optimizer.lr?"]),
+        (["--optimizer.lr", "fast"], ["optimizer.lr", "expected float", "'fast'"]),
+        (["--train.epochs", "true"], ["train.epochs", "expected int"]),
+        (["--optimizer.lr", "-0.1"], ["optimizer.lr", "above 0"]),
+        (["--optimizer.lr", "inf"], ["optimizer.lr"]),
+        (["--optimizer.lr", ".nan"], ["optimizer.lr"]),
+        (["--optimizer.momentum", "1.5"], ["optimizer.momentum", "below 1"]),
+        (["--train.epochs", "2", "--train.max_steps", "9"], ["train.epochs", "train.max_steps"]),
+        (["--train.micro_batch_size", "5"], ["micro_batch_size 5", "12", "use 4 or 6"]),
+        (["--model.image_size", "20"], ["model"]),
+        (["--model.num_classes", "2"], ["model.num_classes"]),
+        (["--augment.mean", "[0.5, 0.5]"], ["augment.mean", "2 values"]),
+        (["--model.conv_groups", "[1, 3, 1, 2, 2]"], ["model"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
+)
+def test_settings_that_cannot_be_meant(config: Path, words: list[str], parts: list[str], tmp_path: Path) -> None:
+    assert_refused(call("train", "--config", str(config), *words), 2, *parts)
+
+
+def test_missing_config_names_a_near_one() -> None:
+    assert_refused(call("train", "--config", "digts"), 2, "digts", "did you mean digits?")
+
+
+def test_duplicate_key_names_both_lines(config: Path) -> None:
+    config.write_text(config.read_text() + "seed: 1\n")
+    assert_refused(call("train", "--config", str(config)), 2, "seed stands twice", str(config))
+
+
+def test_processes_that_do_not_divide_the_batch(config: Path) -> None:
+    words = ["--config", str(config), "--train.global_batch_size", "13"]
+    assert_refused(call("train", *words, processes=2), 2, "13", "2 processes", "use 12 or 14")
+
+
+def test_batch_larger_than_the_training_set(config: Path) -> None:
+    outcome = call("train", "--config", str(config), "--train.global_batch_size", "41")
+    assert_refused(outcome, 3, "41", "40 images")
+
+
+def test_missing_data_root_says_how_to_make_it(config: Path, tmp_path: Path) -> None:
+    words = ["--config", str(config), "--data.source", "folder", "--data.root", str(tmp_path / "nowhere")]
+    assert_refused(call("train", *words), 3, "nowhere", "CLASS")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_empty_data_root(config: Path, tmp_path: Path, processes: int) -> None:
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    words = ["--config", str(config), "--data.source", "folder", "--data.root", str(tmp_path / "empty")]
+    assert_refused(call("train", *words, processes=processes), 3, "empty")
+
+
+def test_empty_class_folder_is_named(on_pictures: list[str], pictures: Path) -> None:
+    (pictures / "train" / "cow").mkdir()
+    assert_refused(call("train", *on_pictures), 3, "cow")
+
+
+def test_validation_class_that_training_lacks(on_pictures: list[str], pictures: Path) -> None:
+    shutil.copytree(pictures / "val" / "cat", pictures / "val" / "cow")
+    assert_refused(call("train", *on_pictures), 3, "cow")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works where there is CUDA")
+def test_fp16_without_cuda(config: Path) -> None:
+    assert_refused(call("train", "--config", str(config), "--precision", "fp16"), 5, "fp16", "CUDA")
+
+
+def test_output_folder_that_cannot_be_written(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = call("train", "--config", str(config), "--output_dir", str(tmp_path / "file" / "run"))
+    assert_refused(outcome, 5, "file")
+
+
+def test_second_start_in_the_same_folder(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.3)
+    lock = run_folder.open_run_folder(tmp_path / "run", new=False)
+    with lock:
+        assert_refused(call("train", "--config", str(config)), 5, "another run is using")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loss_that_is_not_finite_makes_no_update(config: Path, tmp_path: Path, processes: int) -> None:
+    call("train", "--config", str(config), "--train.max_steps", "6", processes=processes)
+    words = ["--config", str(config), "--train.max_steps", "20", "--optimizer.lr", "0.01"]
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    settings = (tmp_path / "other" / "config.yaml").read_text().replace("lr: 0.01", "lr: 1.0e+30")
+    (tmp_path / "other" / "config.yaml").write_text(settings)
+    words = [*words, "--output_dir", str(tmp_path / "other"), "--optimizer.lr", "1e30"]
+    assert_refused(call("train", *words, processes=processes), 6, "not finite", "step-000000")
+    newest = list_checkpoints(tmp_path / "other" / "checkpoints")[0]
+    weights = torch.cat([t.flatten() for t in _load(newest / "weights.safetensors").values()])
+    assert torch.isfinite(weights).all()
+    assert json.loads((tmp_path / "other" / "summary.json").read_text())["status"] == "failed"
+    assert all(np.isfinite(row.get("loss", 0.0)) for row in read_rows(tmp_path / "other" / "metrics.jsonl"))
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
+
+
+# -- bad files --------------------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("damage", [truncate, empty])
+def test_a_bad_file_ends_the_run_by_name(
+    on_pictures: list[str], pictures: Path, damage: Callable[[Path], None], processes: int
+) -> None:
+    damage(pictures / "train" / "dog" / "03.jpg")
+    assert_refused(call("train", *on_pictures, processes=processes), 3, "dog/03.jpg", "on_bad_file: skip")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("damage", [truncate, empty])
+def test_a_bad_file_is_left_out_and_listed(
+    on_pictures: list[str], pictures: Path, tmp_path: Path, damage: Callable[[Path], None], processes: int
+) -> None:
+    damage(pictures / "train" / "dog" / "03.jpg")
+    damage(pictures / "val" / "cat" / "01.jpg")
+    before = sorted((path, path.stat().st_size) for path in pictures.rglob("*.jpg"))
+    code, _, text = call("train", *on_pictures, "--data.on_bad_file", "skip", processes=processes)
+    assert code == 0, text
+    with (tmp_path / "run" / "bad_files.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    assert [row["path"] for row in listed] == ["train/dog/03.jpg", "val/cat/01.jpg"]
+    assert all(row["reason"] for row in listed)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert {row["num_examples"] for row in rows if row["event"] == "eval"} == {7}
+    assert max(row["samples_seen"] for row in rows if row["event"] == "train") == 2 * 23
+    assert sorted((path, path.stat().st_size) for path in pictures.rglob("*.jpg")) == before
+
+
+# -- weights and checkpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(config: Path, tmp_path: Path) -> Path:
+    """The run folder of a finished tiny run."""
+    code, _, text = call("train", "--config", str(config))
+    assert code == 0, text
+    return tmp_path / "run"
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty])
+def test_no_intact_checkpoint(config: Path, finished: Path, damage: Callable[[Path], None]) -> None:
+    for checkpoint in list_checkpoints(finished / "checkpoints"):
+        damage(checkpoint / "optimizer.safetensors")
+    outcome = call("train", "--config", str(config), "--train.epochs", "6")
+    assert_refused(outcome, 4, "no intact checkpoint", "optimizer.safetensors")
+
+
+def test_a_named_checkpoint_that_is_damaged(config: Path, finished: Path) -> None:
+    newest = list_checkpoints(finished / "checkpoints")[0]
+    flip_a_bit(newest / "weights.safetensors")
+    outcome = call("train", "--config", str(config), "--train.epochs", "6", "--resume_from", newest.name)
+    assert_refused(outcome, 4, newest.name, "sha256")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_damaged_model(finished: Path, damage: Callable[[Path], None], verb: str, tmp_path: Path) -> None:
+    damage(finished / "model" / "model.safetensors")
+    words = [str(tmp_path / "picture.jpg")] if verb == "predict" else []
+    assert_refused(call(verb, "--model", str(finished), *words), 4, "damaged model")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_missing_model(tmp_path: Path, verb: str) -> None:
+    words = [str(tmp_path / "picture.jpg")] if verb == "predict" else []
+    assert_refused(call(verb, "--model", str(tmp_path / "nothing"), *words), 4, "no model", "nothing")
+
+
+def test_pretrained_weights_of_another_shape(config: Path, finished: Path, tmp_path: Path) -> None:
+    weights = str(finished / "model" / "model.safetensors")
+    words = ["--config", str(config), "--output_dir", str(tmp_path / "other"), "--model.pretrained", weights]
+    assert_refused(call("train", *words, "--model.fc_width", "24"), 4, "classifier", weights)
+    assert call("train", *words)[0] == 0
+
+
+def test_pretrained_weights_for_other_classes(on_pictures: list[str], finished: Path, tmp_path: Path) -> None:
+    words = [*on_pictures, "--output_dir", str(tmp_path / "other"), "--model.pretrained", str(finished)]
+    assert_refused(call("train", *words), 4, "class 0", "'cat'")
+
+
+def test_evaluation_on_other_classes(on_pictures: list[str], pictures: Path, tmp_path: Path) -> None:
+    assert call("train", *on_pictures)[0] == 0
+    (pictures / "val" / "dog").rename(pictures / "val" / "wolf")
+    assert_refused(call("evaluate", "--model", str(tmp_path / "run")), 4, "'wolf'")
+
+
+def test_a_pickle_that_runs_code_is_refused(config: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (open, (str(tmp_path / "canary"), "w"))  # type: ignore[return-value]
+
+    torch.save({"features.0.weight": Payload()}, tmp_path / "evil.pt")
+    outcome = call("train", "--config", str(config), "--model.pretrained", str(tmp_path / "evil.pt"))
+    assert_refused(outcome, 4, "evil.pt")
+    assert not (tmp_path / "canary").exists()
+
+
+# -- a run that is there already --------------------------------------------------------------------------------------
+
+
+def test_a_changed_setting_is_refused_with_the_difference(config: Path, finished: Path) -> None:
+    outcome = call("train", "--config", str(config), "--optimizer.lr", "0.5", "--log.every_steps", "5")
+    assert_refused(outcome, 2, "optimizer.lr was 0.01, is 0.5", "--new")
+    assert "log.every_steps" not in outcome[1][0]
+
+
+def test_new_keeps_the_old_run(config: Path, finished: Path) -> None:
+    old = (finished / "summary.json").read_text()
+    code, _, text = call("train", "--config", str(config), "--optimizer.lr", "0.02", "--new")
+    assert code == 0, text
+    assert (finished.with_name("run.1") / "summary.json").read_text() == old
+    assert json.loads((finished / "run.json").read_text())["starts"][0]["step"] == 0
+
+
+def test_images_that_changed_since_the_run_began(on_pictures: list[str], pictures: Path) -> None:
+    assert call("train", *on_pictures)[0] == 0
+    shutil.copy(pictures / "train" / "cat" / "00.jpg", pictures / "train" / "cat" / "new.jpg")
+    assert_refused(call("train", *on_pictures, "--train.epochs", "3"), 3, "num_train was 24, is 25")
+
+
+def test_another_root_with_the_same_images_goes_on(on_pictures: list[str], pictures: Path, tmp_path: Path) -> None:
+    assert call("train", *on_pictures)[0] == 0
+    shutil.copytree(pictures, tmp_path / "moved")
+    words = [*on_pictures, "--data.root", str(tmp_path / "moved"), "--train.epochs", "3"]
+    code, _, text = call("train", *words)
+    assert code == 0, text
+    assert "resumed from step-" in text
+
+
+def test_a_finished_run_says_so(config: Path, finished: Path) -> None:
+    code, _, text = call("train", "--config", str(config))
+    assert code == 0
+    assert "this run is finished" in text

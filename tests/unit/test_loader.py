@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from images import JPEG, encode, make_picture, save_jpeg
+from PIL import Image
+
+from alexnet_dist.data.loader import (
+    MAX_WORKERS,
+    Batch,
+    Loader,
+    Normalization,
+    choose_engine,
+    choose_workers,
+    make_normalization,
+)
+from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Plan
+from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
+
+SIDE = 20
+RECIPE = Augmentation(
+    crop_size=SIDE, resize=24, crop="random", horizontal_flip=0.5, vertical_flip=0.5, lighting="source2012"
+)
+
+
+def do_nothing() -> None:
+    """What a worker does first."""
+
+
+def make_index(folder: Path) -> SampleIndex:
+    """Two classes, ten images of several shapes."""
+    for number, (width, height) in enumerate([(40, 24), (24, 40), (33, 33), (25, 60), (24, 24)]):
+        for name in ("cat", "dog"):
+            save_jpeg(folder / "train" / name / f"{number}.jpg", width, height)
+    return scan(folder)
+
+
+def scan(folder: Path) -> SampleIndex:
+    return scan_folder(folder / "train", classes=None, on_bad_file="fail", cache_dir=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    return make_index(tmp_path_factory.mktemp("images"))
+
+
+def make_loader(index: SampleIndex, **changes: Any) -> Loader:
+    recipe, batch = changes.pop("recipe", RECIPE), changes.pop("global_batch_size", 4)
+    seed, shuffle = changes.pop("seed", 1), changes.pop("shuffle", True)
+    values: dict[str, Any] = {
+        "plan": Plan(index.sizes, recipe, batch, seed, shuffle),
+        "index": index,
+        "normalization": make_normalization(changes.get("channels", 3), 1, None, None),
+        "channels": 3,
+        "max_pixels": 10**6,
+        "shard_id": 0,
+        "num_shards": 1,
+        "device": torch.device("cpu"),
+        "channels_last": True,
+        "workers": 0,
+        "on_worker_start": do_nothing,
+    }
+    return Loader(**(values | changes))
+
+
+def is_equal(one: Batch, other: Batch) -> bool:
+    """Bit by bit."""
+    tensors = zip(one[:4], other[:4], strict=True)
+    return all(torch.equal(a, b) for a, b in tensors) and one[4:] == other[4:]
+
+
+# -- the same batches, however they are made --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_workers(index: SampleIndex, workers: int) -> None:
+    expected = list(make_loader(index).batches(0, 5))
+    made = list(make_loader(index, workers=workers).batches(0, 5))
+    assert len(made) == 5
+    assert all(map(is_equal, made, expected))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_after_a_start_in_the_middle_are_the_same(index: SampleIndex, workers: int) -> None:
+    expected = list(make_loader(index).batches(0, 7))
+    assert all(map(is_equal, make_loader(index, workers=workers).batches(4, 7), expected[4:]))
+    assert not is_equal(next(make_loader(index).batches(4, 7)), expected[3])
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"recipe": RECIPE.for_evaluation()}])
+def test_that_comparison_notices_another_plan(index: SampleIndex, change: dict[str, Any]) -> None:
+    assert not is_equal(next(make_loader(index, **change).batches(0, 1)), next(make_loader(index).batches(0, 1)))
+
+
+@pytest.mark.parametrize("num_shards", [2, 4])
+def test_shards_concatenate_to_the_batch_of_one_process(index: SampleIndex, num_shards: int) -> None:
+    for_one = list(make_loader(index).batches(0, 3))  # the third is short
+    shards = [list(make_loader(index, shard_id=n, num_shards=num_shards).batches(0, 3)) for n in range(num_shards)]
+    joined = [
+        Batch(
+            *(torch.cat(parts) for parts in zip(*(p[:4] for p in step), strict=True)),
+            sum(p.num_images for p in step),
+            [],
+        )
+        for step in zip(*shards, strict=True)
+    ]
+    assert all(map(is_equal, joined, for_one))
+    assert [batch.num_images for batch in joined] == [4, 4, 2]
+
+
+def test_no_steps_give_no_batches(index: SampleIndex) -> None:
+    assert list(make_loader(index, workers=2).batches(5, 5)) == []
+
+
+# -- what a batch holds -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_layout_and_types(index: SampleIndex, channels_last: bool) -> None:
+    batch = next(make_loader(index, channels_last=channels_last).batches(0, 1))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert batch.images.shape == (4, 3, SIDE, SIDE)
+    assert batch.images.is_contiguous(memory_format=layout)
+    assert (batch.images.dtype, batch.labels.dtype, batch.mask.dtype) == (torch.float32, torch.int64, torch.float32)
+    assert torch.equal(batch.labels, torch.from_numpy(index.labels)[batch.ids])
+
+
+def test_layouts_hold_the_same_values(index: SampleIndex) -> None:
+    one, other = (next(make_loader(index, channels_last=layout).batches(0, 1)).images for layout in (True, False))
+    assert torch.equal(one, other)
+
+
+def test_filling_has_no_image_no_label_and_no_weight(index: SampleIndex) -> None:
+    batch = next(make_loader(index).batches(2, 3))
+    assert batch.mask.tolist() == [1, 1, 0, 0]
+    assert batch.ids[2:].tolist() == [-1, -1]
+    assert batch.labels[2:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_flips_mirror_the_right_side(index: SampleIndex, axis: int) -> None:
+    plain = Augmentation(crop_size=SIDE, resize=24)
+    rates = {"horizontal_flip": float(axis == 0), "vertical_flip": float(axis == 1)}
+    flipped = Augmentation(crop_size=SIDE, resize=24, **rates)  # type: ignore[arg-type]
+    one, other = (next(make_loader(index, recipe=recipe).batches(0, 1)).images for recipe in (plain, flipped))
+    assert torch.equal(one.flip(3 - axis), other)
+    assert not torch.equal(one, other)
+
+
+def test_lighting_adds_the_plans_shift(index: SampleIndex) -> None:
+    scale = {"normalization": Normalization((0, 0, 0), (1, 1, 1)), "shuffle": False}
+    plain = Augmentation(crop_size=SIDE, resize=24)
+    lit = Augmentation(crop_size=SIDE, resize=24, lighting="source2012")
+    one, other = (next(make_loader(index, recipe=recipe, **scale).batches(0, 1)).images for recipe in (plain, lit))
+    shifts = torch.from_numpy(make_loader(index, recipe=lit, **scale).plan.at(0).shifts).float()
+    torch.testing.assert_close(other - one, shifts[:, :, None, None].expand_as(one), atol=1e-4, rtol=0)
+    assert shifts.abs().max() > 1
+
+
+def test_gray_input_is_the_luma_of_the_colours(index: SampleIndex) -> None:
+    scale, plain = {"shuffle": False}, Augmentation(crop_size=SIDE, resize=None)
+    colour = make_loader(index, recipe=plain, normalization=Normalization((0,) * 3, (1,) * 3), **scale)
+    gray = make_loader(index, recipe=plain, normalization=Normalization((0,), (1,)), channels=1, **scale)
+    rgb, luma = next(colour.batches(0, 1)).images, next(gray.batches(0, 1)).images
+    assert luma.shape == (4, 1, SIDE, SIDE)
+    expected = (rgb * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    assert (luma - expected).abs().max() <= 1  # Pillow rounds
+
+
+def test_synthetic_images_go_the_same_way() -> None:
+    index = synthetic_index(8, 4, (24, 24), seed=0)
+    one, other = (list(make_loader(index, workers=workers).batches(0, 2)) for workers in (0, 1))
+    assert all(map(is_equal, one, other))
+    assert one[0].images.std() > 0.1
+
+
+# -- bad files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> tuple[SampleIndex, Path]:
+    """Ten images; one is cut off after the scan, its header is whole."""
+    index = make_index(tmp_path)
+    path = tmp_path / "train" / "cat" / "3.jpg"
+    path.write_bytes(encode(Image.fromarray(make_picture(25, 60)), **JPEG)[:600])
+    return index, path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_file_has_no_weight_and_is_listed(damaged: tuple[SampleIndex, Path], workers: int) -> None:
+    index, path = damaged
+    loader = make_loader(index, shuffle=False, workers=workers, normalization=Normalization((0,) * 3, (1,) * 3))
+    batch = next(loader.batches(0, 1))
+    assert batch.mask.tolist() == [1, 1, 1, 0]
+    assert batch.num_images == 3
+    assert [bad.path for bad in batch.bad_files] == [str(path)]
+    assert "truncated" in batch.bad_files[0].reason.lower()
+    assert torch.equal(batch.images[3] - batch.images[3, :, :1, :1], torch.zeros(3, SIDE, SIDE))
+
+
+def test_bad_file_leaves_the_other_rows_as_they_are(tmp_path: Path) -> None:
+    good = make_loader(make_index(tmp_path), shuffle=False)
+    expected = next(good.batches(0, 1))
+    (tmp_path / "train" / "cat" / "1.jpg").write_bytes(b"")
+    batch = next(good.batches(0, 1))
+    assert torch.equal(batch.images[[0, 2, 3]], expected.images[[0, 2, 3]])
+    assert torch.equal(batch.labels[[0, 2, 3]], expected.labels[[0, 2, 3]])
+    assert batch.mask.tolist() == [1, 0, 1, 1]
+
+
+def test_image_that_changed_since_the_scan_is_a_bad_file(tmp_path: Path) -> None:
+    loader = make_loader(make_index(tmp_path), shuffle=False)
+    save_jpeg(tmp_path / "train" / "cat" / "0.jpg", 60, 60)
+    assert "changed since it was scanned" in next(loader.batches(0, 1)).bad_files[0].reason
+
+
+# -- choices ----------------------------------------------------------------------------------------------------------
+
+GRAY_MEAN, GRAY_STD = float(np.mean(IMAGENET_MEAN)), float(np.mean(IMAGENET_STD))
+
+
+@pytest.mark.parametrize(
+    ("channels", "pixel_range", "mean", "std", "expected_mean", "expected_std"),
+    [
+        (3, 1, None, None, np.multiply(IMAGENET_MEAN, 255), np.multiply(IMAGENET_STD, 255)),
+        (3, 255, None, None, np.multiply(IMAGENET_MEAN, 255), [1, 1, 1]),
+        (1, 1, None, None, [GRAY_MEAN * 255], [GRAY_STD * 255]),
+        (1, 255, None, None, [GRAY_MEAN * 255], [1]),
+        (3, 1, [0.5], [0.25], [127.5] * 3, [63.75] * 3),
+        (3, 255, [1, 2, 3], [4], [1, 2, 3], [4, 4, 4]),
+    ],
+)
+def test_normalization_defaults(
+    channels: int, pixel_range: int, mean: Any, std: Any, expected_mean: Any, expected_std: Any
+) -> None:
+    made = make_normalization(channels, pixel_range, mean, std)
+    np.testing.assert_allclose(made.mean, expected_mean, rtol=1e-12)
+    np.testing.assert_allclose(made.std, expected_std, rtol=1e-12)
+
+
+@pytest.mark.parametrize("requested", ["auto", "torchvision"])
+def test_engine_is_chosen_with_a_reason(requested: str) -> None:
+    engine, reason = choose_engine(requested)
+    assert engine == "torchvision"
+    assert reason
+
+
+def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alexnet_dist.data.loader.available_cores", lambda: 16)
+    chosen = functools.partial(choose_workers, None)
+    assert [chosen(True, processes) for processes in (1, 4, 32)] == [min(16, MAX_WORKERS), 4, 1]
+    assert [chosen(False, processes) for processes in (1, 4)] == [1, 1]
+    assert list(itertools.starmap(choose_workers, [(0, True, 1), (7, False, 2)])) == [0, 7]
