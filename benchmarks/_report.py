@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from _timing import Spread
 
 from alexnet_dist.errors import AlexNetDistError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
+
+if TYPE_CHECKING:  # a command line's help should not wait for torch
+    import torch
 
 T = TypeVar("T")
 
@@ -86,6 +88,8 @@ def run_benchmark(parser: argparse.ArgumentParser, measure: Callable[[argparse.N
 
 def describe_environment(options: argparse.Namespace, device: torch.device | None = None) -> dict[str, Any]:
     """Where the figures come from. No path and no host name: the text may be published."""
+    import torch
+
     return {
         **describe_machine(),
         "versions": list_versions(),

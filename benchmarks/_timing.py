@@ -11,8 +11,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # startup.py measures its import; it should not do it itself
+    import torch
 
 Window = Callable[[], float]
 """Runs one window of an arm and gives its figure, such as seconds per call."""
@@ -71,8 +73,24 @@ def time_calls(
 
 def _warm_up(call: Callable[[], object], protocol: Protocol, device: torch.device) -> Window:
     measure_seconds(call, 1, device)  # allocations, kernel choice
-    num_calls = max(protocol.min_calls, math.ceil(protocol.window_seconds / measure_seconds(call, 1, device)))
-    return lambda: measure_seconds(call, num_calls, device) / num_calls
+    return settle_window(lambda num_calls: measure_seconds(call, num_calls, device) / num_calls, protocol)
+
+
+def settle_window(measure: Callable[[int], float], protocol: Protocol, multiple: int = 1) -> Window:
+    """Measure once to find how many calls make a window of the wanted length.
+
+    Args:
+        measure: seconds per call of so many calls.
+        protocol: how long to measure.
+        multiple: of which the number of calls must be one.
+    """
+    least = _round_up(protocol.min_calls, multiple)
+    num_calls = max(least, _round_up(protocol.window_seconds / measure(least), multiple))
+    return lambda: measure(num_calls)
+
+
+def _round_up(value: float, multiple: int) -> int:
+    return math.ceil(value / multiple) * multiple
 
 
 def measure_seconds(call: Callable[[], object], num_calls: int, device: torch.device) -> float:
@@ -86,6 +104,8 @@ def measure_seconds(call: Callable[[], object], num_calls: int, device: torch.de
 
 
 def _measure_with_events(call: Callable[[], object], num_calls: int, device: torch.device) -> float:
+    import torch
+
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
     first.record()

@@ -7,11 +7,12 @@ Protocol: three arms in one process, one window each per round, A B C A B C ...:
 - end_to_end: the trainer's step on the loader's batches, with the number of workers that training takes by itself.
 
 A window of loader or end_to_end starts new workers, lets the first batches pass until the queues are as full as they
-stay, and is timed from there, while more batches are still to be made. The limit is computed from the other two arms of
+stay, and is timed from there, while more batches are still to be made; its batches are a multiple of the workers, which
+tend to finish together. The limit is computed from the other two arms of
 the same round. On a CPU loader and network share the cores, so it is 1/(1/loader + 1/model), and the loader alone gets
 as many workers as there are cores, the model alone all threads. On a GPU it is min(loader, model), with equal workers.
 A row is the median over the rounds; the ratio is of images per second, round by round. A full run has 5 rounds of
-windows of at least 10 batches.
+windows of at least 10 s and 10 batches.
 
 Images come from --data.root (its train/ folder), or are made: noise with a photograph's spectrum, 500x375, 100 KB. They
 are in the page cache. Augmentation is the default of a run (shorter side to 256, random crop, mirroring).
@@ -39,7 +40,7 @@ import psutil
 from _photographs import write_photographs
 from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
 from _subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
-from _timing import Spread, divide, interleave, measure_seconds
+from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
 from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization, build_splits
 from alexnet_dist.config import AugmentConfig, DataConfig
@@ -63,24 +64,25 @@ class Effort:
     """How much is measured.
 
     Args:
-        rounds: windows of each arm.
-        num_batches: batches in a window.
+        protocol: of the speed's windows.
         batch_size: images in a batch.
         num_images: images made where no --data.root is given.
         epoch_steps: updates of the memory check.
+        small_batch_size: images in a batch of the memory check.
     """
 
-    rounds: int
-    num_batches: int
+    protocol: Protocol
     batch_size: int
     num_images: int
     epoch_steps: int
+    small_batch_size: int
 
 
 def main() -> int:
     """Run the benchmark; the exit code."""
     parser = new_parser("end_to_end", "Speed of loader, network and both on image files; memory over an epoch.")
     add_device_options(parser)
+    parser.add_argument("--batch_size", type=int, help="default: 64, or 16 with --quick; more suits a GPU")
     parser.add_argument("--variant", choices=("paper", "torchvision"), default="paper", help="default: paper")
     return run_benchmark(parser, measure)
 
@@ -89,9 +91,9 @@ def measure(options: argparse.Namespace) -> Report:
     """Speed on image files, then memory."""
     effort = pick_effort(
         options,
-        full=Effort(rounds=5, num_batches=10, batch_size=64, num_images=512, epoch_steps=400),
-        quick=Effort(rounds=2, num_batches=5, batch_size=16, num_images=128, epoch_steps=200),
-        tiny=Effort(rounds=2, num_batches=2, batch_size=4, num_images=16, epoch_steps=3 * SETTLED_STEP),
+        full=Effort(Protocol(5, 10.0, 10), batch_size=64, num_images=512, epoch_steps=400, small_batch_size=16),
+        quick=Effort(Protocol(2, 1.0, 4), batch_size=16, num_images=64, epoch_steps=200, small_batch_size=8),
+        tiny=Effort(Protocol(2, 0.0, 2), batch_size=2, num_images=8, epoch_steps=3 * SETTLED_STEP, small_batch_size=2),
     )
     runtime = start_runtime(options.device, options.precision)
     report = Report(describe_environment(options, runtime.device))
@@ -108,27 +110,37 @@ def measure_speed(report: Report, runtime: Runtime, options: argparse.Namespace,
     """The three arms, their limit and the verdict."""
     index = find_images(options.data_root, folder, effort.num_images)
     spec = pick_spec(options.variant, options.tiny)
-    on_gpu = runtime.device.type == "cuda"
+    batch_size, on_gpu = options.batch_size or effort.batch_size, runtime.device.type == "cuda"
     # On a CPU the loader alone may use every core, as the model alone does: only then do their times add up.
-    alone = make_loader(runtime, index, spec, effort.batch_size, None if on_gpu else available_cores())
-    default = make_loader(runtime, index, spec, effort.batch_size, None)
-    train = TrainerStep(runtime, build_network(spec, runtime, channels_last=True), effort.batch_size)
-    batch = make_batch(effort.batch_size, spec, runtime.device, channels_last=True)
-    measure_seconds(lambda: train(batch), 2, runtime.device)  # warm up
-    windows = {
-        "loader": lambda: time_batches(alone, lambda batch: None, effort.num_batches),
-        "model": lambda: measure_seconds(lambda: train(batch), effort.num_batches, runtime.device) / effort.num_batches,
-        "end_to_end": lambda: time_batches(default, train, effort.num_batches),
-    }
-    seconds = interleave(windows, effort.rounds)
-    workers = {"loader": alone.workers, "model": 0, "end_to_end": default.workers}
-    for arm, values in seconds.items():
-        report.rows.append({"arm": arm, "workers": workers[arm], **describe_speed(values, effort.batch_size)})
-    add_limit(report, seconds, on_gpu, f"{options.variant}, {runtime.precision}, batch {effort.batch_size}")
+    alone = make_loader(runtime, index, spec, batch_size, None if on_gpu else available_cores())
+    default = make_loader(runtime, index, spec, batch_size, None)
+    windows = build_windows(runtime, spec, alone, default, effort.protocol)
+    seconds = interleave(windows, effort.protocol.rounds)
+    speeds = {arm: Spread.of([batch_size / value for value in values]) for arm, values in seconds.items()}
+    for arm, workers in (("loader", alone.workers), ("model", 0), ("end_to_end", default.workers)):
+        report.rows.append({"arm": arm, "workers": workers, **describe_speed(speeds[arm])})
+    add_limit(report, seconds, on_gpu, f"{options.variant}, {runtime.precision}, batch {batch_size}")
     report.environment["images"] = describe_images(index, made=options.data_root is None)
-    report.notes.append(
-        judge(report, {arm: effort.batch_size / statistics.median(values) for arm, values in seconds.items()}, workers)
-    )
+    report.notes.append(judge(report, speeds["loader"].median, speeds["model"].median, default.workers))
+
+
+def build_windows(
+    runtime: Runtime, spec: AlexNetSpec, alone: Loader, default: Loader, protocol: Protocol
+) -> dict[str, Window]:
+    """The three arms, warmed up; each gives seconds per batch."""
+    batch_size = alone.plan.global_batch_size
+    train = TrainerStep(runtime, build_network(spec, runtime, channels_last=True), batch_size)
+    batch = make_batch(batch_size, spec, runtime.device, channels_last=True)
+
+    def measure_model(num_batches: int) -> float:
+        return measure_seconds(lambda: train(batch), num_batches, runtime.device) / num_batches
+
+    measure_model(1)  # allocations, kernel choice
+    return {
+        "loader": settle_window(lambda count: time_batches(alone, lambda batch: None, count), protocol, alone.workers),
+        "model": settle_window(measure_model, protocol),
+        "end_to_end": settle_window(lambda count: time_batches(default, train, count), protocol, default.workers),
+    }
 
 
 def find_images(root: Path | None, folder: Path, num_images: int) -> SampleIndex:
@@ -175,13 +187,12 @@ def time_batches(loader: Loader, use: Callable[[Any], None], num_batches: int) -
     return measure_seconds(use_next, num_batches, loader.device) / num_batches
 
 
-def describe_speed(seconds: list[float], batch_size: int) -> dict[str, float]:
+def describe_speed(speed: Spread) -> dict[str, float]:
     """Images per second over the rounds."""
-    spread = Spread.of([batch_size / value for value in seconds])
     return {
-        "images_per_second": spread.median,
-        "images_per_second_min": spread.min,
-        "images_per_second_max": spread.max,
+        "images_per_second": speed.median,
+        "images_per_second_min": speed.min,
+        "images_per_second_max": speed.max,
     }
 
 
@@ -197,19 +208,20 @@ def add_limit(report: Report, seconds: dict[str, list[float]], on_gpu: bool, wha
     )
 
 
-def judge(report: Report, speed: dict[str, float], workers: dict[str, int]) -> str:
+def judge(report: Report, loader: float, model: float, workers: int) -> str:
     """One sentence: what limits, and what to turn next.
 
     Args:
         report: with the device and its cores.
-        speed: images per second of each arm.
-        workers: decoding processes of each arm.
+        loader: images per second of the loader alone.
+        model: images per second of the model alone.
+        workers: decoding processes that training takes by itself.
     """
-    loader, model, cores = speed["loader"], speed["model"], report.environment["cores"]
+    cores = report.environment["cores"]
     if report.environment["device"] == "cuda":
         if loader >= model:
             return f"The network limits ({model:.0f}/s, loader {loader:.0f}/s): try precision bf16, compile true."
-        more = "more cores or smaller files" if workers["loader"] >= cores else f"data.workers up to {cores}"
+        more = "more cores or smaller files" if workers >= cores else f"data.workers up to {cores}"
         return f"The loader limits ({loader:.0f}/s, network {model:.0f}/s): next is {more}."
     part = model / (loader + model)  # of the cores' time that goes to the loader
     if part < 0.5:
@@ -222,7 +234,7 @@ def judge(report: Report, speed: dict[str, float], workers: dict[str, int]) -> s
 
 def measure_memory(report: Report, options: argparse.Namespace, effort: Effort, folder: Path) -> None:
     """Train for an epoch of small steps and compare the memory of its beginning and of its end."""
-    write_photographs(folder, effort.epoch_steps * effort.batch_size, width=80, height=72)
+    write_photographs(folder, effort.epoch_steps * effort.small_batch_size, width=80, height=72)
     command = [sys.executable, str(ROOT / "launch" / "train.py"), *list_settings(options, effort, folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         samples = watch_memory(process, folder / "run" / "metrics.jsonl")
@@ -237,7 +249,7 @@ def measure_memory(report: Report, options: argparse.Namespace, effort: Effort, 
     row = {"arm": "memory", "mib_after_50_steps": settled, "mib_at_epoch_end": at_end, "growth_percent": growth}
     report.rows.append(row)
     report.notes.append(
-        f"Memory of training and its workers grew by {growth:.2f} % from step {SETTLED_STEP} "
+        f"Memory of training and its workers changed by {growth:+.2f} % from step {SETTLED_STEP} "
         f"to the end of an epoch of {effort.epoch_steps} steps ({TARGET_GROWTH})."
     )
 
@@ -254,7 +266,7 @@ def list_settings(options: argparse.Namespace, effort: Effort, folder: Path) -> 
         "data.val_fraction": 0.0,
         "data.cache_dir": folder / "cache",
         "train.epochs": 1,
-        "train.global_batch_size": effort.batch_size,
+        "train.global_batch_size": effort.small_batch_size,
         "log.every_steps": 5,
         "output_dir": folder / "run",
     }

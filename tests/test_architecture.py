@@ -32,7 +32,7 @@ HOMES = {
     "torch.distributed": "alexnet_dist/parallel/",
     "wandb": "alexnet_dist/training/trackers.py",
     "torchvision.io": "nowhere",  # a damaged file kills the process
-    "pickle": "alexnet_dist/training/model_folder.py",
+    "pickle": "nowhere",
 }
 PRINTING = ("alexnet_dist/commands/", "launch/", "benchmarks/")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
@@ -73,8 +73,6 @@ def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
         for module, home in HOMES.items():
             if (name == module or name.startswith(f"{module}.")) and not path.startswith(home):
                 yield f"{module} outside {home}"
-        if name.startswith("pickle.") and name != "pickle.UnpicklingError":
-            yield f"{name} used"
 
 
 def _check_calls(tree: ast.AST, path: str) -> Iterator[str]:
@@ -123,8 +121,7 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("alexnet_dist/data/toy.py", "from torchvision.io import read_image", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import torchvision\ntorchvision.io.read_image('x')", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),
-        ("alexnet_dist/training/model_folder.py", "import pickle\npickle.loads(b'')", "pickle.loads used"),
-        ("alexnet_dist/training/model_folder.py", "from pickle import loads", "pickle.loads used"),
+        ("alexnet_dist/training/model_folder.py", "from pickle import loads", "pickle outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x')", "torch.load without"),
         ("alexnet_dist/training/toy.py", "torch.load('x', weights_only=False)", "torch.load without"),
         ("alexnet_dist/data/toy.py", "np.load('x', allow_pickle=True)", "pickles"),
@@ -142,7 +139,6 @@ def test_checker_finds_a_planted_violation(path: str, source: str, expected: str
     [
         ("alexnet_dist/training/toy.py", "from alexnet_dist.parallel.runtime import Runtime"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x', weights_only=True)"),
-        ("alexnet_dist/training/model_folder.py", "import pickle\nx = pickle.UnpicklingError"),
         ("alexnet_dist/parallel/toy.py", "import torch.distributed as dist\nfrom accelerate import Accelerator"),
         ("alexnet_dist/training/toy.py", "def f():\n" + "    x = 1\n" * 59),
         ("launch/toy.py", "from alexnet_dist.commands.cli import run\nprint(run)"),

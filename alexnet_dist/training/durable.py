@@ -26,8 +26,11 @@ def write_file(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(path.name + TEMPORARY)
     with disk_errors_named(path):
-        _write_synced(temporary, data)
-        os.replace(temporary, path)
+        try:
+            _write_synced(temporary, data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # there only if something went wrong
         sync_folder(path.parent)
 
 

@@ -44,7 +44,7 @@ class MetricsFile:
     def __init__(self, path: Path, size: int) -> None:
         with disk_errors_named(path):
             self._file = path.open("ab")
-            self._file.truncate(size)
+            self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # a larger size would add zero bytes
             self._file.seek(0, os.SEEK_END)
 
     def log(self, row: Row) -> None:

@@ -1,0 +1,542 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from alexnet_dist.config import Config
+from alexnet_dist.data.loader import Normalization
+from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.data.samples import BadFile
+from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
+from alexnet_dist.models import make_spec
+from alexnet_dist.settings import build_config
+from alexnet_dist.training import durable, run_folder
+from alexnet_dist.training.checkpoint import (
+    Checkpoint,
+    choose_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    pack_tensors,
+    save_checkpoint,
+)
+from alexnet_dist.training.durable import MANIFEST, find_damage, tidy_folder, write_file, write_folder
+from alexnet_dist.training.model_folder import (
+    ModelCard,
+    find_model_folder,
+    read_card,
+    read_model_weights,
+    read_pretrained,
+    read_weights_file,
+    save_model_folder,
+)
+from alexnet_dist.training.run_folder import open_run_folder, settle_settings, write_bad_files
+from alexnet_dist.training.trackers import MetricsFile, read_rows, rename_for_wandb
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write fails when it should become durable."""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable.os, "fsync", fail)
+
+
+# -- files that are whole or not there --------------------------------------------------------------------------------
+
+
+def test_write_replaces_the_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.json", b"old")
+    write_file(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"new"
+    assert list_names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"old")
+    with pytest.raises(MachineError, match=r"cannot write a\.json .*No space left.*; free some space"):
+        write_file(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"old"
+    assert list_names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_keeps_the_old_folder_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_bytes(b"old")
+    with pytest.raises(MachineError, match=r"cannot write model .*No space left"):
+        write_folder(tmp_path / "model", {"a": b"new"}, manifest=True)
+    assert (tmp_path / "model" / "a").read_bytes() == b"old"
+    assert list_names(tmp_path) == ["model"]
+
+
+def test_folder_that_cannot_fit_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=3)
+    monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(MachineError, match="are free; free some space"):
+        write_folder(tmp_path / "model", {"a": b"four"}, manifest=True)
+    assert list_names(tmp_path) == []
+
+
+def test_disk_that_gives_back_something_else_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "hash_file", lambda path: "0" * 64)
+    with pytest.raises(MachineError, match="read back differs"):
+        write_folder(tmp_path / "model", {"a": b"x"}, manifest=True)
+    assert list_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("killed_at", ["before the swap", "in the swap", "after the swap"])
+def test_tidying_finishes_what_a_kill_interrupted(tmp_path: Path, killed_at: str) -> None:
+    stages = {"before the swap": ["model", "model.tmp"], "in the swap": ["model.old", "model.tmp"]}
+    for name in stages.get(killed_at, ["model", "model.old"]):
+        write_folder(tmp_path / name, {"a": b"x"}, manifest=True)
+    (tmp_path / "run.json.tmp").write_bytes(b"half")
+    tidy_folder(tmp_path)
+    assert list_names(tmp_path) == ["model"]
+    assert find_damage(tmp_path / "model") is None
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def make_checkpoint(seed: int = 0) -> Checkpoint:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {"conv.weight": torch.randn(4, 3, 2, 2, generator=generator), "conv.bias": torch.randn(4)}
+    momentum = {f"momentum_buffer/{name}": torch.randn(tensor.shape) for name, tensor in weights.items()}
+    return Checkpoint(weights, momentum, {"train": {"samples_seen": seed}})
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with intact checkpoints of steps 5 and 10."""
+    for step in (5, 10):
+        save_checkpoint(tmp_path, step, make_checkpoint(step), keep=2)
+    return tmp_path
+
+
+def damage_file(folder: Path, seed: int) -> None:
+    """Change a file of the folder: cut it, flip a bit, zero a part, remove it, or exchange it with another."""
+    rng = random.Random(seed)
+    files = sorted(folder.iterdir())
+    path, other = rng.sample(files, 2)
+    data = bytearray(path.read_bytes())
+    kind = rng.choice(["cut", "flip", "zero", "remove", "exchange"])
+    if kind == "cut":
+        data = data[: rng.randrange(len(data) - 1)]
+    elif kind == "flip":
+        data[rng.randrange(len(data) - 1)] ^= 1 << rng.randrange(8)
+    elif kind == "zero":
+        start = rng.randrange(len(data) // 2)
+        data[start : start + len(data) // 2] = bytes(len(data[start : start + len(data) // 2]))
+    path.write_bytes(data)
+    if kind == "remove":
+        path.unlink()
+    elif kind == "exchange":
+        mine, theirs = path.read_bytes(), other.read_bytes()
+        path.write_bytes(theirs)
+        other.write_bytes(mine)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_every_damage_is_found(two: Path, seed: int) -> None:
+    newest = two / "step-00000010"
+    assert find_damage(newest) is None
+    damage_file(newest, seed)
+    assert find_damage(newest) is not None
+
+
+def test_weights_of_another_checkpoint_are_found(two: Path) -> None:
+    shutil.copy(two / "step-00000005" / "weights.safetensors", two / "step-00000010")
+    assert find_damage(two / "step-00000010") == "sha256 of weights.safetensors differs"
+
+
+def test_checkpoint_comes_back_bit_for_bit(two: Path) -> None:
+    path, notes = choose_checkpoint(two, None)
+    assert path == two / "step-00000010"
+    assert notes == []
+    back, expected = load_checkpoint(path), make_checkpoint(10)
+    assert torch.equal(back.weights["conv.weight"], expected.weights["conv.weight"])
+    assert back.optimizer.keys() == expected.optimizer.keys()
+    assert back.state == {"format": 1, "step": 10, "train": {"samples_seen": 10}}
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json", MANIFEST])
+def test_previous_intact_checkpoint_is_taken_and_said(two: Path, name: str) -> None:
+    (two / "step-00000010" / name).unlink()
+    path, notes = choose_checkpoint(two, None)
+    assert path == two / "step-00000005"
+    assert notes == [f"checkpoint step-00000010 is damaged ({name} is missing): passed over"]
+
+
+def test_no_intact_checkpoint_is_an_error_that_names_them(two: Path) -> None:
+    for path in list_checkpoints(two):
+        (path / "state.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint .*step-00000010.*step-00000005.*--new"):
+        choose_checkpoint(two, None)
+
+
+def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path: Path) -> None:
+    assert choose_checkpoint(tmp_path, None) == (None, [])
+
+
+@pytest.mark.parametrize("named", ["step-00000005", "5", "PATH"])
+def test_checkpoint_can_be_named(two: Path, named: str) -> None:
+    path = two / "step-00000005"
+    assert choose_checkpoint(two, str(path) if named == "PATH" else named) == (path, [])
+
+
+@pytest.mark.parametrize("named", ["step-00000010", "10", "step-00000007", "7", ""])
+def test_named_checkpoint_that_is_damaged_or_missing_is_an_error(two: Path, named: str) -> None:
+    (two / "step-00000010" / MANIFEST).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot resume from this checkpoint"):
+        choose_checkpoint(two, named)
+
+
+def test_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, dataclasses.replace(make_checkpoint(), state={"format": 99}), keep=1)
+    with pytest.raises(CheckpointError, match="newer version"):
+        load_checkpoint(path)
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    for name in ("step-00000099", "step-100000000", "step-00000100", "step-00000007.tmp", "step-final"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-100000000", "step-00000100", "step-00000099"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [15]), (2, [10, 15]), (5, [5, 10, 15])])
+def test_only_the_newest_are_kept(two: Path, keep: int, left: list[int]) -> None:
+    save_checkpoint(two, 15, make_checkpoint(), keep=keep)
+    assert list_names(two) == [f"step-{step:08d}" for step in left]
+
+
+@pytest.mark.usefixtures("two", "full_disk")
+def test_nothing_old_is_deleted_before_the_new_one_is_there(tmp_path: Path) -> None:
+    with pytest.raises(MachineError):
+        save_checkpoint(tmp_path, 15, make_checkpoint(), keep=1)
+    assert list_names(tmp_path) == ["step-00000005", "step-00000010"]
+    assert choose_checkpoint(tmp_path, None)[0] == tmp_path / "step-00000010"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weight_that_is_not_finite_is_never_saved(two: Path, value: float) -> None:
+    broken = make_checkpoint()
+    broken.weights["conv.bias"][2] = value
+    with pytest.raises(DivergedError, match=r"not finite \(step 15, conv\.bias\)"):
+        save_checkpoint(two, 15, broken, keep=1)
+    assert list_names(two) == ["step-00000005", "step-00000010"]
+
+
+def test_equal_weights_give_equal_bytes() -> None:
+    weights = make_checkpoint().weights
+    last = {name: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for name, t in weights.items()}
+    backwards = dict(reversed(weights.items()))
+    assert last["conv.weight"].stride() != weights["conv.weight"].stride()
+    assert pack_tensors(last) == pack_tensors(backwards) == pack_tensors(weights)
+    weights["conv.weight"][0, 0, 0, 0] += 1e-6
+    assert pack_tensors(last) != pack_tensors(weights)
+
+
+def make_network(out: int = 4) -> nn.Module:
+    return nn.ModuleDict({"conv": nn.Conv2d(3, out, 2)})
+
+
+def test_weights_are_loaded_bit_for_bit() -> None:
+    network, weights = make_network(), make_checkpoint().weights
+    load_weights(network, weights, "here")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"conv.weight": torch.zeros(5, 3, 2, 2)}, r"conv\.weight is \(5, 3, 2, 2\) there and \(4, 3, 2, 2\) here"),
+        ({"conv.bias": None}, r"conv\.bias is missing there"),
+        ({"fc.weight": torch.zeros(1)}, r"fc\.weight is \(1,\) there and missing here"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(change: dict[str, Tensor | None], why: str) -> None:
+    changed = {**make_checkpoint().weights, **change}
+    network = make_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=rf"the weights do not fit the network \(a\.pt\): {why}"):
+        load_weights(network, {name: tensor for name, tensor in changed.items() if tensor is not None}, "a.pt")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+# -- model/ and weights of others -------------------------------------------------------------------------------------
+
+CARD = ModelCard(
+    variant="paper",
+    spec=make_spec("paper", num_classes=3, image_size=64, fc_width=8),
+    classes=("cat", "größe", "red fox"),
+    evaluation=Augmentation(crop_size=64, resize=(70, 72)),
+    normalization=Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),
+    source={"step": 12, "val_top1": 0.5},
+)
+
+
+def test_model_folder_comes_back_equal_and_may_be_moved(tmp_path: Path) -> None:
+    weights = make_checkpoint().weights
+    (tmp_path / "run").mkdir()
+    save_model_folder(tmp_path / "run" / "model", weights, CARD)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    folder = find_model_folder(tmp_path / "moved")
+    assert folder == find_model_folder(tmp_path / "moved" / "model")
+    assert read_card(folder) == CARD
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in read_model_weights(folder).items())
+    assert read_pretrained(str(tmp_path / "moved")).keys() == weights.keys()
+
+
+@pytest.mark.parametrize("path", ["nothing", "."])
+def test_folder_without_a_model_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(CheckpointError, match="no model"):
+        find_model_folder(tmp_path / path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 99}', "\udcff"])
+def test_damaged_card_is_refused(tmp_path: Path, text: str) -> None:
+    save_model_folder(tmp_path / "model", make_checkpoint().weights, CARD)
+    (tmp_path / "model" / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match=r"damaged model|newer version"):
+        read_card(tmp_path / "model")
+
+
+def test_bit_flip_in_model_weights_is_found(tmp_path: Path) -> None:
+    save_model_folder(tmp_path / "model", make_checkpoint().weights, CARD)
+    path = tmp_path / "model" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        read_model_weights(tmp_path / "model")
+
+
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_foreign_weights_are_read(tmp_path: Path, wrap: Any, prefix: str) -> None:
+    weights = make_checkpoint().weights
+    torch.save(wrap({prefix + name: tensor for name, tensor in weights.items()}), tmp_path / "a.pt")
+    back = read_pretrained(str(tmp_path / "a.pt"))
+    assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
+
+
+class Malicious:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, write: Any) -> None:
+    path, canary = tmp_path / "weights.pt", tmp_path / "canary"
+    write({"a": Malicious(canary)}, path)
+    with pytest.raises(CheckpointError, match=r"cannot read weights .*weights\.pt"):
+        read_weights_file(path)
+    assert not canary.exists()
+
+
+def test_that_pickle_would_run_code_if_it_were_trusted(tmp_path: Path) -> None:
+    torch.save({"a": Malicious(tmp_path / "canary")}, tmp_path / "weights.pt")
+    torch.load(tmp_path / "weights.pt", weights_only=False)
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04.", b"\xff" * 40, b"PK\x03\x04" + bytes(50)])
+def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        read_weights_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [[torch.zeros(1)], {"a": 1}, torch.zeros(1), {"optimizer": {"a": torch.zeros(1)}}])
+def test_tensors_that_are_no_state_dict_are_refused(tmp_path: Path, value: Any) -> None:
+    torch.save(value, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="it is no state dict"):
+        read_weights_file(tmp_path / "a.pt")
+
+
+def test_cut_safetensors_file_is_refused(tmp_path: Path) -> None:
+    save_file(make_checkpoint().weights, tmp_path / "a.safetensors")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(data[:-7])
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        read_weights_file(tmp_path / "a.safetensors")
+
+
+# -- the run folder ---------------------------------------------------------------------------------------------------
+
+
+def make_config(**values: Any) -> Config:
+    given = {key.replace("__", "."): value for key, value in values.items()}
+    return build_config({"data.source": "synthetic", "train.epochs": 2, "tracking.name": "1e3"} | given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epochs", 5),
+        ("train.micro_batch_size", 8),
+        ("device", "cpu"),
+        ("data.engine", "torchvision"),
+        ("data.workers", 3),
+        ("data.root", "elsewhere"),
+        ("checkpoint.keep", 7),
+        ("log.every_steps", 1),
+        ("tracking.wandb", "offline"),
+    ],
+)
+def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    assert settle_settings(tmp_path, make_config()) == []
+    assert settle_settings(tmp_path, make_config()) == []
+    assert settle_settings(tmp_path, make_config(**{key: value})) == [key]
+    assert settle_settings(tmp_path, make_config(**{key: value})) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("optimizer.lr", 0.5),
+        ("train.global_batch_size", 64),
+        ("augment.crop", "centre"),
+        ("model.dropout", 0.25),
+        ("precision", "fp32"),
+        ("data.val_fraction", 0.3),
+    ],
+)
+def test_other_changes_are_refused_with_the_difference(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    settle_settings(tmp_path, make_config())
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UsageError, match=rf"{key} was .*, is {value}; .*--new"):
+        settle_settings(tmp_path, make_config(**{key: value}))
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_run_without_a_checkpoint_takes_new_settings(tmp_path: Path) -> None:
+    settle_settings(tmp_path, make_config())
+    assert settle_settings(tmp_path, make_config(seed=1)) == []
+    assert "seed: 1" in (tmp_path / "config.yaml").read_text()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("new", [False, True])
+def test_second_start_in_a_held_folder_is_refused(tmp_path: Path, new: bool) -> None:
+    with open_run_folder(tmp_path / "run", new=False):
+        (tmp_path / "run" / "metrics.jsonl").write_bytes(b"{}\n")
+        with pytest.raises(MachineError, match=r"another run is using this run folder .*run"):
+            open_run_folder(tmp_path / "run", new=new)
+    open_run_folder(tmp_path / "run", new=False).release()  # free again
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_new_renames_the_old_run_and_deletes_nothing(tmp_path: Path) -> None:
+    for number in range(3):
+        with open_run_folder(tmp_path / "run", new=True):
+            (tmp_path / "run" / "mark").write_text(str(number))
+    assert list_names(tmp_path) == ["run", "run.1", "run.2"]
+    assert [(tmp_path / name / "mark").read_text() for name in ("run.1", "run.2", "run")] == ["0", "1", "2"]
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"cannot write run \(.*file/run\)"):
+        open_run_folder(tmp_path / "file" / "run", new=False)
+
+
+def test_bad_files_are_listed_once_relative_to_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    bad = [BadFile(str(root / "b,c" / "1.jpg"), "cut"), BadFile(str(root / "a.jpg"), 'a "word"')]
+    write_bad_files(tmp_path, [*bad, *bad], root)
+    assert (tmp_path / "bad_files.csv").read_text() == 'path,reason\na.jpg,"a ""word"""\n"b,c/1.jpg",cut\n'
+
+
+def test_no_bad_files_no_list(tmp_path: Path) -> None:
+    write_bad_files(tmp_path, [], tmp_path)
+    assert list_names(tmp_path) == []
+
+
+# -- metrics.jsonl ----------------------------------------------------------------------------------------------------
+
+
+def test_metrics_after_the_restored_step_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    metrics.log({"step": 1})
+    size = metrics.sync()
+    metrics.log({"step": 2})
+    metrics.finish({})
+    again = MetricsFile(path, size)
+    again.log({"step": 2, "again": True})
+    again.finish({})
+    assert read_rows(path) == [{"step": 1}, {"step": 2, "again": True}]
+
+
+def test_metrics_that_somebody_removed_are_not_filled_with_zeros(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 500)
+    metrics.log({"step": 9})
+    metrics.finish({})
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 9}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", []), ('{"a": 1}\n', [{"a": 1}]), ('{"a": 1}\n{"a": 2', [{"a": 1}]), ('{"a"', [])]
+)
+def test_torn_last_row_is_left_out(tmp_path: Path, text: str, expected: list[dict[str, int]]) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert read_rows(tmp_path / "metrics.jsonl") == expected
+
+
+def test_missing_metrics_have_no_rows(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"event": "train", "step": 3, "loss": 1.0, "top1": 0.5, "lr": 0.1, "images_per_second": 9.0},
+            {"step": 3, "train/loss": 1.0, "train/top1": 0.5, "lr": 0.1, "perf/images_per_second": 9.0},
+        ),
+        (
+            {"event": "eval", "split": "val", "step": 3, "top1": 0.5, "num_examples": 7},
+            {"step": 3, "val/top1": 0.5, "val/num_examples": 7},
+        ),
+        ({"event": "test", "step": 3, "top5": 1.0}, {"step": 3, "test/top5": 1.0}),
+        ({"event": "epoch", "epoch": 1, "val_loss": 2.0}, {"epoch": 1, "epoch/val_loss": 2.0}),
+    ],
+)
+def test_rows_have_their_names_at_wandb(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert rename_for_wandb(row) == expected
