@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Plan
 from alexnet_dist.data.samples import BadFile, SampleIndex
-from alexnet_dist.data.torchvision_engine import PixelBatch, PixelBatches, collect_bad_files, iterate_pixel_batches
+from alexnet_dist.data.torchvision_engine import PixelBatch, PixelBatches, iterate_pixel_batches
 from alexnet_dist.machine import available_cores
 
 MAX_WORKERS = 16
@@ -128,4 +128,4 @@ class Loader:
             tensor.to(self.device, non_blocking=True) for tensor in (made.pixels, made.labels, made.mask, made.shifts)
         )
         images = self.normalization(pixels, shifts, self.channels_last)
-        return Batch(images, labels, mask.float(), made.ids, int(made.mask.sum()), collect_bad_files(made))
+        return Batch(images, labels, mask.float(), made.ids, int(made.mask.sum()), made.bad_files)

@@ -32,7 +32,7 @@ class PixelBatch(NamedTuple):
     mask: Tensor  # (B,) bool, True where there is an image
     shifts: Tensor  # (B, 3) float32, added to RGB on the 0-255 scale
     ids: Tensor  # (B,) int64, -1 where the batch was filled up
-    bad_files: list[tuple[str, str]]  # (full path, reason) of what could not be decoded
+    bad_files: list[BadFile]  # with full paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,8 @@ class PixelBatches(Dataset[PixelBatch]):
                 pixels[row] = transform_pixels(image, rows, int(row), side)
             except UnreadableImageError as error:
                 mask[row] = False
-                bad_files.append((str(self.index.root / self.index.paths[rows.ids[row]]), str(error)))
+                path = self.index.root / self.index.paths[rows.ids[row]]
+                bad_files.append(BadFile(str(path), str(error)))
         labels = np.where(mask, self.index.labels[rows.ids], 0)
         shifts = torch.from_numpy(rows.shifts.astype(np.float32))
         tensors = (torch.from_numpy(pixels), torch.from_numpy(labels), torch.from_numpy(mask), shifts)
@@ -128,8 +129,3 @@ class _WorkerStart:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.on_worker_start()
-
-
-def collect_bad_files(batch: PixelBatch) -> list[BadFile]:
-    """The bad files of a batch, with their full paths."""
-    return [BadFile(path, reason) for path, reason in batch.bad_files]

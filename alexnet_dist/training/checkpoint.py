@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) 
         OPTIMIZER: pack_tensors(checkpoint.optimizer),
         STATE: (json.dumps(state, indent=2) + "\n").encode(),
     }
-    write_folder(path, files, manifest=True)
+    write_folder(path, files)
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -82,13 +82,13 @@ def choose_checkpoint(folder: Path, named: str | None) -> tuple[Path | None, lis
     """
     if named is not None:
         path = next((p for p in list_checkpoints(folder) if named in (p.name, str(p), str(step_of(p)))), folder / named)
-        damage = find_damage(path)
+        damage = find_checkpoint_damage(path)
         if damage is not None:
             raise CheckpointError("cannot resume from this checkpoint", where=str(path), why=damage)
         return path, []
     notes: list[str] = []
     for path in list_checkpoints(folder):
-        damage = find_damage(path)
+        damage = find_checkpoint_damage(path)
         if damage is None:
             return path, notes
         notes.append(f"checkpoint {path.name} is damaged ({damage}): passed over")
@@ -100,6 +100,14 @@ def choose_checkpoint(folder: Path, named: str | None) -> tuple[Path | None, lis
             remedy="start afresh with --new, which keeps this folder under another name",
         )
     return None, notes
+
+
+def find_checkpoint_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is intact."""
+    damage = find_damage(path, (WEIGHTS, OPTIMIZER, STATE))
+    if damage is None and json.loads((path / STATE).read_text(encoding="utf-8")).get("step") != step_of(path):
+        return "it holds another step than its name says"
+    return damage
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

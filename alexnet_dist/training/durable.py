@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from alexnet_dist.errors import MachineError
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp"
+TEMPORARY, REPLACED = ".tmp", ".old"
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -39,13 +39,14 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_folder(folder: Path, files: dict[str, bytes], manifest: bool) -> None:
-    """Replace a folder of files at once; every file is read back before the folder takes its name.
+def write_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Replace a folder of files at once, with each file's sha256 in manifest.json.
+
+    Every file is read back before the folder takes its name.
 
     Args:
         folder: its final name.
         files: contents by file name.
-        manifest: also write each file's sha256 to manifest.json, last.
 
     Raises:
         MachineError: the disk is full, or gives back something else than was written.
@@ -62,8 +63,7 @@ def write_folder(folder: Path, files: dict[str, bytes], manifest: bool) -> None:
             for name, digest in digests.items():
                 if hash_file(temporary / name) != digest:
                     raise MachineError("a file read back differs from what was written", where=name, why="bad disk?")
-            if manifest:
-                _write_synced(temporary / MANIFEST, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+            _write_synced(temporary / MANIFEST, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
             sync_folder(temporary)
             _swap(temporary, folder)
         except BaseException:
@@ -72,7 +72,7 @@ def write_folder(folder: Path, files: dict[str, bytes], manifest: bool) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + REPLACED)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
@@ -81,25 +81,36 @@ def _swap(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def tidy_folder(parent: Path) -> None:
-    """Remove what a killed process left half-written below `parent`, and finish a swap it had begun."""
-    for old in parent.glob("*.old"):
-        if not old.with_suffix("").exists():
-            os.rename(old, old.with_suffix(""))
+def tidy_folder(parent: Path, names: str) -> None:
+    """Remove what a killed process left half-written, and finish a swap it had begun.
+
+    Args:
+        parent: the folder they lie in.
+        names: which files and folders are ours, as a pattern ("step-*").
+    """
+    for old in parent.glob(f"{names}{REPLACED}"):
+        whole = old.with_name(old.name.removesuffix(REPLACED))
+        if not whole.exists():
+            os.rename(old, whole)
         shutil.rmtree(old, ignore_errors=True)
-    for temporary in parent.glob(f"*{TEMPORARY}"):
+    for temporary in parent.glob(f"{names}{TEMPORARY}"):
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a folder that has a manifest: a file missing or changed; None if it is intact."""
+def find_damage(folder: Path, names: Collection[str]) -> str | None:
+    """What is wrong with a folder that has a manifest: a file missing or changed; None if it is intact.
+
+    Args:
+        folder: the folder.
+        names: files that must be in it and in its manifest.
+    """
     try:
         digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        for name, digest in digests.items():
-            if hash_file(folder / name) != digest:
+        for name in names:
+            if hash_file(folder / name) != digests[name]:
                 return f"sha256 of {name} differs"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

@@ -16,7 +16,7 @@ from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.errors import CheckpointError, MachineError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.training.checkpoint import pack_tensors
-from alexnet_dist.training.durable import hash_file, write_folder
+from alexnet_dist.training.durable import MANIFEST, find_damage, write_folder
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -56,7 +56,7 @@ def save_model_folder(folder: Path, tensors: dict[str, Tensor], card: ModelCard)
         "source": card.source,
     }
     config = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
-    write_folder(folder, {WEIGHTS: weights, CONFIG: config}, manifest=True)
+    write_folder(folder, {WEIGHTS: weights, CONFIG: config})
 
 
 def find_model_folder(path: Path) -> Path:
@@ -101,14 +101,9 @@ def read_model_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        try:
-            wanted = json.loads(manifest.read_text(encoding="utf-8"))["sha256"][WEIGHTS]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("damaged model", where=str(manifest), why=repr(error)) from error
-        if hash_file(folder / WEIGHTS) != wanted:
-            raise CheckpointError("damaged model", where=str(folder / WEIGHTS), why="sha256 differs from manifest.json")
+    damage = find_damage(folder, (WEIGHTS,)) if (folder / MANIFEST).is_file() else None
+    if damage is not None:
+        raise CheckpointError("damaged model", where=str(folder), why=damage)
     return read_weights_file(folder / WEIGHTS)
 
 

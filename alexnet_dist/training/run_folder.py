@@ -60,8 +60,9 @@ def open_run_folder(folder: Path, new: bool) -> FileLock:
         write_file(folder / ".probe", b"")  # a folder that can be made is not always one that can be written
         (folder / ".probe").unlink()
         (folder / "checkpoints").mkdir(exist_ok=True)
-        tidy_folder(folder)
-        tidy_folder(folder / "checkpoints")
+        tidy_folder(folder, "model")
+        tidy_folder(folder, "*.json")
+        tidy_folder(folder / "checkpoints", "step-*")
     return lock
 
 

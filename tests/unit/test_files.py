@@ -25,6 +25,7 @@ from alexnet_dist.training import durable, run_folder
 from alexnet_dist.training.checkpoint import (
     Checkpoint,
     choose_checkpoint,
+    find_checkpoint_damage,
     list_checkpoints,
     load_checkpoint,
     load_weights,
@@ -83,7 +84,7 @@ def test_full_disk_keeps_the_old_folder_and_leaves_nothing(tmp_path: Path) -> No
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "a").write_bytes(b"old")
     with pytest.raises(MachineError, match=r"cannot write model .*No space left"):
-        write_folder(tmp_path / "model", {"a": b"new"}, manifest=True)
+        write_folder(tmp_path / "model", {"a": b"new"})
     assert (tmp_path / "model" / "a").read_bytes() == b"old"
     assert list_names(tmp_path) == ["model"]
 
@@ -92,14 +93,14 @@ def test_folder_that_cannot_fit_is_refused_before_writing(tmp_path: Path, monkey
     usage = shutil.disk_usage(tmp_path)._replace(free=3)
     monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MachineError, match="are free; free some space"):
-        write_folder(tmp_path / "model", {"a": b"four"}, manifest=True)
+        write_folder(tmp_path / "model", {"a": b"four"})
     assert list_names(tmp_path) == []
 
 
 def test_disk_that_gives_back_something_else_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "hash_file", lambda path: "0" * 64)
     with pytest.raises(MachineError, match="read back differs"):
-        write_folder(tmp_path / "model", {"a": b"x"}, manifest=True)
+        write_folder(tmp_path / "model", {"a": b"x"})
     assert list_names(tmp_path) == []
 
 
@@ -107,11 +108,12 @@ def test_disk_that_gives_back_something_else_is_noticed(tmp_path: Path, monkeypa
 def test_tidying_finishes_what_a_kill_interrupted(tmp_path: Path, killed_at: str) -> None:
     stages = {"before the swap": ["model", "model.tmp"], "in the swap": ["model.old", "model.tmp"]}
     for name in stages.get(killed_at, ["model", "model.old"]):
-        write_folder(tmp_path / name, {"a": b"x"}, manifest=True)
+        write_folder(tmp_path / name, {"a": b"x"})
     (tmp_path / "run.json.tmp").write_bytes(b"half")
-    tidy_folder(tmp_path)
+    tidy_folder(tmp_path, "model")
+    tidy_folder(tmp_path, "*.json")
     assert list_names(tmp_path) == ["model"]
-    assert find_damage(tmp_path / "model") is None
+    assert find_damage(tmp_path / "model", ["a"]) is None
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -158,14 +160,14 @@ def damage_file(folder: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(150))
 def test_every_damage_is_found(two: Path, seed: int) -> None:
     newest = two / "step-00000010"
-    assert find_damage(newest) is None
+    assert find_checkpoint_damage(newest) is None
     damage_file(newest, seed)
-    assert find_damage(newest) is not None
+    assert find_checkpoint_damage(newest) is not None
 
 
 def test_weights_of_another_checkpoint_are_found(two: Path) -> None:
     shutil.copy(two / "step-00000005" / "weights.safetensors", two / "step-00000010")
-    assert find_damage(two / "step-00000010") == "sha256 of weights.safetensors differs"
+    assert find_checkpoint_damage(two / "step-00000010") == "sha256 of weights.safetensors differs"
 
 
 def test_checkpoint_comes_back_bit_for_bit(two: Path) -> None:
@@ -326,7 +328,7 @@ def test_bit_flip_in_model_weights_is_found(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="sha256 differs"):
+    with pytest.raises(CheckpointError, match="sha256 of model.safetensors differs"):
         read_model_weights(tmp_path / "model")
 
 
