@@ -98,11 +98,16 @@ def _fork(rank: int, world_size: int, folder: Path, body: Callable[..., Any], ar
         os._exit(status)
 
 
-def _join(rank: int, world_size: int, folder: Path) -> None:
+def reset_accelerate() -> None:
+    """Forget the process group, device and precision that Accelerate keeps in global state."""
     from accelerate.state import AcceleratorState, PartialState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
+
+
+def _join(rank: int, world_size: int, folder: Path) -> None:
+    reset_accelerate()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world_size == 1:
         return

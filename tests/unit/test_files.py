@@ -328,7 +328,7 @@ def test_bit_flip_in_model_weights_is_found(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="sha256 of model.safetensors differs"):
+    with pytest.raises(CheckpointError, match=r"sha256 of model\.safetensors differs"):
         read_model_weights(tmp_path / "model")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -266,3 +267,19 @@ def test_update_that_is_not_blocked_happens(name: str) -> None:
     model(IMAGES).square().mean().backward()
     make_runtime().update(optimizer, torch.zeros(()))
     assert not any(map(torch.equal, list_state(model), weights))
+
+
+@pytest.mark.parametrize("gradient", [1.0, math.nan, math.inf])
+def test_fp16_scaler_leaves_an_overflowing_update_out(gradient: float) -> None:
+    model = make_model(channels_last=True)
+    optimizer = make_optimizer(model, "sgd")
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    runtime = replace(make_runtime(), accelerator=SimpleNamespace(scaler=scaler))
+    weights = list_state(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    scaler.scale(torch.ones(()))  # what a backward does first: the scaler then knows its device
+    runtime.update(optimizer, torch.zeros(()))
+    finite = math.isfinite(gradient)
+    assert all(map(torch.equal, list_state(model), weights)) == (not finite)
+    assert scaler.get_scale() == (16.0 if finite else 4.0)

@@ -1,0 +1,62 @@
+"""What only a GPU can show. Skipped, saying so, where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dist_helper import reset_accelerate
+from tiny import tiny_config
+
+from alexnet_dist.commands.train import train
+from alexnet_dist.parallel.runtime import start_runtime
+from alexnet_dist.training.trackers import read_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    reset_accelerate()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_smoke_run(tmp_path: Path, precision: str, channels_last: bool) -> None:
+    config = tiny_config(
+        tmp_path / "run", device="cuda", precision=precision, channels_last=channels_last, train__epochs=15
+    )
+    train(config)
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "train"]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["device"], facts["precision"]) == ("cuda", precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_stopped_run_goes_on(tmp_path: Path, precision: str) -> None:
+    for steps in (10, 20):
+        train(
+            tiny_config(
+                tmp_path / "run", device="cuda", precision=precision, train__epochs=None, train__max_steps=steps
+            )
+        )
+        reset_accelerate()
+    starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 10]
+
+
+def test_fp16_leaves_an_overflowing_update_out() -> None:
+    runtime = start_runtime("cuda", "fp16")
+    weight = torch.ones(3, device="cuda", requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    scale = runtime.scaler.get_scale()
+    runtime.backward((weight * float("inf")).sum())
+    runtime.update(optimizer, torch.zeros((), device="cuda"))
+    assert torch.equal(weight, torch.ones(3, device="cuda"))
+    assert runtime.scaler.get_scale() < scale
