@@ -20,7 +20,10 @@ from alexnet_dist.training.step import DeviceCounters, train_step
 
 SEED = 0
 LOG_STEPS = 10  # the default of log.every_steps
-LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 0.0005  # the defaults of OptimizerConfig
+MOMENTUM, WEIGHT_DECAY = 0.9, 0.0005  # the defaults of OptimizerConfig
+# So small that a batch seen a thousand times is not learnt: a network that diverges or whose gradients vanish computes
+# at another speed.
+LR = 1e-5
 TINY: dict[str, Any] = {"image_size": 64, "conv_channels": (8, 8, 8, 8, 8), "fc_width": 16, "num_classes": 10}
 
 
@@ -37,7 +40,7 @@ def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> n
 
 
 def build_sgd(model: nn.Module) -> Optimizer:
-    """The project's SGD with its default settings."""
+    """The project's SGD with its default momentum and decay."""
     return build_optimizer(
         model,
         name="sgd",

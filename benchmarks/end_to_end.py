@@ -82,7 +82,7 @@ def main() -> int:
     """Run the benchmark; the exit code."""
     parser = new_parser("end_to_end", "Speed of loader, network and both on image files; memory over an epoch.")
     add_device_options(parser)
-    parser.add_argument("--batch_size", type=int, help="default: 64, or 16 with --quick; more suits a GPU")
+    parser.add_argument("--batch_size", type=int, help="default: 64, or 8 with --quick; more suits a GPU")
     parser.add_argument("--variant", choices=("paper", "torchvision"), default="paper", help="default: paper")
     return run_benchmark(parser, measure)
 
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> Report:
     effort = pick_effort(
         options,
         full=Effort(Protocol(5, 10.0, 10), batch_size=64, num_images=512, epoch_steps=400, small_batch_size=16),
-        quick=Effort(Protocol(2, 1.0, 4), batch_size=16, num_images=64, epoch_steps=200, small_batch_size=8),
+        quick=Effort(Protocol(2, 1.0, 4), batch_size=8, num_images=64, epoch_steps=200, small_batch_size=4),
         tiny=Effort(Protocol(2, 0.0, 2), batch_size=2, num_images=8, epoch_steps=3 * SETTLED_STEP, small_batch_size=2),
     )
     runtime = start_runtime(options.device, options.precision)

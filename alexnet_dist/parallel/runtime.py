@@ -161,7 +161,8 @@ class Runtime:
     def seed_dropout(self, seed: int, step: int) -> None:
         """Give the device's generator a state that depends on (seed, step, replica) alone."""
         state = np.random.SeedSequence([seed, step, self.dp_rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0] >> np.uint64(1)))
+        generator = torch.cuda if self.device.type == "cuda" else torch.default_generator
+        generator.manual_seed(int(state[0] >> np.uint64(1)))
 
     def close(self) -> None:
         """Leave the process group."""
