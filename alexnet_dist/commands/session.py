@@ -293,7 +293,7 @@ class Session:
             "data": self._describe_data(),
         }
         if self.splits.is_held_out and self.splits.val is not None:
-            write_held_out(self.folder, self.splits.val)
+            write_held_out(self.folder, self.splits.val, self._data_root())
         return update_run_json(self.folder, facts, {"step": step, "processes": runtime.world_size})
 
     def announce(self, trainer: Trainer, checkpoint: Path | None) -> None:

@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as transforms
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.plan import Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
+from alexnet_dist.errors import MachineError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -107,6 +108,9 @@ def iterate_pixel_batches(
         workers: processes; 0 makes each batch when it is asked for.
         pin_memory: put batches in page-locked memory, for copies to a GPU.
         on_worker_start: called first in every worker.
+
+    Raises:
+        MachineError: a worker was killed.
     """
     loader = DataLoader(
         batches,
@@ -117,7 +121,15 @@ def iterate_pixel_batches(
         worker_init_fn=_WorkerStart(on_worker_start),
         prefetch_factor=2 if workers and stop > start else None,
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        remedy = "most likely memory or /dev/shm ran out: lower --data.workers"
+        lost = MachineError("a decoding process was killed", why=str(error).splitlines()[0], remedy=remedy)
+        lost.is_local = True
+        raise lost from error
 
 
 @dataclass(frozen=True)

@@ -138,15 +138,22 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> None:
     """Replace bad_files.csv (when there are any), with paths relative to data.root."""
-    rows = sorted({(Path(os.path.relpath(bad.path, root)).as_posix(), bad.reason) for bad in bad_files})
+    rows = sorted({(_relative(Path(bad.path), root), bad.reason) for bad in bad_files})
     if rows:
         _write_csv(folder / "bad_files.csv", ("path", "reason"), rows)
 
 
-def write_held_out(folder: Path, index: SampleIndex) -> None:
-    """List the images that were kept out of the training set for validation: held_out.csv, with their class."""
-    rows = [(path, index.classes[label]) for path, label in zip(index.paths, index.labels, strict=True)]
+def write_held_out(folder: Path, index: SampleIndex, root: Path) -> None:
+    """List the images that were kept out of the training set for validation in held_out.csv, as paths and classes."""
+    rows = [
+        (_relative(index.root / path, root), index.classes[label])
+        for path, label in zip(index.paths, index.labels, strict=True)
+    ]
     _write_csv(folder / "held_out.csv", ("path", "class"), rows)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

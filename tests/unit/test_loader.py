@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from images import JPEG, encode, make_picture, save_jpeg
@@ -22,6 +23,7 @@ from alexnet_dist.data.loader import (
 )
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.errors import MachineError
 
 SIDE = 20
 RECIPE = Augmentation(
@@ -257,3 +259,13 @@ def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatc
     assert [chosen(True, processes) for processes in (1, 4, 32)] == [min(16, MAX_WORKERS), 4, 1]
     assert [chosen(False, processes) for processes in (1, 4)] == [1, 1]
     assert list(itertools.starmap(choose_workers, [(0, True, 1), (7, False, 2)])) == [0, 7]
+
+
+def test_a_killed_worker_is_named(index: SampleIndex) -> None:
+    batches = make_loader(index, workers=1).batches(0, 200)
+    next(batches)
+    (worker,) = psutil.Process().children()
+    worker.kill()
+    with pytest.raises(MachineError, match="a decoding process was killed"):
+        for _ in batches:
+            pass
