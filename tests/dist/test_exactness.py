@@ -1,0 +1,213 @@
+"""N processes make the same updates as one, evaluate the same images, and stop together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dist_helper import run_processes
+from tiny import tiny_spec
+
+from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.samples import BadFile, synthetic_index
+from alexnet_dist.errors import DataError, InterruptedRunError
+from alexnet_dist.models import build_model
+from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.training.evaluate import evaluate
+from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.optim import build_optimizer
+from alexnet_dist.training.step import DeviceCounters, train_step
+
+NUM_STEPS = 20
+BATCH_SIZE = 12
+NUM_IMAGES = 37  # the fourth batch of an epoch holds a single image: some replicas have none
+SGD = {
+    "name": "sgd",
+    "lr": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "bias_lr_factor": 2.0,
+    "bias_weight_decay": 0.0,
+}
+
+
+def make_loader(runtime: Runtime, num_images: int, batch_size: int, training: bool) -> Loader:
+    index = synthetic_index(num_images, 3, (72, 72), seed=0)
+    recipe = Augmentation(crop_size=64, resize=None, crop="random", horizontal_flip=0.5, lighting="source2012")
+    plan = Plan(index.sizes, recipe if training else recipe.for_evaluation(), batch_size, seed=3, shuffle=training)
+    return Loader(
+        plan=plan,
+        index=index,
+        normalization=Normalization((120.0,) * 3, (60.0,) * 3),
+        channels=3,
+        max_pixels=10**6,
+        shard_id=runtime.dp_rank,
+        num_shards=runtime.dp_size,
+        device=runtime.device,
+        channels_last=True,
+        workers=0,
+        on_worker_start=int,
+    )
+
+
+def train_twenty_updates(
+    dtype: torch.dtype, micro_batch_size: int | None, defect: str | None
+) -> dict[str, torch.Tensor]:
+    runtime = start_runtime("cpu", "fp32")
+    loader = make_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
+    model = build_model(tiny_spec(dropout=0.0), seed=0).to(dtype=dtype, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
+    forward = runtime.replicate(model)
+    counters = DeviceCounters.on(runtime.device)
+    gate = BatchGate(runtime, skip_bad_files=False)
+    for batch in loader.batches(0, NUM_STEPS):
+        num_images = gate.admit(batch)
+        if defect == "mean of means":  # what most scripts do: right only while every replica has as many images
+            num_images = max(batch.num_images, 1) * runtime.dp_size
+        train_step(
+            runtime,
+            forward,
+            optimizer,
+            batch._replace(images=batch.images.to(dtype)),
+            micro_batch_size=micro_batch_size or len(batch.images),
+            num_images=num_images,
+            counters=counters,
+        )
+    assert int(counters.diverged) == 0
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def worst_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[torch.dtype, dict[str, torch.Tensor]]:
+    return {
+        dtype: run_processes(1, train_twenty_updates, dtype, None, None)[0] for dtype in (torch.float32, torch.float64)
+    }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (1, 1), (2, None), (2, 3), (3, 2), (4, None)])
+def test_processes_and_accumulation_do_not_change_the_weights(
+    alone: dict[torch.dtype, dict[str, torch.Tensor]],
+    dtype: torch.dtype,
+    tolerance: float,
+    world_size: int,
+    micro_batch_size: int | None,
+) -> None:
+    results = run_processes(world_size, train_twenty_updates, dtype, micro_batch_size, None)
+    assert all(worst_difference(result, results[0]) == 0 for result in results)
+    assert worst_difference(results[0], alone[dtype]) <= tolerance
+
+
+def test_comparison_notices_a_mean_of_means(alone: dict[torch.dtype, dict[str, torch.Tensor]]) -> None:
+    defective = run_processes(2, train_twenty_updates, torch.float32, None, "mean of means")[0]
+    assert worst_difference(defective, alone[torch.float32]) > 1e-3
+
+
+def evaluate_tiny(num_images: int, batch_size: int, defect: bool) -> tuple[float, ...]:
+    runtime = start_runtime("cpu", "fp32")
+    loader = make_loader(runtime, num_images, batch_size, training=False)
+    if defect:
+        loader = replace(loader, plan=_RepeatingPlan(loader.plan.sizes, loader.plan.augmentation, batch_size, 3, False))
+    model = build_model(tiny_spec(), seed=0).to(memory_format=torch.channels_last)
+    result = evaluate(runtime, model, loader, BatchGate(runtime, skip_bad_files=False).admit)
+    return (result.num_examples, result.top1, result.top5, result.loss)
+
+
+class _RepeatingPlan(Plan):
+    """Fills the last batch up with the first images, as DistributedSampler does."""
+
+    def at(self, step: int) -> Any:
+        rows = super().at(step)
+        return rows._replace(ids=np.maximum(rows.ids, 0))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(("num_images", "per_process"), [(1, 1), (2, 4), (7, 2), (12, 2), (13, 3), (16, 4), (19, 1)])
+def test_evaluation_counts_each_image_once(world_size: int, num_images: int, per_process: int) -> None:
+    results = run_processes(world_size, evaluate_tiny, num_images, per_process * world_size, False)
+    (alone,) = run_processes(1, evaluate_tiny, num_images, num_images, False)
+    assert all(result[:3] == alone[:3] for result in results)
+    assert results[0][0] == num_images
+    assert results[0][3] == pytest.approx(alone[3], rel=1e-6)
+
+
+def test_evaluation_refuses_to_count_an_image_twice() -> None:
+    with pytest.raises(AssertionError, match="exactly once"):
+        run_processes(2, evaluate_tiny, 7, 4, True)
+
+
+def empty_batch(num_images: int = 1, bad_files: list[BadFile] | None = None) -> Batch:
+    nothing = torch.zeros(1)
+    return Batch(nothing, nothing.long(), nothing, nothing.long(), num_images, bad_files or [])
+
+
+def stop_one_rank(number: int) -> str:
+    runtime = start_runtime("cpu", "fp32")
+    gate = BatchGate(runtime, skip_bad_files=False)
+    gate.stop.listen()
+    if runtime.rank == 1:
+        os.kill(os.getpid(), number)
+    try:
+        gate.admit(empty_batch())
+    except InterruptedRunError as error:
+        return f"{error.exit_code}"
+    return "went on"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, "143"), (signal.SIGINT, "130")])
+def test_a_signal_to_one_process_stops_all(number: int, code: str) -> None:
+    assert run_processes(3, stop_one_rank, number) == [code] * 3
+
+
+def meet_bad_file(skip: bool) -> str:
+    runtime = start_runtime("cpu", "fp32")
+    gate = BatchGate(runtime, skip_bad_files=skip)
+    bad_files = [BadFile("a/b.jpg", "truncated")] if runtime.rank == 1 else []
+    try:
+        num_images = gate.admit(empty_batch(2 - len(bad_files), bad_files))
+    except DataError as error:
+        return str(error)
+    return f"{num_images} {sorted(bad.path for bad in gate.gather_bad_files())}"
+
+
+def test_a_bad_file_ends_all_processes_with_one_message() -> None:
+    messages = run_processes(2, meet_bad_file, False)
+    assert messages[0] == messages[1]
+    assert "a/b.jpg" in messages[0]
+
+
+def test_a_skipped_bad_file_is_known_to_all_processes() -> None:
+    assert run_processes(2, meet_bad_file, True) == ["3 ['a/b.jpg']"] * 2
+
+
+def diverge_on_one_rank() -> tuple[bool, bool, int]:
+    runtime = start_runtime("cpu", "fp32")
+    loader = make_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
+    model = build_model(tiny_spec(), seed=0)
+    optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
+    forward, counters = runtime.replicate(model), DeviceCounters.on(runtime.device)
+    weights = []
+    for step, batch in enumerate(loader.batches(0, 3)):
+        broken = step == 1 and runtime.rank == 1
+        batch = batch._replace(images=batch.images * (float("nan") if broken else 1.0))
+        train_step(runtime, forward, optimizer, batch, micro_batch_size=2, num_images=12, counters=counters)
+        weights.append([parameter.detach().clone() for parameter in model.parameters()])
+    first, second, third = weights
+    unchanged = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    stays = all(torch.equal(a, b) for a, b in zip(first, third, strict=True))
+    return unchanged, stays, int(counters.diverged)
+
+
+def test_a_nan_in_one_process_blocks_the_update_in_all() -> None:
+    assert run_processes(2, diverge_on_one_rank) == [(True, True, 1)] * 2

@@ -1,0 +1,192 @@
+"""A run that is killed, anywhere and several times, ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dist_helper import Group, run_processes, start_processes
+from safetensors.torch import load_file
+from tiny import tiny_config
+
+from alexnet_dist.commands.train import train
+from alexnet_dist.training import loop
+from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints
+from alexnet_dist.training.trackers import read_rows
+
+LAST_STEP = 20
+
+
+def train_tiny(folder: Path, overrides: dict[str, Any], defect: str | None = None) -> None:
+    if defect is not None:
+        DEFECTS[defect]()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
+    train(tiny_config(folder, **overrides))
+
+
+def forget_momentum() -> None:
+    loop.load_optimizer_tensors = lambda *args: None  # type: ignore[assignment]
+
+
+def forget_step() -> None:
+    restore = loop.Trainer.restore
+
+    def restore_one_short(trainer: loop.Trainer, checkpoint: Checkpoint) -> None:
+        restore(trainer, checkpoint)
+        trainer.state.step -= 1
+
+    loop.Trainer.restore = restore_one_short  # type: ignore[method-assign]
+
+
+def forget_dropout_seed() -> None:
+    from alexnet_dist.parallel.runtime import Runtime
+
+    Runtime.seed_dropout = lambda self, seed, step: None  # type: ignore[method-assign]
+
+
+DEFECTS: dict[str, Callable[[], None]] = {
+    "momentum": forget_momentum,
+    "step": forget_step,
+    "dropout": forget_dropout_seed,
+}
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights, optimizer state and best weights at the end of a run."""
+    newest = list_checkpoints(folder / "checkpoints")[0]
+    assert newest.name == f"step-{LAST_STEP:08d}"
+    files = [newest / "weights.safetensors", newest / "optimizer.safetensors", folder / "model" / "model.safetensors"]
+    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def learning_curve(folder: Path) -> list[tuple[Any, ...]]:
+    """What metrics.jsonl says of the training, without the times."""
+    kept = ("event", "step", "epoch", "samples_seen", "loss", "top1", "lr", "train_loss", "val_top1", "num_examples")
+    return [tuple(row.get(key) for key in kept) for row in read_rows(folder / "metrics.jsonl")]
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    ours, theirs = final_state(folder), final_state(reference)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+    assert learning_curve(folder) == learning_curve(reference)
+
+
+def resumed_steps(folder: Path) -> list[int]:
+    return [start["step"] for start in json.loads((folder / "run.json").read_text())["starts"]]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """An undisturbed run, and its number of processes."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    run_processes(request.param, train_tiny, folder, {})
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    return request.param, folder
+
+
+@pytest.mark.parametrize("draw", range(6))
+def test_kills_at_random_moments_leave_no_trace(reference: tuple[int, Path], tmp_path: Path, draw: int) -> None:
+    world_size, undisturbed = reference
+    dice = random.Random(1000 * world_size + draw)
+    folder = tmp_path / "run"
+    for _ in range(3):
+        group = start_processes(world_size, train_tiny, folder, {})
+        wait_for_step(folder, group, dice.randrange(1, LAST_STEP - 2))
+        time.sleep(dice.uniform(0, 0.15))
+        ranks = range(world_size) if dice.random() < 0.5 else [dice.randrange(world_size)]
+        group.kill(ranks)
+        assert -signal.SIGKILL in group.wait(seconds=30)
+    run_processes(world_size, train_tiny, folder, {})
+    assert max(resumed_steps(folder)) > 0
+    assert_same_run(folder, undisturbed)
+
+
+def wait_for_step(folder: Path, group: Group, step: int) -> None:
+    """Until the run has logged a step, or ended."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(row["step"] >= step for row in read_rows(folder / "metrics.jsonl")) or group.has_ended():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} never came")
+
+
+@pytest.mark.parametrize("defect", sorted(DEFECTS))
+def test_comparison_notices_what_a_resume_forgets(reference: tuple[int, Path], tmp_path: Path, defect: str) -> None:
+    world_size, undisturbed = reference
+    folder = tmp_path / "run"
+    group = start_processes(world_size, train_tiny, folder, {})
+    wait_for_step(folder, group, 8)
+    group.kill(range(world_size))
+    group.wait()
+    run_processes(world_size, train_tiny, folder, {}, defect)
+    assert max(resumed_steps(folder)) > 0
+    with pytest.raises(AssertionError):
+        assert_same_run(folder, undisturbed)
+
+
+def test_another_number_of_processes_goes_on_with_the_same_images(tmp_path: Path) -> None:
+    quiet = {"model__dropout": 0.0, "train__epochs": 5}
+    run_processes(1, train_tiny, tmp_path / "alone", quiet)
+    folder = tmp_path / "changing"
+    for world_size in (2, 3, 1):
+        group = start_processes(world_size, train_tiny, folder, quiet)
+        wait_for_step(folder, group, 4 * len(resumed_steps(folder)) if (folder / "run.json").exists() else 4)
+        group.kill(range(world_size))
+        group.wait()
+    run_processes(2, train_tiny, folder, quiet)
+    assert max(resumed_steps(folder)) > 0
+    ours, theirs = final_state(folder), final_state(tmp_path / "alone")
+    for name in theirs:
+        assert float((ours[name] - theirs[name]).norm()) <= 1e-5 * float(theirs[name].norm()), name
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sigterm_saves_and_the_run_goes_on(reference: tuple[int, Path], tmp_path: Path, world_size: int) -> None:
+    if world_size != reference[0]:
+        pytest.skip("compared with the undisturbed run of as many processes")
+    folder = tmp_path / "run"
+    group = start_processes(world_size, train_tiny, folder, {"checkpoint__every_steps": 1000})
+    wait_for_step(folder, group, 8)
+    os.kill(group.children[-1], signal.SIGTERM)
+    group.wait()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    run_processes(world_size, train_tiny, folder, {"checkpoint__every_steps": 3})
+    assert resumed_steps(folder)[-1] >= 8
+    assert_same_run(folder, reference[1])
+
+
+def test_more_epochs_go_on_from_the_end(tmp_path: Path) -> None:
+    run_processes(1, train_tiny, tmp_path / "long", {"train__epochs": 5})
+    run_processes(1, train_tiny, tmp_path / "short", {"train__epochs": 3})
+    run_processes(1, train_tiny, tmp_path / "short", {"train__epochs": 5})
+    assert resumed_steps(tmp_path / "short") == [0, 12]
+    assert_same_run(tmp_path / "short", tmp_path / "long")
+
+
+def test_a_damaged_checkpoint_is_passed_over(reference: tuple[int, Path], tmp_path: Path) -> None:
+    world_size, undisturbed = reference
+    folder = tmp_path / "run"
+    group = start_processes(world_size, train_tiny, folder, {})
+    wait_for_step(folder, group, 10)
+    group.kill(range(world_size))
+    group.wait()
+    newest, previous = list_checkpoints(folder / "checkpoints")[:2]
+    weights = newest / "weights.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    weights.write_bytes(damaged)
+    run_processes(world_size, train_tiny, folder, {})
+    assert resumed_steps(folder)[-1] == int(previous.name[5:])
+    assert_same_run(folder, undisturbed)
