@@ -89,6 +89,7 @@ def _fork(rank: int, world_size: int, folder: Path, body: Callable[..., Any], ar
     status = 1
     try:
         torch.set_num_threads(1)
+        _forget_worker_server()
         _join(rank, world_size, folder)
         torch.save(body(*args), folder / f"result-{rank}")
         status = 0
@@ -96,6 +97,13 @@ def _fork(rank: int, world_size: int, folder: Path, body: Callable[..., Any], ar
         (folder / f"error-{rank}").write_text(traceback.format_exc())
     finally:
         os._exit(status)
+
+
+def _forget_worker_server() -> None:
+    """The server that the test process may have started is not this child's."""
+    from multiprocessing.forkserver import _forkserver
+
+    _forkserver._forkserver_pid = _forkserver._forkserver_address = _forkserver._forkserver_alive_fd = None
 
 
 def reset_accelerate() -> None:

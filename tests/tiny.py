@@ -36,7 +36,7 @@ def tiny_config(output_dir: Path, **overrides: Any) -> Config:
         "data.synthetic_images": 40,
         "data.synthetic_classes": 3,
         "data.synthetic_size": 72,
-        "data.workers": 1,
+        "data.workers": 0,
         "augment.resize": None,
         "augment.lighting": "source2012",
         "optimizer.lr": 0.01,

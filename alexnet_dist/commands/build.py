@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +15,6 @@ from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.models import AlexNetSpec, make_spec
-from alexnet_dist.parallel.launch_guard import end_with_parent
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.run_folder import default_cache_dir
 
@@ -157,7 +154,6 @@ def build_loader(
         device=runtime.device,
         channels_last=channels_last,
         workers=choose_workers(data.workers, on_gpu, runtime.processes_here),
-        on_worker_start=partial(end_with_parent, os.getpid()),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.config import Config, EvaluationConfig, flatten
+from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import CheckpointError, UsageError
 from alexnet_dist.settings import build_config, new_parser, parse_arguments
 from alexnet_dist.training.durable import write_json
@@ -63,6 +64,8 @@ def evaluate_model(path: Path, split: str, given: dict[str, Any], batch_size: in
         CheckpointError: no model there, a damaged one, or data with other classes.
         DataError: no such set.
     """
+    if given.get("data.workers") != 0:
+        start_worker_server()
     from alexnet_dist.commands.build import build_loader, place_model
     from alexnet_dist.data.plan import Plan
     from alexnet_dist.models import AlexNet

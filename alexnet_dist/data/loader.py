@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,7 +101,6 @@ class Loader:
         device: where batches go.
         channels_last: memory layout of the images.
         workers: decoding processes.
-        on_worker_start: called first in each of them.
     """
 
     plan: Plan
@@ -114,13 +113,12 @@ class Loader:
     device: torch.device
     channels_last: bool
     workers: int
-    on_worker_start: Callable[[], None]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start to stop - 1."""
         source = PixelBatches(self.plan, self.index, self.channels, self.max_pixels, self.shard_id, self.num_shards)
         on_gpu = self.device.type == "cuda"
-        made = iterate_pixel_batches(source, start, stop, self.workers, on_gpu, self.on_worker_start)
+        made = iterate_pixel_batches(source, start, stop, self.workers, on_gpu)
         return map(self._finish, made)
 
     def _finish(self, made: PixelBatch) -> Batch:

@@ -5,8 +5,7 @@ Each worker makes whole batches of uint8 pixels; colour and normalisation follow
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.plan import Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
+from alexnet_dist.data.workers import end_with_training_process, worker_context
 from alexnet_dist.errors import MachineError
 
 Pixels = npt.NDArray[np.uint8]
@@ -97,7 +97,7 @@ def transform_pixels(image: Pixels, rows: StepPlan, row: int, side: int) -> Pixe
 
 
 def iterate_pixel_batches(
-    batches: PixelBatches, start: int, stop: int, workers: int, pin_memory: bool, on_worker_start: Callable[[], None]
+    batches: PixelBatches, start: int, stop: int, workers: int, pin_memory: bool
 ) -> Iterator[PixelBatch]:
     """The batches of steps start to stop - 1, made ahead by worker processes.
 
@@ -107,37 +107,28 @@ def iterate_pixel_batches(
         stop: step after the last.
         workers: processes; 0 makes each batch when it is asked for.
         pin_memory: put batches in page-locked memory, for copies to a GPU.
-        on_worker_start: called first in every worker.
 
     Raises:
         MachineError: a worker was killed.
     """
+    workers = min(workers, max(stop - start, 0))
     loader = DataLoader(
         batches,
         batch_size=None,
         sampler=range(start, stop),
-        num_workers=min(workers, max(stop - start, 0)),
+        num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_WorkerStart(on_worker_start),
-        prefetch_factor=2 if workers and stop > start else None,
+        multiprocessing_context=worker_context() if workers else None,
+        worker_init_fn=end_with_training_process,
+        prefetch_factor=2 if workers else None,
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        why = str(error).splitlines()[0] if str(error) else "it closed its connection"
         remedy = "most likely memory or /dev/shm ran out: lower --data.workers"
-        lost = MachineError("a decoding process was killed", why=str(error).splitlines()[0], remedy=remedy)
+        lost = MachineError("a decoding process was killed", why=why, remedy=remedy)
         lost.is_local = True
         raise lost from error
-
-
-@dataclass(frozen=True)
-class _WorkerStart:
-    on_worker_start: Callable[[], None]
-
-    def __call__(self, worker_id: int) -> None:
-        # Ctrl-C reaches the whole group; the training process decides when its workers end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self.on_worker_start()

@@ -33,17 +33,13 @@ def was_launched() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def end_with_parent(parent: int | None = None) -> None:
+def end_with_parent() -> None:
     """End this process within a second of its parent's death.
 
     A launcher that is killed outright cannot stop its workers, and two of them would go on exchanging gradients for
     nobody. A thread that looks at the parent's number works on every system and needs no signal.
-
-    Args:
-        parent: process number of the parent where it is known; None = whoever it is now. A child whose parent dies
-            while it starts would take its new parent for the old one.
     """
-    expected = os.getppid() if parent is None else parent
+    expected = os.getppid()
 
     def watch() -> None:
         while os.getppid() == expected:

@@ -52,7 +52,6 @@ def make_loader(runtime: Runtime, num_images: int, batch_size: int, training: bo
         device=runtime.device,
         channels_last=True,
         workers=0,
-        on_worker_start=int,
     )
 
 

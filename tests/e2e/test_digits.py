@@ -29,7 +29,7 @@ def train_digits(folder: Path, words: list[str]) -> int:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained like the default, with narrow fully connected layers: half a minute."""
     folder = tmp_path_factory.mktemp("digits") / "run"
-    words = ["--model.fc_width", "256", "--train.epochs", "5", "--optimizer.lr", "0.001"]
+    words = ["--model.fc_width", "256", "--train.epochs", "7", "--optimizer.lr", "0.001"]
     assert run_processes(1, train_digits, folder, words) == [0]
     return folder
 

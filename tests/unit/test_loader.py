@@ -31,10 +31,6 @@ RECIPE = Augmentation(
 )
 
 
-def do_nothing() -> None:
-    """What a worker does first."""
-
-
 def make_index(folder: Path) -> SampleIndex:
     """Two classes, ten images of several shapes."""
     for number, (width, height) in enumerate([(40, 24), (24, 40), (33, 33), (25, 60), (24, 24)]):
@@ -66,7 +62,6 @@ def make_loader(index: SampleIndex, **changes: Any) -> Loader:
         "device": torch.device("cpu"),
         "channels_last": True,
         "workers": 0,
-        "on_worker_start": do_nothing,
     }
     return Loader(**(values | changes))
 
@@ -264,7 +259,8 @@ def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatc
 def test_a_killed_worker_is_named(index: SampleIndex) -> None:
     batches = make_loader(index, workers=1).batches(0, 200)
     next(batches)
-    (worker,) = psutil.Process().children()
+    me = psutil.Process()
+    (worker,) = [child for child in me.children(recursive=True) if child.ppid() != me.pid]
     worker.kill()
     with pytest.raises(MachineError, match="a decoding process was killed"):
         for _ in batches:

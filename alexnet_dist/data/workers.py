@@ -1,0 +1,63 @@
+"""Where decoding processes come from, and how they end.
+
+They are forked from a server that does nothing else (Python's `forkserver`), not from the training process: a fork of a
+process with threads can stop for ever on a lock that some thread held, and its child would keep the sockets of the
+process group and the lock of the run folder open. No torch here, so that the server starts while the training process
+still imports it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from functools import partial
+from multiprocessing.context import BaseContext
+
+PRELOADED = ["alexnet_dist.data.torchvision_engine"]
+
+
+def worker_context() -> BaseContext:
+    """How decoding processes are started."""
+    name = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(name)
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def start_worker_server() -> None:
+    """Start the server ahead of its first use; it imports what workers need, once."""
+    if worker_context().get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    # Whoever ends the whole group means the training process, which then ends its workers. Blocked signals are
+    # inherited, by the server and by every worker that it forks.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_training_process(worker_id: int) -> None:
+    """In a worker: leave signals to the training process, and end when it says so or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None:
+        return
+    for watch in (partial(_await_end, parent.sentinel), partial(_await_order, parent.pid)):
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _await_end(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(0)
+
+
+def _await_order(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
