@@ -60,8 +60,8 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_run_goes_on(tmp_path:
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 6  # two that train, with a server and a decoder each
     os.kill(process.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=5)
-    assert alive == []
+    _, left = psutil.wait_procs(workers, timeout=5)
+    assert [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE] == []  # init has yet to bury those
     process.communicate(timeout=5)  # ends once nobody holds its pipes: no process is left that was not listed
 
     again = launch([*words, "--train.epochs", "5"])
