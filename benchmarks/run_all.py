@@ -60,6 +60,7 @@ def format_page(found: Mapping[str, dict[str, Any]]) -> str:
         "say how each figure is measured.",
         "",
         *describe_machine(next(iter(found.values()))["environment"]),
+        *(describe_origin(name, report["environment"]) for name, report in found.items()),
         "",
         "| benchmark | ratio | median | min | max | what |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -73,15 +74,19 @@ def format_page(found: Mapping[str, dict[str, Any]]) -> str:
 
 
 def describe_machine(environment: Mapping[str, Any]) -> list[str]:
-    """Where and when, and how thoroughly."""
+    """Where."""
     versions = environment["versions"]
     matrix_units = ", ".join(environment["cpu_features"]) or "none"
     return [
         f"- {environment['cpu']}, {environment['cores']} cores ({matrix_units}), {environment['memory_gib']} GiB; "
         f"GPUs: {', '.join(environment['gpus']) or 'none'}",
         "- " + ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "torchvision") if name in versions),
-        f"- commit {environment['git_commit']}, {environment['time']}, effort: {environment['effort']}",
     ]
+
+
+def describe_origin(name: str, environment: Mapping[str, Any]) -> str:
+    """Which code a benchmark measured, and when: files of several runs may lie in one folder."""
+    return f"- {name}: commit {environment['git_commit']}, {environment['time']}, effort: {environment['effort']}"
 
 
 if __name__ == "__main__":

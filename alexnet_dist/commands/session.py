@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class Session:
 
     def _check_fingerprint(self) -> None:
         before = read_json(self.folder / RUN).get("data", {})
-        now = self._describe_data()
+        now = self._data_facts
         if not before or before["fingerprint"] == now["fingerprint"]:
             return
         names = [key for key in now if before.get(key) != now[key] and key != "fingerprint"]
@@ -144,7 +145,8 @@ class Session:
             raise UsageError("data.root holds other images than this run began with", why=why, remedy="or use --new")
         raise DataError("the images changed since this run began", why=why, remedy="restore them or use --new")
 
-    def _describe_data(self) -> dict[str, Any]:
+    @cached_property
+    def _data_facts(self) -> dict[str, Any]:
         splits = self.splits
         return {
             "fingerprint": splits.fingerprint(),
@@ -290,7 +292,7 @@ class Session:
             "engine": self.engine,
             "engine_reason": self.engine_reason,
             "batch": str(self.sizes),
-            "data": self._describe_data(),
+            "data": self._data_facts,
         }
         if self.splits.is_held_out and self.splits.val is not None:
             write_held_out(self.folder, self.splits.val, self._data_root())
@@ -298,7 +300,7 @@ class Session:
 
     def announce(self, trainer: Trainer, checkpoint: Path | None) -> None:
         """Say in a few lines what will be trained, on what, and from where."""
-        runtime, data, sizes = self.runtime, self._describe_data(), self.sizes
+        runtime, data, sizes = self.runtime, self._data_facts, self.sizes
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         layout = "channels last" if self.config.channels_last else "contiguous"
         begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
