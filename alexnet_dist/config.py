@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from alexnet_dist.errors import UsageError
 
 
 def bounded(
@@ -36,8 +33,9 @@ def bounded(
 class ModelConfig:
     """The network. A field left at null keeps what the variant says."""
 
-    variant: Literal["paper", "torchvision"] = "paper"
-    """paper: the text's two-tower network merged, with LRN per tower; torchvision: torchvision's AlexNet"""
+    variant: Literal["paper", "source2012", "ungrouped", "torchvision"] = "paper"
+    """paper: the text's two-tower network merged, with LRN per tower; source2012: the 2012 program's layers, field by
+    field; ungrouped: one column without LRN, as most tutorials have it; torchvision: torchvision's AlexNet"""
     num_classes: int | None = bounded(None, minimum=1)
     """outputs of the last layer; null = the classes of the training set"""
     in_channels: Literal[1, 3] = 3
@@ -54,6 +52,10 @@ class ModelConfig:
     """groups of conv1 to conv5; 2 keeps the towers of 2012 apart"""
     conv1_padding: int | None = bounded(None, minimum=0)
     """zero padding of conv1 in pixels"""
+    conv1_end_padding: int | None = bounded(None, minimum=0)
+    """zeros to the right of and below the image only, in pixels; the 2012 program's conv1 hung over by 3"""
+    relu_after_pool: list[bool] | None = None
+    """for conv1, conv2 and conv5: ReLU after the max pooling (as 2012's conv1, conv5) instead of before it"""
     fc_width: int | None = bounded(None, minimum=1)
     """outputs of fc6 and of fc7"""
     lrn: bool | None = None
@@ -68,6 +70,8 @@ class ModelConfig:
     """LRN's exponent"""
     lrn_k: float | None = bounded(None, above=0.0)
     """LRN's constant"""
+    map_norm: bool | None = None
+    """a second normalisation after conv2's, over 5 x 5 pixels of each map; the 2012 program has it, the paper not"""
     pool_kernel: int | None = bounded(None, minimum=1)
     """side of the max pooling windows; 3 with stride 2 overlaps as in 2012"""
     pool_stride: int | None = bounded(None, minimum=1)
@@ -76,24 +80,30 @@ class ModelConfig:
     """side of the adaptive average pooling before fc6"""
     dropout_position: Literal["after_fc", "before_fc"] | None = None
     """dropout after fc6 and fc7 (2012) or before them (torchvision)"""
-    init: Literal["source2012", "torch"] | None = None
-    """initialisation: the 2012 program's, or torch's defaults"""
+    init: Literal["source2012", "torch", "kaiming"] | None = None
+    """initialisation: the 2012 program's, torch's defaults, or Kaiming's for ReLU (normal, fan in, biases zero)"""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and which engine carries the plan out."""
 
-    source: Literal["folder", "digits", "synthetic"] = "folder"
-    """folder: class folders of images; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
+    source: Literal["folder", "manifest", "cifar10", "fashion_mnist", "digits", "synthetic"] = "folder"
+    """folder: class folders of images; manifest: text or CSV files of `path label` lines; cifar10, fashion_mnist:
+    torchvision's files; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
     root: str | None = None
     """folder that train, val and test are relative to"""
     train: str = "train"
-    """training images, one folder per class"""
+    """training images: a folder of class folders, or a manifest. cifar10, fashion_mnist and synthetic call their parts
+    train and test"""
     val: str | None = None
     """validation images; null keeps a part of train, see val_fraction"""
     test: str | None = None
     """test images, read once after training"""
+    classes: str | None = None
+    """class list of a manifest, a name a line; null = classes.txt beside it, or else the names that it uses"""
+    download: bool = False
+    """fetch what is missing of cifar10 or fashion_mnist into the cache folder"""
     val_fraction: float = bounded(0.1, minimum=0.0, below=1.0)
     """part of train kept for validation (stratified, seeded) when there is no val; 0 = no validation"""
     engine: Literal["auto", "torchvision"] = "auto"
@@ -136,36 +146,76 @@ class AugmentConfig:
     """standard deviation of the noise along each principal component"""
     pixel_range: Literal[1, 255] = 1
     """value of a white pixel before mean and std; 255 is the scale that the 2012 network was fed"""
+    lighting_epochs: int | None = bounded(None, minimum=0)
+    """epochs that have the colour noise; null = all. The 2012 program ended it some 25 epochs before the end"""
+    color_jitter: list[float] | None = bounded(None, minimum=0.0)
+    """strength of random brightness, contrast, saturation and hue as in torchvision's ColorJitter; null = none"""
     mean: list[float] | None = bounded(None)
     """mean per channel in units of pixel_range; null = ImageNet's"""
     std: list[float] | None = bounded(None, above=0.0)
     """standard deviation per channel in units of pixel_range; null = ImageNet's, or 1 on the 255 scale"""
 
 
+Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """A number for each layer, with which the learning rate of its weights and biases is multiplied."""
+
+    conv1: float = bounded(1.0, above=0.0)
+    """of conv1"""
+    conv2: float = bounded(1.0, above=0.0)
+    """of conv2"""
+    conv3: float = bounded(1.0, above=0.0)
+    """of conv3"""
+    conv4: float = bounded(1.0, above=0.0)
+    """of conv4"""
+    conv5: float = bounded(1.0, above=0.0)
+    """of conv5"""
+    fc6: float = bounded(1.0, above=0.0)
+    """of fc6"""
+    fc7: float = bounded(1.0, above=0.0)
+    """of fc7"""
+    fc8: float = bounded(1.0, above=0.0)
+    """of fc8"""
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The update rule."""
 
-    name: Literal["sgd", "adam"] = "sgd"
-    """sgd (with momentum) or adam"""
+    name: Literal["sgd", "adam", "rmsprop", "lars"] = "sgd"
+    """sgd (with momentum), adam, rmsprop (with momentum), or lars: sgd with a rate of its own for each layer"""
     lr: float = bounded(0.01, above=0.0)
     """base learning rate"""
     momentum: float = bounded(0.9, minimum=0.0, below=1.0)
-    """momentum of sgd, first beta of adam"""
+    """momentum of sgd, rmsprop and lars, first beta of adam"""
     weight_decay: float = bounded(0.0005, minimum=0.0)
     """L2 weight decay, added to the gradient"""
     bias_lr_factor: float = bounded(1.0, above=0.0)
     """the biases' learning rate over the weights'; 2012 used 2"""
     bias_weight_decay: float | None = bounded(None, minimum=0.0)
     """weight decay of the biases; null = weight_decay; 2012 used 0"""
+    bias_lr_constant: bool = False
+    """keep the biases' rate where it began, whatever the schedule does with the weights', as the 2012 program did"""
+    trust_coefficient: float = bounded(0.001, above=0.0)
+    """eta of lars: a layer's step over the norm of its weights"""
+    lr_factors: LayerFactors = field(default_factory=LayerFactors)
+    """learning rates of single layers, relative to lr"""
+    freeze: list[Layer] = field(default_factory=list)
+    """layers that do not learn"""
+    freeze_from_epoch: int = bounded(0, minimum=0)
+    """epoch at whose beginning the layers of freeze stop learning; 0 = they never learn"""
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate over the updates, after a linear warm-up."""
 
-    name: Literal["constant", "step", "plateau", "cosine"] = "constant"
-    """constant; step: times gamma every step_epochs; plateau: times gamma when val top-1 stalls; cosine: down to 0"""
+    name: Literal["constant", "plateau", "step", "halve_every", "cosine", "poly"] = "constant"
+    """constant; plateau: times gamma when val top-1 stalls; step: times gamma every step_epochs; halve_every: half
+    every halve_every_steps; cosine: down to 0; poly: (1 - progress) ** power"""
     warmup_steps: int = bounded(0, minimum=0)
     """updates over which the rate rises linearly from lr / warmup_steps to lr"""
     gamma: float = bounded(0.1, above=0.0, below=1.0)
@@ -174,6 +224,10 @@ class ScheduleConfig:
     """epochs between two drops of step"""
     patience: int = bounded(5, minimum=1)
     """evaluations without a better val top-1 before plateau drops the rate"""
+    halve_every_steps: int = bounded(256, minimum=1)
+    """updates between two drops of halve_every"""
+    power: float = bounded(2.0, above=0.0)
+    """exponent of poly"""
 
 
 @dataclass(frozen=True)
@@ -188,6 +242,8 @@ class TrainConfig:
     """samples per update over all replicas"""
     micro_batch_size: int | None = bounded(None, minimum=1)
     """samples per replica per forward; null = global_batch_size / replicas, smaller values accumulate gradients"""
+    early_stop: int | None = bounded(None, minimum=1)
+    """evaluations without a better val top-1 after which the run ends; null = it never ends early"""
 
 
 @dataclass(frozen=True)
@@ -218,10 +274,12 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Weights & Biases, as a mirror of metrics.jsonl."""
+    """Mirrors of metrics.jsonl beside metrics.csv."""
 
     wandb: Literal["disabled", "offline", "online", "auto"] = "disabled"
-    """auto: online with an account and a network, otherwise offline"""
+    """Weights & Biases; auto: online with an account and a network, otherwise offline"""
+    tensorboard: bool = False
+    """TensorBoard's event files in the run folder's tensorboard/"""
     project: str = "alexnet_dist"
     """W&B project"""
     entity: str | None = None
@@ -293,77 +351,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def check_config(config: Config, places: Mapping[str, str]) -> None:
-    """Refuse values that no run can mean.
-
-    Args:
-        config: the settings.
-        places: where each setting was read, for the message.
-
-    Raises:
-        UsageError: a value out of range, or settings that contradict each other.
-    """
-    values = flatten(config)
-    for key, item in walk_fields(config):
-        _check_bounds(key, values[key], dict(item.metadata), places.get(key, ""))
-    _check_lengths(config, places)
-    if (config.train.epochs is None) == (config.train.max_steps is None):
-        raise UsageError(
-            "exactly one of train.epochs and train.max_steps is needed",
-            where=places.get("train.epochs", ""),
-            why="both are set" if config.train.epochs else "neither is set",
-            remedy="set one and leave the other null",
-        )
-    if config.data.source == "folder" and config.data.root is None:
-        raise UsageError(
-            "data.root is missing", why="source folder reads images there", remedy="set --data.root FOLDER"
-        )
-
-
-_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "minimum": ("of at least", operator.ge),
-    "above": ("above", operator.gt),
-    "maximum": ("of at most", operator.le),
-    "below": ("below", operator.lt),
-}
-
-
-def _check_bounds(key: str, value: Any, bounds: dict[str, float], place: str) -> None:
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        finite = isinstance(number, int) or math.isfinite(number)  # isfinite cannot take an int of 400 digits
-        if not finite or not all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items()):
-            wanted = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in bounds.items())
-            raise UsageError(
-                f"{key} is out of range",
-                where=place,
-                why=f"got {number}",
-                remedy=f"use a finite value {wanted}".rstrip(),
-            )
-
-
-def _check_lengths(config: Config, places: Mapping[str, str]) -> None:
-    channels = config.model.in_channels
-    wanted: dict[str, tuple[Any, set[int]]] = {
-        "augment.mean": (config.augment.mean, {1, channels}),
-        "augment.std": (config.augment.std, {1, channels}),
-        "augment.crop_scale": (config.augment.crop_scale, {2}),
-        "augment.crop_ratio": (config.augment.crop_ratio, {2}),
-        "augment.resize": (config.augment.resize, {2}),
-        "model.conv_channels": (config.model.conv_channels, {5}),
-        "model.conv_groups": (config.model.conv_groups, {5}),
-    }
-    for key, (value, lengths) in wanted.items():
-        if isinstance(value, list) and len(value) not in lengths:
-            counts = " or ".join(str(length) for length in sorted(lengths))
-            why = f"got {len(value)} values"
-            raise UsageError(f"{key} has the wrong length", where=places.get(key, ""), why=why, remedy=f"give {counts}")
-    for key in ("crop_scale", "crop_ratio"):
-        low, high = getattr(config.augment, key)
-        if low > high:
-            raise UsageError(
-                f"augment.{key} is out of order", why=f"{low} > {high}", remedy="give the smaller value first"
-            )

@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from alexnet_dist.config import Config, check_config, flatten, walk_fields
+from alexnet_dist.config import Config, flatten, walk_fields
+from alexnet_dist.config_checks import PERIODS, check_config
 from alexnet_dist.errors import UsageError
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -126,6 +127,9 @@ def load_config(name: str, given: dict[str, Any]) -> Config:
     for first, second in (EXCLUSIVE_KEYS, EXCLUSIVE_KEYS[::-1]):
         if given.get(first) is not None and given.get(second) is None:
             values.pop(second, None)
+    if "schedule.name" in given:  # the file's period belongs to the schedule that is replaced
+        for key in set(PERIODS.values()) - {PERIODS.get(given["schedule.name"])}:
+            values.pop(key, None)
     config = build_config(
         {**values, **given}, {key: f"{path}:{line}" for key, line in lines.items() if key not in given}
     )
@@ -297,7 +301,7 @@ def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -
 
 def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str]) -> UsageError:
     types = {name: item.type for name, item in walk_fields(Config)}
-    wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null")
+    wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null").replace("Layer", "conv1 ... fc8")
     got = f"got {'null' if values[key] is None else repr(values[key])}" if key in values else "got no value"
     return UsageError(
         f"wrong value for {key}",

@@ -135,7 +135,7 @@ class Session:
 
     def _check_fingerprint(self) -> None:
         before = read_json(self.folder / RUN).get("data", {})
-        now = self._data_facts
+        now = self.data_facts
         if not before or before["fingerprint"] == now["fingerprint"]:
             return
         names = [key for key in now if before.get(key) != now[key] and key != "fingerprint"]
@@ -146,7 +146,7 @@ class Session:
         raise DataError("the images changed since this run began", why=why, remedy="restore them or use --new")
 
     @cached_property
-    def _data_facts(self) -> dict[str, Any]:
+    def data_facts(self) -> dict[str, Any]:
         splits = self.splits
         return {
             "fingerprint": splits.fingerprint(),
@@ -292,43 +292,20 @@ class Session:
             "engine": self.engine,
             "engine_reason": self.engine_reason,
             "batch": str(self.sizes),
-            "data": self._data_facts,
+            "data": self.data_facts,
         }
         if self.splits.is_held_out and self.splits.val is not None:
             write_held_out(self.folder, self.splits.val, self._data_root())
         return update_run_json(self.folder, facts, {"step": step, "processes": runtime.world_size})
 
-    def announce(self, trainer: Trainer, checkpoint: Path | None) -> None:
-        """Say in a few lines what will be trained, on what, and from where."""
-        runtime, data, sizes = self.runtime, self._data_facts, self.sizes
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        layout = "channels last" if self.config.channels_last else "contiguous"
-        begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
-        passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
-        counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
-        lines = [
-            f"model     {self.config.model.variant}, {parameters:,} parameters, {self.spec.num_classes} classes",
-            f"data      {self.config.data.source}: {counts}",
-            f"engine    {self.engine} ({self.engine_reason}), workers per process: {trainer.loader.workers}",
-            f"batch     {sizes}; {self.steps_per_epoch} steps an epoch, {self.total_steps} in all",
-            f"device    {runtime.world_size} x {runtime.device.type} ({self.config.parallel.strategy}), {layout}, "
-            f"{torch.get_num_threads()} threads",
-            f"precision {runtime.precision} ({runtime.precision_reason})",
-            f"run       {self.folder}, {begin}",
-        ]
-        for line in lines:
-            logger.info(line)
-        if trainer.state.step >= self.total_steps and self._is_finished():
-            logger.info("this run is finished; raise train.epochs to go on, or use --new")
-
-    def _is_finished(self) -> bool:
+    def is_finished(self) -> bool:
         return read_json(self.folder / SUMMARY).get("status") == "finished"
 
     def test(self, trainer: Trainer) -> None:
         """Read the test set once, with the best weights."""
         if self.splits.test is None:
             return
-        if trainer.is_done_before and self._is_finished():
+        if trainer.is_done_before and self.is_finished():
             before = read_json(self.folder / SUMMARY)
             self._test_row = {key: before.get(f"test_{key}") for key in ("top1", "top5")}
             return
@@ -364,13 +341,3 @@ class Session:
                 assert tracker is not None
                 tracker.finish(summary)
         return summary
-
-    def say_goodbye(self, summary: dict[str, Any]) -> None:
-        """Print the result, the run folder and what to try next."""
-        for name, key in (("best validation", "best_top1"), ("test", "test_top1")):
-            if summary[key] is not None:
-                logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
-        logger.info("run folder: %s", self.folder)
-        index = self.splits.val or self.splits.train
-        if index.synthetic is None:
-            logger.info("next: python launch/predict.py --model %s '%s'", self.folder, index.root / index.paths[0])

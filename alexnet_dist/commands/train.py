@@ -70,14 +70,16 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
 
 def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:
     """Resume or start, train, evaluate on the test set, write the summary."""
+    from alexnet_dist.commands.announce import announce, say_goodbye
+
     checkpoint = session.find_checkpoint(resume_from)
     trainer = session.build_trainer(checkpoint)
-    session.announce(trainer, checkpoint)
+    announce(session, trainer, checkpoint)
     with _status_written(session, trainer):
         trainer.train()
         session.test(trainer)
     summary = session.summarise(trainer, "finished")
-    session.say_goodbye(summary)
+    say_goodbye(session, summary)
     return summary
 
 

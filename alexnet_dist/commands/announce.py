@@ -1,0 +1,49 @@
+"""What a training run tells its user: what will be trained, on what, from where, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alexnet_dist.commands.session import Session
+from alexnet_dist.training.loop import Trainer
+
+logger = logging.getLogger("alexnet_dist")
+
+
+def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> None:
+    """Say in a few lines what will be trained, on what, and from where."""
+    runtime, data, sizes = session.runtime, session.data_facts, session.sizes
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    layout = "channels last" if session.config.channels_last else "contiguous"
+    begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
+    passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
+    counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
+    lines = [
+        f"model     {session.config.model.variant}, {parameters:,} parameters, {session.spec.num_classes} classes",
+        f"data      {session.config.data.source}: {counts}",
+        f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}",
+        f"batch     {sizes}; {session.steps_per_epoch} steps an epoch, {session.total_steps} in all",
+        f"device    {runtime.world_size} x {runtime.device.type} ({session.config.parallel.strategy}), {layout}, "
+        f"{torch.get_num_threads()} threads",
+        f"precision {runtime.precision} ({runtime.precision_reason})",
+        f"run       {session.folder}, {begin}",
+    ]
+    for line in lines:
+        logger.info(line)
+    if trainer.state.step >= session.total_steps and session.is_finished():
+        logger.info("this run is finished; raise train.epochs to go on, or use --new")
+
+
+def say_goodbye(session: Session, summary: dict[str, Any]) -> None:
+    """Print the result, the run folder and what to try next."""
+    for name, key in (("best validation", "best_top1"), ("test", "test_top1")):
+        if summary[key] is not None:
+            logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
+    logger.info("run folder: %s", session.folder)
+    index = session.splits.val or session.splits.train
+    if index.synthetic is None:
+        logger.info("next: python launch/predict.py --model %s '%s'", session.folder, index.root / index.paths[0])

@@ -1,0 +1,156 @@
+"""What no run can mean: values out of range, lists of the wrong length, settings that contradict each other."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from alexnet_dist.config import Config, LayerFactors, ScheduleConfig, flatten, walk_fields
+from alexnet_dist.errors import UsageError
+
+# The setting that says when a schedule changes the rate: in epochs, in evaluations, in updates.
+PERIODS = {"step": "schedule.step_epochs", "plateau": "schedule.patience", "halve_every": "schedule.halve_every_steps"}
+ARRAY_SOURCES = ("cifar10", "fashion_mnist")
+MAX_HUE = 0.5  # half a turn of the colour circle
+
+
+def check_config(config: Config, places: Mapping[str, str]) -> None:
+    """Refuse values that no run can mean.
+
+    Args:
+        config: the settings.
+        places: where each setting was read, for the message.
+
+    Raises:
+        UsageError: a value out of range, or settings that contradict each other.
+    """
+    values = flatten(config)
+    for key, item in walk_fields(config):
+        _check_bounds(key, values[key], dict(item.metadata), places.get(key, ""))
+    _check_lengths(config, places)
+    _check_augment(config, places)
+    _check_data(config, places)
+    _check_schedule(config, places)
+    _check_optimizer(config, places)
+    if (config.train.epochs is None) == (config.train.max_steps is None):
+        raise UsageError(
+            "exactly one of train.epochs and train.max_steps is needed",
+            where=places.get("train.epochs", ""),
+            why="both are set" if config.train.epochs else "neither is set",
+            remedy="set one and leave the other null",
+        )
+
+
+def _check_data(config: Config, places: Mapping[str, str]) -> None:
+    data = config.data
+    if data.source in ("folder", "manifest") and data.root is None:
+        raise UsageError(
+            "data.root is missing", why=f"source {data.source} reads images there", remedy="set --data.root FOLDER"
+        )
+    if data.source in ARRAY_SOURCES and data.root is None and not data.download:
+        raise UsageError(
+            "data.root is missing",
+            why=f"source {data.source} reads its files there",
+            remedy="set --data.root FOLDER or --data.download true",
+        )
+    if data.classes is not None and data.source != "manifest":
+        raise _no_effect("data.classes", f"source {data.source} has its own class names", places)
+    if data.download and data.source not in ARRAY_SOURCES:
+        raise _no_effect("data.download", f"source {data.source} cannot be downloaded", places)
+    has_val = data.val is not None or data.val_fraction > 0 or data.source == "synthetic"
+    for key, needs_val in (
+        ("train.early_stop", config.train.early_stop is not None),
+        ("schedule.name", config.schedule.name == "plateau"),
+    ):
+        if needs_val and not has_val:
+            raise UsageError(
+                f"{key} needs a validation set", where=places.get(key, ""), remedy="set data.val or data.val_fraction"
+            )
+
+
+def _check_schedule(config: Config, places: Mapping[str, str]) -> None:
+    """A period in a unit that the schedule does not count in is a mistake, not a wish to be passed over."""
+    defaults = flatten(ScheduleConfig(), "schedule.")
+    values = flatten(config.schedule, "schedule.")
+    for name, key in PERIODS.items():
+        if name != config.schedule.name and values[key] != defaults[key]:
+            raise _no_effect(key, f"schedule {config.schedule.name} does not count in it, {name} does", places)
+
+
+def _check_optimizer(config: Config, places: Mapping[str, str]) -> None:
+    optimizer = config.optimizer
+    layers = {item.name for item in fields(LayerFactors)}
+    if layers <= set(optimizer.freeze) and optimizer.freeze_from_epoch == 0:
+        why = "all layers are frozen: nothing learns"
+        raise UsageError("optimizer.freeze is too long", where=places.get("optimizer.freeze", ""), why=why)
+    if optimizer.freeze_from_epoch and not optimizer.freeze:
+        raise _no_effect("optimizer.freeze_from_epoch", "optimizer.freeze names no layer", places)
+
+
+def _check_augment(config: Config, places: Mapping[str, str]) -> None:
+    augment = config.augment
+    if augment.lighting_epochs is not None and augment.lighting is None:
+        raise _no_effect("augment.lighting_epochs", "augment.lighting is null", places)
+    if augment.color_jitter is not None and augment.color_jitter[3] > MAX_HUE:
+        raise UsageError(
+            "augment.color_jitter is out of range",
+            where=places.get("augment.color_jitter", ""),
+            why=f"hue is {augment.color_jitter[3]:g}",
+            remedy=f"the last of the four numbers is at most {MAX_HUE}",
+        )
+    for key in ("crop_scale", "crop_ratio"):
+        low, high = getattr(augment, key)
+        if low > high:
+            raise UsageError(
+                f"augment.{key} is out of order", why=f"{low} > {high}", remedy="give the smaller value first"
+            )
+
+
+def _no_effect(key: str, why: str, places: Mapping[str, str]) -> UsageError:
+    return UsageError(f"{key} has no effect", where=places.get(key, ""), why=why, remedy="leave it out")
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "minimum": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("of at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def _check_bounds(key: str, value: Any, bounds: dict[str, float], place: str) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        finite = isinstance(number, int) or math.isfinite(number)  # isfinite cannot take an int of 400 digits
+        if not finite or not all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items()):
+            wanted = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in bounds.items())
+            raise UsageError(
+                f"{key} is out of range",
+                where=place,
+                why=f"got {number}",
+                remedy=f"use a finite value {wanted}".rstrip(),
+            )
+
+
+def _check_lengths(config: Config, places: Mapping[str, str]) -> None:
+    channels = config.model.in_channels
+    wanted: dict[str, tuple[Any, set[int]]] = {
+        "augment.mean": (config.augment.mean, {1, channels}),
+        "augment.std": (config.augment.std, {1, channels}),
+        "augment.crop_scale": (config.augment.crop_scale, {2}),
+        "augment.crop_ratio": (config.augment.crop_ratio, {2}),
+        "augment.resize": (config.augment.resize, {2}),
+        "augment.color_jitter": (config.augment.color_jitter, {4}),
+        "model.relu_after_pool": (config.model.relu_after_pool, {3}),
+        "model.conv_channels": (config.model.conv_channels, {5}),
+        "model.conv_groups": (config.model.conv_groups, {5}),
+    }
+    for key, (value, lengths) in wanted.items():
+        if isinstance(value, list) and len(value) not in lengths:
+            counts = " or ".join(str(length) for length in sorted(lengths))
+            why = f"got {len(value)} values"
+            raise UsageError(f"{key} has the wrong length", where=places.get(key, ""), why=why, remedy=f"give {counts}")
