@@ -147,6 +147,7 @@ class Session:
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
+        """What run.json says about the images: their fingerprint and counts."""
         splits = self.splits
         return {
             "fingerprint": splits.fingerprint(),
@@ -299,6 +300,7 @@ class Session:
         return update_run_json(self.folder, facts, {"step": step, "processes": runtime.world_size})
 
     def is_finished(self) -> bool:
+        """Whether the run in the folder had ended when this start began."""
         return read_json(self.folder / SUMMARY).get("status") == "finished"
 
     def test(self, trainer: Trainer) -> None:
