@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import functools
 import itertools
-import os
 import re
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -23,9 +22,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_pa
 from alexnet_dist.config import Config, flatten, walk_fields
 from alexnet_dist.config_checks import PERIODS, check_config
 from alexnet_dist.errors import UsageError
+from alexnet_dist.shipped import find_yaml, shipped_folder
 
 MAX_CONFIG_BYTES = 1_000_000
-CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "configs"
 EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
 
 
@@ -163,15 +162,8 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
 
 
 def find_config(name: str) -> Path:
-    """The file that `--config` names: a path, or a name in configs/ with or without `.yaml`."""
-    here, shipped = Path("configs"), CONFIG_FOLDER
-    for candidate in (Path(name), here / name, here / f"{name}.yaml", shipped / name, shipped / f"{name}.yaml"):
-        if os.path.isfile(candidate):  # Path.is_file raises where a name is too long
-            return candidate
-    known = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
-    near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"give a path or one of: {', '.join(known)}"
-    raise UsageError(f"no configuration {name!r}", why="neither a file nor a name in configs/", remedy=remedy)
+    """The file that `--config` names: a path, or a name in configs/ (here, or ours) with or without `.yaml`."""
+    return find_yaml(name, (Path("configs"), shipped_folder("configs")), "configuration")
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

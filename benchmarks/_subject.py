@@ -27,9 +27,9 @@ LR = 1e-5
 TINY: dict[str, Any] = {"image_size": 64, "conv_channels": (8, 8, 8, 8, 8), "fc_width": 16, "num_classes": 10}
 
 
-def pick_spec(variant: str, tiny: bool) -> AlexNetSpec:
+def pick_spec(variant: str, tiny: bool, **overrides: Any) -> AlexNetSpec:
     """A variant with 1,000 classes at 224 pixels, or a toy of the same structure."""
-    return make_spec(variant, **(TINY if tiny else {}))
+    return make_spec(variant, **(TINY if tiny else {}), **overrides)
 
 
 def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> nn.Module:

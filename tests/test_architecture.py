@@ -19,11 +19,13 @@ LAYERS = {
     "errors": 0,
     "settings": 0,
     "machine": 0,
+    "shipped": 0,
     "models": 1,
     "data": 1,
     "parallel": 2,
     "training": 3,
     "commands": 4,
+    "__main__": 5,
     "launch": 5,
     "benchmarks": 5,
 }

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RATIOS = {
     "startup": {"import_package/import_torch", "train_help/import_torch", "unknown_key/import_torch"},
     "model": {"bf16_channels_last/fp32_contiguous", "paper/torchvision", "trainer_step/minimal_loop"},
+    "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
     "end_to_end": {"end_to_end/limit"},
 }
 

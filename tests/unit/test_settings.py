@@ -22,7 +22,6 @@ from alexnet_dist.config import Config, walk_fields
 from alexnet_dist.errors import UsageError
 from alexnet_dist.models import AlexNet
 from alexnet_dist.settings import (
-    CONFIG_FOLDER,
     MAX_CONFIG_BYTES,
     build_config,
     dump_config,
@@ -31,7 +30,9 @@ from alexnet_dist.settings import (
     new_parser,
     parse_arguments,
 )
+from alexnet_dist.shipped import shipped_folder
 
+CONFIG_FOLDER = shipped_folder("configs")
 ROOT = CONFIG_FOLDER.parent
 SHIPPED = sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml"))
 BASE = "data: {source: synthetic}\ntrain: {epochs: 2}\n"

@@ -1,0 +1,40 @@
+"""Where the YAML files are that come with the package: beside it in a checkout, inside it in an installed wheel."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from alexnet_dist.errors import UsageError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of shipped files, `configs` or `launch/accelerate`."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
+    """The YAML file that a user names: a path, or a name in one of some folders with or without `.yaml`.
+
+    Args:
+        name: as the user gave it.
+        folders: searched in order; the last one is the shipped one, whose names an error lists.
+        what: for the message ("configuration").
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    candidates = [Path(name), *(folder / file for folder in folders for file in (name, f"{name}.yaml"))]
+    for candidate in candidates:
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError:  # a name that is too long
+            continue
+    known = sorted(path.stem for path in folders[-1].glob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"give a path or one of: {', '.join(known)}"
+    raise UsageError(f"no {what} {name!r}", why="neither a file nor a name that we ship", remedy=remedy)
