@@ -14,7 +14,7 @@ from alexnet_dist.models.alexnet import (
     spec_to_dict,
 )
 from alexnet_dist.models.init import build_model, initialise
-from alexnet_dist.models.normalization import LocalResponseNorm
+from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 __all__ = [
     "LAYER_NAMES",
@@ -24,6 +24,7 @@ __all__ = [
     "DropoutPosition",
     "Initialisation",
     "LocalResponseNorm",
+    "MapResponseNorm",
     "build_model",
     "feature_size",
     "initialise",

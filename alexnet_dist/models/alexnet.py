@@ -1,7 +1,8 @@
 """AlexNet for one device, described by an `AlexNetSpec`.
 
 Shapes: B images, C channels, S pixels a side. Towers are channel groups of this network: a run on two devices cuts it,
-and never builds another one. Where a fact is the 2012 program's, it is cuda-convnet's layers-145.cfg.
+and never builds another one. Where a fact is the 2012 program's, it is cuda-convnet's layers-145.cfg and
+layer-params-145.cfg.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from alexnet_dist.models.normalization import LocalResponseNorm
+from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 DropoutPosition = Literal["after_fc", "before_fc"]
-Initialisation = Literal["source2012", "torch"]
+Initialisation = Literal["source2012", "torch", "kaiming"]
 
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 _KERNELS = (11, 5, 3, 3, 3)  # conv1 .. conv5; all but conv1 keep the side of the map
 _CONV1_STRIDE = 4
 _NORMALISED = (0, 1)  # positions of conv1 and conv2, which response normalisation may follow
+_MAP_NORMALISED = 1  # position of conv2, which the normalisation within each map may follow
 _POOLED = (0, 1, 4)  # positions of conv1, conv2 and conv5, which max pooling follows
 
 
@@ -54,14 +56,21 @@ class AlexNetSpec:
     """Channel groups of conv1 .. conv5. A layer with 2 stays within its tower; conv3 reads both towers."""
 
     conv1_padding: int | None = None
-    """Pixels of zero around the image. None: 0 where conv1's windows tile the image exactly (227), else 2, so that 224
-    and 227 both give maps of 55x55."""
+    """Pixels of zero around the image. None: 0 where conv1's windows tile the image exactly (227) or where
+    `conv1_end_padding` lets them hang over, else 2, so that 224 and 227 both give maps of 55x55."""
+
+    conv1_end_padding: int = 0
+    """Pixels of zero to the right of and below the image only. 3 lets conv1's last window hang over the image, which is
+    how the 2012 program counted its windows: 1 + ceil((image_size - 11) / 4)."""
+
+    relu_after_pool: tuple[bool, ...] = (False, False, False)
+    """For conv1, conv2 and conv5: whether the ReLU comes after normalisation and pooling instead of before them."""
 
     fc_width: int = 4096
     """Outputs of fc6 and of fc7."""
 
     lrn: bool = True
-    """Whether local response normalisation follows the ReLU of conv1 and of conv2."""
+    """Whether local response normalisation stands between conv1, and conv2, and their pooling."""
 
     lrn_groups: int = 2
     """Towers that normalise on their own; 1 normalises across all channels, as Caffe does."""
@@ -78,6 +87,10 @@ class AlexNetSpec:
     lrn_k: float = 2.0
     """Constant term of the normalisation."""
 
+    map_norm: bool = False
+    """Whether conv2's maps are normalised once more before their pooling, each over windows of 5x5 pixels of itself.
+    The 2012 program has it (`cnorm2`), the paper does not mention it."""
+
     pool_kernel: int = 3
     """Side of the max-pooling windows; larger than the stride, they overlap."""
 
@@ -91,7 +104,8 @@ class AlexNetSpec:
     """`after_fc`: after the ReLU of fc6 and of fc7, as in 2012. `before_fc`: before fc6 and fc7, as in torchvision."""
 
     init: Initialisation = "source2012"
-    """`source2012`: the 2012 program's normal weights and constant biases. `torch`: PyTorch's default distributions."""
+    """`source2012`: the 2012 program's normal weights and constant biases. `torch`: PyTorch's default distributions.
+    `kaiming`: normal weights that keep the signal's power through ReLU (fan in), biases of zero."""
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -107,12 +121,14 @@ def _conv_inputs(spec: AlexNetSpec) -> tuple[int, ...]:
 def _conv1_padding(spec: AlexNetSpec, image_size: int) -> int:
     if spec.conv1_padding is not None:
         return spec.conv1_padding
-    return 0 if (image_size - _KERNELS[0]) % _CONV1_STRIDE == 0 else 2
+    tiles = (image_size - _KERNELS[0]) % _CONV1_STRIDE == 0
+    return 0 if tiles or spec.conv1_end_padding else 2
 
 
 def _pool5_side(spec: AlexNetSpec, image_size: int) -> int:
     """Returns the side of the maps after the last pooling; below 1 where a map vanishes on the way."""
-    side = (image_size + 2 * _conv1_padding(spec, image_size) - _KERNELS[0]) // _CONV1_STRIDE + 1
+    padded = image_size + 2 * _conv1_padding(spec, image_size) + spec.conv1_end_padding
+    side = (padded - _KERNELS[0]) // _CONV1_STRIDE + 1
     for _ in _POOLED:
         side = (side - spec.pool_kernel) // spec.pool_stride + 1
     return side
@@ -121,6 +137,7 @@ def _pool5_side(spec: AlexNetSpec, image_size: int) -> int:
 def _check_numbers(spec: AlexNetSpec) -> None:
     for name in ("num_classes", "image_size", "fc_width", "lrn_groups", "lrn_size", "pool_kernel", "pool_stride"):
         _check_whole(name, getattr(spec, name), least=1)
+    _check_whole("conv1_end_padding", spec.conv1_end_padding, least=0)
     for name, least in (("conv1_padding", 0), ("adaptive_pool", 1)):
         if getattr(spec, name) is not None:
             _check_whole(name, getattr(spec, name), least=least)
@@ -130,7 +147,9 @@ def _check_numbers(spec: AlexNetSpec) -> None:
 
 def _check_choices(spec: AlexNetSpec) -> None:
     _check_choice("in_channels", spec.in_channels, (1, 3))
-    _check_choice("lrn", spec.lrn, (True, False))
+    for name in ("lrn", "map_norm"):
+        _check_choice(name, getattr(spec, name), (True, False))
+    _check_flags("relu_after_pool", spec.relu_after_pool, len(_POOLED))
     _check_choice("dropout_position", spec.dropout_position, get_args(DropoutPosition))
     _check_choice("init", spec.init, get_args(Initialisation))
     if not 0 <= spec.dropout < 1:
@@ -154,6 +173,11 @@ def _check_finite(name: str, value: object) -> None:
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def _check_flags(name: str, values: object, count: int) -> None:
+    if not isinstance(values, tuple) or len(values) != count or not all(isinstance(value, bool) for value in values):
+        raise ValueError(f"{name} needs {count} times true or false, got {values!r}")
 
 
 def _check_channels(spec: AlexNetSpec) -> None:
@@ -180,8 +204,8 @@ def _check_image_size(spec: AlexNetSpec) -> None:
     conv1_side = 1
     for _ in _POOLED:
         conv1_side = (conv1_side - 1) * spec.pool_stride + spec.pool_kernel
-    most_padding = 2 if spec.conv1_padding is None else spec.conv1_padding
-    smallest = (conv1_side - 1) * _CONV1_STRIDE + _KERNELS[0] - 2 * most_padding
+    most_padding = max(_conv1_padding(spec, side) for side in range(_CONV1_STRIDE))
+    smallest = (conv1_side - 1) * _CONV1_STRIDE + _KERNELS[0] - 2 * most_padding - spec.conv1_end_padding
     while _pool5_side(spec, smallest) < 1:
         smallest += 1
     raise ValueError(f"image_size {spec.image_size} leaves no map after the pooling; the smallest is {smallest}")
@@ -189,6 +213,18 @@ def _check_image_size(spec: AlexNetSpec) -> None:
 
 VARIANTS: dict[str, AlexNetSpec] = {
     "paper": AlexNetSpec(),
+    "source2012": AlexNetSpec(
+        conv1_padding=0,
+        conv1_end_padding=3,
+        relu_after_pool=(True, False, True),
+        map_norm=True,
+    ),
+    "ungrouped": AlexNetSpec(
+        conv_groups=(1, 1, 1, 1, 1),
+        lrn=False,
+        lrn_groups=1,
+        init="torch",
+    ),
     "torchvision": AlexNetSpec(
         conv_channels=(64, 192, 384, 256, 256),
         conv_groups=(1, 1, 1, 1, 1),
@@ -199,7 +235,12 @@ VARIANTS: dict[str, AlexNetSpec] = {
         init="torch",
     ),
 }
-"""Starting points of `make_spec`. `torchvision` has the state-dict keys and the logits of torchvision's alexnet."""
+"""Starting points of `make_spec`.
+
+`paper`: the text's two towers merged, with the 2012 program's initialisation. `source2012`: that program's layers-145
+field by field; its weights and keys are those of `paper`. `ungrouped`: one column without normalisation, as tutorials
+have it. `torchvision`: the state-dict keys and the logits of torchvision's alexnet.
+"""
 
 
 def make_spec(variant: str, **overrides: Any) -> AlexNetSpec:
@@ -235,7 +276,7 @@ def spec_from_dict(values: Mapping[str, Any]) -> AlexNetSpec:
 
 
 def feature_size(spec: AlexNetSpec) -> int:
-    """Returns the side of the maps that fc6 reads: 6 for both variants at 224."""
+    """Returns the side of the maps that fc6 reads: 6 for every variant at 224."""
     return spec.adaptive_pool or _pool5_side(spec, spec.image_size)
 
 
@@ -245,18 +286,21 @@ class AlexNet(nn.Module):
     Images: (B, in_channels, image_size, image_size). Logits: (B, num_classes).
 
     `features`, `avgpool` and `classifier` are numbered as torchvision's are. The maps are flattened in NCHW order
-    whatever their memory format, so weights do not depend on it.
+    whatever their memory format, so weights do not depend on it. `pad` stands before `features`, and two normalisations
+    share a number, so that the keys do not depend on `conv1_end_padding` and `map_norm`.
     """
 
     def __init__(self, spec: AlexNetSpec) -> None:
         super().__init__()
         self.spec = spec
+        end_padding = spec.conv1_end_padding
+        self.pad = nn.ZeroPad2d((0, end_padding, 0, end_padding)) if end_padding else nn.Identity()
         self.features = nn.Sequential(*_feature_modules(spec))
         self.avgpool = nn.AdaptiveAvgPool2d(spec.adaptive_pool) if spec.adaptive_pool else nn.Identity()
         self.classifier = nn.Sequential(*_classifier_modules(spec))
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.avgpool(self.features(images))  # (B, C5, 6, 6)
+        maps = self.avgpool(self.features(self.pad(images)))  # (B, C5, 6, 6)
         logits: Tensor = self.classifier(torch.flatten(maps, 1))  # (B, num_classes)
         return logits
 
@@ -268,14 +312,27 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _feature_modules(spec: AlexNetSpec) -> list[nn.Module]:
-    modules: list[nn.Module] = []
-    for index, conv in enumerate(_convolutions(spec)):
-        modules += [conv, nn.ReLU(inplace=True)]
-        if spec.lrn and index in _NORMALISED:
-            modules.append(LocalResponseNorm(spec.lrn_size, spec.lrn_alpha, spec.lrn_beta, spec.lrn_k, spec.lrn_groups))
-        if index in _POOLED:
-            modules.append(nn.MaxPool2d(spec.pool_kernel, spec.pool_stride))
-    return modules
+    return [
+        module for index, conv in enumerate(_convolutions(spec)) for module in (conv, *_modules_after_conv(spec, index))
+    ]
+
+
+def _modules_after_conv(spec: AlexNetSpec, index: int) -> list[nn.Module]:
+    relu = nn.ReLU(inplace=True)
+    if index not in _POOLED:
+        return [relu]
+    rest = [*_normalisation(spec, index), nn.MaxPool2d(spec.pool_kernel, spec.pool_stride)]
+    return [*rest, relu] if spec.relu_after_pool[_POOLED.index(index)] else [relu, *rest]
+
+
+def _normalisation(spec: AlexNetSpec, index: int) -> list[nn.Module]:
+    """Returns at most one module: a second one would renumber the layers behind it."""
+    norms: list[nn.Module] = []
+    if spec.lrn and index in _NORMALISED:
+        norms.append(LocalResponseNorm(spec.lrn_size, spec.lrn_alpha, spec.lrn_beta, spec.lrn_k, spec.lrn_groups))
+    if spec.map_norm and index == _MAP_NORMALISED:
+        norms.append(MapResponseNorm())
+    return norms if len(norms) < 2 else [nn.Sequential(*norms)]
 
 
 def _convolutions(spec: AlexNetSpec) -> list[nn.Conv2d]:

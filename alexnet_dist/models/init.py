@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alexnet_dist.models.alexnet import AlexNet, AlexNetSpec, Initialisation, named_layers
+from alexnet_dist.models.alexnet import LAYER_NAMES, AlexNet, AlexNetSpec, Initialisation, named_layers
 
 # Standard deviations and constant biases of the 2012 program (cuda-convnet, layers-145.cfg). The paper says 0.01 for
 # all weights; with it and inputs divided by their deviation, hardly any signal reaches fc8.
@@ -58,7 +58,15 @@ def _draw_torch(name: str, shape: torch.Size, generator: torch.Generator) -> tup
     return weight.uniform_(-bound, bound, generator=generator), bias.uniform_(-bound, bound, generator=generator)
 
 
+def _draw_kaiming(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    gain = 1 if name == LAYER_NAMES[-1] else 2  # ReLU halves the power of what the other layers give
+    std = math.sqrt(gain / math.prod(shape[1:]))
+    weight = torch.empty(shape, device="cpu", dtype=torch.float32)  # (out, in, ...)
+    return weight.normal_(0, std, generator=generator), torch.zeros(shape[:1])
+
+
 _DRAW_LAYER: dict[Initialisation, Callable[[str, torch.Size, torch.Generator], tuple[Tensor, Tensor]]] = {
     "source2012": _draw_source2012,
     "torch": _draw_torch,
+    "kaiming": _draw_kaiming,
 }

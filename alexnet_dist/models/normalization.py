@@ -1,6 +1,6 @@
-"""Local response normalisation across channels, per tower.
+"""Response normalisation: across channels, per tower, and within maps.
 
-Shapes: B images, G groups (towers), C channels of one group, `...` the map. PyTorch's own layer goes through a padded
+Shapes: B images, G groups (towers), C channels of one group, `...` the map. PyTorch's own LRN goes through a padded
 3-d average pooling and `pow`, which copies channels-last maps to NCHW and dominates AlexNet's time on a CPU. Here the
 window is a sum of shifted slices, and the backward pass recomputes the denominator, so only the input is kept.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -56,6 +57,39 @@ class LocalResponseNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
+
+
+class MapResponseNorm(nn.Module):
+    """Divides each value by (1 + alpha * mean of the squares in the size x size window around it) ** beta.
+
+    The window stays within its map; what it holds of the padding counts as zeros, so the mean always divides by
+    size ** 2. The defaults are the 2012 program's `cnorm2` (cuda-convnet, layer-params-145.cfg: rnorm, size 5, scale
+    0.001, pow 0.75; layer.py, `scale /= size**2`).
+
+    Input and output: (B, C, H, W), the same dtype and memory format. 16-bit floats are computed in float32.
+
+    Args:
+        size: side of the window in pixels, odd.
+        alpha: weight of the mean.
+        beta: exponent.
+
+    Raises:
+        ValueError: `size` is not odd and positive.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-3, beta: float = 0.75) -> None:
+        super().__init__()
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"size must be odd and positive, got {size}")
+        self.size, self.alpha, self.beta = size, alpha, beta
+
+    def forward(self, maps: Tensor) -> Tensor:
+        wide = _widen(maps)
+        mean = F.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)  # (B, C, H, W)
+        return (wide * (1 + self.alpha * mean).pow(-self.beta)).to(maps.dtype)  # (B, C, H, W)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
 class _Normalise(torch.autograd.Function):
@@ -113,7 +147,7 @@ def _denominator(x: Tensor, reach: int, weight: float, beta: float, k: float) ->
 def _add_window(out: Tensor, terms: Tensor, reach: int, weight: float) -> Tensor:
     """Adds to `out` (n, G, C, ...) `weight` times the sum of `terms` over the channels at most `reach` away."""
     out.add_(terms, alpha=weight)
-    for shift in range(1, reach + 1):
+    for shift in range(1, min(reach, terms.shape[2] - 1) + 1):
         out[:, :, shift:].add_(terms[:, :, :-shift], alpha=weight)
         out[:, :, :-shift].add_(terms[:, :, shift:], alpha=weight)
     return out

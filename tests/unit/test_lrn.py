@@ -1,12 +1,13 @@
-"""Local response normalisation against PyTorch's own layer, applied to each tower."""
+"""Local response normalisation against PyTorch's own layer, applied to each tower; that within maps, from its sum."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_dist.models import LocalResponseNorm
+from alexnet_dist.models import LocalResponseNorm, MapResponseNorm
 
 SETTINGS = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -160,3 +161,90 @@ def test_gpu_agrees_with_cpu(dtype: torch.dtype) -> None:
     assert output.dtype == dtype
     torch.testing.assert_close(output.cpu(), expected[0], rtol=tolerance, atol=1e-4)
     torch.testing.assert_close(gradient.cpu(), expected[1], rtol=tolerance, atol=1e-4)
+
+
+# Within maps ----------------------------------------------------------------------------------------------------------
+
+
+def normalise_within_maps(maps: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0.75) -> Tensor:
+    """The definition, by an explicit sum over every window: a convolution of each map with ones."""
+    channels = maps.shape[1]
+    ones = torch.ones(channels, 1, size, size, dtype=maps.dtype)
+    total = F.conv2d(maps.square(), ones, padding=size // 2, groups=channels)  # (B, C, H, W)
+    return maps / (1 + alpha / size**2 * total) ** beta
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("shape", [(2, 6, 13, 13), (2, 6, 2, 3), (1, 1, 1, 1)], ids=["maps", "window_larger", "pixel"])
+@pytest.mark.parametrize("settings", [{}, {"size": 3, "alpha": 0.1, "beta": 0.5}, {"size": 1}], ids=str)
+def test_map_norm_is_its_definition(
+    memory_format: torch.memory_format, shape: tuple[int, ...], settings: dict[str, float]
+) -> None:
+    maps = make_maps(shape).contiguous(memory_format=memory_format)
+    expected = normalise_within_maps(maps, **settings)
+    torch.testing.assert_close(MapResponseNorm(**settings)(maps), expected, rtol=1e-12, atol=0)
+    assert not torch.allclose(expected, maps, rtol=1e-3)  # or else there would be nothing to see
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 7), (2, 3, 2, 1)], ids=["maps", "window_larger"])
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+def test_map_norm_gradient_is_the_derivative(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
+    # A large alpha, so that the part of the gradient that goes through the window is far above the tolerance.
+    maps = (make_maps(shape) / 100).contiguous(memory_format=memory_format).requires_grad_()
+    assert torch.autograd.gradcheck(MapResponseNorm(alpha=2.0), maps, eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_map_norm_keeps_type_and_memory_format(memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    maps = make_maps(dtype=torch.float32).to(dtype).contiguous(memory_format=memory_format)
+    output, gradient = forward_and_gradient(MapResponseNorm(), maps, torch.ones_like(maps))
+    assert (output.dtype, gradient.dtype) == (dtype, dtype)
+    assert output.is_contiguous(memory_format=memory_format)
+    assert gradient.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_map_norm_of_16_bit_inputs_is_computed_in_32(dtype: torch.dtype) -> None:
+    maps, grad = make_maps(dtype=torch.float32).to(dtype), make_maps(seed=1, dtype=torch.float32).to(dtype)
+    narrow = forward_and_gradient(MapResponseNorm(), maps, grad)
+    wide = forward_and_gradient(MapResponseNorm(), maps.float(), grad.float())
+    assert torch.equal(narrow[0], wide[0].to(dtype))  # rounded once, at the end
+    assert torch.equal(narrow[1], wide[1].to(dtype))
+
+
+def test_map_norm_squares_do_not_overflow_in_float16() -> None:
+    maps = torch.full((1, 8, 5, 5), 1000.0, dtype=torch.float16)  # its square is beyond float16
+    assert MapResponseNorm()(maps).min() > 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_leaves_map_norm_alone(dtype: torch.dtype) -> None:
+    maps, grad = make_maps(dtype=torch.float32).to(dtype), make_maps(seed=1, dtype=torch.float32).to(dtype)
+    expected = forward_and_gradient(MapResponseNorm(), maps, grad)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, gradient = forward_and_gradient(MapResponseNorm(), maps, grad)
+    assert output.dtype == dtype
+    assert torch.equal(output, expected[0])
+    assert torch.equal(gradient, expected[1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_map_norm_works_on_meta_in_both_modes(training: bool) -> None:
+    with torch.device("meta"):
+        layer, maps = MapResponseNorm().train(training), torch.empty(2, 8, 13, 13)
+    output = layer(maps)
+    assert (output.shape, output.device.type) == (maps.shape, "meta")
+
+
+def test_map_norm_does_not_mix_maps() -> None:
+    maps, other = make_maps((1, 4, 5, 5)), make_maps((1, 4, 5, 5))
+    other[:, 1] += 1
+    changed = (MapResponseNorm()(maps) != MapResponseNorm()(other)).flatten(2).any(2)  # (1, 4)
+    assert changed.tolist() == [[False, True, False, False]]
+
+
+@pytest.mark.parametrize("size", [4, 0, -1])
+def test_impossible_map_norm_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="odd"):
+        MapResponseNorm(size=size)

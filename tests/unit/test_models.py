@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_dist.models import (
@@ -16,6 +18,7 @@ from alexnet_dist.models import (
     AlexNet,
     AlexNetSpec,
     LocalResponseNorm,
+    MapResponseNorm,
     build_model,
     feature_size,
     initialise,
@@ -54,16 +57,41 @@ def capture_outputs(model: AlexNet, names: list[str]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("variant", "image_size", "num_parameters"),
-    [("paper", 224, 60_965_224), ("paper", 227, 60_965_224), ("torchvision", 224, 61_100_840)],
+    [
+        ("paper", 224, 60_965_224),
+        ("paper", 227, 60_965_224),
+        ("source2012", 224, 60_965_224),
+        ("torchvision", 224, 61_100_840),
+    ],
 )
 def test_parameter_counts(variant: str, image_size: int, num_parameters: int) -> None:
     model = build_on_meta(make_spec(variant, image_size=image_size))
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
-@pytest.mark.parametrize("image_size", [224, 227])
-def test_paper_shapes(image_size: int) -> None:
-    model = build_on_meta(make_spec("paper", image_size=image_size))
+def test_one_gray_column_has_the_published_parameters_layer_by_layer() -> None:
+    model = build_on_meta(make_spec("ungrouped", in_channels=1, image_size=227, num_classes=10))
+    counts = [sum(p.numel() for p in layer.parameters()) for layer in named_layers(model).values()]
+    assert counts == [11_712, 614_656, 885_120, 1_327_488, 884_992, 37_752_832, 16_781_312, 40_970]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 58_299_082
+
+
+def test_one_column_with_conv1_padding_1_has_smaller_maps() -> None:
+    model = build_on_meta(make_spec("ungrouped", conv1_padding=1, num_classes=10))
+    sides: list[int] = []
+    for module in model.features:
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+            module.register_forward_hook(lambda _module, _inputs, output: sides.append(output.shape[-1]))
+    model(torch.empty(2, 3, 224, 224, device="meta"))
+    assert sides == [54, 26, 26, 12, 12, 12, 12, 5]
+    assert named_layers(model)["fc6"].in_features == 6400
+
+
+@pytest.mark.parametrize(
+    ("variant", "image_size"), [("paper", 224), ("paper", 227), ("source2012", 224), ("ungrouped", 227)]
+)
+def test_shapes_are_those_of_2012(variant: str, image_size: int) -> None:
+    model = build_on_meta(make_spec(variant, image_size=image_size))
     captured = capture_outputs(model, list(LAYER_NAMES))
     model(torch.empty(2, 3, image_size, image_size, device="meta"))
     shapes = [tuple(captured[name].shape[1:]) for name in LAYER_NAMES]
@@ -95,6 +123,30 @@ def test_conv1_is_padded_where_its_windows_do_not_tile(image_size: int, padding:
     assert conv1.padding == (padding, padding)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "padding"),
+    [({}, 0), ({"conv1_padding": 1}, 1), ({"conv1_end_padding": 0, "conv1_padding": 0}, 0)],
+    ids=["hangs_over", "both", "neither"],
+)
+def test_conv1_that_hangs_over_needs_no_other_padding(overrides: dict[str, int], padding: int) -> None:
+    conv1 = named_layers(build_on_meta(make_spec("paper", **{"conv1_end_padding": 3, **overrides}, **SMALL)))["conv1"]
+    assert conv1.padding == (padding, padding)
+
+
+@pytest.mark.parametrize("image_size", [64, 65, 66, 67, 224, 225, 226, 227])
+def test_source2012_counts_windows_as_the_program_did(image_size: int) -> None:
+    model = build_on_meta(make_spec("source2012", image_size=image_size, **SMALL))
+    captured = capture_outputs(model, ["conv1"])
+    model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    assert captured["conv1"].shape[2:] == (1 + math.ceil((image_size - 11) / 4),) * 2
+
+
+def test_end_padding_adds_zeros_to_the_right_and_below_only() -> None:
+    pad = build_on_meta(make_spec("source2012", **SMALL)).pad
+    padded = pad(torch.ones(1, 1, 2, 2))
+    assert padded[0, 0].tolist() == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], *[[0] * 5] * 3]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_reach_every_weight(variant: str) -> None:
     model = build_model(make_spec(variant, image_size=64, dropout=0.0, **SMALL), seed=0)
@@ -103,8 +155,9 @@ def test_gradients_reach_every_weight(variant: str) -> None:
     assert idle == []
 
 
-def test_memory_format_does_not_change_the_logits() -> None:
-    model = build_model(make_spec("paper", image_size=96, **SMALL), seed=0).eval()
+@pytest.mark.parametrize("variant", ["paper", "source2012"])
+def test_memory_format_does_not_change_the_logits(variant: str) -> None:
+    model = build_model(make_spec(variant, image_size=96, **SMALL), seed=0).eval()
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     expected = model(images)
     logits = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
@@ -114,6 +167,7 @@ def test_memory_format_does_not_change_the_logits() -> None:
 # The order of the layers ----------------------------------------------------------------------------------------------
 
 CONV, RELU, LRN, POOL, FC, DROP = nn.Conv2d, nn.ReLU, LocalResponseNorm, nn.MaxPool2d, nn.Linear, nn.Dropout
+BOTH = nn.Sequential  # LRN, then the normalisation within maps
 
 
 @pytest.mark.parametrize(
@@ -122,6 +176,16 @@ CONV, RELU, LRN, POOL, FC, DROP = nn.Conv2d, nn.ReLU, LocalResponseNorm, nn.MaxP
         (
             "paper",
             [CONV, RELU, LRN, POOL, CONV, RELU, LRN, POOL, CONV, RELU, CONV, RELU, CONV, RELU, POOL],
+            [FC, RELU, DROP, FC, RELU, DROP, FC],
+        ),
+        (
+            "source2012",
+            [CONV, LRN, POOL, RELU, CONV, RELU, BOTH, POOL, CONV, RELU, CONV, RELU, CONV, POOL, RELU],
+            [FC, RELU, DROP, FC, RELU, DROP, FC],
+        ),
+        (
+            "ungrouped",
+            [CONV, RELU, POOL, CONV, RELU, POOL, CONV, RELU, CONV, RELU, CONV, RELU, POOL],
             [FC, RELU, DROP, FC, RELU, DROP, FC],
         ),
         (
@@ -137,8 +201,42 @@ def test_layers_come_in_the_stated_order(variant: str, features: list[type], cla
     assert [type(module) for module in model.classifier] == classifier
 
 
-def test_named_layers_are_in_order() -> None:
-    model = build_on_meta(make_spec("paper", **SMALL))
+def test_both_normalisations_of_conv2_come_in_the_order_of_2012() -> None:
+    both = build_on_meta(VARIANTS["source2012"]).features[6]
+    assert [type(module) for module in both.children()] == [LRN, MapResponseNorm]
+
+
+@pytest.mark.parametrize("lrn", [True, False])
+@pytest.mark.parametrize("map_norm", [True, False])
+def test_normalisations_can_be_left_out_apart(lrn: bool, map_norm: bool) -> None:
+    model = build_on_meta(make_spec("paper", lrn=lrn, map_norm=map_norm, **SMALL))
+    norms = [type(module) for module in model.modules() if isinstance(module, (LRN, MapResponseNorm))]
+    assert norms == [LRN, LRN] * lrn + [MapResponseNorm] * map_norm
+
+
+def numbered_keys(features: tuple[int, ...], classifier: tuple[int, ...]) -> list[str]:
+    layers = [f"features.{number}" for number in features] + [f"classifier.{number}" for number in classifier]
+    return [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+
+
+@pytest.mark.parametrize(
+    ("variant", "features", "classifier"),
+    [
+        ("paper", (0, 4, 8, 10, 12), (0, 3, 6)),
+        ("source2012", (0, 4, 8, 10, 12), (0, 3, 6)),
+        ("ungrouped", (0, 3, 6, 8, 10), (0, 3, 6)),
+        ("torchvision", (0, 3, 6, 8, 10), (1, 4, 6)),
+    ],
+)
+def test_keys_stay_as_checkpoints_have_them(
+    variant: str, features: tuple[int, ...], classifier: tuple[int, ...]
+) -> None:
+    assert list(build_on_meta(VARIANTS[variant]).state_dict()) == numbered_keys(features, classifier)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_named_layers_are_in_order(variant: str) -> None:
+    model = build_on_meta(make_spec(variant, **SMALL))
     layers = named_layers(model)
     assert tuple(layers) == LAYER_NAMES
     assert [id(layer) for layer in layers.values()] == [id(m) for m in model.modules() if isinstance(m, (CONV, FC))]
@@ -187,6 +285,106 @@ def test_joined_normalisation_lets_tower_1_see_tower_2() -> None:
     assert changed[:128].nonzero().flatten().tolist() == [126, 127]
 
 
+# The 2012 program -----------------------------------------------------------------------------------------------------
+
+HALF = {"conv_channels": (16, 32, 48, 48, 32), "fc_width": 64, "num_classes": 7, "dropout": 0.0}
+
+
+def build_randomised(**overrides: Any) -> AlexNet:
+    """The 2012 network in float64 with the same random weights whatever the overrides; large enough that all count."""
+    model = build_model(make_spec("source2012", **{**HALF, **overrides}), seed=0).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.05, generator=generator)
+    return model
+
+
+def normalise_within_maps(x: Tensor) -> Tensor:
+    patches = F.unfold(x.square(), kernel_size=5, padding=2)  # (B, C*25, H*W)
+    total = patches.unflatten(1, (x.shape[1], 25)).sum(2).view_as(x)  # (B, C, H, W)
+    return x / (1 + 0.001 / 25 * total) ** 0.75
+
+
+def run_layers145(model: AlexNet, images: Tensor) -> Tensor:
+    """Tower by tower with PyTorch's functions, as layers-145.cfg says; only the weights are the model's."""
+    halves = {
+        name: list(zip(layer.get_parameter("weight").chunk(2), layer.get_parameter("bias").chunk(2), strict=True))
+        for name, layer in named_layers(model).items()
+        if name != "fc8"
+    }
+    image = F.pad(images, (0, 3, 0, 3))  # (B, 3, 227, 227)
+    towers = []
+    for tower in range(2):
+        x = F.conv2d(image, *halves["conv1"][tower], stride=4)
+        x = F.relu(F.max_pool2d(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0), 3, 2))
+        x = F.relu(F.conv2d(x, *halves["conv2"][tower], padding=2))
+        x = normalise_within_maps(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0))
+        towers.append(F.max_pool2d(x, 3, 2))
+    joined = torch.cat(towers, 1)  # (B, 32, 13, 13)
+    for tower in range(2):
+        x = F.relu(F.conv2d(joined, *halves["conv3"][tower], padding=1))
+        x = F.relu(F.conv2d(x, *halves["conv4"][tower], padding=1))
+        towers[tower] = F.relu(F.max_pool2d(F.conv2d(x, *halves["conv5"][tower], padding=1), 3, 2)).flatten(1)
+    for layer in ("fc6", "fc7"):
+        joined = torch.cat(towers, 1)
+        towers = [F.relu(F.linear(joined, *half)) for half in halves[layer]]
+    fc8 = named_layers(model)["fc8"]
+    return F.linear(torch.cat(towers, 1), fc8.get_parameter("weight"), fc8.get_parameter("bias"))
+
+
+@pytest.fixture(scope="module")
+def images_2012() -> Tensor:
+    return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 60
+
+
+@pytest.fixture(scope="module")
+def logits_2012(images_2012: Tensor) -> Tensor:
+    with torch.no_grad():
+        return run_layers145(build_randomised(), images_2012)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_source2012_is_the_2012_program(images_2012: Tensor, logits_2012: Tensor, training: bool) -> None:
+    with torch.no_grad():
+        logits = build_randomised().train(training)(images_2012)
+    torch.testing.assert_close(logits, logits_2012, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"lrn_groups": 1},
+        {"lrn_k": 1.0},
+        {"lrn": False},
+        {"map_norm": False},
+        {"relu_after_pool": (False, False, True)},
+        {"relu_after_pool": (True, True, True)},
+        {"conv1_end_padding": 0, "conv1_padding": 2},
+    ],
+    ids=["joined_lrn", "k", "no_lrn", "no_map_norm", "relu1_before", "relu2_after", "padding_all_round"],
+)
+def test_each_trait_of_the_2012_program_counts(
+    images_2012: Tensor, logits_2012: Tensor, overrides: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        logits = build_randomised(**overrides)(images_2012)
+    assert (logits - logits_2012).abs().max() > 1e-5 * logits_2012.abs().max()
+
+
+def test_relu_and_pooling_of_conv5_commute(images_2012: Tensor, logits_2012: Tensor) -> None:
+    with torch.no_grad():
+        logits = build_randomised(relu_after_pool=(True, False, False))(images_2012)
+    torch.testing.assert_close(logits, logits_2012, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_of_the_paper_fit_the_2012_program() -> None:
+    paper = build_model(make_spec("paper", image_size=64, **SMALL), seed=0)
+    source = build_model(make_spec("source2012", image_size=64, **SMALL), seed=1)
+    source.load_state_dict(paper.state_dict(), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), paper.parameters(), strict=True))
+
+
 # Initialisation -------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +411,31 @@ def test_source2012_initialisation(paper_layers: dict[str, nn.Module], layer: st
     assert weight.std().item() == pytest.approx(std, rel=0.03)  # the least of them, conv1's, has 34,848 weights
     assert abs(weight.mean().item()) < 5 * std / weight.numel() ** 0.5
     assert paper_layers[layer].get_parameter("bias").unique().tolist() == [bias]
+
+
+@pytest.mark.parametrize("layer", LAYER_NAMES)
+def test_kaiming_initialisation(kaiming_layers: dict[str, nn.Module], layer: str) -> None:
+    weight = kaiming_layers[layer].get_parameter("weight")
+    gain = 1 if layer == "fc8" else 2
+    std = math.sqrt(gain / weight[0].numel())  # grouped convolutions read the channels of their group only
+    assert weight.std().item() == pytest.approx(std, rel=0.03)
+    assert abs(weight.mean().item()) < 5 * std / weight.numel() ** 0.5
+    assert weight.abs().max() > 3.3 * std  # a normal distribution, not a uniform one
+    assert not kaiming_layers[layer].get_parameter("bias").any()
+
+
+@pytest.fixture(scope="module")
+def kaiming_layers() -> dict[str, nn.Module]:
+    spec = make_spec("paper", conv_channels=(96, 96, 96, 96, 96), fc_width=512, num_classes=100, init="kaiming")
+    return named_layers(build_model(spec, seed=0))
+
+
+@pytest.mark.parametrize(("init", "least", "most"), [("kaiming", 0.3, 3.0), ("torch", 0.0, 0.1)])
+def test_kaiming_keeps_the_signals_size(init: str, least: float, most: float) -> None:
+    model = build_model(make_spec("ungrouped", image_size=67, fc_width=512, num_classes=50, init=init), seed=0).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(16, 3, 67, 67, generator=torch.Generator().manual_seed(0)))
+    assert least < logits.std(0).mean().item() < most  # between images; the images' own is 1
 
 
 @pytest.mark.parametrize("index", range(16))
@@ -275,6 +498,13 @@ def test_spec_survives_json(variant: str) -> None:
     assert spec_from_dict(json.loads(json.dumps(spec_to_dict(spec)))) == spec
 
 
+@pytest.mark.parametrize("variant", ["paper", "torchvision"])
+def test_specs_written_before_these_fields_existed_mean_the_same(variant: str) -> None:
+    later = ("conv1_end_padding", "relu_after_pool", "map_norm")
+    values = {name: value for name, value in spec_to_dict(VARIANTS[variant]).items() if name not in later}
+    assert spec_from_dict(values) == VARIANTS[variant]
+
+
 def test_overrides_replace_fields_and_none_is_ignored() -> None:
     spec = make_spec("torchvision", conv_channels=[8, 8, 8, 8, 8], dropout=None, adaptive_pool=None, lrn=None)
     assert spec.conv_channels == (8, 8, 8, 8, 8)
@@ -306,14 +536,22 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"lrn_size": 4}, "lrn_size must be odd"),
         ({"lrn_k": 0.0}, "lrn_k must be above 0"),
         ({"conv1_padding": -1}, "conv1_padding must be a whole number of at least 0"),
+        ({"conv1_end_padding": -1}, "conv1_end_padding must be a whole number of at least 0"),
+        ({"conv1_end_padding": 1.5}, "conv1_end_padding must be a whole number"),
+        ({"relu_after_pool": (True, False)}, "relu_after_pool needs 3 times true or false"),
+        ({"relu_after_pool": (True, False, 2)}, "relu_after_pool needs 3 times true or false"),
+        ({"relu_after_pool": True}, "relu_after_pool needs 3 times true or false"),
+        ({"map_norm": "yes"}, "map_norm must be one of True, False"),
         ({"adaptive_pool": 0}, "adaptive_pool must be a whole number of at least 1"),
         ({"dropout_position": "nowhere"}, "dropout_position must be one of after_fc, before_fc"),
-        ({"init": "zeros"}, "init must be one of source2012, torch"),
+        ({"init": "zeros"}, "init must be one of source2012, torch, kaiming"),
         ({"image_size": 48}, "the smallest is 64"),
         ({"image_size": 63}, "the smallest is 64"),
         ({"image_size": 1}, "the smallest is 64"),
         ({"image_size": 66, "conv1_padding": 0}, "the smallest is 67"),
         ({"image_size": 62, "conv1_padding": 2}, "the smallest is 63"),
+        ({"image_size": 63, "conv1_end_padding": 3}, "the smallest is 64"),
+        ({"image_size": 60, "conv1_padding": 2, "conv1_end_padding": 2}, "the smallest is 61"),
         ({"pool_kernel": 10**6}, "leaves no map"),
         ({"widht": 3}, "no such field of the network: widht"),
     ],
@@ -323,13 +561,16 @@ def test_impossible_networks_are_refused(overrides: dict[str, Any], reason: str)
         make_spec("paper", **overrides)
 
 
-@pytest.mark.parametrize(("smallest", "padding"), [(64, None), (67, 0), (63, 2)])
-def test_the_smallest_size_works(smallest: int, padding: int | None) -> None:
-    assert feature_size(make_spec("paper", image_size=smallest, conv1_padding=padding)) == 1
+@pytest.mark.parametrize(
+    ("smallest", "padding", "end_padding"), [(64, None, 0), (67, 0, 0), (63, 2, 0), (64, None, 3), (61, 2, 2)]
+)
+def test_the_smallest_size_works(smallest: int, padding: int | None, end_padding: int) -> None:
+    spec = make_spec("paper", image_size=smallest, conv1_padding=padding, conv1_end_padding=end_padding)
+    assert feature_size(spec) == 1
 
 
 def test_unknown_variant_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="paper, torchvision"):
+    with pytest.raises(ValueError, match="paper, source2012, ungrouped, torchvision"):
         make_spec("alexnet3")
 
 
