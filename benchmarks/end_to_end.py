@@ -42,7 +42,8 @@ from _report import Report, add_device_options, describe_environment, new_parser
 from _subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
 from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
-from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization, build_splits
+from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization
+from alexnet_dist.commands.splits import build_splits
 from alexnet_dist.config import AugmentConfig, DataConfig
 from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan

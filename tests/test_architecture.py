@@ -33,7 +33,9 @@ LAYERS = {
 HOMES = {
     "accelerate": "alexnet_dist/parallel/",
     "torch.distributed": "alexnet_dist/parallel/",
-    "wandb": "alexnet_dist/training/trackers.py",
+    "wandb": "alexnet_dist/training/wandb_mirror.py",
+    "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
+    "torch.utils.tensorboard": "alexnet_dist/parallel/",
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",
 }
@@ -121,6 +123,8 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("alexnet_dist/training/toy.py", "from torch import distributed", "torch.distributed outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.distributed.barrier()", "torch.distributed outside"),
         ("alexnet_dist/commands/toy.py", "import wandb", "wandb outside"),
+        ("alexnet_dist/training/toy.py", "import tensorboard", "tensorboard outside"),
+        ("alexnet_dist/training/toy.py", "from torch.utils import tensorboard", "tensorboard outside"),
         ("alexnet_dist/data/toy.py", "from torchvision.io import read_image", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import torchvision\ntorchvision.io.read_image('x')", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),

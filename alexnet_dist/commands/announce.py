@@ -34,8 +34,9 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     ]
     for line in lines:
         logger.info(line)
-    if trainer.state.step >= session.total_steps and session.is_finished():
-        logger.info("this run is finished; raise train.epochs to go on, or use --new")
+    if trainer.is_over and session.is_finished():
+        remedy = "it stopped early; use" if trainer.stopped_early else "raise train.epochs to go on, or use"
+        logger.info("this run is finished; %s --new", remedy)
 
 
 def say_goodbye(session: Session, summary: dict[str, Any]) -> None:
@@ -45,5 +46,5 @@ def say_goodbye(session: Session, summary: dict[str, Any]) -> None:
             logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
     logger.info("run folder: %s", session.folder)
     index = session.splits.val or session.splits.train
-    if index.synthetic is None:
+    if index.pixels is None:  # predict reads image files
         logger.info("next: python launch/predict.py --model %s '%s'", session.folder, index.root / index.paths[0])

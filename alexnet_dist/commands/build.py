@@ -1,121 +1,17 @@
-"""From settings to the parts of a run: the only place where fields of a `Config` become arguments."""
+"""From settings to the parts of a run: here, and for the images in splits.py, fields of a `Config` become arguments."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
-from alexnet_dist.config import AugmentConfig, DataConfig, ModelConfig
-from alexnet_dist.data.digits import prepare_digits
+from alexnet_dist.config import AugmentConfig, DataConfig
 from alexnet_dist.data.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex, scan_folder, split_validation, synthetic_index
+from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.errors import DataError, UsageError
-from alexnet_dist.models import AlexNetSpec, make_spec
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.run_folder import default_cache_dir
-
-SYNTHETIC_VAL_PART = 8  # one validation image for so many training images
-SPEC_FIELDS = tuple(AlexNetSpec.__dataclass_fields__)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The sets of a run.
-
-    Args:
-        train: training images.
-        val: validation images; None without any.
-        test: test images; None without any.
-        is_held_out: whether val was kept out of the training folder.
-    """
-
-    train: SampleIndex
-    val: SampleIndex | None
-    test: SampleIndex | None
-    is_held_out: bool
-
-    def fingerprint(self) -> str:
-        """sha256 of all sets: equal where every file, label and class is."""
-        parts = [index.fingerprint() if index else "" for index in (self.train, self.val, self.test)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def build_splits(data: DataConfig, seed: int, progress: bool) -> Splits:
-    """Find a run's images.
-
-    Raises:
-        DataError: missing or empty folders, bad files, a class that training lacks.
-    """
-    if data.source == "synthetic":
-        return _build_synthetic(data, seed)
-    root = find_root(data)
-    train = scan_split(data, root / data.train, None, progress)
-    val = scan_split(data, root / data.val, train.classes, progress) if data.val else None
-    test = scan_split(data, root / data.test, train.classes, progress) if data.test else None
-    is_held_out = val is None and data.val_fraction > 0
-    if is_held_out:
-        train, val = split_validation(train, data.val_fraction, seed)
-    return Splits(train, val, test, is_held_out)
-
-
-def find_root(data: DataConfig) -> Path:
-    """The folder that data.train, data.val and data.test are relative to.
-
-    Raises:
-        DataError: it is missing.
-    """
-    if data.source == "digits" and data.root is None:
-        return prepare_digits(cache_dir(data))
-    root = Path(data.root or ".")
-    if not root.is_dir():
-        layout = " and ".join(f"{root}/{part}/CLASS/*.jpg" for part in (data.train, data.val) if part)
-        raise DataError("data.root is missing", where=str(root), why="no such folder", remedy=f"put images at {layout}")
-    return root
-
-
-def scan_split(data: DataConfig, folder: Path, classes: tuple[str, ...] | None, progress: bool) -> SampleIndex:
-    """The images of one folder, with the classes of training."""
-    return scan_folder(
-        folder,
-        classes=classes,
-        on_bad_file=data.on_bad_file,
-        cache_dir=cache_dir(data),
-        max_pixels=data.max_pixels,
-        progress=progress,
-    )
-
-
-def _build_synthetic(data: DataConfig, seed: int) -> Splits:
-    size = (data.synthetic_size, data.synthetic_size)
-    num_val = max(1, data.synthetic_images // SYNTHETIC_VAL_PART)
-    train = synthetic_index(data.synthetic_images, data.synthetic_classes, size, seed)
-    return Splits(train, synthetic_index(num_val, data.synthetic_classes, size, seed + 1), None, False)
-
-
-def cache_dir(data: DataConfig) -> Path:
-    """Where prepared data goes."""
-    return Path(data.cache_dir) if data.cache_dir else default_cache_dir()
-
-
-def build_spec(model: ModelConfig, num_classes: int) -> AlexNetSpec:
-    """The network that the settings describe.
-
-    Raises:
-        UsageError: a network that cannot be, or fewer outputs than classes.
-    """
-    if model.num_classes is not None and model.num_classes < num_classes:
-        raise UsageError(
-            "model.num_classes is too small", why=f"{model.num_classes} outputs, {num_classes} classes in the data"
-        )
-    fields = {name: getattr(model, name) for name in SPEC_FIELDS if hasattr(model, name)}
-    try:
-        return make_spec(model.variant, **{**fields, "num_classes": model.num_classes or num_classes})
-    except ValueError as error:
-        raise UsageError("model cannot be built", why=str(error)) from None
 
 
 def build_augmentation(augment: AugmentConfig, crop_size: int) -> Augmentation:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.config import Config, EvaluationConfig, flatten
+from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import CheckpointError, UsageError
 from alexnet_dist.settings import build_config, new_parser, parse_arguments
 from alexnet_dist.training.durable import write_json
 
 if TYPE_CHECKING:
+    from alexnet_dist.data.plan import Augmentation, Plan
     from alexnet_dist.data.samples import SampleIndex
     from alexnet_dist.training.model_folder import ModelCard
+
+logger = logging.getLogger("alexnet_dist")
 
 EXAMPLES = """Evaluate a trained network; each image is counted once on any number of processes.
 
 examples:
   python launch/evaluate.py --model runs/digits
   python launch/evaluate.py --model runs/imagenet_subset/model --split val --data.root data/imagenet_subset
+  python launch/evaluate.py --model runs/imagenet_subset --ten_crop
   accelerate launch launch/evaluate.py --model runs/imagenet_subset --out result.json
 
 The settings below replace those the network was trained with."""
@@ -34,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
     parser = new_parser("evaluate", EXAMPLES)
     parser.add_argument("--model", type=str, help="a run folder or its model/")
     parser.add_argument("--split", type=str, default="val", choices=["val", "test"], help="which set")
-    parser.add_argument("--batch_size", type=int, default=128, help="images per process and forward")
+    parser.add_argument(
+        "--ten_crop", action="store_true", help="average the probabilities of corners, centre and their mirrors"
+    )
+    parser.add_argument("--batch_size", type=int, default=128, help="crops of images per process and forward")
     parser.add_argument("--out", type=str, help="also write the JSON to this file")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser, EvaluationConfig)
@@ -43,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model is missing", remedy="give a run folder or its model/")
     if options.batch_size < 1:
         raise UsageError("--batch_size must be 1 or more")
-    result = evaluate_model(Path(options.model), options.split, arguments.given, options.batch_size)
+    result = evaluate_model(
+        Path(options.model), options.split, arguments.given, options.batch_size, ten_crop=options.ten_crop
+    )
     if result is not None:
         print(json.dumps(result, indent=2))
     if result is not None and options.out is not None:
@@ -51,23 +62,25 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def evaluate_model(path: Path, split: str, given: dict[str, Any], batch_size: int) -> dict[str, Any] | None:
+def evaluate_model(
+    path: Path, split: str, given: dict[str, Any], batch_size: int, ten_crop: bool = False
+) -> dict[str, Any] | None:
     """Evaluate a run or model folder; the result in the main process, None elsewhere.
 
     Args:
         path: run folder or model folder.
         split: val or test.
         given: settings that replace the stored ones, {dotted name: value}.
-        batch_size: images per process and forward.
+        batch_size: crops of images per process and forward, rounded up to whole images.
+        ten_crop: ten views of an image, their probabilities averaged, instead of the centre crop.
 
     Raises:
         CheckpointError: no model there, a damaged one, or data with other classes.
-        DataError: no such set.
+        DataError: no such set, or an image smaller than the crop.
     """
     if given.get("data.workers") != 0:
         start_worker_server()
     from alexnet_dist.commands.build import build_loader, place_model
-    from alexnet_dist.data.plan import Plan
     from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
     from alexnet_dist.training.checkpoint import load_weights
@@ -86,12 +99,49 @@ def evaluate_model(path: Path, split: str, given: dict[str, Any], batch_size: in
         model = AlexNet(card.spec)
         load_weights(model, read_model_weights(folder), str(folder))
         place_model(model, runtime, config.channels_last)
-        plan = Plan(index.sizes, card.evaluation, batch_size * runtime.dp_size, config.seed, shuffle=False)
+        plan = plan_evaluation(card.evaluation, index, batch_size, runtime.dp_size, ten_crop)
         loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last)
         gate = BatchGate(runtime, config.data.on_bad_file == "skip")
         gate.stop.listen()
         result = asdict(evaluate(runtime, model, loader, gate.admit))
-        return {"model": str(path), "split": split, **result} if runtime.is_main else None
+        views = plan.augmentation.views
+        return {"model": str(path), "split": split, "views": views, **result} if runtime.is_main else None
+
+
+def plan_evaluation(
+    recipe: Augmentation, index: SampleIndex, batch_size: int, num_replicas: int, ten_crop: bool
+) -> Plan:
+    """The batches of one pass over a set in its own order.
+
+    Args:
+        recipe: resize and crop that the model was trained for.
+        index: the set.
+        batch_size: crops of images per process and forward, rounded up to whole images.
+        num_replicas: processes that share a batch.
+        ten_crop: ten views of an image instead of the centre crop.
+
+    Raises:
+        DataError: an image smaller than the crop.
+    """
+    import numpy as np
+
+    from alexnet_dist.data.plan import Plan, resize_shapes
+
+    recipe = replace(recipe, views=10 if ten_crop else 1)
+    images_per_replica = -(-batch_size // recipe.views)
+    plan = Plan(index.sizes, recipe, images_per_replica * num_replicas, seed=0, shuffle=False)
+    sides = resize_shapes(index.sizes.astype(np.int64), recipe.resize).min(axis=1)  # (N,) of the central squares
+    num_narrow = int((sides == recipe.crop_size).sum())
+    if ten_crop and num_narrow:
+        logger.warning(
+            "--ten_crop: augment.resize %s leaves no margin around the %d pixels of the crop in %d of %d images: their "
+            "five windows are the same",
+            "null" if recipe.resize is None else recipe.resize,
+            recipe.crop_size,
+            num_narrow,
+            len(index),
+        )
+    return plan
 
 
 def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:
@@ -101,7 +151,7 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> S
         CheckpointError: the data has a class that the model has not.
         DataError: the settings have no such set.
     """
-    from alexnet_dist.commands.build import build_splits, find_root, scan_split
+    from alexnet_dist.commands.splits import build_splits, find_part, find_root, scan_split
     from alexnet_dist.data.class_folders import list_class_folders
 
     name = getattr(config.data, split)
@@ -109,13 +159,33 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> S
         splits = build_splits(config.data, config.seed, progress)
         index = splits.val if split == "val" else splits.test
         if index is None:
-            raise UsageError(f"there is no {split} set", remedy=f"set --data.{split} to its folder below data.root")
+            raise UsageError(f"there is no {split} set", remedy=f"set --data.{split}; --help says what it names")
         check_classes(index.classes, card)
-        return replace(index, classes=card.classes)
+        return index
+    if config.data.source in ARRAY_SOURCES:
+        index = find_part(config.data, split)
+        check_classes(index.classes, card)
+        return index
+    if config.data.source == "manifest":
+        return _find_listed(config, card, name, progress)
     folder = find_root(config.data) / name
     if folder.is_dir():
         check_classes(tuple(list_class_folders(folder)), card, only_known=True)
     return scan_split(config.data, folder, card.classes, progress)
+
+
+def _find_listed(config: Config, card: ModelCard, name: str, progress: bool) -> SampleIndex:
+    """The images of a manifest. A class list beside it, or beside that of training, must be the model's."""
+    from alexnet_dist.commands.splits import find_lists, find_root, scan_listed
+    from alexnet_dist.data.manifest import is_integer, read_manifest
+
+    root = find_root(config.data)
+    lists = find_lists(config.data, config.data.train, name)
+    for names in lists.values():
+        check_classes(names, card)
+    labels = {picture.label for picture in read_manifest(root, root / name, card.classes)}
+    check_classes(tuple(sorted(label for label in labels if not is_integer(label))), card, only_known=True)
+    return scan_listed(config.data, root / name, card.classes, bool(lists), progress)
 
 
 def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = False) -> None:
@@ -126,10 +196,14 @@ def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = Fa
         card: of the model.
         only_known: some of the model's classes may be missing, as in a validation set.
     """
-    unknown = [name for name in found if name not in card.classes]
-    if unknown or (not only_known and len(found) != len(card.classes)):
-        missing = [name for name in card.classes if name not in found]
-        why = f"the model does not know {unknown[0]!r}" if unknown else f"the data lacks {missing[0]!r}"
+    from alexnet_dist.data.manifest import normalise_name
+
+    found, ours = (tuple(map(normalise_name, names)) for names in (found, card.classes))
+    unknown = [name for name in found if name not in ours]
+    if unknown or (not only_known and found != ours):
+        missing = [name for name in ours if name not in found]
+        why = f"the data lacks {missing[0]!r}" if missing else "their order is another"
+        why = f"the model does not know {unknown[0]!r}" if unknown else why
         raise CheckpointError(
             "the data's classes are not the model's",
             why=why,

@@ -13,16 +13,15 @@ from torch import nn
 
 from alexnet_dist.commands.build import (
     BatchSizes,
-    Splits,
     build_augmentation,
     build_loader,
     build_normalization,
-    build_spec,
-    build_splits,
-    find_root,
     place_model,
     settle_batch_sizes,
 )
+from alexnet_dist.commands.network import build_spec
+from alexnet_dist.commands.splits import Splits, build_splits, find_root
+from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
 from alexnet_dist.data.loader import Loader, choose_engine
 from alexnet_dist.data.plan import Plan
@@ -30,7 +29,7 @@ from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import build_model
-from alexnet_dist.parallel.runtime import call_with_deadline, start_runtime, start_wandb
+from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
@@ -45,7 +44,6 @@ from alexnet_dist.training.model_folder import (
 )
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
-    METRICS,
     RUN,
     SUMMARY,
     open_run_folder,
@@ -60,7 +58,8 @@ from alexnet_dist.training.run_folder import (
 )
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.signals import StopRequest
-from alexnet_dist.training.trackers import MetricsFile, Tracker, WandbMirror, choose_wandb_mode, read_rows
+from alexnet_dist.training.tensorboard_mirror import check_tensorboard_installed
+from alexnet_dist.training.trackers import Trackers
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -94,6 +93,8 @@ class Session:
         self.runtime.close()
 
     def _open(self, new: bool) -> None:
+        if self.config.tracking.tensorboard:
+            check_tensorboard_installed()
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")
         self.changed_keys = settle_settings(self.folder, self.config)
@@ -173,7 +174,7 @@ class Session:
         forward = runtime.replicate(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
         metrics_bytes = loaded.state["metrics_bytes"] if loaded is not None else 0
         facts = runtime.on_main(lambda: self._record_start(loaded.state["step"] if loaded is not None else 0))
-        metrics, mirrors = self._open_trackers(metrics_bytes, facts["wandb_id"]) if runtime.is_main else (None, [])
+        trackers = self._open_trackers(metrics_bytes, facts["wandb_id"])
         trainer = Trainer(
             runtime=runtime,
             model=model,
@@ -190,8 +191,7 @@ class Session:
             ),
             folder=self.folder,
             data_root=self._data_root(),
-            metrics=metrics,
-            mirrors=mirrors,
+            trackers=trackers,
             save_model=lambda note: self._save_model(model, note),
         )
         if loaded is not None:
@@ -228,7 +228,13 @@ class Session:
 
     def _build_cadence(self) -> Cadence:
         config = self.config
-        return Cadence(self.total_steps, config.log.every_steps, config.checkpoint.every_steps, config.checkpoint.keep)
+        return Cadence(
+            total_steps=self.total_steps,
+            log_steps=config.log.every_steps,
+            save_steps=config.checkpoint.every_steps,
+            keep=config.checkpoint.keep,
+            early_stop=config.train.early_stop,
+        )
 
     def _build_loader(self, index: SampleIndex, training: bool) -> Loader:
         config = self.config
@@ -245,26 +251,13 @@ class Session:
         return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last)
 
     def _data_root(self) -> Path:
-        return Path() if self.config.data.source == "synthetic" else find_root(self.config.data)
+        return find_root(self.config.data)
 
-    def _open_trackers(self, metrics_bytes: int, wandb_id: str) -> tuple[MetricsFile, list[Tracker]]:
-        metrics = MetricsFile(self.folder / METRICS, metrics_bytes)
-        tracking = self.config.tracking
-        mode, reason = choose_wandb_mode(tracking.wandb)
-        if mode == "disabled":
-            return metrics, []
-        logger.info("W&B: %s (%s)", mode, reason)
-        mirror = WandbMirror(
-            start_wandb,
-            call_with_deadline,
-            folder=self.folder,
-            mode=mode,
-            run_id=wandb_id,
-            settings=dataclasses.asdict(self.config),
-            rows=read_rows(self.folder / METRICS),
-            tracking=dataclasses.asdict(tracking),
-        )
-        return metrics, [mirror]
+    def _open_trackers(self, metrics_bytes: int, wandb_id: str) -> Trackers | None:
+        opened: list[Trackers] = []
+        config, folder = self.config, self.folder
+        self.runtime.on_main(lambda: opened.append(open_trackers(config, folder, metrics_bytes, wandb_id)))
+        return opened[0] if opened else None
 
     def _save_model(self, model: nn.Module, note: dict[str, Any]) -> None:
         card = ModelCard(
@@ -324,6 +317,7 @@ class Session:
             "status": status,
             "step": state.step,
             "epoch": trainer.epoch,
+            "stopped_early": trainer.stopped_early,
             "best_top1": state.best_top1,
             "best_top5": state.best_top5,
             "best_epoch": state.best_epoch,
@@ -339,7 +333,6 @@ class Session:
         }
         if self.runtime.is_main:
             write_summary(self.folder, summary)
-            for tracker in [*trainer.mirrors, trainer.metrics]:
-                assert tracker is not None
-                tracker.finish(summary)
+            assert trainer.trackers is not None
+            trainer.trackers.finish(summary)
         return summary

@@ -41,7 +41,7 @@ _Cache: TypeAlias = dict[FoundFile, Header]
 
 
 def scan_headers(
-    root: Path, files: Sequence[FoundFile], *, cache_dir: Path, max_pixels: int, progress: bool
+    root: Path, files: Sequence[FoundFile], *, cache_dir: Path, max_pixels: int, progress: bool, listed_by: str = ""
 ) -> list[Header]:
     """Read the header of every file that is new or changed since the last scan of this root.
 
@@ -52,11 +52,13 @@ def scan_headers(
             rebuilt, one that cannot be written only costs time.
         max_pixels: an image with more pixels is unreadable.
         progress: show a bar once the scan has taken two seconds.
+        listed_by: what named the files, where that is not the root alone. Each list has a cache of its own: a cache
+            forgets what its scan does not ask for.
 
     Returns:
         One Header for each file, in order. Unreadable files are never remembered.
     """
-    cache_path = cache_dir / "scans" / f"{_hash_root(root)}.csv"
+    cache_path = cache_dir / "scans" / f"{_hash_place(root, listed_by)}.csv"
     known = {
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
@@ -94,8 +96,10 @@ def _read_one(path: str, max_pixels: int) -> Header:
         return Header(0, 0, str(error))
 
 
-def _hash_root(root: Path) -> str:
-    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+def _hash_place(root: Path, listed_by: str) -> str:
+    # A path cannot hold a zero byte, so no two places are written alike.
+    place = os.fsencode(root.resolve()) + (b"\0" + os.fsencode(listed_by) if listed_by else b"")
+    return hashlib.sha256(place).hexdigest()[:16]
 
 
 def _read_cache(path: Path) -> _Cache:

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64
     mask: Tensor  # (B,) float32, 1 = a real image, 0 = filling or a bad file
     ids: Tensor  # (B,) int64 on the host, -1 = filling
-    num_images: int  # rows with mask 1
+    num_images: int  # with mask 1; with several views an image has that many rows
     bad_files: list[BadFile]
 
 
@@ -126,4 +126,5 @@ class Loader:
             tensor.to(self.device, non_blocking=True) for tensor in (made.pixels, made.labels, made.mask, made.shifts)
         )
         images = self.normalization(pixels, shifts, self.channels_last)
-        return Batch(images, labels, mask.float(), made.ids, int(made.mask.sum()), made.bad_files)
+        num_images = int(made.mask.sum()) // self.plan.augmentation.views
+        return Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)

@@ -1,4 +1,4 @@
-"""WHAT happens at step s: which images, which windows, which flips, which colour shift. Pure numpy.
+"""WHAT happens at step s: which images, which windows, which flips, which changes of colour. Pure numpy.
 
 `plan.at(step)` is a function of (seed, image sizes, augmentation, global batch size, step) and of nothing else. Every
 random number is drawn from a counter (seed, purpose, epoch, sample), never from a generator's state, so the batches do
@@ -8,17 +8,15 @@ not depend on the engine, the workers or the number of processes, and a resumed 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_dist.data.draws import CROP, FLIP, JITTER, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
 from alexnet_dist.errors import DataError
 
 Array = npt.NDArray[np.generic]
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,16 +36,29 @@ LIGHTING = {
     ),
 }
 
-# One number per purpose keeps the draws for order, crop, flips and lighting independent of each other.
-ORDER, CROP, FLIP, NOISE = range(4)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the order of augment.color_jitter
 RESIZED_CROP_TRIES = 10  # torchvision's number
+VIEW_CORNERS = np.array([(0, 0), (1, 0), (0, 1), (1, 1)])  # of the ten crops: x, y in units of the margin
 
 
 class StepPlan(NamedTuple):
-    """What happens to each image of a batch, in the order of the batch.
+    """What happens to each row of a batch, in the order of the batch.
 
-    An image is cut to `window`, resized to `resized`, cut to the network's input at `corner`, flipped, and shifted in
-    colour. Rows that only fill the batch up have id -1.
+    An image is cut to its window, resized, cut to the network's input at its corner, flipped, jittered in colour, and
+    shifted in colour. A row is an image, or one of the `Augmentation.views` of an image: these follow each other and
+    differ in corner and flip alone. Rows that only fill the batch up have id -1.
+
+    The jitter is K operations, the i-th of row b being `jitters[b, i]` with the factor f = `factors[b, i]`. K counts
+    the strengths of `augment.color_jitter` above 0: without any, nothing happens. Each operation takes the bytes of the
+    flipped crop and gives bytes, held to 0..255 and cut to an integer, as torchvision's
+    `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` do. With gray = 0.2989 R + 0.587 G +
+    0.114 B, cut to an integer, or the only channel:
+
+    - BRIGHTNESS (0): f * pixel; f >= 0, 1 changes nothing.
+    - CONTRAST (1): f * pixel + (1 - f) * the crop's mean gray; f >= 0.
+    - SATURATION (2): f * pixel + (1 - f) * the pixel's gray; f >= 0; nothing for one channel.
+    - HUE (3): the hue of HSV turned by f of a whole turn, -0.5 <= f <= 0.5; the channels on the scale 0..1 become
+      bytes as floor(255.999 * channel); nothing for one channel.
     """
 
     ids: IntArray  # (B,)
@@ -55,10 +66,12 @@ class StepPlan(NamedTuple):
     resized: IntArray  # (B, 2) width, height the window is resized to
     corners: IntArray  # (B, 2) x, y of the crop in the resized window
     flips: npt.NDArray[np.bool_]  # (B, 2) left-right, top-bottom
+    jitters: IntArray  # (B, K) operations in their order
+    factors: FloatArray  # (B, K) of these operations
     shifts: FloatArray  # (B, 3) added to RGB on the 0-255 scale
 
     def shard(self, shard_id: int, num_shards: int) -> StepPlan:
-        """The rows of one replica: equal, consecutive parts of the batch."""
+        """The rows of one replica: equal, consecutive parts of the batch, with all views of an image in one part."""
         rows = len(self.ids) // num_shards
         part = slice(shard_id * rows, (shard_id + 1) * rows)
         return StepPlan._make(field[part] for field in self)
@@ -66,7 +79,11 @@ class StepPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The recipe for an image; see `AugmentConfig` for the fields' meaning and units."""
+    """The recipe for an image; see `AugmentConfig` for the fields' meaning and units.
+
+    `views` is no setting of a run: 10 takes the corners and the centre of the resized picture's central square, and
+    their mirrors, in place of one crop and its flips.
+    """
 
     crop_size: int
     resize: int | tuple[int, int] | None = 256
@@ -77,6 +94,9 @@ class Augmentation:
     vertical_flip: float = 0.0
     lighting: Literal["source2012", "common"] | None = None
     lighting_std: float = 0.1
+    lighting_epochs: int | None = None
+    color_jitter: tuple[float, ...] | None = None
+    views: Literal[1, 10] = 1
 
     def for_evaluation(self) -> Augmentation:
         """The same resize and the centre crop, nothing random."""
@@ -90,7 +110,7 @@ class Plan:
     Args:
         sizes: (N, 2) width and height of each upright image in pixels.
         augmentation: what happens to them.
-        global_batch_size: rows of a batch over all replicas; the last batch of a pass is filled up with id -1.
+        global_batch_size: images of a batch over all replicas; the last batch of a pass is filled up with id -1.
         seed: of the run.
         shuffle: a new order each epoch (training), or the file order (evaluation).
 
@@ -116,7 +136,7 @@ class Plan:
                 f"{len(small)} images are smaller than the crop",
                 where=f"image {small[0]} is {width} x {height} after augment.resize",
                 why=f"model.image_size is {augmentation.crop_size}",
-                remedy=f"set augment.resize to {augmentation.crop_size} or more",
+                remedy=f"train with augment.resize of {augmentation.crop_size} or more, or leave such images out",
             )
 
     @property
@@ -141,7 +161,8 @@ class Plan:
         order = shuffle_order(self.seed, epoch, self.num_images) if self.shuffle else np.arange(self.num_images)
         ids = order[start : start + self.global_batch_size]
         filling = np.full(self.global_batch_size - len(ids), -1)
-        return self._draw(np.concatenate([ids, filling]), epoch)
+        rows = self._draw(np.concatenate([ids, filling]), epoch)
+        return rows if self.augmentation.views == 1 else take_ten_views(rows, self.augmentation.crop_size)
 
     def _draw(self, ids: IntArray, epoch: int) -> StepPlan:
         recipe = self.augmentation
@@ -157,11 +178,13 @@ class Plan:
             corners = choose_corners(resized - recipe.crop_size, crop_draws[:, :2] if recipe.crop == "random" else None)
         flip_draws = draw_uniforms(self.seed, FLIP, epoch, ids, 2)
         flips = flip_draws < np.array([recipe.horizontal_flip, recipe.vertical_flip])
-        return StepPlan(ids, windows, resized, corners, flips, self._draw_shifts(ids, epoch))
+        jitter = draw_jitter(self.seed, epoch, ids, recipe.color_jitter or ())
+        return StepPlan(ids, windows, resized, corners, flips, *jitter, self._draw_shifts(ids, epoch))
 
     def _draw_shifts(self, ids: IntArray, epoch: int) -> FloatArray:
         recipe = self.augmentation
-        if recipe.lighting is None:
+        is_over = recipe.lighting_epochs is not None and epoch >= recipe.lighting_epochs
+        if recipe.lighting is None or is_over:
             return np.zeros((len(ids), 3))
         components, scales = LIGHTING[recipe.lighting]
         radius, angle = np.split(draw_uniforms(self.seed, NOISE, epoch, ids, 6), 2, axis=1)  # (B, 3) each
@@ -169,32 +192,42 @@ class Plan:
         return np.asarray((recipe.lighting_std * normals * np.array(scales)) @ np.array(components).T)
 
 
-@lru_cache(maxsize=4)
-def shuffle_order(seed: int, epoch: int, num_images: int) -> IntArray:
-    """A permutation of the images. Sorting raw 64-bit draws keeps it equal under every version of numpy."""
-    bits = np.random.Philox(key=seed, counter=[0, 0, ORDER, epoch]).random_raw(num_images)
-    order = np.argsort(bits, kind="stable")
-    order.flags.writeable = False
-    return order
+def draw_jitter(seed: int, epoch: int, ids: IntArray, strengths: tuple[float, ...]) -> tuple[IntArray, FloatArray]:
+    """(B, K) operations in a random order and (B, K) factors, for the K strengths above 0; see `StepPlan`.
+
+    Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue's in [-strength, strength], and the order is
+    any of the K! with equal probability, as in torchvision's ColorJitter. The draws of one operation do not depend on
+    the strengths of the others.
+    """
+    active = np.flatnonzero(strengths)
+    if not len(active):
+        return np.empty((len(ids), 0), np.int64), np.empty((len(ids), 0))
+    draws = draw_uniforms(seed, JITTER, epoch, ids, 8)
+    lows = np.array([-strength if op == HUE else max(0.0, 1 - strength) for op, strength in enumerate(strengths)])
+    highs = np.array([strength if op == HUE else 1 + strength for op, strength in enumerate(strengths)])
+    factors = lows + draws[:, :4] * (highs - lows)  # (B, 4)
+    jitters = active[draws[:, 4:][:, active].argsort(axis=1)]  # (B, K)
+    return jitters, np.take_along_axis(factors, jitters, axis=1)
 
 
-def draw_uniforms(seed: int, purpose: int, epoch: int, ids: IntArray, count: int) -> FloatArray:
-    """(B, count) numbers in [0, 1), each a hash of (seed, purpose, epoch, id, its position)."""
-    with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) ^ _mix(np.uint64(purpose) + np.uint64(1)))
-        state = _mix(_mix(state + np.uint64(epoch)) + ids.astype(np.uint64))  # (B,)
-        draws = _mix(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)  # (B, count)
-    return (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def take_ten_views(rows: StepPlan, crop_size: int) -> StepPlan:
+    """The ten crops of 2012: ten rows for one, equal but for corners and flips.
 
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(bits: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
-    """The finaliser of the SplitMix64 generator (Steele, Lea and Flood, 2014): a good hash of 64 bits."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(bits ^ (bits >> np.uint64(31)))
+    The central square of the resized picture is as large as its shorter side; 2012's had 256 pixels. It is cut as
+    torchvision's `ten_crop` does: top left, top right, bottom left, bottom right, centre, then the same windows of the
+    square's mirror image. (Under an odd margin the two centres are a pixel apart.) Source: `__trim_borders` of the 2012
+    program's convdata_jpeg.py.
+    """
+    side = rows.resized.min(axis=1, keepdims=True)  # (B, 1)
+    margins = (side - crop_size)[:, :, None]  # (B, 1, 1)
+    plain = np.concatenate([margins * VIEW_CORNERS, np.tile(choose_corners(margins, None), 2)], axis=1)  # (B, 5, 2)
+    mirrored = np.stack([margins[:, :, 0] - plain[:, :, 0], plain[:, :, 1]], axis=2)  # (B, 5, 2)
+    square = choose_corners(rows.resized - side, None)  # (B, 2)
+    corners = square[:, None] + np.concatenate([plain, mirrored], axis=1)  # (B, 10, 2)
+    flips = np.zeros((len(square), 10, 2), np.bool_)
+    flips[:, 5:, 0] = True
+    tenfold = StepPlan._make(np.repeat(field, 10, axis=0) for field in rows)
+    return tenfold._replace(corners=corners.reshape(-1, 2), flips=flips.reshape(-1, 2))
 
 
 def resize_shapes(sizes: IntArray, resize: int | tuple[int, int] | None) -> IntArray:

@@ -1,4 +1,4 @@
-"""Which images: an index of samples and classes, from a folder, a built-in set, or nothing but numbers."""
+"""Which images: an index of samples and classes, from folders, a manifest, or pixels that lie in no image files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,19 @@ from alexnet_dist.data.class_folders import FoundFile, join_names, list_class_fo
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, UnreadableImageError, convert_to_luma, decode_image
 from alexnet_dist.data.digits import prepare_digits
 from alexnet_dist.data.header_scan import Header, scan_headers
+from alexnet_dist.data.manifest import Listed, find_first_mentions, read_manifest
+from alexnet_dist.data.manifest_labels import derive_classes, number_labels
 from alexnet_dist.data.synthetic import SyntheticPixels
 from alexnet_dist.errors import DataError, UsageError
 
 __all__ = [
     "BadFile",
     "BadFilesError",
+    "PixelSource",
     "SampleIndex",
     "prepare_digits",
     "scan_folder",
+    "scan_manifest",
     "split_validation",
     "synthetic_index",
 ]
@@ -54,18 +58,33 @@ class BadFilesError(DataError):
         self.bad_files = bad_files
 
 
+class PixelSource(Protocol):
+    """Pictures that lie in no image files.
+
+    Its `repr` says which pictures they are, wherever they are kept: it is part of the index's fingerprint. It is small,
+    because it travels to decoding processes.
+    """
+
+    def load(self, path: str) -> Pixels:
+        """uint8 (H, W, 1) or (H, W, 3) of the sample with this path, writable.
+
+        Raises:
+            UnreadableImageError: the picture cannot be had.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class SampleIndex:
-    """N samples, sorted by class, then by path. A sample's id is its position."""
+    """N samples; those of files and arrays are sorted by class, then by path. A sample's id is its position."""
 
     root: Path  # folder the paths are relative to
     paths: tuple[str, ...]  # (N,), POSIX
     labels: npt.NDArray[np.int64]  # (N,)
     sizes: npt.NDArray[np.int32]  # (N, 2): upright width and height in pixels
     byte_sizes: npt.NDArray[np.int64]  # (N,): of the files; 0 where there are none
-    classes: tuple[str, ...]  # sorted; always those of the training set
+    classes: tuple[str, ...]  # by label, always those of the training set; folders sort their names, lists order them
     bad_files: tuple[BadFile, ...] = ()  # found by the header scan and left out
-    synthetic: SyntheticPixels | None = None  # draws the pixels where there are no files
+    pixels: PixelSource | None = None  # gives the pixels where there are no files
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,25 +105,24 @@ class SampleIndex:
         digest = hashlib.sha256()
         # Neither names nor paths can hold a zero byte, so no two indices are written alike.
         digest.update(b"".join(os.fsencode(name) + b"\0" for name in self.classes))
-        digest.update(b"\0" + repr(self.synthetic).encode() + b"\0")
+        digest.update(b"\0" + repr(self.pixels).encode() + b"\0")
         lines = zip(self.paths, self.byte_sizes.tolist(), self.labels.tolist(), strict=True)
         for path, byte_size, label in sorted(lines):
             digest.update(os.fsencode(path) + f"\0{byte_size}\0{label}\0".encode())
         return digest.hexdigest()
 
     def load_pixels(self, sample_id: int, channels: int = 3, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
-        """Decode or draw one sample.
+        """Decode, read or draw one sample.
 
         Returns:
             uint8 (H, W, channels), with H and W as in `sizes`.
 
         Raises:
-            UnreadableImageError: the file is damaged, or has another size than at the scan.
+            UnreadableImageError: the file is damaged or gone, or has another size than at the scan.
         """
         path = self.paths[sample_id]
-        if self.synthetic is not None:
-            pixels = self.synthetic.draw(path)
-            return pixels if channels == 3 else convert_to_luma(pixels)
+        if self.pixels is not None:
+            return _set_channels(self.pixels.load(path), channels)
         pixels = decode_image(os.path.join(self.root, path), channels, max_pixels)
         height, width = pixels.shape[:2]
         if (width, height) != tuple(self.sizes[sample_id]):
@@ -145,12 +163,54 @@ def scan_folder(
     files = list(chain.from_iterable(files_of))
     labels = np.repeat([label_of[folder] for folder in folders], [len(found) for found in files_of])
     headers = scan_headers(root, files, cache_dir=cache_dir, max_pixels=max_pixels, progress=progress)
-    bad_files = tuple(
-        BadFile(file.path, header.reason) for file, header in zip(files, headers, strict=True) if header.reason
+    index = _build_index(root, files, labels, headers, class_names, on_bad_file)
+    _warn_about_classes(index, root)
+    return index
+
+
+def scan_manifest(
+    root: Path,
+    manifest: Path,
+    *,
+    classes: Sequence[str] | None,
+    has_positions: bool,
+    on_bad_file: Literal["fail", "skip"],
+    cache_dir: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
+) -> SampleIndex:
+    """Index the images that a manifest lists, reading every header that is new or changed.
+
+    The order of its lines does not matter. A picture that is listed twice counts once.
+
+    Args:
+        root: folder that the manifest's paths are relative to.
+        manifest: the file; see data/manifest.py for its form.
+        classes: in the order of their numbers; None derives them from the labels.
+        has_positions: whether an integer label is a position in `classes`; it always is one in derived numbers.
+        on_bad_file: raise on an unreadable or missing file, or leave it out and list it in `bad_files`.
+        cache_dir: where header sizes are remembered.
+        max_pixels: an image with more pixels is unreadable.
+        progress: show a bar when the scan takes longer than two seconds.
+
+    Raises:
+        DataError: a manifest, line or label that cannot be meant, or nothing readable.
+        BadFilesError: unreadable files under `fail`; all of them.
+    """
+    pictures, labels, class_names = _list_pictures(root, manifest, classes, has_positions)
+    scanned = scan_headers(
+        root,
+        [picture.file for picture in pictures if not picture.reason],
+        cache_dir=cache_dir,
+        max_pixels=max_pixels,
+        progress=progress,
+        listed_by=os.path.abspath(manifest),
     )
-    _judge_bad_files(root, bad_files, len(files), on_bad_file)
-    index = _build_index(root, files, labels, headers, class_names, bad_files)
-    _warn_about_classes(index)
+    found = iter(scanned)
+    headers = [Header(0, 0, picture.reason) if picture.reason else next(found) for picture in pictures]
+    files = [picture.file for picture in pictures]
+    index = _build_index(root, files, labels, headers, class_names, on_bad_file)
+    _warn_about_classes(index, manifest)
     return index
 
 
@@ -210,8 +270,30 @@ def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], se
         sizes=np.tile(np.array(size, dtype=np.int32), (num_images, 1)),
         byte_sizes=np.zeros(num_images, dtype=np.int64),
         classes=tuple(map(synthetic.name_class, range(num_classes))),
-        synthetic=synthetic,
+        pixels=synthetic,
     )
+
+
+def _set_channels(pixels: Pixels, channels: int) -> Pixels:
+    """(H, W, 1) or (H, W, 3) to (H, W, channels), by the same rules as image files."""
+    if pixels.shape[2] == channels:
+        return pixels
+    return convert_to_luma(pixels) if channels == 1 else np.repeat(pixels, channels, axis=2)
+
+
+def _list_pictures(
+    root: Path, manifest: Path, classes: Sequence[str] | None, has_positions: bool
+) -> tuple[list[Listed], npt.NDArray[np.int64], tuple[str, ...]]:
+    """What a manifest lists, each picture once, by class and path; their labels; the classes."""
+    listed = read_manifest(root, manifest, classes or ())
+    class_names = tuple(derive_classes(manifest, listed) if classes is None else classes)
+    has_positions = has_positions or class_names == tuple(map(str, range(len(class_names))))
+    labels = number_labels(manifest, listed, class_names, has_positions)
+    first = find_first_mentions(manifest, listed, labels)
+    if len(first) < len(listed):
+        logger.warning("%s lists pictures more than once: %d lines passed over", manifest, len(listed) - len(first))
+    first.sort(key=lambda position: (labels[position], listed[position].file.path))
+    return [listed[position] for position in first], labels[first], class_names
 
 
 def _judge_bad_files(
@@ -235,9 +317,12 @@ def _build_index(
     labels: npt.NDArray[np.int64],
     headers: list[Header],
     classes: tuple[str, ...],
-    bad_files: tuple[BadFile, ...],
+    on_bad_file: Literal["fail", "skip"],
 ) -> SampleIndex:
-    """The index of the files whose header could be read."""
+    """The index of the files whose header could be read; the others are judged."""
+    pairs = zip(files, headers, strict=True)
+    bad_files = tuple(BadFile(file.path, header.reason) for file, header in pairs if header.reason)
+    _judge_bad_files(root, bad_files, len(files), on_bad_file)
     good = [position for position, header in enumerate(headers) if not header.reason]
     return SampleIndex(
         root=root,
@@ -250,20 +335,20 @@ def _build_index(
     )
 
 
-def _warn_about_classes(index: SampleIndex) -> None:
+def _warn_about_classes(index: SampleIndex, place: Path) -> None:
     counts = np.bincount(index.labels, minlength=len(index.classes))
     without = [name for name, count in zip(index.classes, counts, strict=True) if count == 0]
     if without:
-        logger.warning("%s has no image of %s", index.root, join_names(without))
+        logger.warning("%s has no image of %s", place, join_names(without))
     if len(index.classes) == 1:
-        logger.warning("%s has a single class, '%s': there is nothing to tell apart", index.root, index.classes[0])
+        logger.warning("%s has a single class, '%s': there is nothing to tell apart", place, index.classes[0])
 
 
 def _split_error(index: SampleIndex, label: int, fraction: float) -> DataError:
     count = int(np.count_nonzero(index.labels == label))
     return DataError(
         "cannot split off a validation set",
-        where=str(index.root),
+        where=str(index.root) if index.pixels is None else "",
         why=f"class '{index.classes[label]}' ({count} in all) would have no image in one part",
         remedy=f"add images of it, change data.val_fraction ({fraction}) or give a validation set",
     )

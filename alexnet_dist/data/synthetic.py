@@ -35,7 +35,7 @@ class SyntheticPixels:
     height: int
 
     def name_sample(self, number: int) -> str:
-        """The path that stands for a sample; `draw` finds the number in it."""
+        """The path that stands for a sample; `load` finds the number in it."""
         return f"{self.name_class(number % self.num_classes)}/{number:08d}"
 
     def name_class(self, label: int) -> str:
@@ -43,7 +43,7 @@ class SyntheticPixels:
         digits = max(3, len(str(self.num_classes - 1)))
         return f"class-{label:0{digits}d}"
 
-    def draw(self, path: str) -> Pixels:
+    def load(self, path: str) -> Pixels:
         """uint8 (H, W, 3) of the sample with this path."""
         number = int(path.rpartition("/")[2])
         row = self.width * 3

@@ -1,11 +1,11 @@
-"""HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop and flip in worker processes.
+"""HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop, flip, jitter in worker processes.
 
-Each worker makes whole batches of uint8 pixels; colour and normalisation follow on the device (loader.py).
+Each worker makes whole batches of uint8 pixels; colour noise and normalisation follow on the device (loader.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,12 +17,19 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.data.decode import UnreadableImageError
-from alexnet_dist.data.plan import Plan, StepPlan
+from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
 from alexnet_dist.data.workers import end_with_training_process, worker_context
 from alexnet_dist.errors import MachineError
 
 Pixels = npt.NDArray[np.uint8]
+
+JITTERS: dict[int, Callable[[Tensor, float], Tensor]] = {
+    BRIGHTNESS: transforms.adjust_brightness,
+    CONTRAST: transforms.adjust_contrast,
+    SATURATION: transforms.adjust_saturation,
+    HUE: transforms.adjust_hue,
+}
 
 
 class PixelBatch(NamedTuple):
@@ -58,17 +65,19 @@ class PixelBatches(Dataset[PixelBatch]):
 
     def __getitem__(self, step: int) -> PixelBatch:
         rows = self.plan.at(step).shard(self.shard_id, self.num_shards)
-        side = self.plan.augmentation.crop_size
+        side, views = self.plan.augmentation.crop_size, self.plan.augmentation.views
         pixels = np.zeros((len(rows.ids), side, side, self.channels), np.uint8)
         mask = rows.ids >= 0
         bad_files = []
-        for row in np.flatnonzero(mask):
+        for first in (np.flatnonzero(mask[::views]) * views).tolist():
             try:
-                image = self.index.load_pixels(int(rows.ids[row]), self.channels, self.max_pixels)
-                pixels[row] = transform_pixels(image, rows, int(row), side)
+                image = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels)
+                picture = resize_window(image, rows, first)  # the views of an image share it
+                for row in range(first, first + views):
+                    pixels[row] = jitter_pixels(cut_pixels(picture, rows, row, side), rows, row)
             except UnreadableImageError as error:
-                mask[row] = False
-                path = self.index.root / self.index.paths[rows.ids[row]]
+                mask[first : first + views] = False
+                path = self.index.root / self.index.paths[rows.ids[first]]
                 bad_files.append(BadFile(str(path), str(error)))
         labels = np.where(mask, self.index.labels[rows.ids], 0)
         shifts = torch.from_numpy(rows.shifts.astype(np.float32))
@@ -76,8 +85,8 @@ class PixelBatches(Dataset[PixelBatch]):
         return PixelBatch(*tensors, torch.from_numpy(rows.ids), bad_files)
 
 
-def transform_pixels(image: Pixels, rows: StepPlan, row: int, side: int) -> Pixels:
-    """Cut, resize, crop and flip one image (H, W, C) to (side, side, C) as row `row` of the plan says.
+def resize_window(image: Pixels, rows: StepPlan, row: int) -> Pixels:
+    """Cut and resize one image (H, W, C) to (H', W', C) as row `row` of the plan says.
 
     Raises:
         UnreadableImageError: the image is not as large as its header said when the plan was made.
@@ -87,14 +96,36 @@ def transform_pixels(image: Pixels, rows: StepPlan, row: int, side: int) -> Pixe
     if window.shape[:2] != (height, width):
         raise UnreadableImageError(f"is {image.shape[1]} x {image.shape[0]} pixels, not as the scan found it")
     new_width, new_height = rows.resized[row]
-    if (new_width, new_height) != (width, height):
-        planes = torch.from_numpy(window).permute(2, 0, 1)  # (C, H, W)
-        window = transforms.resize(planes, [int(new_height), int(new_width)], antialias=True).permute(1, 2, 0).numpy()
+    if (new_width, new_height) == (width, height):
+        return window
+    planes = torch.from_numpy(window).permute(2, 0, 1)  # (C, H, W)
+    planes = transforms.resize(planes, [int(new_height), int(new_width)], antialias=True)  # (C, H', W')
+    picture: Pixels = planes.permute(1, 2, 0).numpy()
+    return picture
+
+
+def cut_pixels(picture: Pixels, rows: StepPlan, row: int, side: int) -> Pixels:
+    """Crop and flip a resized window to (side, side, C) as row `row` of the plan says."""
     left, top = rows.corners[row]
-    crop = window[top : top + side, left : left + side]
+    crop = picture[top : top + side, left : left + side]
     axes = [axis for axis, turned in ((1, rows.flips[row, 0]), (0, rows.flips[row, 1])) if turned]
     # torch turns a row of pixels around 15 times as fast as a numpy view with a negative stride is copied.
     return torch.from_numpy(crop).flip(axes).numpy() if axes else crop
+
+
+def jitter_pixels(crop: Pixels, rows: StepPlan, row: int) -> Pixels:
+    """Change the colours of a crop (S, S, C) as row `row` of the plan says.
+
+    It comes last because the crop is the smallest picture on the way: the network's input, and not one pixel more.
+    """
+    if not rows.jitters.shape[1]:
+        return crop
+    planes = torch.from_numpy(crop).permute(2, 0, 1).contiguous()  # (C, S, S)
+    # The mean gray of contrast is a sum of whole numbers: up to 256 x 256 pixels it stays below 2**24 and float32 holds
+    # it exactly, in whatever order threads add.
+    for operation, factor in zip(rows.jitters[row], rows.factors[row], strict=True):
+        planes = JITTERS[int(operation)](planes, float(factor))
+    return planes.permute(1, 2, 0).numpy()
 
 
 def iterate_pixel_batches(

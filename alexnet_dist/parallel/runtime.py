@@ -1,7 +1,8 @@
 """Processes, device and precision of a run: the only file that builds an Accelerator or reads a rank.
 
-Accelerate gives launch, device, precision, `backward` and the W&B tracker. The DDP wrap, the loaders, the schedule, the
-metrics and the checkpoints are ours, because its versions go wrong once processes are more than plain replicas.
+Accelerate gives launch, device, precision, `backward` and the trackers of W&B and TensorBoard. The DDP wrap, the
+loaders, the schedule, the metrics and the checkpoints are ours, because its versions go wrong once processes are more
+than plain replicas.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -92,7 +94,7 @@ class Runtime:
             scaler.step(optimizer)
             scaler.update()
             return
-        # The fused optimizers read this attribute on the device; GradScaler passes its verdict in the same way.
+        # Torch's fused optimizers and our own read this attribute on the device; GradScaler sets the same one.
         optimizer.found_inf = blocked  # type: ignore[attr-defined]
         optimizer.step()
 
@@ -304,5 +306,14 @@ def start_wandb(project: str, arguments: dict[str, Any]) -> Any:
     from accelerate.tracking import WandBTracker
 
     tracker = WandBTracker(project, **arguments)
+    tracker.start()
+    return tracker
+
+
+def start_tensorboard(folder: Path) -> Any:
+    """Accelerate's TensorBoard tracker, started; its event file lies in `folder`."""
+    from accelerate.tracking import TensorBoardTracker
+
+    tracker = TensorBoardTracker(folder.name, logging_dir=folder.parent)
     tracker.start()
     return tracker

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.metrics import count_correct, cross_entropy
+from alexnet_dist.training.metrics import average_views, count_correct, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Evaluation:
 
     Args:
         loss: mean cross-entropy.
-        top1: part of the images whose label has the largest logit, 0 to 1.
+        top1: part of the images whose label has the largest logit (several views: averaged probability), 0 to 1.
         top5: part whose label is among the five largest.
         num_examples: images counted.
     """
@@ -33,6 +33,9 @@ class Evaluation:
 def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable[[Batch], object]) -> Evaluation:
     """Run the network over a loader's whole set.
 
+    Where the plan makes several views of an image, their softmax probabilities are averaged, as 2012's LogregCostLayer
+    does, and loss, top-1 and top-5 are taken from the averages.
+
     Args:
         runtime: this process among the others.
         model: the network, not replicated; it is left in the mode it was in.
@@ -43,12 +46,13 @@ def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)  # loss, top-1, top-5
     visits = torch.zeros(loader.plan.num_images, dtype=torch.int64)
-    num_examples = 0
+    num_examples, views = 0, loader.plan.augmentation.views
     try:
         for batch in loader.batches(0, loader.plan.steps_per_epoch):
             admit(batch)
-            sums += _sum_batch(runtime, model, batch)
-            visits[batch.ids[batch.ids >= 0]] += 1
+            sums += _sum_batch(runtime, model, batch, views)
+            ids = batch.ids[::views]  # (B,)
+            visits += torch.bincount(ids[ids >= 0], minlength=len(visits))
             num_examples += batch.num_images
     finally:
         model.train(was_training)
@@ -58,10 +62,12 @@ def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable
     return Evaluation(loss_sum / max(count, 1), num_top1 / max(count, 1), num_top5 / max(count, 1), count)
 
 
-def _sum_batch(runtime: Runtime, model: nn.Module, batch: Batch) -> Tensor:
+def _sum_batch(runtime: Runtime, model: nn.Module, batch: Batch, views: int) -> Tensor:
+    labels, mask = batch.labels[::views], batch.mask[::views]  # (B,) each
     with torch.no_grad():
         with runtime.autocast():
-            logits = model(batch.images)  # (B, classes)
-        loss = (cross_entropy(logits, batch.labels) * batch.mask).sum()
-        correct = [(count_correct(logits, batch.labels, k) * batch.mask).sum() for k in (1, 5)]
+            logits = model(batch.images)  # (B * views, classes)
+        scores = logits if views == 1 else average_views(logits, views)  # (B, classes)
+        loss = (cross_entropy(scores, labels) * mask).sum()
+        correct = [(count_correct(scores, labels, k) * mask).sum() for k in (1, 5)]
     return torch.stack([loss, *correct]).double()

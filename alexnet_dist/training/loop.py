@@ -26,7 +26,7 @@ from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensor
 from alexnet_dist.training.run_folder import write_bad_files
 from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.step import DeviceCounters, train_step
-from alexnet_dist.training.trackers import MetricsFile, Tracker
+from alexnet_dist.training.trackers import Trackers
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -40,6 +40,7 @@ class TrainState:
         samples_seen: real images that went into them.
         evaluated_step: step of the last evaluation, -1 before the first.
         best_top1, best_top5, best_epoch, best_step: of the best evaluation; None before one.
+        stalled: evaluations since the best one.
         final_top1: of the last evaluation.
         plateau: what the plateau schedule remembers.
         window: sums since the last log point.
@@ -54,6 +55,7 @@ class TrainState:
     best_top5: float | None = None
     best_epoch: int | None = None
     best_step: int | None = None
+    stalled: int = 0
     final_top1: float | None = None
     plateau: PlateauState = field(default_factory=PlateauState)
     window: Totals = field(default_factory=Totals)
@@ -62,7 +64,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
-        """What `asdict` gave."""
+        """What `asdict` gave; fields that an older checkpoint lacks keep their defaults."""
         return cls(
             **{
                 **values,
@@ -82,12 +84,14 @@ class Cadence:
         log_steps: updates between log points.
         save_steps: updates between checkpoints; None = after each epoch.
         keep: intact checkpoints kept.
+        early_stop: evaluations without a better val top-1 after which the run ends; None = it never ends early.
     """
 
     total_steps: int
     log_steps: int
     save_steps: int | None
     keep: int
+    early_stop: int | None
 
 
 @dataclass(eq=False)
@@ -108,8 +112,7 @@ class Trainer:
         gate: what every batch passes first.
         folder: the run folder.
         data_root: what paths in bad_files.csv are relative to.
-        metrics: metrics.jsonl in the main process, None elsewhere.
-        mirrors: what else takes its rows.
+        trackers: metrics.jsonl and its mirrors in the main process, None elsewhere.
         save_model: writes model/ from the network and a note on where it comes from.
     """
 
@@ -126,15 +129,14 @@ class Trainer:
     gate: BatchGate
     folder: Path
     data_root: Path
-    metrics: MetricsFile | None
-    mirrors: list[Tracker]
+    trackers: Trackers | None
     save_model: Callable[[dict[str, Any]], None]
     state: TrainState = field(default_factory=TrainState)
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
         self.is_done_before = False
-        self._saved_step = 0
+        self._saved = (0, -1)
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = time.perf_counter()
 
@@ -147,7 +149,7 @@ class Trainer:
             self.runtime.scaler.load_state_dict(checkpoint.state["scaler"])
 
     def train(self) -> None:
-        """Train to the last step.
+        """Train to the last step, or until validation has stalled for too long.
 
         Raises:
             InterruptedRunError: a signal asked to stop; the state is saved.
@@ -155,12 +157,18 @@ class Trainer:
             DataError: a bad file, where they are not skipped.
         """
         done, total = self.state.step, self.cadence.total_steps
-        self.is_done_before, self._saved_step = done >= total, done
+        self.is_done_before, self._saved = self.is_over, self._position
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True)
         with logging_redirect_tqdm([logger]), self._bar:
             self._train_on()
-        if self._saved_step != self.state.step:
+        if self._saved != self._position:
             self._save()
+        if self.stopped_early and self.runtime.is_main and not self.is_done_before:
+            state = self.state
+            logger.info(
+                f"early stop at step {state.step}: train.early_stop is {self.cadence.early_stop}, the best val top-1 "
+                f"is still {state.best_top1:.2%} of epoch {state.best_epoch}"
+            )
 
     def _train_on(self) -> None:
         try:
@@ -168,13 +176,31 @@ class Trainer:
             self._close_epoch()  # a run may have been stopped between an epoch's last update and its evaluation
             self.forward.train()
             self._restart_clock()
-            for batch in self._timed(self.loader.batches(self.state.step, self.cadence.total_steps)):
+            stop = self.state.step if self.is_over else self.cadence.total_steps
+            for batch in self._timed(self.loader.batches(self.state.step, stop)):
                 num_images = self.gate.admit(batch)
                 self._update(batch, num_images)
                 self._after_update()
+                if self.stopped_early:
+                    break
         except InterruptedRunError:
             self._save()
             raise
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether no update follows, although there are some left, as val top-1 has not risen for too long."""
+        limit, state = self.cadence.early_stop, self.state
+        return limit is not None and state.stalled >= limit and state.step < self.cadence.total_steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no update follows."""
+        return self.stopped_early or self.state.step >= self.cadence.total_steps
+
+    @property
+    def _position(self) -> tuple[int, int]:
+        return self.state.step, self.state.evaluated_step
 
     @property
     def epoch(self) -> int:
@@ -192,7 +218,13 @@ class Trainer:
 
     def _update(self, batch: Batch, num_images: int) -> None:
         state = self.state
-        set_lr(self.optimizer, self.schedule.lr(state.step, state.plateau))
+        schedule = self.schedule
+        set_lr(
+            self.optimizer,
+            schedule.lr(state.step, state.plateau),
+            constant_lr=schedule.constant_lr(state.step),
+            epoch=self.epoch,
+        )
         self.runtime.seed_dropout(self.seed, state.step)
         train_step(
             self.runtime,
@@ -272,10 +304,8 @@ class Trainer:
 
     def log(self, row: dict[str, Any]) -> None:
         """Write a row to metrics.jsonl and its mirrors, in the main process."""
-        if self.metrics is not None:
-            self.metrics.log(row)
-            for mirror in self.mirrors:
-                mirror.log(row)
+        if self.trackers is not None:
+            self.trackers.log(row)
 
     # -- epochs -------------------------------------------------------------------------------------------------------
 
@@ -311,9 +341,11 @@ class Trainer:
         state.plateau.observe(result.top1, self.schedule.patience)
         if state.best_top1 is None or result.top1 > state.best_top1:
             state.best_top1, state.best_top5 = result.top1, result.top5
-            state.best_epoch, state.best_step = self.epoch, state.step
+            state.best_epoch, state.best_step, state.stalled = self.epoch, state.step, 0
             note = {"step": state.step, "epoch": self.epoch, "val_top1": result.top1}
             self.runtime.on_main(lambda: self.save_model(note))
+        else:
+            state.stalled += 1
         return result
 
     def _log_epoch(self, result: Evaluation | None) -> None:
@@ -331,15 +363,15 @@ class Trainer:
         self._drain()
         bad_files = self.gate.gather_bad_files()
         self.runtime.on_main(lambda: self._save_here(bad_files))
-        self._saved_step = self.state.step
+        self._saved = self._position
         self._restart_clock()
 
     def _save_here(self, bad_files: set[BadFile]) -> None:
-        assert self.metrics is not None
+        assert self.trackers is not None
         scaler = self.runtime.scaler
         state = {
             "train": asdict(self.state),
-            "metrics_bytes": self.metrics.sync(),
+            "metrics_bytes": self.trackers.sync(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         tensors = optimizer_tensors(self.optimizer, self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,16 @@ def count_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether the label is among the k largest logits: (B,) bool. With fewer classes than k it always is."""
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices  # (B, k)
     return (top == labels[:, None]).any(dim=1)
+
+
+def average_views(logits: Tensor, views: int) -> Tensor:
+    """Logs of the softmax probabilities averaged over the views: (B * views, classes) to (B, classes).
+
+    They serve as logits: their softmax is the averaged probabilities. The sum is taken on logs, in at least float32,
+    so a probability too small for a float still has a finite loss.
+    """
+    logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+    return logs.view(-1, views, logs.shape[1]).logsumexp(dim=1) - math.log(views)  # (B, classes)
 
 
 @dataclass

@@ -1,50 +1,91 @@
-"""The optimizers: SGD and Adam, with their own rate and decay for biases."""
+"""The optimizers over a network's layers: each layer's rate and decay, and layers that do not learn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from alexnet_dist.models import named_layers
+from alexnet_dist.training.update_rules import LARS, RMSprop
+
 # Fused: one pass over parameters, gradients and state. On a CPU the plain ones take 20 times as long for AlexNet's
-# 61 million parameters, and only these can leave an update out without asking the device (Runtime.update).
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, float], Optimizer]] = {
-    "sgd": lambda groups, lr, momentum: torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True),
-    "adam": lambda groups, lr, momentum: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True),
+# 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, float, float], Optimizer]] = {
+    "sgd": lambda groups, lr, momentum, trust: torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True),
+    "adam": lambda groups, lr, momentum, trust: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True),
+    "rmsprop": lambda groups, lr, momentum, trust: RMSprop(groups, lr=lr, momentum=momentum),
+    "lars": lambda groups, lr, momentum, trust: LARS(groups, lr=lr, momentum=momentum, trust_coefficient=trust),
 }
 
 
 def build_optimizer(
+    model: nn.Module, *, name: str, lr: float, momentum: float, trust_coefficient: float = 0.001, **grouping: Any
+) -> Optimizer:
+    """An optimizer over the layers that learn; see `OptimizerConfig` for the values' meaning.
+
+    Args:
+        model: the network; layers that never learn get `requires_grad` False, so build it before replicating.
+        name: a key of OPTIMIZERS.
+        lr: learning rate until `set_lr` is called.
+        momentum: of the rule; Adam's first beta.
+        trust_coefficient: of LARS.
+        grouping: keyword arguments of `group_parameters`.
+    """
+    return OPTIMIZERS[name](group_parameters(model, **grouping), lr, momentum, trust_coefficient)
+
+
+def group_parameters(
     model: nn.Module,
     *,
-    name: str,
-    lr: float,
-    momentum: float,
     weight_decay: float,
     bias_lr_factor: float,
     bias_weight_decay: float | None,
-) -> Optimizer:
-    """An optimizer over the network's weights and biases; see `OptimizerConfig` for the values' meaning.
+    bias_lr_constant: bool = False,
+    lr_factors: Mapping[str, float] | None = None,
+    freeze: Collection[str] = (),
+    freeze_from_epoch: int = 0,
+) -> list[dict[str, Any]]:
+    """Weights and biases in as few groups as their settings allow: the fused optimizers are called once for each.
 
-    Each group keeps `lr_factor`, what the schedule's rate is multiplied with.
+    Each group keeps what `set_lr` needs: `lr_factor` multiplies the rate, `lr_constant` takes the one that the schedule
+    leaves alone, `freeze_epoch` ends the learning (None = never).
     """
-    weights = [p for n, p in model.named_parameters() if not n.endswith("bias")]
-    biases = [p for n, p in model.named_parameters() if n.endswith("bias")]
     bias_decay = weight_decay if bias_weight_decay is None else bias_weight_decay
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": bias_decay, "lr_factor": bias_lr_factor},
-    ]
-    return OPTIMIZERS[name](groups, lr, momentum)
+    groups: dict[tuple[float | None, ...], dict[str, Any]] = {}
+    for name, layer in named_layers(model).items():
+        if name in freeze and freeze_from_epoch == 0:
+            layer.requires_grad_(False)
+            continue
+        factor = (lr_factors or {}).get(name, 1.0)
+        freeze_epoch = freeze_from_epoch if name in freeze else None
+        for kind, decay, kind_factor, is_constant in (
+            ("weight", weight_decay, 1.0, False),
+            ("bias", bias_decay, bias_lr_factor, bias_lr_constant),
+        ):
+            settings: dict[str, Any] = {"weight_decay": decay, "lr_factor": factor * kind_factor}
+            settings |= {"lr_constant": is_constant, "freeze_epoch": freeze_epoch}
+            group = groups.setdefault(tuple(settings.values()), {"params": [], **settings})
+            group["params"].append(layer.get_parameter(kind))
+    return list(groups.values())
 
 
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group its learning rate for the next update."""
+def set_lr(optimizer: Optimizer, lr: float, *, constant_lr: float | None = None, epoch: int = 0) -> None:
+    """Give every group its learning rate for the next update.
+
+    Args:
+        optimizer: from `build_optimizer`.
+        lr: what the schedule says.
+        constant_lr: what it would say if it were constant; None = lr.
+        epoch: finished passes over the training set; layers frozen by then get the rate 0.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        rate = constant_lr if group["lr_constant"] and constant_lr is not None else lr
+        is_frozen = group["freeze_epoch"] is not None and epoch >= group["freeze_epoch"]
+        group["lr"] = 0.0 if is_frozen else rate * group["lr_factor"]
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:

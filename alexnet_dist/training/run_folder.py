@@ -32,6 +32,7 @@ CHANGEABLE = {
     "train.max_steps",
     "train.micro_batch_size",
     "data.cache_dir",
+    "data.download",
     "data.engine",
     "data.root",
     "data.workers",

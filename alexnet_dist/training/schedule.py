@@ -49,18 +49,22 @@ class Schedule:
     patience: int
     steps_per_epoch: int
     total_steps: int
+    halve_every_steps: int = 256
+    power: float = 2.0
 
     def lr(self, step: int, plateau: PlateauState) -> float:
         """The rate of update `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return self.base_lr * (step + 1) / self.warmup_steps
-        return self.base_lr * FACTORS[self.name](self, step, plateau)
+        rate = self.constant_lr(step)
+        return rate if step < self.warmup_steps else rate * FACTORS[self.name](self, step, plateau)
 
+    def constant_lr(self, step: int) -> float:
+        """The rate of update `step` if the schedule were constant: with the warm-up and nothing else."""
+        return self.base_lr * (step + 1) / self.warmup_steps if step < self.warmup_steps else self.base_lr
 
-def _cosine(schedule: Schedule, step: int) -> float:
-    span = max(1, schedule.total_steps - schedule.warmup_steps)
-    progress = min(1.0, (step - schedule.warmup_steps) / span)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    def progress(self, step: int) -> float:
+        """The part of the updates after the warm-up that were made before update `step`, at most 1."""
+        span = max(1, self.total_steps - self.warmup_steps)
+        return min(1.0, (step - self.warmup_steps) / span)
 
 
 FACTORS: dict[str, Callable[[Schedule, int, PlateauState], float]] = {
@@ -69,5 +73,7 @@ FACTORS: dict[str, Callable[[Schedule, int, PlateauState], float]] = {
         schedule.gamma ** (step // schedule.steps_per_epoch // schedule.step_epochs)
     ),
     "plateau": lambda schedule, step, plateau: schedule.gamma**plateau.drops,
-    "cosine": lambda schedule, step, plateau: _cosine(schedule, step),
+    "halve_every": lambda schedule, step, plateau: 0.5 ** (step // schedule.halve_every_steps),
+    "cosine": lambda schedule, step, plateau: 0.5 * (1 + math.cos(math.pi * schedule.progress(step))),
+    "poly": lambda schedule, step, plateau: (1 - schedule.progress(step)) ** schedule.power,
 }

@@ -1,28 +1,21 @@
-"""What is written while a run goes on: metrics.jsonl, which is the truth, and W&B, which mirrors it."""
+"""What is written while a run goes on: metrics.jsonl, which is the truth, and mirrors of it, which may break."""
 
 from __future__ import annotations
 
 import json
 import logging
-import netrc
 import os
-import shutil
-import socket
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlparse
+from typing import Any, Protocol, TypeVar
 
-from alexnet_dist.errors import MachineError
 from alexnet_dist.training.durable import disk_errors_named
 
 logger = logging.getLogger("alexnet_dist")
 
-WANDB_BUDGET_SECONDS = 12.0  # what all slow calls together may cost a run
-SLOW_SECONDS = 0.1  # calls below this do not count
-PROBE_SECONDS = 2.0
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Tracker(Protocol):
@@ -61,7 +54,12 @@ class MetricsFile:
             os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def finish(self, summary: Row) -> None:
+    def rows(self) -> list[Row]:
+        """The rows written so far, also by earlier starts."""
+        self._file.flush()
+        return read_rows(Path(self._file.name))
+
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
 
@@ -74,166 +72,67 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-class WandbMirror:
-    """Weights & Biases through Accelerate's tracker. It never fails or delays a run by more than 15 seconds.
+class Trackers:
+    """metrics.jsonl and its mirrors as one.
+
+    metrics.jsonl comes first: its errors are the run's errors. A mirror that fails, for whatever reason, is left out
+    from then on with one line of warning, and the run goes on.
 
     Args:
-        start: makes Accelerate's tracker from a project name and arguments of `wandb.init`.
-        call_with_deadline: runs a function for some seconds at most.
-        folder: the run folder; W&B writes below its wandb/.
-        mode: offline or online.
-        run_id: the same after a resume.
-        settings: the run's settings, nested.
-        rows: what metrics.jsonl holds already. An offline mirror is made anew from them, so that it equals the file
-            also after a kill.
-        tracking: project, entity, name and tags of `TrackingConfig`.
+        metrics: metrics.jsonl, cut back to the restored step.
+        starts: for each mirror its name in warnings, and what makes it from the rows that metrics.jsonl holds already.
     """
 
-    def __init__(
-        self,
-        start: Callable[[str, dict[str, Any]], Any],
-        call_with_deadline: Callable[[Callable[[], Any], float], Any],
-        *,
-        folder: Path,
-        mode: str,
-        run_id: str,
-        settings: Mapping[str, Any],
-        rows: list[Row],
-        tracking: Mapping[str, Any],
-    ) -> None:
-        self._call, self._budget = call_with_deadline, WANDB_BUDGET_SECONDS
-        self._folder, self._mode = folder, mode
-        if mode == "offline":
-            for old in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
-                shutil.rmtree(old, ignore_errors=True)
-        arguments = {
-            "dir": str(folder),
-            "id": run_id,
-            "resume": "allow",
-            "mode": mode,
-            "entity": tracking["entity"],
-            "name": tracking["name"] or folder.name,
-            "tags": list(tracking["tags"]),
-            "settings": _quiet_settings(),
-        }
-        self._tracker: Any = None
-        self._tracker = self._guard("start", lambda: _describe(start(tracking["project"], arguments), settings))
-        if mode == "offline":
-            for row in rows:
-                self.log(row)
+    def __init__(self, metrics: MetricsFile, starts: Mapping[str, Callable[[list[Row]], Tracker]]) -> None:
+        self._metrics = metrics
+        self._mirrors: dict[str, Tracker] = {}
+        for name, start in starts.items():
+            mirror = self._guard(name, partial(self._start, start))
+            if mirror is not None:
+                self._mirrors[name] = mirror
+
+    def _start(self, start: Callable[[list[Row]], Tracker]) -> Tracker:
+        return start(self._metrics.rows())
 
     def log(self, row: Row) -> None:
-        """Mirror a row; our own `step` is the x-axis, so W&B drops nothing that a resumed run logs again."""
-        if self._tracker is not None:
-            self._guard("log", lambda: self._tracker.log(rename_for_wandb(row)))
+        """Write a row everywhere.
+
+        Raises:
+            MachineError: metrics.jsonl cannot be written.
+        """
+        self._metrics.log(row)
+        for name, mirror in list(self._mirrors.items()):
+            self._guard(name, partial(mirror.log, row))
+
+    def sync(self) -> int:
+        """Make the rows durable; the size of metrics.jsonl in bytes.
+
+        Raises:
+            MachineError: metrics.jsonl cannot be written.
+        """
+        return self._metrics.sync()
 
     def finish(self, summary: Row) -> None:
-        """End the W&B run and say how to upload an offline one."""
-        if self._tracker is None:
-            return
-        wanted = {key: value for key, value in summary.items() if value is not None}
+        """Give the mirrors the run's summary and close everything; nothing follows."""
+        for name, mirror in list(self._mirrors.items()):
+            self._guard(name, partial(mirror.finish, summary))
+        self._metrics.close()
 
-        def end() -> None:
-            self._tracker.tracker.summary.update({"final": wanted})
-            self._tracker.finish()
-
-        self._guard("finish", end)
-        if self._mode == "offline":
-            runs = sorted((self._folder / "wandb").glob("offline-run-*"))
-            if runs:
-                logger.info("W&B offline; upload with: wandb sync %s", runs[-1])
-
-    def _guard(self, what: str, action: Callable[[], Any]) -> Any:
-        """Do something with W&B in bounded time; after a failure the run goes on without it."""
-        began = time.monotonic()
+    def _guard(self, name: str, action: Callable[[], T]) -> T | None:
+        """The result of something done with a mirror; None, and no such mirror from now on, if it failed."""
         try:
-            done = self._call(lambda: (action(),), self._budget)
-        except Exception as error:  # noqa: BLE001 (W&B must not end a run, whatever it raises)
-            done, why = None, f"{type(error).__name__}: {error}"
-        else:
-            why = f"no answer in {self._budget:.0f} s"
-        elapsed = time.monotonic() - began
-        self._budget -= elapsed if elapsed > SLOW_SECONDS else 0.0
-        if done is not None:
-            return done[0]
-        self._tracker = None
-        logger.warning("W&B %s failed (%s); the run goes on, metrics.jsonl has everything", what, " ".join(why.split()))
-        return None
+            return action()
+        except Exception as error:  # noqa: BLE001 (a mirror must not end a run, whatever it raises)
+            self._mirrors.pop(name, None)
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("%s failed (%s); the run goes on without it, metrics.jsonl has everything", name, why)
+            return None
 
 
-def _describe(tracker: Any, settings: Mapping[str, Any]) -> Any:
-    """Give a started tracker the settings, our x-axis and which value of a metric is the best."""
-    tracker.store_init_configuration(dict(settings))
-    run = tracker.tracker
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    run.define_metric("val/top1", step_metric="step", summary="max")
-    run.define_metric("val/top5", step_metric="step", summary="max")
-    run.define_metric("val/loss", step_metric="step", summary="min")
-    return tracker
-
-
-def _quiet_settings() -> Any:
-    """W&B settings under which its files hold no command line, environment, code, host or console output."""
-    import wandb
-
-    return wandb.Settings(
-        console="off",
-        disable_code=True,
-        disable_git=True,
-        init_timeout=5,
-        save_code=False,
-        silent=True,
-        x_disable_machine_info=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
-
-
-def rename_for_wandb(row: Row) -> Row:
-    """A row of metrics.jsonl under W&B's names: `loss` of a train row becomes `train/loss`."""
+def rename_for_display(row: Row) -> Row:
+    """A row of metrics.jsonl under W&B's and TensorBoard's names: `loss` of a train row becomes `train/loss`."""
     prefix = {"train": "train", "epoch": "epoch"}.get(row["event"], row.get("split", row["event"]))
     shared = {"step": "step", "epoch": "epoch", "samples_seen": "samples_seen", "lr": "lr"}
     performance = ("images_per_second", "data_wait_seconds", "data_wait_fraction")
     shared |= {name: f"perf/{name}" for name in performance}
     return {shared.get(key, f"{prefix}/{key}"): value for key, value in row.items() if key not in ("event", "split")}
-
-
-def choose_wandb_mode(requested: str) -> tuple[str, str]:
-    """offline, online or disabled, and the reason.
-
-    Raises:
-        MachineError: W&B was asked for and is not installed.
-    """
-    if requested == "disabled":
-        return "disabled", "asked for"
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        if requested == "auto":
-            return "disabled", "wandb is not installed"
-        raise MachineError("wandb is not installed", remedy="pip install 'alexnet_dist[wandb]'") from None
-    if requested == "offline":
-        return "offline", "asked for"
-    return _judge_network(requested)
-
-
-def _judge_network(requested: str) -> tuple[str, str]:
-    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not _has_account(url.hostname or ""):
-        return "offline", "no W&B account on this machine (wandb login)"
-    try:
-        with socket.create_connection((url.hostname or "", url.port or 443), timeout=PROBE_SECONDS):
-            return "online", "asked for" if requested == "online" else "account and network found"
-    except OSError:
-        return "offline", f"{url.hostname} cannot be reached"
-
-
-def _has_account(host: str) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -100,13 +100,15 @@ def test_kills_at_random_moments_leave_no_trace(reference: tuple[int, Path], tmp
     world_size, undisturbed = reference
     dice = random.Random(1000 * world_size + draw)
     folder = tmp_path / "run"
+    hits = 0
     for _ in range(3):
         group = start_processes(world_size, train_tiny, folder, {})
         wait_for_step(folder, group, dice.randrange(1, LAST_STEP - 2))
         time.sleep(dice.uniform(0, 0.15))
         ranks = range(world_size) if dice.random() < 0.5 else [dice.randrange(world_size)]
         group.kill(ranks)
-        assert -signal.SIGKILL in group.wait(seconds=30)
+        hits += -signal.SIGKILL in group.wait(seconds=30)
+    assert hits > 0, "every kill came after the end of the run"
     run_processes(world_size, train_tiny, folder, {})
     assert max(resumed_steps(folder)) > 0
     assert_same_run(folder, undisturbed)

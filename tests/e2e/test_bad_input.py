@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from array_files import write_fashion_mnist
 from dist_helper import run_processes
 from PIL import Image
 from tiny import tiny_config
+from torchvision.datasets import FashionMNIST
 
 from alexnet_dist.commands.cli import run
 from alexnet_dist.settings import dump_config
@@ -222,6 +224,57 @@ def test_a_bad_file_is_left_out_and_listed(
     assert {row["num_examples"] for row in rows if row["event"] == "eval"} == {7}
     assert max(row["samples_seen"] for row in rows if row["event"] == "train") == 2 * 23
     assert sorted((path, path.stat().st_size) for path in pictures.rglob("*.jpg")) == before
+
+
+# -- manifests and torchvision's files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("train/cat/00.jpg", ["train.txt:2", "without a label"]),
+        ("train/cat/00.jpg 2", ["train.txt:2", "label 2 is out of range"]),
+        ("train/cat/00.jpg -1", ["train.txt:2", "negative"]),
+        ("train/cat/00.jpg cow", ["train.txt:2", "unknown class 'cow'"]),
+        ("train/cat/00.jpg 1\ntrain/dog/00.jpg 2", ["train.txt:3", "labels count from 0"]),
+        ("train/dog/01.jpg cat", ["train.txt:2", "two labels", "line 1"]),
+        ("../secret.jpg cat", ["train.txt:2", "leads out of data.root"]),
+        ("train/cat/gone.jpg cat", ["gone.jpg", "No such file", "on_bad_file: skip"]),
+    ],
+)
+def test_a_manifest_that_cannot_be_meant(config: Path, pictures: Path, line: str, parts: list[str]) -> None:
+    (pictures / "classes.txt").write_text("cat\ndog\n")
+    (pictures / "train.txt").write_text(f"train/dog/01.jpg dog\n{line}\n")
+    words = ["--config", str(config), "--data.source", "manifest", "--data.root", str(pictures)]
+    assert_refused(call("train", *words, "--data.train", "train.txt"), 3, *parts)
+
+
+@pytest.fixture
+def fashion(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a run on files like those of Fashion-MNIST."""
+    write_fashion_mnist(tmp_path / "data", monkeypatch)
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
+    words = ["--config", str(config), "--data.source", "fashion_mnist", "--data.root", str(tmp_path / "data")]
+    return [*words, "--data.cache_dir", str(tmp_path / "cache")]
+
+
+@pytest.mark.parametrize(("damage", "parts"), [(truncate, ["md5"]), (Path.unlink, ["missing", "--data.download true"])])
+def test_a_packed_file_that_is_damaged_or_missing(
+    fashion: list[str], tmp_path: Path, damage: Callable[[Path], None], parts: list[str]
+) -> None:
+    damage(tmp_path / "data" / "train-images-idx3-ubyte.gz")
+    assert_refused(call("train", *fashion), 3, "train-images-idx3-ubyte.gz", *parts)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_network_for_a_download(fashion: list[str], tmp_path: Path, processes: int) -> None:
+    (tmp_path / "data" / "train-labels-idx1-ubyte.gz").unlink()
+    outcome = call("train", *fashion, "--data.download", "true", processes=processes)
+    assert_refused(outcome, 5, "cannot fetch train-labels-idx1-ubyte.gz", "Connection refused", "ROOT/FashionMNIST/raw")
+
+
+def test_a_part_that_the_set_does_not_have(fashion: list[str]) -> None:
+    assert_refused(call("train", *fashion, "--data.val", "valid"), 2, "data.val is 'valid'", "train or test")
 
 
 # -- weights and checkpoints ------------------------------------------------------------------------------------------

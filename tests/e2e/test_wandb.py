@@ -15,8 +15,9 @@ from dist_helper import run_processes, start_processes
 from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
-from alexnet_dist.training import trackers
-from alexnet_dist.training.trackers import WandbMirror, choose_wandb_mode, read_rows, rename_for_wandb
+from alexnet_dist.training import wandb_mirror
+from alexnet_dist.training.trackers import read_rows, rename_for_display
+from alexnet_dist.training.wandb_mirror import WandbMirror, choose_wandb_mode
 
 pytest.importorskip("wandb")
 CANARY = "canary-5f1c2e"
@@ -81,7 +82,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_offline_log_equals_metrics_row_by_row(killed_run: Path) -> None:
     rows, _ = read_offline_run(killed_run)
-    assert rows == [rename_for_wandb(row) for row in read_rows(killed_run / "metrics.jsonl")]
+    assert rows == [rename_for_display(row) for row in read_rows(killed_run / "metrics.jsonl")]
     assert {"train/loss", "train/top1", "lr", "perf/images_per_second", "perf/data_wait_fraction"} <= rows[0].keys()
     assert any({"val/loss", "val/top1", "val/top5"} <= row.keys() for row in rows)
 
@@ -131,7 +132,7 @@ def test_a_broken_wandb_never_ends_a_run(tmp_path: Path, failure: Any, caplog: p
 
 
 def test_auto_without_account_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "_has_account", lambda host: False)
+    monkeypatch.setattr(wandb_mirror, "_has_account", lambda host: False)
     assert choose_wandb_mode("auto")[0] == "offline"
     assert choose_wandb_mode("online")[0] == "offline"
 

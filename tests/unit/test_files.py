@@ -43,7 +43,7 @@ from alexnet_dist.training.model_folder import (
     save_model_folder,
 )
 from alexnet_dist.training.run_folder import open_run_folder, settle_settings, write_bad_files
-from alexnet_dist.training.trackers import MetricsFile, read_rows, rename_for_wandb
+from alexnet_dist.training.trackers import MetricsFile, read_rows, rename_for_display
 
 
 def list_names(folder: Path) -> list[str]:
@@ -499,17 +499,17 @@ def test_metrics_after_the_restored_step_are_cut_off(tmp_path: Path) -> None:
     metrics.log({"step": 1})
     size = metrics.sync()
     metrics.log({"step": 2})
-    metrics.finish({})
+    metrics.close()
     again = MetricsFile(path, size)
     again.log({"step": 2, "again": True})
-    again.finish({})
+    again.close()
     assert read_rows(path) == [{"step": 1}, {"step": 2, "again": True}]
 
 
 def test_metrics_that_somebody_removed_are_not_filled_with_zeros(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl", 500)
     metrics.log({"step": 9})
-    metrics.finish({})
+    metrics.close()
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 9}]
 
 
@@ -540,5 +540,5 @@ def test_missing_metrics_have_no_rows(tmp_path: Path) -> None:
         ({"event": "epoch", "epoch": 1, "val_loss": 2.0}, {"epoch": 1, "epoch/val_loss": 2.0}),
     ],
 )
-def test_rows_have_their_names_at_wandb(row: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert rename_for_wandb(row) == expected
+def test_rows_have_their_names_in_views(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert rename_for_display(row) == expected

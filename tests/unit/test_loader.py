@@ -27,7 +27,13 @@ from alexnet_dist.errors import MachineError
 
 SIDE = 20
 RECIPE = Augmentation(
-    crop_size=SIDE, resize=24, crop="random", horizontal_flip=0.5, vertical_flip=0.5, lighting="source2012"
+    crop_size=SIDE,
+    resize=24,
+    crop="random",
+    horizontal_flip=0.5,
+    vertical_flip=0.5,
+    lighting="source2012",
+    color_jitter=(0.4, 0.4, 0.4, 0.1),
 )
 
 
@@ -138,6 +144,9 @@ def test_filling_has_no_image_no_label_and_no_weight(index: SampleIndex) -> None
     assert batch.mask.tolist() == [1, 1, 0, 0]
     assert batch.ids[2:].tolist() == [-1, -1]
     assert batch.labels[2:].tolist() == [0, 0]
+    shifts = make_loader(index).plan.at(2).shifts[2:]
+    empty = make_loader(index).normalization(torch.zeros(2, SIDE, SIDE, 3), torch.from_numpy(shifts).float(), True)
+    assert torch.equal(batch.images[2:], empty)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

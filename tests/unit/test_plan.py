@@ -11,17 +11,14 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from alexnet_dist.data.draws import CROP, FLIP, draw_uniforms, shuffle_order
 from alexnet_dist.data.plan import (
-    CROP,
-    FLIP,
     Augmentation,
     Plan,
     StepPlan,
     choose_corners,
     choose_resized_windows,
-    draw_uniforms,
     resize_shapes,
-    shuffle_order,
 )
 from alexnet_dist.errors import DataError
 
@@ -74,6 +71,8 @@ def test_equal_inputs_give_equal_plans_in_any_order_of_calls() -> None:
         {"seed": 8},
         {"augmentation": dataclasses.replace(RANDOM, crop="centre")},
         {"augmentation": dataclasses.replace(RANDOM, lighting=None)},
+        {"augmentation": dataclasses.replace(RANDOM, lighting_epochs=0)},
+        {"augmentation": dataclasses.replace(RANDOM, color_jitter=(0.4, 0.0, 0.0, 0.0))},
         {"augmentation": dataclasses.replace(RANDOM, horizontal_flip=1.0)},
         {"shuffle": False},
         {"sizes": make_sizes(50, seed=1)},
@@ -119,15 +118,16 @@ def test_shards_concatenate_to_the_whole_batch(num_shards: int, step: int) -> No
     assert num_shards == 1 or not is_equal(join(shards[::-1]), whole)
 
 
-def pinned_batch() -> StepPlan:
+def pinned_batch(**changes: Any) -> StepPlan:
     sizes = np.array([(33 + 31 * image % 367, 33 + 53 * image % 367) for image in range(50)])
-    recipes = (RANDOM, dataclasses.replace(RANDOM, crop="random_resized"))
+    recipes = [dataclasses.replace(RANDOM, crop=crop, **changes) for crop in ("random", "random_resized")]
     return join([make_plan(sizes=sizes, augmentation=recipe).at(step) for recipe in recipes for step in (0, 4, 9)])
 
 
-def test_stream_is_the_pinned_one() -> None:
+@pytest.mark.parametrize("changes", [{}, {"color_jitter": (0.4, 0.3, 0.2, 0.1)}, {"lighting_epochs": 1}])
+def test_stream_is_the_pinned_one(changes: dict[str, Any]) -> None:
     """Change the numbers only on purpose, with a line in the changelog: every run's batches change with them."""
-    batch = pinned_batch()
+    batch = pinned_batch(**changes)
     whole = [batch.ids, batch.windows, batch.resized, batch.corners, batch.flips.astype(np.int64)]
     digest = hashlib.sha256(b"".join(part.astype("<i8").tobytes() for part in whole)).hexdigest()
     assert digest == "e69976662ca41cb1d97ac7cf237f994698e712098e2e55c5b5a3d2980e11bf9a"
@@ -261,6 +261,19 @@ def test_lighting_has_its_sources_strength(strength: Any, expected: tuple[float,
     shifts = whole_epoch(lighting=strength).shifts
     np.testing.assert_allclose(shifts.std(axis=0), expected, atol=0.15)
     np.testing.assert_allclose(shifts.mean(axis=0), 0, atol=5 * 7.7 / np.sqrt(MANY))
+
+
+@pytest.mark.parametrize(
+    ("lighting_epochs", "lit"), [(None, [True] * 4), (0, [False] * 4), (2, [True] * 2 + [False] * 2)]
+)
+def test_colour_noise_ends_with_its_last_epoch(lighting_epochs: int | None, lit: list[bool]) -> None:
+    always = make_plan(global_batch_size=50)
+    plan = make_plan(global_batch_size=50, augmentation=dataclasses.replace(RANDOM, lighting_epochs=lighting_epochs))
+    pairs = [(plan.at(epoch), always.at(epoch)) for epoch in range(4)]  # an epoch is one step
+    assert [bool(ours.shifts.all()) for ours, _ in pairs] == lit
+    assert [bool(ours.shifts.any()) for ours, _ in pairs] == lit
+    assert all(np.array_equal(ours.shifts, full.shifts) for (ours, full), on in zip(pairs, lit, strict=True) if on)
+    assert all(is_equal(ours._replace(shifts=full.shifts), full) for ours, full in pairs)
 
 
 UNIFORMS: dict[str, Callable[[], npt.NDArray[np.float64]]] = {

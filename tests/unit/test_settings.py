@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from alexnet_dist import config as config_module
-from alexnet_dist.commands.build import build_spec
+from alexnet_dist.commands.network import build_spec
 from alexnet_dist.config import Config, walk_fields
 from alexnet_dist.errors import UsageError
 from alexnet_dist.models import AlexNet

@@ -7,78 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_spec
 from torch import Tensor, nn
 
+from alexnet_dist.models import LAYER_NAMES, build_model, named_layers
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import Totals, count_correct, cross_entropy
-from alexnet_dist.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
-from alexnet_dist.training.schedule import FACTORS, PlateauState, Schedule
-
-# -- schedules --------------------------------------------------------------------------------------------------------
-
-EPOCH, TOTAL, WARMUP = 10, 100, 5
-
-
-def make_schedule(name: str, **changes: Any) -> Schedule:
-    values: dict[str, Any] = {"warmup_steps": WARMUP, "gamma": 0.1, "step_epochs": 3, "patience": 2}
-    values |= {"steps_per_epoch": EPOCH, "total_steps": TOTAL, "base_lr": 0.4}
-    return Schedule(name=name, **(values | changes))
-
-
-@pytest.mark.parametrize("name", FACTORS)
-@pytest.mark.parametrize(("step", "expected"), [(0, 0.08), (1, 0.16), (3, 0.32), (4, 0.4)])
-def test_warm_up_rises_linearly_to_the_base_rate(name: str, step: int, expected: float) -> None:
-    assert make_schedule(name).lr(step, PlateauState()) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("name", "step", "expected"),
-    [
-        ("constant", 5, 0.4),
-        ("constant", 99, 0.4),
-        ("step", 29, 0.4),
-        ("step", 30, 0.04),
-        ("step", 59, 0.04),
-        ("step", 60, 0.004),
-        ("step", 99, 0.0004),
-        ("cosine", 5, 0.4),
-        ("cosine", 50, 0.2 * (1 + math.cos(math.pi * 45 / 95))),
-        ("cosine", 99, 0.2 * (1 + math.cos(math.pi * 94 / 95))),
-        ("cosine", 100, 0.0),
-        ("cosine", 250, 0.0),
-        ("plateau", 99, 0.4),
-    ],
-)
-def test_rate_at_landmark_steps(name: str, step: int, expected: float) -> None:
-    assert make_schedule(name).lr(step, PlateauState()) == pytest.approx(expected, rel=1e-12, abs=1e-15)
-
-
-@pytest.mark.parametrize("name", FACTORS)
-def test_without_warm_up_the_first_rate_is_the_base_rate(name: str) -> None:
-    assert make_schedule(name, warmup_steps=0).lr(0, PlateauState()) == pytest.approx(0.4, rel=1e-12)
-
-
-def test_plateau_multiplies_once_a_drop() -> None:
-    assert make_schedule("plateau").lr(50, PlateauState(drops=2)) == pytest.approx(0.004, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.1], PlateauState(0, 0.1, 0)),
-        ([0.1, 0.2, 0.3], PlateauState(0, 0.3, 0)),
-        ([0.3, 0.2], PlateauState(0, 0.3, 1)),
-        ([0.3, 0.3, 0.3], PlateauState(1, 0.3, 0)),  # as good is not better
-        ([0.3, 0.2, 0.4, 0.1], PlateauState(0, 0.4, 1)),  # a better one starts the count anew
-        ([0.3, 0.2, 0.2, 0.2, 0.2], PlateauState(2, 0.3, 0)),  # and so does a drop
-        ([0.0, 0.0, 0.0], PlateauState(1, 0.0, 0)),
-    ],
-)
-def test_plateau_drops_after_its_patience(values: list[float], expected: PlateauState) -> None:
-    state = PlateauState()
-    [state.observe(value, patience=2) for value in values]
-    assert state == expected
-
+from alexnet_dist.training.optim import OPTIMIZERS, build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
@@ -119,15 +54,13 @@ def test_empty_totals_are_zero() -> None:
 
 # -- optimizers -------------------------------------------------------------------------------------------------------
 
-LR, MOMENTUM, DECAY, BIAS_FACTOR = 0.05, 0.9, 0.01, 2.0
-IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+LR, MOMENTUM, DECAY, BIAS_FACTOR = 0.01, 0.9, 0.01, 2.0
+IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def make_model(channels_last: bool) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 5))
+def make_model(channels_last: bool = True) -> nn.Module:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return build_model(tiny_spec(dropout=0.0), seed=0).to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def make_optimizer(model: nn.Module, name: str, **changes: Any) -> torch.optim.Optimizer:
@@ -137,10 +70,11 @@ def make_optimizer(model: nn.Module, name: str, **changes: Any) -> torch.optim.O
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Some updates towards small outputs."""
+    """Some updates towards outputs of 1."""
     for _ in range(steps):
         optimizer.zero_grad()
-        model(IMAGES).square().mean().backward()
+        images = IMAGES.to(next(model.parameters()).dtype)
+        (model(images) - 1).square().mean().backward()
         optimizer.step()
 
 
@@ -151,12 +85,13 @@ def list_state(model: nn.Module) -> list[Tensor]:
 PLAIN: dict[str, Any] = {
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=MOMENTUM, foreach=False, fused=False),
     "adam": lambda groups: torch.optim.Adam(groups, betas=(MOMENTUM, 0.999), foreach=False, fused=False),
+    "rmsprop": lambda groups: torch.optim.RMSprop(groups, momentum=MOMENTUM, foreach=False),
 }
 
 
 def plain_weights(name: str, bias_factor: float) -> list[Tensor]:
     """Weights after five updates of torch's plain optimizer."""
-    model = make_model(channels_last=False)
+    model = make_model(channels_last=False).double()
     weights, biases = ([p for n, p in model.named_parameters() if n.endswith(end)] for end in ("weight", "bias"))
     groups = [
         {"params": weights, "lr": LR, "weight_decay": DECAY},
@@ -167,39 +102,138 @@ def plain_weights(name: str, bias_factor: float) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", PLAIN)
 def test_updates_equal_torchs_plain_optimizer(name: str, channels_last: bool) -> None:
-    model = make_model(channels_last)
+    model = make_model(channels_last).double()
     optimizer = make_optimizer(model, name)
     set_lr(optimizer, LR)
     update(model, optimizer, 5)
-    torch.testing.assert_close(list_state(model), plain_weights(name, BIAS_FACTOR), atol=1e-6, rtol=0)
+    torch.testing.assert_close(list_state(model), plain_weights(name, BIAS_FACTOR), atol=1e-9, rtol=0)
     with pytest.raises(AssertionError):  # the biases' own rate is noticed
-        torch.testing.assert_close(list_state(model), plain_weights(name, bias_factor=1.0), atol=1e-6, rtol=0)
+        torch.testing.assert_close(list_state(model), plain_weights(name, bias_factor=1.0), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(("bias_weight_decay", "expected"), [(None, DECAY), (0.0, 0.0), (0.3, 0.3)])
 def test_biases_have_their_own_rate_and_decay(bias_weight_decay: float | None, expected: float) -> None:
-    model = make_model(channels_last=False)
+    model = make_model()
     optimizer = make_optimizer(model, "sgd", bias_weight_decay=bias_weight_decay)
     set_lr(optimizer, 0.25)
     weights, biases = optimizer.param_groups
     assert (weights["lr"], biases["lr"]) == (0.25, 0.5)
     assert (weights["weight_decay"], biases["weight_decay"]) == (DECAY, expected)
     assert all(parameter.dim() == 1 for parameter in biases["params"])
-    assert len(weights["params"]) == len(biases["params"]) == 2
+    assert len(weights["params"]) == len(biases["params"]) == 8
+
+
+def list_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Each weight's and bias's rate by its layer's name: {"conv1.weight": 0.1}."""
+    rates = {parameter: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    return {
+        f"{name}.{kind}": rates[parameter]
+        for name, layer in named_layers(model).items()
+        for kind, parameter in layer.named_parameters()
+        if parameter in rates
+    }
+
+
+LAYER_FACTORS = {"conv1": 0.5, "conv5": 0.1, "fc8": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "lr", "epoch", "expected"),
+    [
+        ({"lr_factors": LAYER_FACTORS}, 0.1, 0, {"conv1.weight": 0.05, "conv1.bias": 0.1, "conv2.weight": 0.1}),
+        ({"lr_factors": LAYER_FACTORS}, 0.2, 9, {"conv5.weight": 0.02, "fc8.weight": 2.0, "fc8.bias": 4.0}),
+        ({"bias_lr_constant": True}, 0.1, 0, {"conv1.weight": 0.1, "conv1.bias": 1.6, "fc8.bias": 1.6}),
+        ({"bias_lr_constant": True, "lr_factors": LAYER_FACTORS}, 0.1, 0, {"conv1.bias": 0.8, "fc8.weight": 1.0}),
+        ({"freeze": ["conv1"], "freeze_from_epoch": 2}, 0.1, 1, {"conv1.weight": 0.1, "conv1.bias": 0.2}),
+        ({"freeze": ["conv1"], "freeze_from_epoch": 2}, 0.1, 2, {"conv1.weight": 0.0, "conv1.bias": 0.0}),
+        ({"freeze": ["conv1"], "freeze_from_epoch": 2}, 0.1, 7, {"conv1.weight": 0.0, "conv2.weight": 0.1}),
+        ({"freeze": ["fc6"], "freeze_from_epoch": 1, "bias_lr_constant": True}, 0.1, 1, {"fc6.bias": 0.0}),
+    ],
+)
+def test_rate_of_each_layer(settings: dict[str, Any], lr: float, epoch: int, expected: dict[str, float]) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model, "sgd", **settings)
+    set_lr(optimizer, lr, constant_lr=0.8, epoch=epoch)
+    rates = list_rates(model, optimizer)
+    assert len(rates) == 16
+    assert {key: rates[key] for key in expected} == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_groups"),
+    [
+        ({"bias_lr_factor": 1.0, "bias_weight_decay": None}, 1),
+        ({}, 2),
+        ({"lr_factors": dict.fromkeys(LAYER_NAMES, 1.0)}, 2),
+        ({"lr_factors": {"fc8": 10.0}}, 4),
+        ({"lr_factors": {"fc7": 10.0, "fc8": 10.0}, "freeze": ["conv1"], "freeze_from_epoch": 3}, 6),
+        ({"freeze": ["conv1", "conv2"]}, 2),
+    ],
+)
+def test_equal_settings_share_a_group(settings: dict[str, Any], num_groups: int) -> None:
+    assert len(make_optimizer(make_model(), "sgd", **settings).param_groups) == num_groups
+
+
+def test_the_step_of_lars_grows_with_its_trust_coefficient() -> None:
+    changes = []
+    for trust in (0.001, 0.004):
+        model = make_model()
+        before = list_state(model)
+        update(model, make_optimizer(model, "lars", trust_coefficient=trust, weight_decay=0.0), 1)
+        changes.append([new - old for new, old in zip(list_state(model), before, strict=True) if new.dim() > 1])
+    torch.testing.assert_close(changes[1], [4 * change for change in changes[0]], atol=1e-6, rtol=1e-3)
+
+
+OPTIMIZER_NAMES = list(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_layers_frozen_from_the_start_have_neither_gradients_nor_state(name: str) -> None:
+    model = make_model()
+    before = list_state(model)
+    optimizer = make_optimizer(model, name, freeze=["conv1", "conv2", "fc7"])
+    update(model, optimizer, 2)
+    frozen = {p for layer in ("conv1", "conv2", "fc7") for p in named_layers(model)[layer].parameters()}
+    changed = {p for p, old in zip(model.parameters(), before, strict=True) if not torch.equal(p, old)}
+    assert changed == set(model.parameters()) - frozen
+    assert all(parameter.grad is None for parameter in frozen)
+    assert not frozen & set(optimizer.state)
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_layers_frozen_later_keep_their_bits_despite_momentum_and_decay(name: str) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model, name, freeze=["conv1", "fc8"], freeze_from_epoch=1, bias_weight_decay=DECAY)
+    frozen = [p for layer in ("conv1", "fc8") for p in named_layers(model)[layer].parameters()]
+    start = [parameter.detach().clone() for parameter in frozen]
+    set_lr(optimizer, LR, constant_lr=LR, epoch=0)
+    update(model, optimizer, 3)
+    assert not any(map(torch.equal, frozen, start))  # they learnt until then
+    before = list_state(model)
+    set_lr(optimizer, LR, constant_lr=LR, epoch=1)
+    update(model, optimizer, 3)
+    kept = {p for p, old in zip(model.parameters(), before, strict=True) if torch.equal(bits_of(p), bits_of(old))}
+    assert kept == set(frozen)
+
+
+def bits_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(torch.int32)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_optimizer_state_put_back_continues_bit_by_bit(name: str, channels_last: bool) -> None:
     model, other = make_model(channels_last), make_model(channels_last)
-    optimizer = make_optimizer(model, name)
+    frozen = {"freeze": ["conv2"]}
+    optimizer = make_optimizer(model, name, **frozen)
     set_lr(optimizer, LR)
     update(model, optimizer, 3)
     saved = {key: tensor.clone().contiguous() for key, tensor in optimizer_tensors(optimizer, model).items()}
+    saved = dict(sorted(saved.items()))  # as a file gives them back
     other.load_state_dict(model.state_dict())
-    restored = make_optimizer(other, name)
+    restored = make_optimizer(other, name, **frozen)
     set_lr(restored, LR)
     load_optimizer_tensors(restored, other, saved)
     put_back = optimizer_tensors(restored, other)
@@ -212,9 +246,9 @@ def test_optimizer_state_put_back_continues_bit_by_bit(name: str, channels_last:
     assert all(map(torch.equal, list_state(model), list_state(other)))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_a_forgotten_optimizer_state_is_noticed(name: str) -> None:
-    model, other = make_model(channels_last=True), make_model(channels_last=True)
+    model, other = make_model(), make_model()
     optimizer = make_optimizer(model, name)
     update(model, optimizer, 3)
     other.load_state_dict(model.state_dict())
@@ -244,9 +278,9 @@ def make_runtime() -> Runtime:
 
 @pytest.mark.parametrize("gradient", [1.0, math.nan, math.inf])
 @pytest.mark.parametrize("warm_steps", [0, 2])
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_blocked_update_leaves_weights_and_state_bit_for_bit(name: str, warm_steps: int, gradient: float) -> None:
-    model = make_model(channels_last=True)
+    model = make_model()
     optimizer = make_optimizer(model, name)
     update(model, optimizer, warm_steps)
     weights = list_state(model)
@@ -254,25 +288,26 @@ def test_blocked_update_leaves_weights_and_state_bit_for_bit(name: str, warm_ste
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
     make_runtime().update(optimizer, torch.ones(()))
-    assert all(map(torch.equal, list_state(model), weights))
+    assert all(torch.equal(bits_of(new), bits_of(old)) for new, old in zip(list_state(model), weights, strict=True))
     after = optimizer_tensors(optimizer, model)
-    assert all(torch.equal(after[key], value) for key, value in state.items())
+    assert all(torch.equal(bits_of(after[key]), bits_of(value)) for key, value in state.items())
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 def test_update_that_is_not_blocked_happens(name: str) -> None:
-    model = make_model(channels_last=True)
+    model = make_model()
     optimizer = make_optimizer(model, name)
     weights = list_state(model)
-    model(IMAGES).square().mean().backward()
+    (model(IMAGES) - 1).square().mean().backward()
     make_runtime().update(optimizer, torch.zeros(()))
     assert not any(map(torch.equal, list_state(model), weights))
 
 
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
 @pytest.mark.parametrize("gradient", [1.0, math.nan, math.inf])
-def test_fp16_scaler_leaves_an_overflowing_update_out(gradient: float) -> None:
-    model = make_model(channels_last=True)
-    optimizer = make_optimizer(model, "sgd")
+def test_fp16_scaler_leaves_an_overflowing_update_out(name: str, gradient: float) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model, name)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
     runtime = replace(make_runtime(), accelerator=SimpleNamespace(scaler=scaler))
     weights = list_state(model)

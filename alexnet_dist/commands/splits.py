@@ -1,0 +1,222 @@
+"""From the settings of the data to the sets of a run: which source finds them, and where."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from alexnet_dist.config import DataConfig
+from alexnet_dist.config_checks import ARRAY_SOURCES
+from alexnet_dist.data.array_sets import PARTS, array_index
+from alexnet_dist.data.digits import prepare_digits
+from alexnet_dist.data.manifest_labels import find_class_lists
+from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
+from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.training.run_folder import default_cache_dir
+
+logger = logging.getLogger("alexnet_dist")
+
+SYNTHETIC_VAL_PART = 8  # one validation image for so many training images
+
+Sets: TypeAlias = tuple[SampleIndex, SampleIndex | None, SampleIndex | None]  # train, val, test
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The sets of a run.
+
+    Args:
+        train: training images.
+        val: validation images; None without any.
+        test: test images; None without any.
+        is_held_out: whether val was kept out of the training images.
+    """
+
+    train: SampleIndex
+    val: SampleIndex | None
+    test: SampleIndex | None
+    is_held_out: bool
+
+    def fingerprint(self) -> str:
+        """sha256 of all sets: equal where every file, label and class is."""
+        parts = [index.fingerprint() if index else "" for index in (self.train, self.val, self.test)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def build_splits(data: DataConfig, seed: int, progress: bool) -> Splits:
+    """Find a run's images.
+
+    Raises:
+        UsageError: a part that the source does not have.
+        DataError: missing, empty or damaged files or folders, bad images, a class that training lacks.
+        MachineError: a download that failed, or a cache folder that cannot be written.
+    """
+    train, val, test = _SOURCES[data.source](data, seed, progress)
+    is_held_out = val is None and data.val_fraction > 0
+    if is_held_out:
+        train, val = split_validation(train, data.val_fraction, seed)
+    return Splits(train, val, test, is_held_out)
+
+
+def find_root(data: DataConfig) -> Path:
+    """The folder that data.train, data.val and data.test are relative to; empty where pictures are no files.
+
+    Raises:
+        DataError: it is missing.
+    """
+    if data.source in ("synthetic", *ARRAY_SOURCES):
+        return Path()
+    if data.source == "digits" and data.root is None:
+        return prepare_digits(cache_dir(data))
+    root = Path(data.root or ".")
+    if not root.is_dir():
+        layout = " and ".join(f"{root}/{part}/CLASS/*.jpg" for part in (data.train, data.val) if part)
+        remedy = f"put images at {layout}" if data.source == "folder" else "give the folder that paths are relative to"
+        raise DataError("data.root is missing", where=str(root), why="no such folder", remedy=remedy)
+    return root
+
+
+def scan_split(data: DataConfig, folder: Path, classes: tuple[str, ...] | None, progress: bool) -> SampleIndex:
+    """The images of one folder, with the classes of training."""
+    return scan_folder(folder, classes=classes, **_scan_settings(data, progress))
+
+
+def scan_listed(
+    data: DataConfig, manifest: Path, classes: tuple[str, ...] | None, has_positions: bool, progress: bool
+) -> SampleIndex:
+    """The images of one manifest; see `scan_manifest`."""
+    settings = _scan_settings(data, progress)
+    return scan_manifest(find_root(data), manifest, classes=classes, has_positions=has_positions, **settings)
+
+
+def find_lists(data: DataConfig, *names: str | None) -> dict[Path, tuple[str, ...]]:
+    """The class lists that go with the manifests of these names, by path.
+
+    Raises:
+        DataError: a list is missing or damaged.
+    """
+    root = find_root(data)
+    manifests = [root / name for name in names if name is not None]
+    return find_class_lists(manifests, root / data.classes if data.classes is not None else None)
+
+
+def find_part(data: DataConfig, key: str) -> SampleIndex:
+    """One part of cifar10 or fashion_mnist.
+
+    Args:
+        data: the settings.
+        key: train, val or test: the setting that names the part.
+
+    Raises:
+        UsageError: there is no such part.
+    """
+    part = getattr(data, key)
+    _check_part(data, key, PARTS)
+    assert data.source in ("cifar10", "fashion_mnist")
+    root = Path(data.root) if data.root is not None else None
+    return array_index(data.source, part, root=root, cache_dir=cache_dir(data), download=data.download)
+
+
+def cache_dir(data: DataConfig) -> Path:
+    """Where prepared data goes."""
+    return Path(data.cache_dir) if data.cache_dir else default_cache_dir()
+
+
+def _find_folders(data: DataConfig, seed: int, progress: bool) -> Sets:
+    root = find_root(data)
+    train = scan_split(data, root / data.train, None, progress)
+    val, test = (
+        scan_split(data, root / name, train.classes, progress) if name else None for name in (data.val, data.test)
+    )
+    return train, val, test
+
+
+def _find_manifests(data: DataConfig, seed: int, progress: bool) -> Sets:
+    """Every set has the classes of training, and a class list beside its manifest must be training's."""
+    root = find_root(data)
+    lists = find_lists(data, data.train, data.val, data.test)
+    of_training = find_lists(data, data.train)
+    listed = next(iter(of_training.values()), None)
+    train = scan_listed(data, root / data.train, listed, listed is not None, progress)
+    for path, names in lists.items():
+        if names != train.classes:
+            why = _first_difference(names, train.classes)
+            raise DataError("the class list is not training's", where=str(path), why=why, remedy="make them equal")
+    val, test = (
+        scan_listed(data, root / name, train.classes, bool(lists), progress) if name else None
+        for name in (data.val, data.test)
+    )
+    _warn_about_leaks(train, val, test)
+    return train, val, test
+
+
+def _find_arrays(data: DataConfig, seed: int, progress: bool) -> Sets:
+    val, test = (find_part(data, key) if getattr(data, key) is not None else None for key in ("val", "test"))
+    train = find_part(data, "train")
+    _warn_about_leaks(train, val, test)
+    return train, val, test
+
+
+def _find_synthetic(data: DataConfig, seed: int, progress: bool) -> Sets:
+    """Sets of neighbouring seeds; validation and test are an eighth as large as training."""
+    if data.test is not None:
+        _check_part(data, "test", ("test",))
+    num_val = max(1, data.synthetic_images // SYNTHETIC_VAL_PART)
+    counts = (data.synthetic_images, num_val, num_val)
+    size = (data.synthetic_size, data.synthetic_size)
+    train, val, test = (
+        synthetic_index(count, data.synthetic_classes, size, seed + offset) for offset, count in enumerate(counts)
+    )
+    return train, val, test if data.test is not None else None
+
+
+_SOURCES: dict[str, Callable[[DataConfig, int, bool], Sets]] = {
+    "folder": _find_folders,
+    "manifest": _find_manifests,
+    "cifar10": _find_arrays,
+    "fashion_mnist": _find_arrays,
+    "digits": _find_folders,
+    "synthetic": _find_synthetic,
+}
+
+
+def _scan_settings(data: DataConfig, progress: bool) -> dict[str, Any]:
+    return {
+        "on_bad_file": data.on_bad_file,
+        "cache_dir": cache_dir(data),
+        "max_pixels": data.max_pixels,
+        "progress": progress,
+    }
+
+
+def _check_part(data: DataConfig, key: str, parts: tuple[str, ...]) -> None:
+    part = getattr(data, key)
+    if part not in parts:
+        names = " or ".join(parts)
+        why = f"{data.source} has the {'parts' if len(parts) > 1 else 'part'} {' and '.join(parts)}"
+        raise UsageError(f"data.{key} is {part!r}", why=why, remedy=f"set --data.{key} {names}")
+
+
+def _first_difference(names: tuple[str, ...], others: tuple[str, ...]) -> str:
+    for position, (name, other) in enumerate(zip(names, others, strict=False)):
+        if name != other:
+            return f"class {position} is {name!r} there and {other!r} in training"
+    return f"it has {len(names)} names, training {len(others)} classes"
+
+
+def _warn_about_leaks(*sets: SampleIndex | None) -> None:
+    """Say how many pictures stand in more than one set: what is measured on them is not what the network can do."""
+    seen: set[str] = set()
+    leaked: set[str] = set()
+    for index in sets:
+        paths = set(index.paths) if index is not None else set()
+        leaked |= seen & paths
+        seen |= paths
+    if leaked:
+        first = os.fsencode(min(leaked)).decode(errors="replace")
+        logger.warning("%d pictures are in more than one of train, val and test ('%s')", len(leaked), first)

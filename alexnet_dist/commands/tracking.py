@@ -1,0 +1,54 @@
+"""What a run writes while it goes on, from its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from alexnet_dist.config import Config
+from alexnet_dist.parallel.runtime import call_with_deadline, start_tensorboard, start_wandb
+from alexnet_dist.settings import dump_config
+from alexnet_dist.training.metrics_csv import MetricsCsv
+from alexnet_dist.training.run_folder import METRICS
+from alexnet_dist.training.tensorboard_mirror import TensorboardMirror
+from alexnet_dist.training.trackers import MetricsFile, Row, Tracker, Trackers
+from alexnet_dist.training.wandb_mirror import WandbMirror, choose_wandb_mode
+
+logger = logging.getLogger("alexnet_dist")
+
+
+def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: str) -> Trackers:
+    """metrics.jsonl, metrics.csv and what `tracking` asks for.
+
+    Args:
+        config: the run's settings.
+        folder: the run folder.
+        metrics_bytes: size of metrics.jsonl at the restored step; the rest is cut off.
+        wandb_id: the same at each start of the run.
+
+    Raises:
+        MachineError: metrics.jsonl cannot be written, or a package that was asked for is not installed.
+    """
+    starts: dict[str, Callable[[list[Row]], Tracker]] = {
+        "metrics.csv": lambda rows: MetricsCsv(folder / "metrics.csv", rows)
+    }
+    if config.tracking.tensorboard:
+        starts["TensorBoard"] = lambda rows: TensorboardMirror(
+            start_tensorboard, folder=folder / "tensorboard", settings=dump_config(config), rows=rows
+        )
+    mode, reason = choose_wandb_mode(config.tracking.wandb)
+    if mode != "disabled":
+        logger.info("W&B: %s (%s)", mode, reason)
+        starts["W&B"] = lambda rows: WandbMirror(
+            start_wandb,
+            call_with_deadline,
+            folder=folder,
+            mode=mode,
+            run_id=wandb_id,
+            settings=dataclasses.asdict(config),
+            rows=rows,
+            tracking=dataclasses.asdict(config.tracking),
+        )
+    return Trackers(MetricsFile(folder / METRICS, metrics_bytes), starts)

@@ -1,0 +1,116 @@
+"""Fetching a file into the cache folder, with an answer in seconds where there is no network."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import logging
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from torchvision.datasets.utils import USER_AGENT, check_integrity, download_url
+
+from alexnet_dist.data.kept_arrays import cache_errors_named
+from alexnet_dist.errors import MachineError
+
+logger = logging.getLogger("alexnet_dist")
+
+ANSWER_SECONDS = 12.0  # a name server may take longer to say that it knows nothing
+STALL_SECONDS = 10.0  # a transfer that stands still for so long has ended
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def fetch_file(urls: Sequence[str], path: Path, md5: str, instead: str) -> None:
+    """Fetch a file unless it is there, intact.
+
+    Args:
+        urls: where it can be had; the next is tried when one fails.
+        path: where it goes, in the cache folder.
+        md5: what it must have.
+        instead: what a user without a network can do.
+
+    Raises:
+        MachineError: no network, a transfer that was cut short or altered, or a folder that cannot be written.
+    """
+    with cache_errors_named(path):
+        if check_integrity(path, md5):  # before the lock: the folder may be read-only by now
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            if check_integrity(path, md5):  # another process may have fetched it while this one waited
+                return
+            reasons = list(_try_each(urls, path, md5))
+    if not check_integrity(path, md5):
+        raise MachineError(f"cannot fetch {path.name}", where=urls[0], why=reasons[0], remedy=instead)
+
+
+def _try_each(urls: Sequence[str], path: Path, md5: str) -> Iterator[str]:
+    """Fetch from the first place that works; the reasons why others did not."""
+    for url in urls:
+        logger.info("fetching %s", url)
+        reason = _fetch(url, path, md5)
+        if not reason:
+            return
+        path.unlink(missing_ok=True)
+        yield reason
+
+
+def _fetch(url: str, path: Path, md5: str) -> str:
+    """Fetch with torchvision; why that failed, or nothing."""
+    try:
+        _await_answer(url)
+        with _stalls_end():
+            download_url(url, str(path.parent), path.name, md5)
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            raise
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
+    except RuntimeError:
+        return "what arrived has another md5: it was cut short or altered on the way"
+    return ""
+
+
+def _await_answer(url: str) -> None:
+    """Ask for the file without reading it, and wait no longer than `ANSWER_SECONDS`.
+
+    In a thread, because nothing bounds the time in which a name is looked up.
+
+    Raises:
+        OSError: no answer, or a refusal.
+    """
+    outcome: list[Exception | None] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+                outcome.append(None)
+        except Exception as error:  # noqa: BLE001 (handed to the caller)
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not outcome:
+        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s")
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+@contextmanager
+def _stalls_end() -> Iterator[None]:
+    """Give every socket a limit; torchvision gives none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,80 @@
+"""TensorBoard's event files as a mirror of metrics.jsonl."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shlex
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alexnet_dist.errors import MachineError
+from alexnet_dist.training.trackers import Row, rename_for_display
+
+logger = logging.getLogger("alexnet_dist")
+
+
+class TensorboardMirror:
+    """TensorBoard through Accelerate's tracker: one curve a metric over `step`, and the settings as text.
+
+    Values are single-precision, as everywhere in TensorBoard. The event files are made anew at each start, so that a
+    resume leaves nothing twice and nothing out; all points of earlier starts then carry the time of the last one.
+
+    Args:
+        start: makes Accelerate's tracker for a folder.
+        folder: where the event files go; older ones in it are removed.
+        settings: the run's settings as YAML.
+        rows: what metrics.jsonl holds already.
+
+    Raises:
+        Exception: whatever TensorBoard raises.
+    """
+
+    def __init__(self, start: Callable[[Path], Any], *, folder: Path, settings: str, rows: list[Row]) -> None:
+        self._folder = folder
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        _hush_writing_thread()
+        self._tracker = start(folder)
+        self._tracker.log({"settings": textwrap.indent(settings, "    ")}, step=0)  # indented: code, in Markdown
+        for row in rows:
+            self.log(row)
+
+    def log(self, row: Row) -> None:
+        """Add the points of a row, and make them visible."""
+        self._tracker.log(name_points(row), step=row["step"])
+
+    def finish(self, summary: Row) -> None:
+        """Close the event file and say how to look at it."""
+        self._tracker.finish()
+        logger.info("TensorBoard: tensorboard --logdir %s", shlex.quote(str(self._folder)))
+
+
+def name_points(row: Row) -> Row:
+    """A row as values by curve. `step` is the x-axis; `epoch` is a curve of train rows alone, lest points coincide."""
+    left_out = {"step"} if row["event"] == "train" else {"step", "epoch"}
+    return {name: value for name, value in rename_for_display(row).items() if name not in left_out}
+
+
+def check_tensorboard_installed() -> None:
+    """See to it that the package is there, without importing it.
+
+    Raises:
+        MachineError: it is not.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MachineError("tensorboard is not installed", remedy="pip install 'alexnet_dist[tensorboard]'")
+
+
+def _hush_writing_thread() -> None:
+    """Keep the traceback of TensorBoard's writing thread off the screen: our next call raises the same error."""
+    speak = threading.excepthook
+
+    def hush(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__module__.split(".")[0] != "tensorboard":
+            speak(failure)
+
+    threading.excepthook = hush

@@ -1,0 +1,152 @@
+"""Training, evaluation and prediction on a manifest and on torchvision's files, from end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from array_files import list_files, write_cifar10, write_fashion_mnist
+from dist_helper import run_processes
+from PIL import Image
+from tiny import tiny_config
+
+from alexnet_dist.commands.cli import run
+from alexnet_dist.settings import dump_config
+from alexnet_dist.training.trackers import read_rows
+
+TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
+
+
+def call(verb: str, *words: object, processes: int = 1) -> str:
+    """Run a verb in forked processes that all must end well; what they print."""
+    results = run_processes(processes, _call_here, verb, [str(word) for word in words])
+    text = "".join(text for _, text in results)
+    assert {code for code, _ in results} == {0}, text
+    return text
+
+
+def _call_here(verb: str, words: list[str]) -> tuple[int, str]:
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
+        return run(verb, words), text.getvalue()
+
+
+def configure(tmp_path: Path, **overrides: Any) -> list[str]:
+    """The words of a run of two updates with a tiny network."""
+    values = {"model__fc_width": 64, "train__epochs": None, "train__max_steps": 2, "augment__resize": 72}
+    values |= {"data__root": str(tmp_path / "data"), "data__cache_dir": str(tmp_path / "cache")}
+    config = tiny_config(tmp_path / "run", **(values | overrides))
+    (tmp_path / "tiny.yaml").write_text(dump_config(config))
+    return ["--config", str(tmp_path / "tiny.yaml")]
+
+
+def read_summary(tmp_path: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((tmp_path / "run" / "summary.json").read_text())
+    return summary
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 0)])
+def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, workers: int) -> None:
+    write_fashion_mnist(tmp_path / "data" / "FashionMNIST" / "raw", monkeypatch)
+    before = list_files(tmp_path / "data")
+    words = configure(
+        tmp_path,
+        data__source="fashion_mnist",
+        data__test="test",
+        data__val_fraction=0.25,
+        data__workers=workers,
+        model__in_channels=1,
+        augment__lighting=None,
+    )
+    text = call("train", *words, processes=processes)
+    assert "fashion_mnist: 30 train, 10 val, 20 test images" in text
+    assert "predict" not in text  # which takes image files
+    assert read_summary(tmp_path)["status"] == "finished"
+    assert read_summary(tmp_path)["test_top1"] is not None
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classes"][-1] == "Ankle boot"
+    with (tmp_path / "run" / "held_out.csv").open() as file:
+        assert len([row for row in csv.DictReader(file) if row["path"].startswith("train/")]) == 10
+    words = ["--model", str(tmp_path / "run"), "--split", "test", "--data.workers", "0"]
+    call("evaluate", *words, "--out", tmp_path / "out.json")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["num_examples"] == 20
+    assert result["top1"] == pytest.approx(read_summary(tmp_path)["test_top1"], abs=1e-12)
+    assert list_files(tmp_path / "data") == before
+
+
+def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path / "data", monkeypatch)
+    words = configure(tmp_path, data__source="cifar10", data__val="test")
+    assert "cifar10: 100 train, 20 val, 0 test images" in call("train", *words)
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """Pictures of two classes with manifests: text by names to train, CSV by numbers to validate and test."""
+    dice = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        path = tmp_path / "data" / "all pictures" / f"{number:02d}, a.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dice.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(path, quality=90)
+        rows.append((f"all pictures\\{path.name}", number % 2))
+    (tmp_path / "data" / "names.txt").write_bytes(b"red fox\r\ncat\r\n")
+    lines = [f"{path} {('red fox', 'cat')[label]}\r\n" for path, label in rows[:16]]
+    (tmp_path / "data" / "train.txt").write_bytes("".join(lines).encode())
+    for name, part in (("val", rows[16:20]), ("test", rows[20:])):
+        with (tmp_path / "data" / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "label"), *part])
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_manifest(tmp_path: Path, listed: Path, processes: int) -> None:
+    before = list_files(listed)
+    settings = {"source": "manifest", "train": "train.txt", "val": "val.csv", "test": "test.csv"}
+    settings["classes"] = "names.txt"
+    words = configure(tmp_path, **{f"data__{key}": value for key, value in settings.items()})
+    text = call("train", *words, processes=processes)
+    assert "manifest: 16 train, 4 val, 4 test images" in text
+    assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classes"] == ["red fox", "cat"]
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert {row["num_examples"] for row in rows if row["event"] in ("eval", "test")} == {4}
+    assert text.count("predict.py") == 1
+    call("evaluate", "--model", tmp_path / "run", "--out", tmp_path / "out.json", processes=processes)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["top1"] == pytest.approx(read_summary(tmp_path)["best_top1"], abs=1e-12)
+    assert list_files(listed) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TEST_DATA is None, reason="ALEXNET_DIST_TEST_DATA is not set")
+def test_two_epochs_of_the_real_fashion_mnist(tmp_path: Path) -> None:
+    root = Path(str(TEST_DATA)) / "fashion_mnist"
+    before = list_files(root)
+    words = configure(
+        tmp_path,
+        data__source="fashion_mnist",
+        data__root=str(root),
+        data__val_fraction=0.2,
+        data__test="test",
+        data__workers=1,
+        model__in_channels=1,
+        augment__lighting=None,
+        optimizer__name="adam",
+        optimizer__lr=0.001,
+        train__max_steps=None,
+        train__epochs=2,
+        train__global_batch_size=64,
+        log__every_steps=100,
+        checkpoint__every_steps=None,
+    )
+    call("train", *words)
+    assert read_summary(tmp_path)["epoch"] == 2
+    assert read_summary(tmp_path)["test_top1"] > 0.5
+    assert list_files(root) == before
