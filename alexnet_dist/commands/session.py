@@ -44,6 +44,7 @@ from alexnet_dist.training.model_folder import (
 )
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
+    METRICS,
     RUN,
     SUMMARY,
     open_run_folder,
@@ -59,7 +60,7 @@ from alexnet_dist.training.run_folder import (
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.signals import StopRequest
 from alexnet_dist.training.tensorboard_mirror import check_tensorboard_installed
-from alexnet_dist.training.trackers import Trackers
+from alexnet_dist.training.trackers import Row, Trackers, read_rows
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -86,7 +87,7 @@ class Session:
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
         self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
-        self._test_row: dict[str, Any] = {}
+        self._test_row: Row = {}
 
     def close(self) -> None:
         """Leave the other processes."""
@@ -173,6 +174,7 @@ class Session:
         optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer))
         forward = runtime.replicate(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
         metrics_bytes = loaded.state["metrics_bytes"] if loaded is not None else 0
+        self._earlier_test_row = runtime.on_main(self._read_test_row)  # before opening the file cuts it back
         facts = runtime.on_main(lambda: self._record_start(loaded.state["step"] if loaded is not None else 0))
         trackers = self._open_trackers(metrics_bytes, facts["wandb_id"])
         trainer = Trainer(
@@ -300,15 +302,19 @@ class Session:
         """Read the test set once, with the best weights."""
         if self.splits.test is None:
             return
-        if trainer.is_done_before and self.is_finished():
-            before = read_json(self.folder / SUMMARY)
-            self._test_row = {key: before.get(f"test_{key}") for key in ("top1", "top5")}
+        if trainer.is_done_before and self._earlier_test_row is not None:
+            self._test_row = self._earlier_test_row
+            trainer.log(self._test_row)
             return
         load_weights(trainer.model, read_model_weights(self.folder / "model"), "model/")
         result = evaluate(self.runtime, trainer.model, self._build_loader(self.splits.test, False), trainer.gate.admit)
         row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch}
         self._test_row = {**row, **dataclasses.asdict(result)}
         trainer.log(self._test_row)
+
+    def _read_test_row(self) -> Row | None:
+        rows = read_rows(self.folder / METRICS) if self.is_finished() else []
+        return next((row for row in rows if row["event"] == "test"), None)
 
     def summarise(self, trainer: Trainer, status: str) -> dict[str, Any]:
         """Write summary.json and close the trackers."""

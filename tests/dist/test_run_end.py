@@ -299,3 +299,21 @@ def test_a_checkpoint_from_before_early_stop_is_read() -> None:
     values = asdict(TrainState(step=7, best_top1=0.5, stalled=3))
     del values["stalled"]
     assert TrainState.from_json(values) == TrainState(step=7, best_top1=0.5, stalled=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_starting_a_finished_run_again_changes_nothing_of_its_record(tmp_path: Path, world_size: int) -> None:
+    folder, settings = tmp_path / "run", {"data__test": "test"}
+    run_processes(world_size, train_tiny, folder, settings)
+    files = ("metrics.jsonl", "metrics.csv", "summary.json")
+    before = {name: (folder / name).read_text() for name in files}
+    assert '"event": "test"' in before["metrics.jsonl"]
+    run_processes(world_size, train_tiny, folder, settings)
+    assert {name: (folder / name).read_text() for name in files} == before
+
+
+def test_a_run_that_goes_on_is_tested_anew(tmp_path: Path) -> None:
+    for epochs in (2, 3):
+        run_processes(1, train_tiny, tmp_path / "run", {"data__test": "test", "train__epochs": epochs})
+    tests = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["event"] == "test"]
+    assert [row["epoch"] for row in tests] == [3]
