@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alexnet_dist.commands.build import place_model
+from alexnet_dist.config import OptimizerConfig, ScheduleConfig
 from alexnet_dist.data.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
 from alexnet_dist.parallel.runtime import Runtime
@@ -20,7 +21,7 @@ from alexnet_dist.training.step import DeviceCounters, train_step
 
 SEED = 0
 LOG_STEPS = 10  # the default of log.every_steps
-MOMENTUM, WEIGHT_DECAY = 0.9, 0.0005  # the defaults of OptimizerConfig
+MOMENTUM, WEIGHT_DECAY = OptimizerConfig().momentum, OptimizerConfig().weight_decay
 # So small that a batch seen a thousand times is not learnt: a network that diverges or whose gradients vanish computes
 # at another speed.
 LR = 1e-5
@@ -41,15 +42,7 @@ def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> n
 
 def build_sgd(model: nn.Module) -> Optimizer:
     """The project's SGD with its default momentum and decay."""
-    return build_optimizer(
-        model,
-        name="sgd",
-        lr=LR,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        bias_lr_factor=1.0,
-        bias_weight_decay=None,
-    )
+    return build_optimizer(model, **asdict(OptimizerConfig(name="sgd", lr=LR)))
 
 
 def make_batch(size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool) -> Batch:
@@ -82,12 +75,8 @@ class TrainerStep:
     loss_sum: float = 0.0
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
-            name="constant",
+            **asdict(ScheduleConfig(name="constant")),
             base_lr=LR,
-            warmup_steps=0,
-            gamma=0.1,
-            step_epochs=30,
-            patience=5,
             steps_per_epoch=1000,
             total_steps=1_000_000,
         )

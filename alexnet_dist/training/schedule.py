@@ -47,10 +47,10 @@ class Schedule:
     gamma: float
     step_epochs: int
     patience: int
+    halve_every_steps: int
+    power: float
     steps_per_epoch: int
     total_steps: int
-    halve_every_steps: int = 256
-    power: float = 2.0
 
     def lr(self, step: int, plateau: PlateauState) -> float:
         """The rate of update `step`, counted from 0."""
