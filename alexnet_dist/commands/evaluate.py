@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.config import Config, EvaluationConfig, flatten
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
+from alexnet_dist.durable import write_json
 from alexnet_dist.errors import CheckpointError, UsageError
 from alexnet_dist.settings import build_config, new_parser, parse_arguments
-from alexnet_dist.training.durable import write_json
 
 if TYPE_CHECKING:
     from alexnet_dist.data.plan import Augmentation, Plan

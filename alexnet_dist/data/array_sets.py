@@ -25,8 +25,9 @@ from torchvision.datasets.utils import calculate_md5, extract_archive
 
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.download import fetch_file
-from alexnet_dist.data.kept_arrays import Array, cache_errors_named, keep_arrays
+from alexnet_dist.data.kept_arrays import CACHE_SETTING, Array, keep_arrays
 from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.durable import disk_errors_named
 from alexnet_dist.errors import DataError
 
 ArraySource = Literal["cifar10", "fashion_mnist"]
@@ -223,7 +224,7 @@ def _find_archive(root: Path | None, downloads: Path | None) -> Path:
 
 def _read_archive(archive: Path, part: str, scratch: Path) -> tuple[Array, Array, Array]:
     try:
-        with cache_errors_named(scratch):
+        with disk_errors_named(scratch, CACHE_SETTING):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             extract_archive(str(archive), str(scratch))

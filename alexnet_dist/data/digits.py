@@ -11,7 +11,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from alexnet_dist.errors import MachineError
+from alexnet_dist.data.kept_arrays import CACHE_SETTING
+from alexnet_dist.durable import disk_errors_named
 
 NUM_DIGITS = 1797
 
@@ -32,16 +33,11 @@ def prepare_digits(cache_dir: Path) -> Path:
     folder = cache_dir / "digits"
     if _is_complete(folder):
         return folder
-    try:
+    with disk_errors_named(folder, CACHE_SETTING):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / ".digits.lock"):
             if not _is_complete(folder):  # another process may have written it while this one waited
                 _replace_digits(folder)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise MachineError(
-            "cannot write the digits", where=str(folder), why=why, remedy="set data.cache_dir to a writable folder"
-        ) from error
     return folder
 
 

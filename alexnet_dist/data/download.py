@@ -16,7 +16,8 @@ from pathlib import Path
 from filelock import FileLock
 from torchvision.datasets.utils import USER_AGENT, check_integrity, download_url
 
-from alexnet_dist.data.kept_arrays import cache_errors_named
+from alexnet_dist.data.kept_arrays import CACHE_SETTING
+from alexnet_dist.durable import disk_errors_named
 from alexnet_dist.errors import MachineError
 
 logger = logging.getLogger("alexnet_dist")
@@ -39,7 +40,7 @@ def fetch_file(urls: Sequence[str], path: Path, md5: str, instead: str) -> None:
     Raises:
         MachineError: no network, a transfer that was cut short or altered, or a folder that cannot be written.
     """
-    with cache_errors_named(path):
+    with disk_errors_named(path, CACHE_SETTING):
         if check_integrity(path, md5):  # before the lock: the folder may be read-only by now
             return
         path.parent.mkdir(parents=True, exist_ok=True)

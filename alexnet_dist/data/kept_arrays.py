@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from alexnet_dist.durable import disk_errors_named
 from alexnet_dist.errors import MachineError
 
 Array: TypeAlias = npt.NDArray[Any]
+
+CACHE_SETTING = "data.cache_dir"
 
 _SEAL_BYTES = hashlib.sha256().digest_size
 
@@ -47,7 +49,7 @@ def keep_arrays(folder: Path, stem: str, names: Sequence[str], make: Callable[[]
     paths = {name: folder / f"{stem}-{name}.npy" for name in names}
     kept = _open_all(paths)
     if kept is None:
-        with cache_errors_named(folder):
+        with disk_errors_named(folder, CACHE_SETTING):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 kept = _open_all(paths)  # another process may have written them while this one waited
@@ -61,26 +63,6 @@ def keep_arrays(folder: Path, stem: str, names: Sequence[str], make: Callable[[]
             "cannot keep the data", where=str(folder), why=why, remedy="set data.cache_dir to another disk"
         )
     return kept
-
-
-@contextmanager
-def cache_errors_named(path: Path) -> Iterator[None]:
-    """Turn an operating system's error about the cache folder into one line.
-
-    Raises:
-        MachineError: full disk, missing permission, read-only file system and the like.
-    """
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space or set" if full else "set"
-        raise MachineError(
-            "cannot write prepared data",
-            where=str(path),
-            why=error.strerror or str(error),
-            remedy=f"{remedy} data.cache_dir to a folder that can be written",
-        ) from error
 
 
 def _open_all(paths: dict[str, Path]) -> dict[str, Kept] | None:

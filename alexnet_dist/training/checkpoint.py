@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from alexnet_dist.durable import find_damage, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError
-from alexnet_dist.training.durable import find_damage, write_folder
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"

@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from alexnet_dist.training.durable import disk_errors_named, write_file
+from alexnet_dist.durable import disk_errors_named, write_file
 from alexnet_dist.training.trackers import Row
 
 COLUMNS = (

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.durable import MANIFEST, find_damage, write_folder
 from alexnet_dist.errors import CheckpointError, MachineError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.training.checkpoint import pack_tensors
-from alexnet_dist.training.durable import MANIFEST, find_damage, write_folder
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

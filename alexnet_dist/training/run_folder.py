@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile, SampleIndex
+from alexnet_dist.durable import disk_errors_named, tidy_folder, write_file, write_json
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
-from alexnet_dist.training.durable import disk_errors_named, tidy_folder, write_file, write_json
 
 LOCK_SECONDS = 10
 SETTINGS, RUN, SUMMARY, METRICS = "config.yaml", "run.json", "summary.json", "metrics.jsonl"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from alexnet_dist.training.durable import disk_errors_named
+from alexnet_dist.durable import disk_errors_named
 
 logger = logging.getLogger("alexnet_dist")
 

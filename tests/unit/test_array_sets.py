@@ -274,7 +274,7 @@ def test_processes_that_start_at_once_unpack_once(tmp_path: Path, monkeypatch: p
 def test_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("")
     line = refused(lambda: index(tmp_path, cache_dir=tmp_path / "occupied"), MachineError)
-    assert "set data.cache_dir" in line
+    assert "set --data.cache_dir" in line
 
 
 @pytest.mark.usefixtures("fashion")
@@ -285,7 +285,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(kept_arrays.os, "fsync", fill_disk)
         line = refused(lambda: index(tmp_path), MachineError)
-    assert "No space left on device; free some space or set data.cache_dir" in line
+    assert "No space left on device; free some space, or set --data.cache_dir" in line
     assert [path.name for path in (tmp_path / "cache" / "arrays").iterdir()] == [".lock"]
     assert len(index(tmp_path)) == 40
 

@@ -14,14 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from alexnet_dist import durable
 from alexnet_dist.config import Config
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.data.samples import BadFile
+from alexnet_dist.durable import MANIFEST, find_damage, tidy_folder, write_file, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
 from alexnet_dist.models import make_spec
 from alexnet_dist.settings import build_config
-from alexnet_dist.training import durable, run_folder
+from alexnet_dist.training import run_folder
 from alexnet_dist.training.checkpoint import (
     Checkpoint,
     choose_checkpoint,
@@ -32,7 +34,6 @@ from alexnet_dist.training.checkpoint import (
     pack_tensors,
     save_checkpoint,
 )
-from alexnet_dist.training.durable import MANIFEST, find_damage, tidy_folder, write_file, write_folder
 from alexnet_dist.training.model_folder import (
     ModelCard,
     find_model_folder,

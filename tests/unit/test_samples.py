@@ -518,7 +518,7 @@ def test_two_processes_prepare_digits_at_once(tmp_path: Path) -> None:
 
 def test_digits_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("")
-    with pytest.raises(MachineError, match=r"cannot write the digits.*data\.cache_dir"):
+    with pytest.raises(MachineError, match=r"cannot write digits.*data\.cache_dir"):
         prepare_digits(tmp_path / "occupied")
 
 

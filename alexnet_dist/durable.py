@@ -135,8 +135,12 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def disk_errors_named(path: Path) -> Iterator[None]:
+def disk_errors_named(path: Path, setting: str = "output_dir") -> Iterator[None]:
     """Turn an operating system's error about a path into one line.
+
+    Args:
+        path: what is written.
+        setting: the one that says where.
 
     Raises:
         MachineError: full disk, missing permission, read-only file system and the like.
@@ -145,11 +149,12 @@ def disk_errors_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        elsewhere = f"set --{setting} to a folder that can be written"
         raise MachineError(
             f"cannot write {path.name}",
             where=str(path),
             why=error.strerror or str(error),
-            remedy="free some space and start again" if full else "choose another --output_dir or mend the permissions",
+            remedy=f"free some space, or {elsewhere}" if full else f"mend the permissions, or {elsewhere}",
         ) from error
 
 
