@@ -106,10 +106,14 @@ class DataConfig:
     """fetch what is missing of cifar10 or fashion_mnist into the cache folder"""
     val_fraction: float = bounded(0.1, minimum=0.0, below=1.0)
     """part of train kept for validation (stratified, seeded) when there is no val; 0 = no validation"""
-    engine: Literal["auto", "torchvision"] = "auto"
-    """what reads, decodes and augments"""
+    engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
+    """what reads, decodes and augments; cache builds what is missing in cache_dir, then reads rows of pixels"""
     workers: int | None = bounded(None, minimum=0)
-    """decoding processes per training process; null = chosen from the cores, 0 = decode in the training process"""
+    """decoding processes (DALI: threads) per training process; null = chosen from the cores, 0 = none beside it"""
+    prefetch: int = bounded(2, minimum=1)
+    """batches that DALI makes ahead"""
+    hw_decoder_load: float = bounded(0.65, minimum=0.0, maximum=1.0)
+    """part of the JPEGs that DALI gives to the GPU's hardware decoder, where there is one"""
     cache_dir: str | None = None
     """folder for prepared data and header scans; null = alexnet_dist in the user's cache folder"""
     on_bad_file: Literal["fail", "skip"] = "fail"

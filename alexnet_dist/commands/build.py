@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from alexnet_dist.commands.splits import cache_dir
 from alexnet_dist.config import AugmentConfig, DataConfig
+from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex
@@ -36,6 +38,7 @@ def build_loader(
     plan: Plan,
     normalization: Normalization,
     channels_last: bool,
+    engine: str = "torchvision",
 ) -> Loader:
     """One replica's batches of a set."""
     on_gpu = runtime.device.type == "cuda"
@@ -50,6 +53,10 @@ def build_loader(
         device=runtime.device,
         channels_last=channels_last,
         workers=choose_workers(data.workers, on_gpu, runtime.processes_here),
+        engine=ENGINES[engine],
+        cache_dir=cache_dir(data),
+        prefetch=data.prefetch,
+        hw_decoder_load=data.hw_decoder_load,
     )
 
 

@@ -125,7 +125,7 @@ def _read_headers(paths: list[str], stand_in: int) -> tuple[list[tuple[int, int]
     sizes, reasons = [], {}
     for path in paths:
         try:
-            sizes.append(read_header(Path(path)))
+            sizes.append(read_header(Path(path))[:2])
         except UnreadableImageError as error:
             sizes.append((stand_in, stand_in))
             reasons[path] = str(error)
@@ -142,7 +142,7 @@ def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list
 
     count = len(paths)
     zeros = np.zeros(count, np.int64)
-    index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, card.classes)
+    index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
     plan = Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False)
     loader = build_loader(runtime, DataConfig(workers=0), index, plan, card.normalization, channels_last=True)
     return next(loader.batches(0, 1))

@@ -23,7 +23,8 @@ from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.splits import Splits, build_splits, find_root
 from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
-from alexnet_dist.data.loader import Loader, choose_engine
+from alexnet_dist.data.engines import choose_engine
+from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
@@ -250,7 +251,7 @@ class Session:
             shuffle=training,
         )
         normalization = build_normalization(config.augment, self.spec.in_channels)
-        return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last)
+        return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last, self.engine)
 
     def _data_root(self) -> Path:
         return find_root(self.config.data)

@@ -110,6 +110,7 @@ def array_index(source: ArraySource, part: str, *, root: Path | None, cache_dir:
         labels=labels[order],
         sizes=np.tile(np.array([width, height], dtype=np.int32), (count, 1)),
         byte_sizes=np.zeros(count, dtype=np.int64),
+        is_plain=np.zeros(count, dtype=np.bool_),
         classes=tuple(kept["classes"].array.tolist()),
         pixels=ArrayPixels(images.digest, images.file),
     )

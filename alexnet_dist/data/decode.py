@@ -20,7 +20,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 _FORMATS_WITH_16_BIT_I = frozenset({"PNG", "PPM"})  # their 16-bit gray opens as "I" in some versions of Pillow
 _PILLOW_MODULES = re.compile(r"PIL\.")
 _REASON_LENGTH = 160
+_PNG_DEPTH_OFFSET = 24  # of the bits per sample, which Pillow's mode does not tell: it opens 16-bit colour as RGB
 _PREFIX_LENGTH = 16  # what Pillow's plugins look at to recognise their format
 
 # From the stored array to the upright one, by EXIF orientation.
@@ -71,8 +72,16 @@ class UnreadableImageError(Exception):
         super().__init__(line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 3] + "...")
 
 
-def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Upright (width, height) in pixels, from the header alone.
+class ImageHeader(NamedTuple):
+    """What a header says of an image."""
+
+    width: int  # upright, in pixels
+    height: int
+    is_plain: bool  # of a kind that every decoder reads alike: an upright 8-bit gray or RGB JPEG or PNG without alpha
+
+
+def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageHeader:
+    """Upright size and kind of an image, from the header alone.
 
     Args:
         source: a path, or the file's bytes.
@@ -90,7 +99,20 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> tu
         else:
             width, height = image.size
             orientation = _read_orientation(image)
-        return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        return ImageHeader(width, height, orientation not in _UPRIGHT and _is_plain(image, stream))
+
+
+def _is_plain(image: ImageFile.ImageFile, stream: BinaryIO) -> bool:
+    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+        return False
+    if image.format == "JPEG":
+        return image.info.get("adobe_transform") != 0 or image.mode == "L"  # else stored as RGB, not as YCbCr
+    if image.format == "PNG":
+        stream.seek(_PNG_DEPTH_OFFSET)
+        return stream.read(1) == b"\x08" and not getattr(image, "is_animated", False)
+    return False
 
 
 def decode_image(source: ImageSource, channels: int = 3, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:

@@ -22,7 +22,7 @@ from alexnet_dist.data.decode import UnreadableImageError, read_header
 
 logger = logging.getLogger("alexnet_dist")
 
-_CACHE_TITLE = "alexnet_dist header scan 1"  # the number changes when the meaning of a line does
+_CACHE_TITLE = "alexnet_dist header scan 2"  # the number changes when the meaning of a line does
 _FILES_PER_TASK = 64
 _BAR_DELAY_SECONDS = 2.0
 # Reading headers waits for the disk or the network more than it computes.
@@ -30,10 +30,11 @@ _NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))
 
 
 class Header(NamedTuple):
-    """Upright size in pixels, or the reason why there is none."""
+    """What the header of a file says, or the reason why it says nothing."""
 
-    width: int
+    width: int  # upright, in pixels
     height: int
+    is_plain: bool  # see ImageHeader
     reason: str = ""
 
 
@@ -93,7 +94,7 @@ def _read_one(path: str, max_pixels: int) -> Header:
     try:
         return Header(*read_header(path, max_pixels))
     except UnreadableImageError as error:
-        return Header(0, 0, str(error))
+        return Header(0, 0, False, str(error))
 
 
 def _hash_place(root: Path, listed_by: str) -> str:
@@ -110,8 +111,8 @@ def _read_cache(path: Path) -> _Cache:
             return {}
         lines = csv.reader(io.StringIO(body.decode("utf-8", "surrogateescape"), newline=""))
         return {
-            FoundFile(name, int(byte_size), int(modified_ns)): Header(int(width), int(height))
-            for name, byte_size, modified_ns, width, height in lines
+            FoundFile(name, int(byte_size), int(modified_ns)): Header(int(width), int(height), is_plain == "1")
+            for name, byte_size, modified_ns, width, height, is_plain in lines
         }
     except (OSError, ValueError, csv.Error) as error:
         logger.debug("no header scan to start from (%s): %s", path, error)
@@ -122,7 +123,8 @@ def _write_cache(path: Path, known: _Cache) -> None:
     """Write beside, flush to the disk, rename: a reader finds the old file or the new one."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(
-        (file.path, file.byte_size, file.modified_ns, header.width, header.height) for file, header in known.items()
+        (file.path, file.byte_size, file.modified_ns, header.width, header.height, int(header.is_plain))
+        for file, header in known.items()
     )
     body = text.getvalue().encode("utf-8", "surrogateescape")
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")

@@ -1,10 +1,11 @@
-"""From an index and a recipe to batches on the device; picks the engine and says why."""
+"""Batches on the device: what they hold, and what an engine needs to know to make them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Plan
 from alexnet_dist.data.samples import BadFile, SampleIndex
-from alexnet_dist.data.torchvision_engine import PixelBatch, PixelBatches, iterate_pixel_batches
 from alexnet_dist.machine import available_cores
 
 MAX_WORKERS = 16
@@ -66,13 +66,6 @@ def make_normalization(
     return Normalization(*spread)
 
 
-def choose_engine(requested: str) -> tuple[str, str]:
-    """The engine to use, and the reason."""
-    if requested != "auto":
-        return requested, "asked for"
-    return "torchvision", "the only engine"
-
-
 def choose_workers(requested: int | None, on_gpu: bool, processes_here: int) -> int:
     """Decoding processes for one training process.
 
@@ -84,6 +77,10 @@ def choose_workers(requested: int | None, on_gpu: bool, processes_here: int) -> 
     if requested is not None:
         return requested
     return min(MAX_WORKERS, max(1, available_cores() // processes_here)) if on_gpu else 1
+
+
+Engine: TypeAlias = Callable[["Loader", int, int], Iterator[Batch]]
+"""Makes the batches of steps start to stop - 1 of a loader: `engine(loader, start, stop)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +97,11 @@ class Loader:
         num_shards: replicas.
         device: where batches go.
         channels_last: memory layout of the images.
-        workers: decoding processes.
+        workers: decoding processes, or threads.
+        engine: carries the plan out; one of engines.ENGINES.
+        cache_dir: where prepared images are.
+        prefetch: batches that DALI makes ahead.
+        hw_decoder_load: part of the JPEGs that DALI gives to a GPU's hardware decoder.
     """
 
     plan: Plan
@@ -113,18 +114,11 @@ class Loader:
     device: torch.device
     channels_last: bool
     workers: int
+    engine: Engine
+    cache_dir: Path = Path()
+    prefetch: int = 2
+    hw_decoder_load: float = 0.65
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start to stop - 1."""
-        source = PixelBatches(self.plan, self.index, self.channels, self.max_pixels, self.shard_id, self.num_shards)
-        on_gpu = self.device.type == "cuda"
-        made = iterate_pixel_batches(source, start, stop, self.workers, on_gpu)
-        return map(self._finish, made)
-
-    def _finish(self, made: PixelBatch) -> Batch:
-        pixels, labels, mask, shifts = (
-            tensor.to(self.device, non_blocking=True) for tensor in (made.pixels, made.labels, made.mask, made.shifts)
-        )
-        images = self.normalization(pixels, shifts, self.channels_last)
-        num_images = int(made.mask.sum()) // self.plan.augmentation.views
-        return Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
+        return self.engine(self, start, stop)

@@ -82,6 +82,7 @@ class SampleIndex:
     labels: npt.NDArray[np.int64]  # (N,)
     sizes: npt.NDArray[np.int32]  # (N, 2): upright width and height in pixels
     byte_sizes: npt.NDArray[np.int64]  # (N,): of the files; 0 where there are none
+    is_plain: npt.NDArray[np.bool_]  # (N,): files of a kind that every decoder reads alike; see ImageHeader
     classes: tuple[str, ...]  # by label, always those of the training set; folders sort their names, lists order them
     bad_files: tuple[BadFile, ...] = ()  # found by the header scan and left out
     pixels: PixelSource | None = None  # gives the pixels where there are no files
@@ -98,6 +99,7 @@ class SampleIndex:
             labels=self.labels[chosen],
             sizes=self.sizes[chosen],
             byte_sizes=self.byte_sizes[chosen],
+            is_plain=self.is_plain[chosen],
         )
 
     def fingerprint(self) -> str:
@@ -207,7 +209,7 @@ def scan_manifest(
         listed_by=os.path.abspath(manifest),
     )
     found = iter(scanned)
-    headers = [Header(0, 0, picture.reason) if picture.reason else next(found) for picture in pictures]
+    headers = [Header(0, 0, False, picture.reason) if picture.reason else next(found) for picture in pictures]
     files = [picture.file for picture in pictures]
     index = _build_index(root, files, labels, headers, class_names, on_bad_file)
     _warn_about_classes(index, manifest)
@@ -269,6 +271,7 @@ def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], se
         labels=np.arange(num_images, dtype=np.int64) % num_classes,
         sizes=np.tile(np.array(size, dtype=np.int32), (num_images, 1)),
         byte_sizes=np.zeros(num_images, dtype=np.int64),
+        is_plain=np.zeros(num_images, dtype=np.bool_),
         classes=tuple(map(synthetic.name_class, range(num_classes))),
         pixels=synthetic,
     )
@@ -330,6 +333,7 @@ def _build_index(
         labels=labels[good].astype(np.int64, copy=False),
         sizes=np.array([headers[position][:2] for position in good], dtype=np.int32),
         byte_sizes=np.array([files[position].byte_size for position in good], dtype=np.int64),
+        is_plain=np.array([headers[position].is_plain for position in good], dtype=np.bool_),
         classes=classes,
         bad_files=bad_files,
     )

@@ -1,6 +1,6 @@
 """HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop, flip, jitter in worker processes.
 
-Each worker makes whole batches of uint8 pixels; colour noise and normalisation follow on the device (loader.py).
+Each worker makes whole batches of uint8 pixels; colour noise and normalisation follow on the device.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
 from alexnet_dist.data.workers import end_with_training_process, worker_context
@@ -126,6 +127,24 @@ def jitter_pixels(crop: Pixels, rows: StepPlan, row: int) -> Pixels:
     for operation, factor in zip(rows.jitters[row], rows.factors[row], strict=True):
         planes = JITTERS[int(operation)](planes, float(factor))
     return planes.permute(1, 2, 0).numpy()
+
+
+def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start to stop - 1, finished on the device.
+
+    Raises:
+        MachineError: a worker was killed.
+    """
+    source = PixelBatches(
+        loader.plan, loader.index, loader.channels, loader.max_pixels, loader.shard_id, loader.num_shards
+    )
+    for made in iterate_pixel_batches(source, start, stop, loader.workers, loader.device.type == "cuda"):
+        pixels, labels, mask, shifts = (
+            tensor.to(loader.device, non_blocking=True) for tensor in (made.pixels, made.labels, made.mask, made.shifts)
+        )
+        images = loader.normalization(pixels, shifts, loader.channels_last)
+        num_images = int(made.mask.sum()) // loader.plan.augmentation.views
+        yield Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
 
 
 def iterate_pixel_batches(

@@ -13,6 +13,7 @@ import torch
 from dist_helper import run_processes
 from tiny import tiny_spec
 
+from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Batch, Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFile, synthetic_index
@@ -52,6 +53,7 @@ def make_loader(runtime: Runtime, num_images: int, batch_size: int, training: bo
         device=runtime.device,
         channels_last=True,
         workers=0,
+        engine=ENGINES["torchvision"],
     )
 
 

@@ -47,7 +47,7 @@ def test_good_image_decodes_to_the_pixels_it_was_made_of(image: GoodImage, tmp_p
     assert pixels.shape == image.rgb.shape
     difference = np.abs(pixels.astype(int) - image.rgb.astype(int))
     assert difference.max() <= image.tolerance
-    assert read_header(path) == (pixels.shape[1], pixels.shape[0])
+    assert read_header(path)[:2] == (pixels.shape[1], pixels.shape[0])
     assert np.array_equal(decode_image(image.data), pixels)
     assert read_header(memoryview(image.data)) == read_header(path)
 
@@ -89,7 +89,7 @@ def test_bad_image_is_refused_with_a_reason(image: BadImage, tmp_path: Path) -> 
     assert len(reason) <= 160
     assert image.name not in reason
     if image.has_good_header:
-        assert min(read_header(path)) > 0
+        assert min(read_header(path)[:2]) > 0
     else:
         with pytest.raises(UnreadableImageError, match=image.reason):
             read_header(path)
@@ -123,14 +123,14 @@ def test_random_damage_ends_in_a_picture_or_a_reason(seed: int) -> None:
 
 def test_limit_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.fromarray(make_picture(20, 10)), format="PNG")
-    assert read_header(data, max_pixels=200) == (20, 10)
+    assert read_header(data, max_pixels=200)[:2] == (20, 10)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(UnreadableImageError, match=r"too many pixels \(20x10, the limit is 199\)"):
         decode_image(data, max_pixels=199)
 
 
 def test_a_higher_limit_is_not_held_back_by_pillow() -> None:
-    assert read_header(png_by_hand(60_000, 60_000, 8, 2, b""), max_pixels=10**10) == (60_000, 60_000)
+    assert read_header(png_by_hand(60_000, 60_000, 8, 2, b""), max_pixels=10**10)[:2] == (60_000, 60_000)
 
 
 def test_lack_of_memory_is_not_a_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,4 +179,4 @@ def test_real_photographs_decode_as_pillow_does() -> None:
             expected = np.asarray(image.convert("RGB"))
         pixels = decode_image(path)
         assert np.array_equal(pixels, expected)
-        assert read_header(path) == (pixels.shape[1], pixels.shape[0])
+        assert read_header(path)[:2] == (pixels.shape[1], pixels.shape[0])

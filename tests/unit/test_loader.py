@@ -12,12 +12,12 @@ import torch
 from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
+from alexnet_dist.data.engines import ENGINES, choose_engine
 from alexnet_dist.data.loader import (
     MAX_WORKERS,
     Batch,
     Loader,
     Normalization,
-    choose_engine,
     choose_workers,
     make_normalization,
 )
@@ -68,6 +68,7 @@ def make_loader(index: SampleIndex, **changes: Any) -> Loader:
         "device": torch.device("cpu"),
         "channels_last": True,
         "workers": 0,
+        "engine": ENGINES["torchvision"],
     }
     return Loader(**(values | changes))
 

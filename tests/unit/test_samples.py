@@ -279,11 +279,11 @@ def _cut(data: bytes) -> bytes:
 
 
 def _flip_one_digit(data: bytes) -> bytes:
-    return data.replace(b",24\r\n", b",25\r\n", 1)
+    return data.replace(b",24,1\r\n", b",25,1\r\n", 1)
 
 
 def _change_version(data: bytes) -> bytes:
-    return data.replace(b"scan 1", b"scan 0", 1)
+    return data.replace(b"scan 2", b"scan 1", 1)
 
 
 def _clear(data: bytes) -> bytes:

@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as transforms
 from alexnet_dist.commands.cli import run
 from alexnet_dist.commands.evaluate import plan_evaluation
 from alexnet_dist.data import torchvision_engine
+from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder
@@ -69,6 +70,7 @@ def make_loader(index: SampleIndex, runtime: Runtime, resize: Any = 24, views: i
         device=torch.device("cpu"),
         channels_last=True,
         workers=0,
+        engine=ENGINES["torchvision"],
     )
 
 
