@@ -109,9 +109,9 @@ class DataConfig:
     engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
     """what reads, decodes and augments; cache builds what is missing in cache_dir, then reads rows of pixels"""
     workers: int | None = bounded(None, minimum=0)
-    """decoding processes (DALI: threads) per training process; null = chosen from the cores, 0 = none beside it"""
+    """decoding processes per training process (dali: threads; cache: 1 thread); null = chosen, 0 = none beside it"""
     prefetch: int = bounded(2, minimum=1)
-    """batches that DALI makes ahead"""
+    """batches that engines dali and cache make ahead"""
     hw_decoder_load: float = bounded(0.65, minimum=0.0, maximum=1.0)
     """part of the JPEGs that DALI gives to the GPU's hardware decoder, where there is one"""
     cache_dir: str | None = None

@@ -22,6 +22,8 @@ WIDTH, HEIGHT = 40, 24
 JPEG_TOLERANCE = 3
 JPEG = {"format": "JPEG", "quality": 100, "subsampling": 0}
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
+
 # How the upright picture has to be turned to be stored under an EXIF orientation.
 STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -241,6 +243,7 @@ def bad_images() -> list[BadImage]:
         BadImage("empty.jpg", b"", "^empty file$"),
         BadImage("error-404.jpg", b"<!DOCTYPE html><html><body>404</body></html>", "^an HTML page, not an image$"),
         BadImage("text.png", b"hello\nworld\n", "^not an image"),
+        BadImage("lfs-pointer.jpg", LFS_POINTER, "^not an image"),
         BadImage("drawing.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "^not an image"),
         BadImage("damaged-header.jpg", jpeg[:3] + b"\0" * 200, "^damaged JPEG header"),
         BadImage("damaged-data.png", png[:scanline] + b"\xff" * 60 + png[scanline + 60 :], "damaged", True),

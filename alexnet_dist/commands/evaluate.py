@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.commands.predict import escape_text
 from alexnet_dist.config import Config, EvaluationConfig, flatten
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
@@ -20,6 +21,7 @@ from alexnet_dist.settings import build_config, new_parser, parse_arguments
 if TYPE_CHECKING:
     from alexnet_dist.data.plan import Augmentation, Plan
     from alexnet_dist.data.samples import SampleIndex
+    from alexnet_dist.training.gate import BatchGate
     from alexnet_dist.training.model_folder import ModelCard
 
 logger = logging.getLogger("alexnet_dist")
@@ -81,6 +83,8 @@ def evaluate_model(
     if given.get("data.workers") != 0:
         start_worker_server()
     from alexnet_dist.commands.build import build_loader, place_model
+    from alexnet_dist.commands.caching import build_caches
+    from alexnet_dist.data.engines import choose_evaluation_engine
     from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
     from alexnet_dist.training.checkpoint import load_weights
@@ -100,12 +104,29 @@ def evaluate_model(
         load_weights(model, read_model_weights(folder), str(folder))
         place_model(model, runtime, config.channels_last)
         plan = plan_evaluation(card.evaluation, index, batch_size, runtime.dp_size, ten_crop)
-        loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last)
+        engine = choose_evaluation_engine(config.data.engine, is_given="data.engine" in given)
+        loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, engine)
         gate = BatchGate(runtime, config.data.on_bad_file == "skip")
         gate.stop.listen()
+        if engine == "cache":
+            build_caches(runtime, config.data, [loader], gate.stop)
         result = asdict(evaluate(runtime, model, loader, gate.admit))
-        views = plan.augmentation.views
-        return {"model": str(path), "split": split, "views": views, **result} if runtime.is_main else None
+        num_bad_files = report_bad_files(index, gate)
+        facts = {"model": str(path), "split": split, "views": plan.augmentation.views}
+        return {**facts, **result, "num_bad_files": num_bad_files} if runtime.is_main else None
+
+
+def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:
+    """Name the files that failed to decode, in all processes; the number of all files that were left out.
+
+    Args:
+        index: the set; the scan has warned of the bad files that it found.
+        gate: has let the set's batches through.
+    """
+    met = sorted((bad.path, bad.reason) for bad in gate.gather_bad_files())
+    for path, reason in met:
+        logger.warning("left out: %s: %s", escape_text(path), reason)
+    return len(index.bad_files) + len(met)
 
 
 def plan_evaluation(

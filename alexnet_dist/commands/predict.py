@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexnet_dist.config import DataConfig
 from alexnet_dist.errors import UsageError
 from alexnet_dist.settings import new_parser
 
@@ -67,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
     if options.topk < 1:
         raise UsageError("--topk must be 1 or more")
     predictions = list(predict_files(Path(options.model), options.paths, options.topk, options.device))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
     print(WRITERS[options.format](predictions), end="")
     return 3 if any(prediction.error for prediction in predictions) else 0
 
@@ -104,39 +108,66 @@ def _predict_batch(
 ) -> Iterator[Prediction]:
     import torch
 
-    sizes, reasons = _read_headers(paths, card.spec.image_size)
+    sizes, reasons = _read_headers(paths, card)
     batch = _load_batch(runtime, card, paths, sizes)
-    reasons = {**{bad.path: bad.reason for bad in batch.bad_files}, **reasons}
+    undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
+    is_image = batch.mask.bool().tolist()
     with torch.no_grad():
         top = model(batch.images).softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
     for position, path in enumerate(paths):
-        if path in reasons:
-            yield Prediction(path, None, None, [], reasons[path])
+        if not is_image[position]:
+            reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
+            yield Prediction(path, None, None, [], reason)
             continue
         names = [_name_class(card, label) for label in top.indices[position].tolist()]
         ranked = list(zip(names, top.values[position].tolist(), strict=True))
         yield Prediction(path, ranked[0][0], ranked[0][1], ranked)
 
 
-def _read_headers(paths: list[str], stand_in: int) -> tuple[list[tuple[int, int]], dict[str, str]]:
-    """Sizes of the images, a stand-in for those that cannot be read, and the reasons why by path."""
+def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, int]], list[str]]:
+    """Sizes of the images, a stand-in for those that cannot be used, and the reasons why not ("" for the others)."""
     from alexnet_dist.data.decode import UnreadableImageError, read_header
 
-    sizes, reasons = [], {}
-    for path in paths:
+    side = card.spec.image_size
+    sizes, reasons = [(side, side)] * len(paths), [""] * len(paths)
+    for position, path in enumerate(paths):
         try:
-            sizes.append(read_header(Path(path))[:2])
+            width, height, _ = read_header(Path(path), _max_pixels(card))
+            _check_crop(width, height, card)
+            sizes[position] = (width, height)
         except UnreadableImageError as error:
-            sizes.append((stand_in, stand_in))
-            reasons[path] = str(error)
+            reasons[position] = str(error)
     return sizes, reasons
+
+
+def _check_crop(width: int, height: int, card: ModelCard) -> None:
+    """A picture that the crop does not fit into, or too large when resized, gets a row with its error.
+
+    Raises:
+        UnreadableImageError: it is one; a line of a single pixel's height may become millions of pixels long.
+    """
+    import numpy as np
+
+    from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
+    from alexnet_dist.data.plan import resize_shapes
+
+    ((wide, high),) = resize_shapes(np.array([[width, height]]), card.evaluation.resize).tolist()
+    if min(wide, high) < card.evaluation.crop_size:
+        raise UnreadableImageError(f"too small: {wide} x {high}, the crop is {card.evaluation.crop_size}")
+    if wide * high > max(_max_pixels(card), DEFAULT_MAX_PIXELS):
+        raise UnreadableImageError(f"too many pixels when resized ({wide}x{high})")
+
+
+def _max_pixels(card: ModelCard) -> int:
+    """The limit that the model was trained with."""
+    data = card.source.get("settings", {}).get("data", {})
+    return int(data.get("max_pixels", DataConfig().max_pixels))
 
 
 def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
     import numpy as np
 
     from alexnet_dist.commands.build import build_loader
-    from alexnet_dist.config import DataConfig
     from alexnet_dist.data.plan import Plan
     from alexnet_dist.data.samples import SampleIndex
 
@@ -144,7 +175,8 @@ def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list
     zeros = np.zeros(count, np.int64)
     index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
     plan = Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False)
-    loader = build_loader(runtime, DataConfig(workers=0), index, plan, card.normalization, channels_last=True)
+    settings = DataConfig(workers=0, max_pixels=_max_pixels(card))
+    loader = build_loader(runtime, settings, index, plan, card.normalization, channels_last=True)
     return next(loader.batches(0, 1))
 
 
@@ -158,7 +190,7 @@ def write_table(predictions: Sequence[Prediction]) -> str:
     for row in predictions:
         others = ", ".join(f"{name} {value:.1%}" for name, value in row.top[1:])
         rows.append((row.path, row.label or f"error: {row.error}", _percent(row.confidence), others))
-    printable = [tuple(_escape(cell) for cell in row) for row in rows]
+    printable = [tuple(escape_text(cell) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in printable) for column in range(3)]
     return "".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() + "\n"
@@ -192,7 +224,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _escape(text: str) -> str:
+def escape_text(text: str) -> str:
     """Control characters made visible: a file's name must not drive the terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 

@@ -92,6 +92,22 @@ def list_images(root: Path, folders: Sequence[str]) -> list[list[FoundFile]]:
     return files
 
 
+def list_images_below(folder: Path) -> list[FoundFile]:
+    """All image files of a folder, at any depth, sorted by path, whatever its folders mean.
+
+    Raises:
+        DataError: the folder cannot be listed, or holds no image.
+    """
+    try:
+        files = sorted(_walk_images(str(folder), ""))
+    except OSError as error:
+        raise _listing_error(error, folder) from error
+    if not files:
+        remedy = f"give a folder with images ({' '.join(IMAGE_EXTENSIONS)})"
+        raise DataError("a folder without an image", where=str(folder), remedy=remedy)
+    return files
+
+
 def join_names(names: Sequence[str]) -> str:
     """The first few names, quoted, and how many more there are."""
     quoted = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED])

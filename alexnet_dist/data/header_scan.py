@@ -1,4 +1,4 @@
-"""Upright sizes of many images, from their headers, remembered between runs."""
+"""Upright sizes of many images, from their headers, remembered between runs; and how such things are remembered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -59,7 +59,7 @@ def scan_headers(
     Returns:
         One Header for each file, in order. Unreadable files are never remembered.
     """
-    cache_path = cache_dir / "scans" / f"{_hash_place(root, listed_by)}.csv"
+    cache_path = cache_dir / "scans" / f"{hash_place(root, listed_by)}.csv"
     known = {
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
@@ -97,50 +97,67 @@ def _read_one(path: str, max_pixels: int) -> Header:
         return Header(0, 0, False, str(error))
 
 
-def _hash_place(root: Path, listed_by: str) -> str:
+def hash_place(root: Path, listed_by: str = "") -> str:
+    """A file name for what is remembered of the files below a root."""
     # A path cannot hold a zero byte, so no two places are written alike.
     place = os.fsencode(root.resolve()) + (b"\0" + os.fsencode(listed_by) if listed_by else b"")
     return hashlib.sha256(place).hexdigest()[:16]
 
 
-def _read_cache(path: Path) -> _Cache:
-    """What the last scan wrote, or nothing where that is missing, damaged or of another version."""
+def read_table(path: Path, title: str) -> Iterator[list[str]]:
+    """The rows that `write_table` wrote, or none where the file is missing, damaged or of another version."""
     try:
-        title, _, body = path.read_bytes().partition(b"\n")
-        if title != _title_of(body):
-            return {}
-        lines = csv.reader(io.StringIO(body.decode("utf-8", "surrogateescape"), newline=""))
+        first, _, body = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        logger.debug("nothing remembered to start from (%s): %s", path, error)
+        return iter(())
+    text = body.decode("utf-8", "surrogateescape") if first == _seal(title, body) else ""
+    return csv.reader(io.StringIO(text, newline=""))
+
+
+def write_table(path: Path, title: str, rows: Iterable[Sequence[object]]) -> None:
+    """Write beside, flush to the disk, rename: a reader finds the old file or the new one.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    body = text.getvalue().encode("utf-8", "surrogateescape")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(beside, "wb") as stream:
+            stream.write(_seal(title, body) + b"\n" + body)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def _seal(title: str, body: bytes) -> bytes:
+    """First line of a table; the checksum finds a file that was cut off in the middle of a number."""
+    return f"{title} crc32={zlib.crc32(body):08x}".encode()
+
+
+def _read_cache(path: Path) -> _Cache:
+    """What the last scan wrote."""
+    try:
         return {
             FoundFile(name, int(byte_size), int(modified_ns)): Header(int(width), int(height), is_plain == "1")
-            for name, byte_size, modified_ns, width, height, is_plain in lines
+            for name, byte_size, modified_ns, width, height, is_plain in read_table(path, _CACHE_TITLE)
         }
-    except (OSError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         logger.debug("no header scan to start from (%s): %s", path, error)
         return {}
 
 
 def _write_cache(path: Path, known: _Cache) -> None:
-    """Write beside, flush to the disk, rename: a reader finds the old file or the new one."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(
-        (file.path, file.byte_size, file.modified_ns, header.width, header.height, int(header.is_plain))
-        for file, header in known.items()
-    )
-    body = text.getvalue().encode("utf-8", "surrogateescape")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    rows = ((*file, header.width, header.height, int(header.is_plain)) for file, header in known.items())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as stream:
-            stream.write(_title_of(body) + b"\n" + body)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
+        write_table(path, _CACHE_TITLE, rows)
     except OSError as error:
         logger.debug("the header scan is not remembered (%s): %s", path, error)
-        with contextlib.suppress(OSError):
-            beside.unlink()
-
-
-def _title_of(body: bytes) -> bytes:
-    """First line of a cache file; the checksum finds a file that was cut off in the middle of a number."""
-    return f"{_CACHE_TITLE} crc32={zlib.crc32(body):08x}".encode()

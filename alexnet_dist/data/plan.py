@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.draws import CROP, FLIP, JITTER, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
 from alexnet_dist.errors import DataError
 
@@ -115,7 +116,7 @@ class Plan:
         shuffle: a new order each epoch (training), or the file order (evaluation).
 
     Raises:
-        DataError: an image smaller than the crop.
+        DataError: an image smaller than the crop, or enlarged beyond measure.
     """
 
     sizes: Array
@@ -125,19 +126,30 @@ class Plan:
     shuffle: bool
 
     def __post_init__(self) -> None:
-        augmentation = self.augmentation
-        if augmentation.crop == "random_resized":
+        recipe = self.augmentation
+        if recipe.crop == "random_resized":
             return
-        resized = resize_shapes(self.sizes.astype(np.int64), augmentation.resize)
-        small = np.flatnonzero(resized.min(axis=1) < augmentation.crop_size)
-        if len(small):
-            width, height = resized[small[0]]
-            raise DataError(
-                f"{len(small)} images are smaller than the crop",
-                where=f"image {small[0]} is {width} x {height} after augment.resize",
-                why=f"model.image_size is {augmentation.crop_size}",
-                remedy=f"train with augment.resize of {augmentation.crop_size} or more, or leave such images out",
-            )
+        resized = resize_shapes(self.sizes.astype(np.int64), recipe.resize)
+        self._refuse(
+            resized.min(axis=1) < recipe.crop_size,
+            what="images are smaller than the crop",
+            why=f"model.image_size is {recipe.crop_size}",
+            remedy=f"train with augment.resize of {recipe.crop_size} or more, or leave such images out",
+        )
+        self._refuse(
+            (resized.prod(axis=1) > DEFAULT_MAX_PIXELS) & (recipe.resize is not None),
+            what="images would become too large",
+            why="a long and narrow picture is enlarged to its shorter side",
+            remedy="leave such images out, or set augment.resize to [H, W]",
+        )
+
+    def _refuse(self, is_bad: npt.NDArray[np.bool_], what: str, why: str, remedy: str) -> None:
+        found = np.flatnonzero(is_bad)
+        if len(found):
+            sizes = self.sizes[found[:1]].astype(np.int64)
+            width, height = resize_shapes(sizes, self.augmentation.resize)[0]
+            where = f"image {found[0]} is {width} x {height} after augment.resize"
+            raise DataError(f"{len(found)} {what}", where=where, why=why, remedy=remedy)
 
     @property
     def num_images(self) -> int:

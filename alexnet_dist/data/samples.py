@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.data.class_folders import FoundFile, join_names, list_class_folders, list_images, match_folders
-from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, UnreadableImageError, convert_to_luma, decode_image
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, convert_to_luma, cut_window, decode_image
 from alexnet_dist.data.digits import prepare_digits
 from alexnet_dist.data.header_scan import Header, scan_headers
 from alexnet_dist.data.manifest import Listed, find_first_mentions, read_manifest
 from alexnet_dist.data.manifest_labels import derive_classes, number_labels
 from alexnet_dist.data.synthetic import SyntheticPixels
+from alexnet_dist.data.verify import read_verdicts
 from alexnet_dist.errors import DataError, UsageError
 
 __all__ = [
@@ -84,7 +85,7 @@ class SampleIndex:
     byte_sizes: npt.NDArray[np.int64]  # (N,): of the files; 0 where there are none
     is_plain: npt.NDArray[np.bool_]  # (N,): files of a kind that every decoder reads alike; see ImageHeader
     classes: tuple[str, ...]  # by label, always those of the training set; folders sort their names, lists order them
-    bad_files: tuple[BadFile, ...] = ()  # found by the header scan and left out
+    bad_files: tuple[BadFile, ...] = ()  # found by the header scan, or known from `prepare verify`, and left out
     pixels: PixelSource | None = None  # gives the pixels where there are no files
 
     def __len__(self) -> int:
@@ -113,24 +114,32 @@ class SampleIndex:
             digest.update(os.fsencode(path) + f"\0{byte_size}\0{label}\0".encode())
         return digest.hexdigest()
 
-    def load_pixels(self, sample_id: int, channels: int = 3, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+    def load_pixels(
+        self,
+        sample_id: int,
+        channels: int = 3,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        window: Sequence[int] | None = None,
+    ) -> Pixels:
         """Decode, read or draw one sample.
 
+        Args:
+            sample_id: which.
+            channels: 3, or 1 for gray.
+            max_pixels: a larger file is unreadable.
+            window: x, y, width and height of the part that is wanted; None = all of it.
+
         Returns:
-            uint8 (H, W, channels), with H and W as in `sizes`.
+            uint8 (H, W, channels), with H and W as in `sizes` or `window`.
 
         Raises:
             UnreadableImageError: the file is damaged or gone, or has another size than at the scan.
         """
         path = self.paths[sample_id]
-        if self.pixels is not None:
-            return _set_channels(self.pixels.load(path), channels)
-        pixels = decode_image(os.path.join(self.root, path), channels, max_pixels)
-        height, width = pixels.shape[:2]
-        if (width, height) != tuple(self.sizes[sample_id]):
-            scanned = "x".join(map(str, self.sizes[sample_id]))
-            raise UnreadableImageError(f"changed since it was scanned: {width}x{height}, was {scanned}")
-        return pixels
+        if self.pixels is None:
+            return decode_image(os.path.join(self.root, path), channels, max_pixels, self.sizes[sample_id], window)
+        image = _set_channels(self.pixels.load(path), channels)
+        return image if window is None else cut_window(image, window)
 
 
 def scan_folder(
@@ -164,7 +173,7 @@ def scan_folder(
     files_of = list_images(root, folders)
     files = list(chain.from_iterable(files_of))
     labels = np.repeat([label_of[folder] for folder in folders], [len(found) for found in files_of])
-    headers = scan_headers(root, files, cache_dir=cache_dir, max_pixels=max_pixels, progress=progress)
+    headers = _scan_files(root, files, cache_dir, max_pixels, progress)
     index = _build_index(root, files, labels, headers, class_names, on_bad_file)
     _warn_about_classes(index, root)
     return index
@@ -200,15 +209,8 @@ def scan_manifest(
         BadFilesError: unreadable files under `fail`; all of them.
     """
     pictures, labels, class_names = _list_pictures(root, manifest, classes, has_positions)
-    scanned = scan_headers(
-        root,
-        [picture.file for picture in pictures if not picture.reason],
-        cache_dir=cache_dir,
-        max_pixels=max_pixels,
-        progress=progress,
-        listed_by=os.path.abspath(manifest),
-    )
-    found = iter(scanned)
+    lookup = [picture.file for picture in pictures if not picture.reason]
+    found = iter(_scan_files(root, lookup, cache_dir, max_pixels, progress, os.path.abspath(manifest)))
     headers = [Header(0, 0, False, picture.reason) if picture.reason else next(found) for picture in pictures]
     files = [picture.file for picture in pictures]
     index = _build_index(root, files, labels, headers, class_names, on_bad_file)
@@ -275,6 +277,20 @@ def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], se
         classes=tuple(map(synthetic.name_class, range(num_classes))),
         pixels=synthetic,
     )
+
+
+def _scan_files(
+    root: Path, files: list[FoundFile], cache_dir: Path, max_pixels: int, progress: bool, listed_by: str = ""
+) -> list[Header]:
+    """The headers of files. What `verify_files` found to be bad counts as unreadable until the file changes."""
+    headers = scan_headers(
+        root, files, cache_dir=cache_dir, max_pixels=max_pixels, progress=progress, listed_by=listed_by
+    )
+    verdicts = read_verdicts(root, cache_dir)
+    if not verdicts:
+        return headers
+    pairs = zip(files, headers, strict=True)
+    return [header if header.reason else header._replace(reason=verdicts.get(file, "")) for file, header in pairs]
 
 
 def _set_channels(pixels: Pixels, channels: int) -> Pixels:

@@ -307,3 +307,11 @@ def test_order_mixes_the_images() -> None:
     order = shuffle_order(0, 0, MANY)
     assert abs(np.corrcoef(order, np.arange(MANY))[0, 1]) < 5 / np.sqrt(MANY)
     assert abs(np.corrcoef(order, shuffle_order(0, 1, MANY))[0, 1]) < 5 / np.sqrt(MANY)
+
+
+def test_a_line_of_pixels_is_not_blown_up() -> None:
+    """1 x 40,000 pixels with the shorter side at 256 would be 2.6 thousand million pixels."""
+    sizes = np.array([[300, 200], [1, 40_000]])
+    with pytest.raises(DataError, match=r"1 images would become too large \(image 1 is 256 x 10240000 after"):
+        Plan(sizes, Augmentation(crop_size=224, resize=256), 1, seed=0, shuffle=False)
+    Plan(sizes, Augmentation(crop_size=224, resize=(256, 256)), 1, seed=0, shuffle=False)

@@ -1,0 +1,53 @@
+"""`prepare`: what is done with images before a run reads them; a module for each kind of preparation."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import signal
+from collections.abc import Sequence
+
+from alexnet_dist.errors import InterruptedRunError, UsageError
+
+EXAMPLES = """Look at images, or convert them, before a run reads them.
+
+examples:
+  python launch/prepare.py verify --config imagenet_subset
+  python launch/prepare.py cache --config imagenet_subset
+  python launch/prepare.py parity --data data/imagenet_subset/val --engines torchvision dali
+
+verify    decode every image, list the bad ones, and let training leave them out
+cache     decode and resize a set once, into rows of pixels that engine cache reads
+parity    compare engines on your images, stage by stage
+
+Each has its --help."""
+
+KINDS = ("verify", "cache", "parity")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the preparation that the first word names; its exit code.
+
+    Raises:
+        UsageError: there is none of this name.
+        InterruptedRunError: Ctrl-C; what was done is kept.
+    """
+    if argv and argv[0] in ("-h", "--help"):
+        print(EXAMPLES)
+        return 0
+    if not argv or argv[0] not in KINDS:
+        raise _name_kinds(argv)
+    module = importlib.import_module(f"alexnet_dist.commands.prepare_{argv[0]}")
+    try:
+        return int(module.main(argv[1:]))
+    except KeyboardInterrupt:
+        remedy = "start the same command again to go on"
+        raise InterruptedRunError("stopped by SIGINT", signal_number=signal.SIGINT, remedy=remedy) from None
+
+
+def _name_kinds(argv: Sequence[str]) -> UsageError:
+    if not argv or argv[0].startswith("-"):
+        return UsageError("no preparation is named", where="command line", remedy=f"give one of {', '.join(KINDS)}")
+    near = difflib.get_close_matches(argv[0], KINDS, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(KINDS)}"
+    return UsageError(f"unknown preparation {argv[0]!r}", where="command line", remedy=remedy)

@@ -1,0 +1,242 @@
+"""HOW a plan is carried out from the image cache: no file is decoded, and memory is passed over as seldom as may be.
+
+- On a CPU each row goes from the cache to the network's input in one pass: cut, flip, convert, scale and shift.
+- On a GPU crops travel as bytes, and colours are changed on the device.
+- A set of one size that fits into the GPU's memory is kept there, and nothing but the plan travels.
+
+One thread makes batches ahead of the network; with `workers` 0 each is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alexnet_dist.data.batch_pixels import cut_batch, jitter_batch, resize_batch
+from alexnet_dist.data.cache_store import Layout, Store, check_cacheable, lay_out, open_store
+from alexnet_dist.data.loader import Batch, Loader
+from alexnet_dist.data.plan import LUMA, StepPlan
+from alexnet_dist.data.samples import BadFile
+from alexnet_dist.data.torchvision_engine import cut_pixels, jitter_pixels, resize_window
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
+"""Makes the images (B, C, S, S) of a batch; rows without mask are black before the colour shift."""
+
+RESIDENT_PART = 0.4  # of the device's free memory that a set may take
+
+# Below torch's grain size of 32,768 elements an operation stays in its thread. Above, it would be spread over threads
+# that the network is using: with busy cores that was seen to cost five times what it gains.
+_PIECE_ELEMENTS = 32_767
+
+# Opened once for each loader, and gone with it.
+_MAKERS: WeakKeyDictionary[Loader, tuple[Store, Maker]] = WeakKeyDictionary()
+
+
+def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start to stop - 1, finished on the device.
+
+    Raises:
+        UsageError: a recipe that needs the original images.
+        DataError: there is no cache, or it is damaged or foreign.
+    """
+    if loader not in _MAKERS:
+        _MAKERS[loader] = _open(loader)
+    make = partial(_make_batch, loader, *_MAKERS[loader])
+    return run_ahead(make, range(start, stop), loader.prefetch if loader.workers else 0)
+
+
+def run_ahead(make: Callable[[int], Batch], steps: Sequence[int], depth: int) -> Iterator[Batch]:
+    """What `make` returns for each step, made by a thread that is up to `depth` steps ahead; 0 = no thread."""
+    if not depth:
+        yield from map(make, steps)
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="cache-engine")
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def find_layout(loader: Loader) -> Layout:
+    """Where the images of a loader are cached.
+
+    Raises:
+        UsageError: a recipe that needs the original images.
+    """
+    recipe = loader.plan.augmentation
+    check_cacheable(recipe.crop)
+    return lay_out(loader.cache_dir, loader.index, recipe.resize, loader.channels, loader.max_pixels)
+
+
+def _open(loader: Loader) -> tuple[Store, Maker]:
+    layout = find_layout(loader)
+    store = open_store(layout)
+    if loader.device.type == "cpu":
+        return store, partial(make_on_host, store)
+    if store.is_uniform and layout.total_bytes <= RESIDENT_PART * torch.cuda.mem_get_info(loader.device)[0]:
+        return store, partial(make_on_device, upload(store, loader.device))
+    return store, partial(make_from_crops, store)
+
+
+def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
+    rows = loader.plan.at(step).shard(loader.shard_id, loader.num_shards)
+    mask, bad_files = _judge_rows(loader, store, rows)
+    values = np.where(mask, loader.index.labels[rows.ids], 0), mask.astype(np.float32)
+    labels, weights = (torch.from_numpy(array).to(loader.device) for array in values)
+    num_images = int(mask.sum()) // loader.plan.augmentation.views
+    return Batch(maker(loader, rows, mask), labels, weights, torch.from_numpy(rows.ids), num_images, bad_files)
+
+
+def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, list[BadFile]]:
+    """(B,) which rows have an image, and the images that could not be decoded when the cache was built."""
+    mask = rows.ids >= 0
+    if not store.bad_files:
+        return mask, []
+    mask &= ~np.isin(rows.ids, list(store.bad_files))
+    index, images = loader.index, rows.ids[:: loader.plan.augmentation.views].tolist()
+    bad_ids = [sample for sample in images if sample in store.bad_files]
+    return mask, [BadFile(str(index.root / index.paths[sample]), store.bad_files[sample]) for sample in bad_ids]
+
+
+# -- on a CPU: one pass -----------------------------------------------------------------------------------------------
+
+
+def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+    """The images (B, C, S, S) in host memory: (pixel + shift - mean) / std as pixel * scale + bias, row by row."""
+    side, channels, count = loader.plan.augmentation.crop_size, loader.channels, len(rows.ids)
+    scale, bias = _fold_normalization(loader, rows)  # (S * C,) and (B, S * C)
+    shape = (count, side, side, channels) if loader.channels_last else (count, channels, side, side)
+    # numpy asks the system for large pages, torch does not: a fresh batch costs a fifth of the time.
+    made = torch.from_numpy(np.empty(shape, np.float32))
+    images = made.permute(0, 3, 1, 2) if loader.channels_last else made  # (B, C, S, S)
+    without = torch.from_numpy(~mask)
+    images[without] = bias[without, :channels, None, None]
+    scratch = torch.empty(side, side * channels)
+    for row, crop, flips in _iterate_crops(store, loader, rows, mask, with_jitter=True):
+        for part, piece in _cut_pieces(crop, *flips):
+            into = made[row, part].flatten(1) if loader.channels_last else scratch[part]  # (rows, S * C)
+            torch.addcmul(bias[row], piece.flatten(1), scale, out=into)
+            if not loader.channels_last:
+                images[row, :, part] = into.view(-1, side, channels).permute(2, 0, 1)
+    return images
+
+
+def _fold_normalization(loader: Loader, rows: StepPlan) -> tuple[Tensor, Tensor]:
+    """The normalisation as (S * C,) scale and (B, S * C) bias: a picture's row has its channels side by side."""
+    side = loader.plan.augmentation.crop_size
+    mean, std = (np.array(values) for values in (loader.normalization.mean, loader.normalization.std))  # (C,)
+    shifts = rows.shifts @ np.array(LUMA)[:, None] if loader.channels == 1 else rows.shifts  # (B, C)
+    scale, bias = (torch.from_numpy(values.astype(np.float32)) for values in (1 / std, (shifts - mean) / std))
+    return scale.repeat(side), bias.repeat(1, side)
+
+
+def _iterate_crops(
+    store: Store, loader: Loader, rows: StepPlan, mask: Mask, with_jitter: bool
+) -> Iterator[tuple[int, Tensor, tuple[bool, bool]]]:
+    """Row, crop uint8 (S, S, C) and the flips it still needs, for each row with an image.
+
+    A crop with jitter is flipped before it: the reference's functions do both. Other crops lie in the cache.
+    """
+    side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
+    has_jitter = with_jitter and bool(rows.jitters.shape[1])
+    corners, flips = rows.corners.tolist(), rows.flips.tolist()
+    for first in (np.flatnonzero(mask[::views]) * views).tolist():
+        picture = _load_picture(store, rows, first)  # the views of an image share it
+        for row in range(first, first + views):
+            if has_jitter:
+                crop = jitter_pixels(cut_pixels(picture.numpy(), rows, row, side), rows, row)
+                yield row, torch.from_numpy(crop), (False, False)
+            else:
+                left, top = corners[row]
+                yield row, picture[top : top + side, left : left + side], flips[row]
+
+
+def _load_picture(store: Store, rows: StepPlan, row: int) -> Tensor:
+    """uint8 (H, W, C), resized as the plan says; the cache keeps small pictures as they are."""
+    picture = store.load(int(rows.ids[row]))
+    height, width = picture.shape[:2]
+    if (width, height) == tuple(rows.resized[row]):
+        return picture
+    return torch.from_numpy(resize_window(picture.numpy(), rows, row))
+
+
+def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tuple[slice, Tensor]]:
+    """A crop (S, S, C) flipped, in pieces that fit a core's cache: which rows of the result, and (rows, S, C)."""
+    side = len(crop)
+    step = max(1, _PIECE_ELEMENTS // crop[0].numel())
+    axes = [axis for axis, turned in ((0, top_bottom), (1, left_right)) if turned]
+    for start in range(0, side, step):
+        stop = min(start + step, side)
+        piece = crop[side - stop : side - start] if top_bottom else crop[start:stop]
+        yield slice(start, stop), piece.flip(axes) if axes else piece
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def make_from_crops(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+    """The images (B, C, S, S) on the device, from crops that travel as bytes."""
+    side = loader.plan.augmentation.crop_size
+    on_gpu = loader.device.type == "cuda"
+    pixels = torch.empty((len(rows.ids), side, side, loader.channels), dtype=torch.uint8, pin_memory=on_gpu)
+    pixels[torch.from_numpy(~mask)] = 0
+    for row, crop, flips in _iterate_crops(store, loader, rows, mask, with_jitter=False):
+        for part, piece in _cut_pieces(crop, *flips):
+            pixels[row, part] = piece
+    return _finish(loader, rows, pixels.to(loader.device, non_blocking=True))
+
+
+def make_on_device(resident: Tensor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+    """The images (B, C, S, S) on the device, from a set that lies there.
+
+    Args:
+        resident: (N, H, W, C) uint8, the whole set.
+        loader: says how.
+        rows: what happens.
+        mask: (B,) which rows have an image.
+    """
+    side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
+    images = torch.from_numpy(np.maximum(rows.ids, 0)).to(loader.device)  # (B,)
+    pictures, (width, height) = resident, rows.resized[0].tolist()
+    if pictures.shape[1:3] != (height, width):
+        pictures = resize_batch(resident[images[::views]], height, width)  # (B / views, H', W', C)
+        images = torch.arange(len(pictures), device=loader.device).repeat_interleave(views)
+    pixels = cut_batch(pictures, images, rows.corners, rows.flips, side)  # (B, S, S, C)
+    if not mask.all():
+        pixels *= torch.from_numpy(mask).to(loader.device)[:, None, None, None]
+    return _finish(loader, rows, pixels)
+
+
+def upload(store: Store, device: torch.device) -> Tensor:
+    """A set of one size in the device's memory, uint8 (N, H, W, C)."""
+    layout = store.layout
+    width, height = layout.sizes[0].tolist()
+    shape = (len(layout.index), height, width, layout.channels)
+    resident = torch.empty(shape, dtype=torch.uint8, device=device)
+    for number, chunk in enumerate(store.chunks):
+        ids = layout.chunk_ids(number)
+        resident[ids.start : ids.stop] = chunk.view(-1, *shape[1:]).to(device)
+    return resident
+
+
+def _finish(loader: Loader, rows: StepPlan, pixels: Tensor) -> Tensor:
+    """(B, S, S, C) uint8 on the device to the network's input."""
+    pixels = jitter_batch(pixels, rows.jitters, rows.factors)
+    shifts = torch.from_numpy(rows.shifts.astype(np.float32)).to(loader.device)
+    return loader.normalization(pixels, shifts, loader.channels_last)
