@@ -107,6 +107,15 @@ def pick_effort(options: argparse.Namespace, *, full: T, quick: T, tiny: T) -> T
     return tiny if options.tiny else quick if options.quick else full
 
 
+def describe_speed(speed: Spread) -> dict[str, float]:
+    """Images per second over the rounds."""
+    return {
+        "images_per_second": speed.median,
+        "images_per_second_min": speed.min,
+        "images_per_second_max": speed.max,
+    }
+
+
 def has_amx(environment: Mapping[str, Any]) -> bool:
     """Whether the CPU multiplies bf16 matrices in tiles."""
     return "amx_tile" in environment["cpu_features"]

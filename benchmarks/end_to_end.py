@@ -37,13 +37,22 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from _images import describe_images, find_images
+from _memory import sum_resident_mib
 from _photographs import write_photographs
-from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
+from _report import (
+    Report,
+    add_device_options,
+    describe_environment,
+    describe_speed,
+    new_parser,
+    pick_effort,
+    run_benchmark,
+)
 from _subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
 from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
 from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization
-from alexnet_dist.commands.splits import build_splits
 from alexnet_dist.config import AugmentConfig, DataConfig
 from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
@@ -144,22 +153,6 @@ def build_windows(
     }
 
 
-def find_images(root: Path | None, folder: Path, num_images: int) -> SampleIndex:
-    """The training images below a root, or made ones. Nothing is written below the root."""
-    if root is None:
-        root = folder / "photographs"
-        write_photographs(root, num_images, width=500, height=375)
-    data = DataConfig(root=str(root), val_fraction=0.0, cache_dir=str(folder / "cache"))
-    return build_splits(data, SEED, progress=False).train
-
-
-def describe_images(index: SampleIndex, made: bool) -> dict[str, Any]:
-    """What was decoded."""
-    width, height = index.sizes.mean(axis=0).round().astype(int).tolist()
-    kilobytes = round(float(index.byte_sizes.mean()) / 1000, 1)
-    return {"made": made, "count": len(index), "mean_width": width, "mean_height": height, "mean_kilobytes": kilobytes}
-
-
 def make_loader(
     runtime: Runtime, index: SampleIndex, spec: AlexNetSpec, batch_size: int, workers: int | None
 ) -> Loader:
@@ -186,15 +179,6 @@ def time_batches(loader: Loader, use: Callable[[Any], None], num_batches: int) -
 
     measure_seconds(use_next, ahead + 1, loader.device)
     return measure_seconds(use_next, num_batches, loader.device) / num_batches
-
-
-def describe_speed(speed: Spread) -> dict[str, float]:
-    """Images per second over the rounds."""
-    return {
-        "images_per_second": speed.median,
-        "images_per_second_min": speed.min,
-        "images_per_second_max": speed.max,
-    }
 
 
 def add_limit(report: Report, seconds: dict[str, list[float]], on_gpu: bool, what: str) -> None:
@@ -283,17 +267,6 @@ def watch_memory(process: subprocess.Popen[str], metrics: Path) -> list[tuple[in
         samples.append((read_last_step(metrics), mib))
         time.sleep(POLL_SECONDS)
     return samples
-
-
-def sum_resident_mib(tree: psutil.Process) -> float:
-    """Resident set sizes of a process and its descendants. Pages that they share count in each."""
-    total = 0
-    for process in [tree, *tree.children(recursive=True)]:
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
 
 
 def read_last_step(metrics: Path) -> int:

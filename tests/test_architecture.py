@@ -37,6 +37,7 @@ HOMES = {
     "wandb": "alexnet_dist/training/wandb_mirror.py",
     "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
     "torch.utils.tensorboard": "alexnet_dist/parallel/",
+    "nvidia": ("alexnet_dist/data/dali_", "benchmarks/"),
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",
 }
@@ -128,6 +129,7 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("alexnet_dist/training/toy.py", "from torch.utils import tensorboard", "tensorboard outside"),
         ("alexnet_dist/data/toy.py", "from torchvision.io import read_image", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import torchvision\ntorchvision.io.read_image('x')", "torchvision.io outside"),
+        ("alexnet_dist/data/toy.py", "from nvidia.dali import fn", "nvidia outside"),
         ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),
         ("alexnet_dist/training/model_folder.py", "from pickle import loads", "pickle outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x')", "torch.load without"),

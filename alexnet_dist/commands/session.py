@@ -19,11 +19,13 @@ from alexnet_dist.commands.build import (
     place_model,
     settle_batch_sizes,
 )
+from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.splits import Splits, build_splits, find_root
 from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
-from alexnet_dist.data.engines import choose_engine
+from alexnet_dist.data.cache_store import check_cacheable
+from alexnet_dist.data.engines import REFERENCE, check_engine, choose_engine
 from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
@@ -81,10 +83,14 @@ class Session:
         before = {} if new else read_json(self.folder / RUN)
         self.config = config
         self.runtime = start_runtime(config.device, config.precision, before.get("precision"))
-        self.engine, self.engine_reason = choose_engine(config.data.engine)
+        check_engine(config.data.engine)
+        if config.data.engine == "cache":
+            check_cacheable(config.augment.crop)
         self.runtime.on_main(lambda: self._open(new))
         self.splits = self._find_images()
         self.sizes = self._settle_sizes()
+        self.spec = build_spec(config.model, len(self.splits.train.classes))
+        self.engine, self.engine_reason = self.runtime.on_main(lambda: self._choose_engine(before.get("engine")))
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
         self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
@@ -108,10 +114,17 @@ class Session:
         try:
             return self.runtime.main_first(lambda: build_splits(data, seed, progress=self.runtime.is_main))
         except BadFilesError as error:
-            if self.runtime.is_main:
-                bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
-                write_bad_files(self.folder, bad_files, find_root(data))
+            self._list_bad_files(error)
             raise
+
+    def _list_bad_files(self, error: BadFilesError) -> None:
+        if self.runtime.is_main:
+            bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
+            write_bad_files(self.folder, bad_files, find_root(self.config.data))
+
+    def _choose_engine(self, kept: str | None) -> tuple[str, str]:
+        loader = self._build_loader(self.splits.train, training=True, engine=REFERENCE)
+        return choose_engine(self.config.data.engine, kept, loader)
 
     def _settle_sizes(self) -> BatchSizes:
         train = self.config.train
@@ -172,6 +185,8 @@ class Session:
         config, runtime = self.config, self.runtime
         loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
         model = self._build_model(fresh=loaded is None)
+        if self.engine == "cache":
+            self._build_caches()
         optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer))
         forward = runtime.replicate(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
         metrics_bytes = loaded.state["metrics_bytes"] if loaded is not None else 0
@@ -203,7 +218,6 @@ class Session:
 
     def _build_model(self, fresh: bool) -> nn.Module:
         config = self.config
-        self.spec = build_spec(config.model, len(self.splits.train.classes))
         model = build_model(self.spec, config.seed)
         if fresh and config.model.pretrained is not None:
             self.runtime.on_main(lambda: self._check_pretrained_classes(str(config.model.pretrained)))
@@ -219,6 +233,15 @@ class Session:
             if their != our:
                 why = f"class {position} is {their!r} there and {our!r} in the data"
                 raise CheckpointError("the weights were trained for other classes", where=name, why=why)
+
+    def _build_caches(self) -> None:
+        sets = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
+        loaders = [self._build_loader(index, training=index is self.splits.train) for index in sets]
+        try:
+            build_caches(self.runtime, self.config.data, loaders, self.stop)
+        except BadFilesError as error:
+            self._list_bad_files(error)
+            raise
 
     def _build_schedule(self) -> Schedule:
         config = self.config
@@ -239,7 +262,7 @@ class Session:
             early_stop=config.train.early_stop,
         )
 
-    def _build_loader(self, index: SampleIndex, training: bool) -> Loader:
+    def _build_loader(self, index: SampleIndex, training: bool, engine: str | None = None) -> Loader:
         config = self.config
         recipe = build_augmentation(config.augment, self.spec.image_size)
         batch_size = self.sizes.global_ if training else self.sizes.micro * self.runtime.dp_size
@@ -251,7 +274,8 @@ class Session:
             shuffle=training,
         )
         normalization = build_normalization(config.augment, self.spec.in_channels)
-        return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last, self.engine)
+        engine = engine or self.engine
+        return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last, engine)
 
     def _data_root(self) -> Path:
         return find_root(self.config.data)

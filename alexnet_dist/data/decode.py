@@ -18,7 +18,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -62,6 +62,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
     8: lambda stored: stored[:, ::-1].swapaxes(0, 1),
 }
+_TRANSPOSED = (5, 6, 7, 8)
 
 
 class UnreadableImageError(Exception):
@@ -99,7 +100,7 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
         else:
             width, height = image.size
             orientation = _read_orientation(image)
-        if orientation in (5, 6, 7, 8):
+        if orientation in _TRANSPOSED:
             width, height = height, width
         return ImageHeader(width, height, orientation not in _UPRIGHT and _is_plain(image, stream))
 
@@ -115,32 +116,60 @@ def _is_plain(image: ImageFile.ImageFile, stream: BinaryIO) -> bool:
     return False
 
 
-def decode_image(source: ImageSource, channels: int = 3, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+def decode_image(
+    source: ImageSource,
+    channels: int = 3,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    size: Sequence[int] | None = None,
+    window: Sequence[int] | None = None,
+) -> Pixels:
     """Decode one image file by the contract at the top of this module.
 
     Args:
         source: a path, or the file's bytes.
         channels: 3 (RGB) or 1 (gray).
         max_pixels: largest width x height that is accepted; checked before anything is decoded.
+        size: width and height that the upright picture had when it was scanned.
+        window: x, y, width and height of the part of the upright picture that is wanted; None = all of it.
 
     Returns:
         uint8 (H, W, channels), C-contiguous and writable, upright.
 
     Raises:
-        UnreadableImageError: whatever is wrong with the file.
+        UnreadableImageError: whatever is wrong with the file, or it has another size than at the scan.
         MemoryError: the machine has no memory for an image within the limit.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     with _reading(source) as stream:
-        image = _open_image(stream, max_pixels)
+        image: Image.Image = _open_image(stream, max_pixels)
         orientation = _read_orientation(image)
         image.load()
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Pillow turns a TIFF upright while loading and then removes the tag.
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        if size is not None:
+            _compare_size(image.size[::-1] if orientation in _TRANSPOSED else image.size, size)
+        if window is not None and orientation not in _UPRIGHT and image.mode in ("L", "RGB"):
+            # Pillow holds a pixel in four bytes: the less of them are turned into three, the better.
+            x, y, width, height = map(int, window)
+            image, window = image.crop((x, y, x + width, y + height)), None
         stored = _convert_pixels(image, channels)
-        return np.ascontiguousarray(_UPRIGHT[orientation](stored)) if orientation in _UPRIGHT else stored
+        upright = _UPRIGHT[orientation](stored) if orientation in _UPRIGHT else stored
+        return np.ascontiguousarray(upright if window is None else cut_window(upright, window))
+
+
+def cut_window(image: Pixels, window: Sequence[int]) -> Pixels:
+    """The part x, y, width, height of an image (H, W, C).
+
+    Raises:
+        UnreadableImageError: the image is not as large as its header said when the plan was made.
+    """
+    x, y, width, height = window
+    part = image[y : y + height, x : x + width]
+    if part.shape[:2] != (height, width):
+        raise UnreadableImageError(f"is {image.shape[1]} x {image.shape[0]} pixels, not as the scan found it")
+    return part
 
 
 def convert_to_luma(rgb: Pixels) -> Pixels:
@@ -222,7 +251,13 @@ def _describe_stranger(prefix: bytes) -> str:
     return f"not an image ({', '.join(FORMATS)})"
 
 
-def _read_orientation(image: ImageFile.ImageFile) -> int:
+def _compare_size(found: tuple[int, int], scanned: Sequence[int]) -> None:
+    if found != tuple(scanned):
+        now, then = ("x".join(map(str, size)) for size in (found, scanned))
+        raise UnreadableImageError(f"changed since it was scanned: {now}, was {then}")
+
+
+def _read_orientation(image: Image.Image) -> int:
     """EXIF orientation from what the header held, 1 where there is none or it is damaged.
 
     Not `image.getexif()`: for a PNG that decodes the whole picture first.
@@ -248,8 +283,8 @@ def _convert_pixels(image: Image.Image, channels: int) -> Pixels:
         raise UnreadableImageError(f"{kind} pixels have no defined 8-bit value")
     image.info.pop("transparency", None)  # alpha is dropped; Pillow would try to carry it over
     if image.mode in _GRAY_MODES:
-        return _replicate(np.array(image.convert("L")), channels)
-    colour = image.convert("RGB")
+        return _replicate(np.array(image if image.mode == "L" else image.convert("L")), channels)
+    colour = image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy
     return np.array(colour) if channels == 3 else np.array(colour.convert("L"))[:, :, None]
 
 

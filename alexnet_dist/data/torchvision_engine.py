@@ -1,10 +1,13 @@
 """HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop, flip, jitter in worker processes.
 
-Each worker makes whole batches of uint8 pixels; colour noise and normalisation follow on the device.
+Each worker makes whole batches of uint8 pixels, in memory that it shares with the training process; colour noise and
+normalisation follow on the device. The memory is taken once and used in turns: a page of shared memory costs more to
+get than to fill.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.decode import UnreadableImageError, cut_window
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
@@ -24,6 +27,8 @@ from alexnet_dist.data.workers import end_with_training_process, worker_context
 from alexnet_dist.errors import MachineError
 
 Pixels = npt.NDArray[np.uint8]
+
+PREFETCH = 2  # batches that each worker makes ahead
 
 JITTERS: dict[int, Callable[[Tensor, float], Tensor]] = {
     BRIGHTNESS: transforms.adjust_brightness,
@@ -33,19 +38,29 @@ JITTERS: dict[int, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-class PixelBatch(NamedTuple):
-    """One replica's batch as it leaves a worker."""
+class RowFacts(NamedTuple):
+    """What there is to say of a batch beside its pixels."""
 
-    pixels: Tensor  # (B, S, S, C) uint8
-    labels: Tensor  # (B,) int64, 0 where there is no image
-    mask: Tensor  # (B,) bool, True where there is an image
-    shifts: Tensor  # (B, 3) float32, added to RGB on the 0-255 scale
-    ids: Tensor  # (B,) int64, -1 where the batch was filled up
+    labels: npt.NDArray[np.int64]  # (B,), 0 where there is no image
+    mask: npt.NDArray[np.bool_]  # (B,), True where there is an image
+    shifts: npt.NDArray[np.float32]  # (B, 3), added to RGB on the 0-255 scale
+    ids: npt.NDArray[np.int64]  # (B,), -1 where the batch was filled up
     bad_files: list[BadFile]  # with full paths
 
 
+class PixelBatch(NamedTuple):
+    """One replica's batch as it leaves a worker; see `RowFacts`."""
+
+    pixels: Tensor  # (B, S, S, C) uint8
+    labels: Tensor  # (B,) int64
+    mask: Tensor  # (B,) bool
+    shifts: Tensor  # (B, 3) float32
+    ids: Tensor  # (B,) int64
+    bad_files: list[BadFile]
+
+
 @dataclass(frozen=True, eq=False)
-class PixelBatches(Dataset[PixelBatch]):
+class PixelBatches:
     """The batches of one replica, by step.
 
     Args:
@@ -64,26 +79,64 @@ class PixelBatches(Dataset[PixelBatch]):
     shard_id: int
     num_shards: int
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of a batch's pixels: rows, height, width, channels."""
+        recipe = self.plan.augmentation
+        rows = self.plan.global_batch_size // self.num_shards * recipe.views
+        return rows, recipe.crop_size, recipe.crop_size, self.channels
+
     def __getitem__(self, step: int) -> PixelBatch:
+        pixels = np.empty(self.shape, np.uint8)
+        return join_batch(torch.from_numpy(pixels), self.fill(pixels, step))
+
+    def fill(self, pixels: Pixels, step: int) -> RowFacts:
+        """Write the batch of a step to `pixels` (B, S, S, C), over whatever is there."""
         rows = self.plan.at(step).shard(self.shard_id, self.num_shards)
-        side, views = self.plan.augmentation.crop_size, self.plan.augmentation.views
-        pixels = np.zeros((len(rows.ids), side, side, self.channels), np.uint8)
+        views = self.plan.augmentation.views
         mask = rows.ids >= 0
         bad_files = []
-        for first in (np.flatnonzero(mask[::views]) * views).tolist():
+        for first in range(0, len(mask), views):
             try:
-                image = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels)
-                picture = resize_window(image, rows, first)  # the views of an image share it
-                for row in range(first, first + views):
-                    pixels[row] = jitter_pixels(cut_pixels(picture, rows, row, side), rows, row)
+                if mask[first]:
+                    self._fill_image(pixels, rows, first)
             except UnreadableImageError as error:
                 mask[first : first + views] = False
                 path = self.index.root / self.index.paths[rows.ids[first]]
                 bad_files.append(BadFile(str(path), str(error)))
+        pixels[~mask] = 0
         labels = np.where(mask, self.index.labels[rows.ids], 0)
-        shifts = torch.from_numpy(rows.shifts.astype(np.float32))
-        tensors = (torch.from_numpy(pixels), torch.from_numpy(labels), torch.from_numpy(mask), shifts)
-        return PixelBatch(*tensors, torch.from_numpy(rows.ids), bad_files)
+        return RowFacts(labels, mask, rows.shifts.astype(np.float32), rows.ids, bad_files)
+
+    def _fill_image(self, pixels: Pixels, rows: StepPlan, first: int) -> None:
+        """One image, in all its views."""
+        window = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels, rows.windows[first])
+        width, height = rows.resized[first].tolist()
+        picture = resize_pixels(window, width, height)  # the views of an image share it
+        for row in range(first, first + self.plan.augmentation.views):
+            pixels[row] = jitter_pixels(cut_pixels(picture, rows, row, pixels.shape[1]), rows, row)
+
+
+def join_batch(pixels: Tensor, facts: RowFacts) -> PixelBatch:
+    """A batch of pixels (B, S, S, C) and what there is to say of it."""
+    labels, mask, shifts, ids = (torch.from_numpy(values) for values in facts[:-1])
+    return PixelBatch(pixels, labels, mask, shifts, ids, facts.bad_files)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedBatches(Dataset[RowFacts]):
+    """The batches of one replica as workers make them: step s goes to slot s modulo K.
+
+    Args:
+        batches: by step.
+        slots: (K, B, S, S, C) uint8 in shared memory.
+    """
+
+    batches: PixelBatches
+    slots: Tensor
+
+    def __getitem__(self, step: int) -> RowFacts:
+        return self.batches.fill(self.slots[step % len(self.slots)].numpy(), step)
 
 
 def resize_window(image: Pixels, rows: StepPlan, row: int) -> Pixels:
@@ -92,16 +145,19 @@ def resize_window(image: Pixels, rows: StepPlan, row: int) -> Pixels:
     Raises:
         UnreadableImageError: the image is not as large as its header said when the plan was made.
     """
-    x, y, width, height = rows.windows[row]
-    window = image[y : y + height, x : x + width]
-    if window.shape[:2] != (height, width):
-        raise UnreadableImageError(f"is {image.shape[1]} x {image.shape[0]} pixels, not as the scan found it")
-    new_width, new_height = rows.resized[row]
-    if (new_width, new_height) == (width, height):
+    width, height = rows.resized[row].tolist()
+    return resize_pixels(cut_window(image, rows.windows[row]), width, height)
+
+
+def resize_pixels(window: Pixels, width: int, height: int) -> Pixels:
+    """Resize a window (H, W, C) to (height, width, C): bilinear, with antialias."""
+    if window.shape[:2] == (height, width):
         return window
-    planes = torch.from_numpy(window).permute(2, 0, 1)  # (C, H, W)
-    planes = transforms.resize(planes, [int(new_height), int(new_width)], antialias=True)  # (C, H', W')
-    picture: Pixels = planes.permute(1, 2, 0).numpy()
+    # With the batch's axis in place torch sees that the channels come last, and leaves them there: without it, it sorts
+    # the pixels into planes, which takes as long as the resize.
+    planes = torch.from_numpy(np.ascontiguousarray(window))[None].permute(0, 3, 1, 2)  # (1, C, H, W)
+    planes = transforms.resize(planes, [height, width], antialias=True)  # (1, C, height, width)
+    picture: Pixels = planes[0].permute(1, 2, 0).numpy()
     return picture
 
 
@@ -138,48 +194,79 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     source = PixelBatches(
         loader.plan, loader.index, loader.channels, loader.max_pixels, loader.shard_id, loader.num_shards
     )
-    for made in iterate_pixel_batches(source, start, stop, loader.workers, loader.device.type == "cuda"):
+    on_gpu = loader.device.type == "cuda"
+    for made in iterate_pixel_batches(source, start, stop, loader.workers):
+        pinned = made.pixels.pin_memory() if on_gpu else made.pixels
         pixels, labels, mask, shifts = (
-            tensor.to(loader.device, non_blocking=True) for tensor in (made.pixels, made.labels, made.mask, made.shifts)
+            tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask, made.shifts)
         )
         images = loader.normalization(pixels, shifts, loader.channels_last)
         num_images = int(made.mask.sum()) // loader.plan.augmentation.views
         yield Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
 
 
-def iterate_pixel_batches(
-    batches: PixelBatches, start: int, stop: int, workers: int, pin_memory: bool
-) -> Iterator[PixelBatch]:
+def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers: int) -> Iterator[PixelBatch]:
     """The batches of steps start to stop - 1, made ahead by worker processes.
+
+    The pixels of a batch are good until the next batch is asked for.
 
     Args:
         batches: the replica's batches by step.
         start: first step.
         stop: step after the last.
         workers: processes; 0 makes each batch when it is asked for.
-        pin_memory: put batches in page-locked memory, for copies to a GPU.
 
     Raises:
-        MachineError: a worker was killed.
+        MachineError: a worker was killed, or there is no shared memory left.
     """
     workers = min(workers, max(stop - start, 0))
+    if workers == 0:
+        yield from map(batches.__getitem__, range(start, stop))
+        return
+    # DataLoader asks for one more batch with each that it hands out: so many are being made, and one is being used.
+    slots = share_slots(min(PREFETCH * workers + 1, stop - start), batches.shape)
     loader = DataLoader(
-        batches,
+        SharedBatches(batches, slots),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
-        pin_memory=pin_memory,
-        multiprocessing_context=worker_context() if workers else None,
+        collate_fn=_leave_as_it_is,  # type: ignore[arg-type]
+        multiprocessing_context=worker_context(),
         worker_init_fn=end_with_training_process,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=PREFETCH,
+        generator=torch.Generator(),  # it would draw a seed for workers from the process's own
     )
     try:
-        yield from loader
+        for step, facts in zip(range(start, stop), loader, strict=True):
+            yield join_batch(slots[step % len(slots)], facts)
     except (RuntimeError, EOFError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         why = str(error).splitlines()[0] if str(error) else "it closed its connection"
-        remedy = "most likely memory or /dev/shm ran out: lower --data.workers"
-        lost = MachineError("a decoding process was killed", why=why, remedy=remedy)
-        lost.is_local = True
-        raise lost from error
+        raise _no_memory("a decoding process was killed", why) from error
+
+
+def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """(K, B, S, S, C) bytes that processes share; they have no name and go with the last process that uses them.
+
+    Raises:
+        MachineError: there is not so much shared memory.
+    """
+    size = (num_slots, *shape)
+    try:
+        storage = torch.UntypedStorage._new_shared(math.prod(size))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        what = f"cannot share {math.prod(size) / 2**20:,.0f} MiB with decoding processes"
+        raise _no_memory(what, str(error)) from error
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, size)  # type: ignore[call-overload, no-any-return]
+
+
+def _leave_as_it_is(facts: RowFacts) -> RowFacts:
+    """DataLoader would make tensors of them, and send each in a file of its own."""
+    return facts
+
+
+def _no_memory(what: str, why: str) -> MachineError:
+    error = MachineError(what, why=why, remedy="most likely memory or /dev/shm ran out: lower --data.workers")
+    error.is_local = True
+    return error

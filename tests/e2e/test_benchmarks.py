@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,12 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from images import save_jpeg
+
+from alexnet_dist.data.engines import find_obstacle
 
 ROOT = Path(__file__).resolve().parents[2]
+HAS_DALI, ON_GPU = find_obstacle("dali") is None, torch.cuda.is_available()
+ENGINES = ["torchvision", "cache", *["dali_cpu"] * HAS_DALI, *["dali_gpu"] * (HAS_DALI and ON_GPU)]
+RIVALS = {"dali_cpu": "plain_dali", "dali_gpu": "plain_dali_gpu"}
 RATIOS = {
     "startup": {"import_package/import_torch", "train_help/import_torch", "unknown_key/import_torch"},
     "model": {"bf16_channels_last/fp32_contiguous", "paper/torchvision", "trainer_step/minimal_loop"},
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
+    "loader": {
+        *(f"{name}/standard" for engine in ENGINES for name in (engine, RIVALS.get(engine, engine))),
+        *(f"{engine}/{RIVALS[engine]}" for engine in ENGINES if engine in RIVALS),
+        *["dali_gpu/dali_cpu"] * ("dali_gpu" in ENGINES),
+        *["cache/model"] * ON_GPU,
+    },
     "end_to_end": {"end_to_end/limit"},
 }
 
@@ -62,6 +76,29 @@ def test_end_to_end_has_every_arm_and_memory(results: Path) -> None:
     rows = {row["arm"]: row for row in json.loads((results / "end_to_end.json").read_text())["rows"]}
     assert set(rows) == {"loader", "model", "end_to_end", "memory"}
     assert rows["memory"]["mib_at_epoch_end"] > 0
+
+
+def test_loader_has_every_engine_with_its_times_and_memory(results: Path) -> None:
+    rows = {row["arm"]: row for row in json.loads((results / "loader.json").read_text())["rows"]}
+    memory = {f"memory of {engine}" for engine in ENGINES}
+    rivals = {"standard", *(RIVALS[engine] for engine in ENGINES if engine in RIVALS)}
+    assert set(rows) == {*ENGINES, *rivals} | memory
+    for name in {*ENGINES, *rivals}:
+        assert 0 < rows[name]["p50_ms"] <= rows[name]["p95_ms"] <= rows[name]["p99_ms"]
+    assert all(rows[name]["mib_last_epoch"] > 0 for name in memory)
+
+
+@pytest.mark.parametrize("part", ["train", "."])
+def test_images_may_lie_below_train_or_directly_below_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    find_images = importlib.import_module("_images").find_images
+    for number in range(4):
+        save_jpeg(tmp_path / "images" / part / f"class-{number % 2}" / f"{number}.jpg", 48, 40)
+    index = find_images(tmp_path / "images", tmp_path / "elsewhere", 0)
+    assert index.paths == ("class-0/0.jpg", "class-0/2.jpg", "class-1/1.jpg", "class-1/3.jpg")
+    assert index.classes == ("class-0", "class-1")
 
 
 def test_page_is_made_from_the_json(results: Path) -> None:

@@ -64,6 +64,27 @@ def test_one_channel_is_the_luma_of_three(image: GoodImage) -> None:
     assert np.array_equal(gray, convert_to_luma(rgb))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image", GOOD, ids=by_name)
+def test_a_window_is_a_part_of_the_whole(image: GoodImage, channels: int) -> None:
+    whole = decode_image(image.data, channels)
+    height, width = whole.shape[:2]
+    x, y = width // 3, height // 4
+    part = decode_image(image.data, channels, size=(width, height), window=(x, y, width - 2 * x, height - y))
+
+    assert np.array_equal(part, whole[y:, x : width - x])
+    assert part.flags.c_contiguous
+    assert part.flags.writeable
+
+
+@pytest.mark.parametrize("image", [image for image in GOOD if image.rgb.shape[0] != image.rgb.shape[1]], ids=by_name)
+def test_another_size_than_at_the_scan_is_refused(image: GoodImage) -> None:
+    height, width = image.rgb.shape[:2]
+    decode_image(image.data, size=np.array([width, height]))
+    with pytest.raises(UnreadableImageError, match=f"changed since it was scanned: {width}x{height}, was {height}x"):
+        decode_image(image.data, size=(height, width), window=(0, 0, 1, 1))
+
+
 def test_the_eight_orientations_are_told_apart() -> None:
     # A decoder that ignored EXIF, or mixed up two orientations, would be seen: stored pictures all differ.
     stored = [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
-from alexnet_dist.data.engines import ENGINES, choose_engine
+from alexnet_dist.data import torchvision_engine
+from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import (
     MAX_WORKERS,
     Batch,
@@ -21,11 +23,13 @@ from alexnet_dist.data.loader import (
     choose_workers,
     make_normalization,
 )
-from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Plan
+from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.torchvision_engine import PixelBatches, iterate_pixel_batches, share_slots
 from alexnet_dist.errors import MachineError
 
 SIDE = 20
+KEPT_SECONDS = 0.2  # a worker makes several batches in it
 RECIPE = Augmentation(
     crop_size=SIDE,
     resize=24,
@@ -120,6 +124,68 @@ def test_shards_concatenate_to_the_batch_of_one_process(index: SampleIndex, num_
 
 def test_no_steps_give_no_batches(index: SampleIndex) -> None:
     assert list(make_loader(index, workers=2).batches(5, 5)) == []
+
+
+def make_source(index: SampleIndex) -> PixelBatches:
+    return PixelBatches(make_loader(index).plan, index, channels=3, max_pixels=10**6, shard_id=0, num_shards=1)
+
+
+def is_kept(source: PixelBatches, workers: int) -> bool:
+    """Whether the pixels of a batch stay as they are until the next is asked for, however long that takes."""
+    for step, made in enumerate(itertools.islice(iterate_pixel_batches(source, 0, 8, workers), 2)):
+        deadline = time.monotonic() + KEPT_SECONDS
+        expected = source[step].pixels
+        while time.monotonic() < deadline:
+            if not torch.equal(made.pixels, expected):
+                return False
+            time.sleep(0.01)
+    return True
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_pixels_stay_until_the_next_batch_is_asked_for(index: SampleIndex, workers: int) -> None:
+    assert is_kept(make_source(index), workers)
+
+
+def test_that_check_notices_one_slot_too_few(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_engine, "share_slots", lambda slots, shape: share_slots(slots - 1, shape))
+    assert not is_kept(make_source(index), workers=1)
+
+
+def test_slots_hold_nothing_of_the_batch_before(index: SampleIndex) -> None:
+    """The third batch of a pass is short, and many batches go through each slot."""
+    source, steps = make_source(index), 12
+    made = [batch.pixels.clone() for batch in iterate_pixel_batches(source, 0, steps, workers=1)]
+    assert all(torch.equal(pixels, source[step].pixels) for step, pixels in enumerate(made))
+    assert all(not pixels[2:].any() for pixels in made[2::3])
+
+
+def test_lack_of_shared_memory_is_named(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refuse)
+    with pytest.raises(MachineError, match=r"No space left on device.*lower --data.workers"):
+        next(make_loader(index, workers=1).batches(0, 1))
+
+
+def test_loading_draws_nothing_from_the_processs_own_generator(index: SampleIndex) -> None:
+    before = torch.get_rng_state()
+    list(make_loader(index, workers=1).batches(0, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_normalization_is_the_formula_bit_by_bit(channels: int, channels_last: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (3, 5, 5, channels), dtype=torch.uint8, generator=generator)
+    shifts = 20 * torch.randn(3, 3, generator=generator)
+    made = make_normalization(channels, 1, None, None)
+    mean, std = torch.tensor(made.mean), torch.tensor(made.std)  # (C,)
+    own = shifts if channels == 3 else shifts @ torch.tensor(LUMA)[:, None]  # (3, C)
+    expected = (pixels.permute(0, 3, 1, 2).float() + (own - mean)[:, :, None, None]) / std[:, None, None]
+    assert torch.equal(made(pixels, shifts, channels_last), expected)
 
 
 # -- what a batch holds -----------------------------------------------------------------------------------------------
@@ -249,13 +315,6 @@ def test_normalization_defaults(
     made = make_normalization(channels, pixel_range, mean, std)
     np.testing.assert_allclose(made.mean, expected_mean, rtol=1e-12)
     np.testing.assert_allclose(made.std, expected_std, rtol=1e-12)
-
-
-@pytest.mark.parametrize("requested", ["auto", "torchvision"])
-def test_engine_is_chosen_with_a_reason(requested: str) -> None:
-    engine, reason = choose_engine(requested)
-    assert engine == "torchvision"
-    assert reason
 
 
 def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,11 +153,11 @@ def test_shards_keep_the_views_of_an_image_together(num_shards: int) -> None:
 
 def test_a_picture_is_decoded_and_resized_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for owner, name in ((SampleIndex, "load_pixels"), (torchvision_engine, "resize_window")):
+    for owner, name in ((SampleIndex, "load_pixels"), (torchvision_engine, "resize_pixels")):
         monkeypatch.setattr(owner, name, count_calls(getattr(owner, name), name, calls))
     index = scan(folder)
     list(make_loader(index, make_runtime()).batches(0, 3))
-    assert sorted(calls) == ["load_pixels"] * 9 + ["resize_window"] * 9
+    assert sorted(calls) == ["load_pixels"] * 9 + ["resize_pixels"] * 9
 
 
 def count_calls(function: Any, name: str, calls: list[str]) -> Any:
