@@ -228,10 +228,19 @@ def _weigh_edges(images: Tensor, gains: npt.NDArray[np.float32], offsets: npt.ND
     """
     if (gains == 1).all():
         return
-    edges = (images[..., 0], images[..., -1], images[..., 0, :], images[..., -1, :])  # (m, C, S) each
-    for edge, gain in zip(edges, gains.T, strict=True):
-        more = torch.from_numpy((gain - 1)[:, None] * offsets).to(images.device)  # (m, C)
-        edge.mul_(torch.from_numpy(gain)[:, None, None].to(images.device)).add_(more[:, :, None])
+    more = (gains - 1).T[:, :, None] * offsets  # (4, m, C)
+    # On a CPU in numpy: torch would wake its threads, which then spin for a while on the cores that DALI needs.
+    on_host = images.device.type == "cpu"
+    pixels, factors, terms = (images.numpy(), gains.T, more) if on_host else _place(images, gains.T, more)
+    edges = (pixels[..., 0], pixels[..., -1], pixels[..., 0, :], pixels[..., -1, :])  # (m, C, S) each
+    for edge, factor, term in zip(edges, factors, terms, strict=True):
+        edge *= factor[:, None, None]
+        edge += term[:, :, None]
+
+
+def _place(images: Tensor, *arrays: npt.NDArray[np.float32]) -> tuple[Tensor, ...]:
+    """The images, and the arrays beside them on their device."""
+    return images, *(torch.from_numpy(np.ascontiguousarray(array)).to(images.device) for array in arrays)
 
 
 def _jitter_rows(images: Tensor, rows: StepPlan) -> Tensor:
