@@ -199,21 +199,6 @@ def test_batches_after_a_start_in_the_middle_are_the_same(index: SampleIndex, tm
     assert not is_equal(made[0], expected[2])
 
 
-def test_an_image_is_counted_once_in_each_of_forty_drawn_cases(tmp_path: Path) -> None:
-    dice = np.random.default_rng(0)
-    for count, batch, shards in zip(
-        dice.integers(1, 41, 40), dice.choice([1, 2, 3, 7, 16], 40), dice.integers(1, 5, 40), strict=True
-    ):
-        index = synthetic_index(int(count), 3, (8, 8), seed=int(count))
-        loader = make_loader(index, tmp_path, Augmentation(8, 8), global_batch_size=int(batch * shards), shuffle=False)
-        cached(loader)
-        parts = [dataclasses.replace(loader, shard_id=shard, num_shards=int(shards)) for shard in range(shards)]
-        batches = [made for part in parts for made in part.batches(0, loader.plan.steps_per_epoch)]
-        ids = torch.cat([made.ids[made.mask.bool()] for made in batches])
-        assert sorted(ids.tolist()) == list(range(count))
-        assert sum(made.num_images for made in batches) == count
-
-
 @pytest.mark.parametrize("source", ["fashion_mnist", "cifar10"])
 def test_sets_of_arrays_are_cached_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any) -> None:
     write = write_fashion_mnist if source == "fashion_mnist" else write_cifar10
