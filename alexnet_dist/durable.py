@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from alexnet_dist.errors import MachineError
 
@@ -18,20 +22,48 @@ MANIFEST = "manifest.json"
 TEMPORARY, REPLACED = ".tmp", ".old"
 
 
-def write_file(path: Path, data: bytes) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path`, flushed to the disk, when the block ends well, and else goes.
+
+    Readers find the old file or the new one. Several processes may write at once: the last one wins.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        with beside.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)  # there only if something went wrong
+    sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes, setting: str = "output_dir") -> None:
     """Replace a file at once.
+
+    Args:
+        path: the file.
+        data: what it is to hold.
+        setting: the one that says where; for the message.
 
     Raises:
         MachineError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
-    with disk_errors_named(path):
-        try:
-            _write_synced(temporary, data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)  # there only if something went wrong
-        sync_folder(path.parent)
+    with disk_errors_named(path, setting), replacing(path) as file:
+        file.write(data)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], setting: str = "output_dir") -> None:
+    """Replace a CSV file at once; names that are not UTF-8 keep their bytes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"), setting)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,7 +125,8 @@ def tidy_folder(parent: Path, names: str) -> None:
         if not whole.exists():
             os.rename(old, whole)
         shutil.rmtree(old, ignore_errors=True)
-    for temporary in parent.glob(f"{names}{TEMPORARY}"):
+    # A folder is written under its name and the suffix, a file has its writer between the two.
+    for temporary in chain(parent.glob(f"{names}{TEMPORARY}"), parent.glob(f"{names}.*{TEMPORARY}")):
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:

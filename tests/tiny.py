@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from alexnet_dist.config import Config
 from alexnet_dist.models import AlexNetSpec, make_spec
+from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings import build_config
 
 TINY_NETWORK = {
@@ -48,3 +53,19 @@ def tiny_config(output_dir: Path, **overrides: Any) -> Config:
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     return build_config(values)
+
+
+def make_runtime() -> Runtime:
+    """One process without an Accelerator."""
+    return Runtime(
+        accelerator=SimpleNamespace(autocast=contextlib.nullcontext, scaler=None),
+        device=torch.device("cpu"),
+        rank=0,
+        world_size=1,
+        dp_rank=0,
+        dp_size=1,
+        processes_here=1,
+        precision="fp32",
+        precision_reason="test",
+        host_group=None,
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from alexnet_dist.config import DataConfig
 from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_images
 from alexnet_dist.data.manifest import read_manifest
 from alexnet_dist.data.verify import verify_files
-from alexnet_dist.durable import write_file
+from alexnet_dist.durable import write_csv
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.settings import build_config, load_config, new_parser, parse_arguments
@@ -76,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(options.out)
     _check_out(out, root)
     bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again)
-    _write_bad_files(out, bad_files)
+    write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")
     print(f"bad files are listed in {out}" if bad_files else f"no bad file; {out} holds a header alone")
     return 3 if bad_files else 0
 
@@ -98,6 +96,7 @@ def verify_sets(data: DataConfig, root: Path, workers: int, again: bool = False)
         MachineError: the cache folder cannot be written.
     """
     from alexnet_dist.commands.splits import cache_dir
+    from alexnet_dist.training.run_folder import relative_path
 
     bad_files: dict[str, str] = {}
     for images in list(_list_sets(data, root)):  # a set that is missing is said before hours of work
@@ -115,7 +114,7 @@ def verify_sets(data: DataConfig, root: Path, workers: int, again: bool = False)
         bad = [*((path, reason) for path, reason in judged if reason), *images.missing]
         num_files = len(images.files) + len(images.missing)
         print(f"{images.name:<6}{num_files:>12,} images{len(bad):>10,} bad", flush=True)
-        bad_files |= {_relative(images.root / path, root): reason for path, reason in bad}
+        bad_files |= {relative_path(images.root / path, root): reason for path, reason in bad}
     return bad_files
 
 
@@ -154,15 +153,3 @@ def _check_out(out: Path, root: Path) -> None:
         raise UsageError("--out lies among the images", where=str(out), why=why, remedy="give a path elsewhere")
     if not out.resolve().parent.is_dir():
         raise MachineError("no folder for --out", where=str(out.parent), remedy="make it, or give a path elsewhere")
-
-
-def _relative(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
-def _write_bad_files(out: Path, bad_files: dict[str, str]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "reason"))
-    writer.writerows(sorted(bad_files.items()))
-    write_file(out, text.getvalue().encode("utf-8", "surrogateescape"))

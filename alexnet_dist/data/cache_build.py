@@ -25,9 +25,8 @@ from alexnet_dist.data.cache_store import MANIFEST, Layout, list_bad, read_foote
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
-from alexnet_dist.data.plan import StepPlan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
-from alexnet_dist.data.torchvision_engine import resize_window
+from alexnet_dist.data.torchvision_engine import resize_pixels
 from alexnet_dist.data.workers import end_with_training_process, worker_context
 from alexnet_dist.durable import disk_errors_named, tidy_folder
 from alexnet_dist.errors import DataError, MachineError
@@ -301,23 +300,12 @@ def _make_chunk(job: _Job) -> Footer:
     lengths = job.sizes.prod(axis=1) * job.channels
     pixels = np.zeros(int(lengths.sum()), np.uint8)
     ends = np.cumsum(lengths).tolist()
-    rows = _plan_resize(job.index.sizes.astype(np.int64), job.sizes)
     bad_files = []
     for position, (end, length) in enumerate(zip(ends, lengths.tolist(), strict=True)):
         try:
             image = job.index.load_pixels(position, job.channels, job.max_pixels)
-            picture = resize_window(image, rows, position)
         except UnreadableImageError as error:
             bad_files.append((position, str(error)))
             continue
-        pixels[end - length : end] = picture.reshape(-1)
+        pixels[end - length : end] = resize_pixels(image, *job.sizes[position].tolist()).reshape(-1)
     return write_chunk(job.path, pixels, dataclasses.replace(job.footer, bad_files=tuple(bad_files)))
-
-
-def _plan_resize(sizes: IntArray, resized: IntArray) -> StepPlan:
-    """A plan that resizes whole images and does nothing else: the reference's resize is the cache's, bit by bit."""
-    count = len(sizes)
-    windows = np.concatenate([np.zeros_like(sizes), sizes], axis=1)  # (N, 4)
-    corners, flips, shifts = np.zeros((count, 2), np.int64), np.zeros((count, 2), np.bool_), np.zeros((count, 3))
-    jitter = np.empty((count, 0), np.int64), np.empty((count, 0))
-    return StepPlan(np.arange(count), windows, resized, corners, flips, *jitter, shifts)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.durable import TEMPORARY, sync_folder
+from alexnet_dist.durable import replacing
 from alexnet_dist.errors import MachineError
 
 _SEAL_BYTES, _LENGTH_BYTES = hashlib.sha256().digest_size, 8
@@ -62,22 +62,17 @@ def write_chunk(path: Path, pixels: npt.NDArray[np.uint8], footer: Footer) -> Fo
         MachineError: the disk gives back something else than was written.
     """
     footer = dataclasses.replace(footer, sha256=hashlib.sha256(pixels.data).hexdigest())
-    beside = path.with_name(path.name + TEMPORARY)
-    try:
-        with beside.open("wb") as file:
-            file.write(pixels.data)
-            file.write(_pack_footer(footer))
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path) as file:
+        file.write(pixels.data)
+        file.write(_pack_footer(footer))
+        file.flush()
+        os.fsync(file.fileno())
+        beside = Path(file.name)
         if hash_pixels(beside, len(pixels)) != footer.sha256 or read_footer(beside, len(pixels)) != footer:
             why = "what was read back is not what was written"
             raise MachineError(
                 "cannot keep images", where=str(path), why=why, remedy="set data.cache_dir to another disk"
             )
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
     return footer
 
 

@@ -26,7 +26,7 @@ from alexnet_dist.data.cache_store import Layout, Store, check_cacheable, lay_ou
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import LUMA, StepPlan
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.data.torchvision_engine import cut_pixels, jitter_pixels, resize_window
+from alexnet_dist.data.torchvision_engine import cut_pixels, jitter_pixels, resize_pixels
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
@@ -169,11 +169,8 @@ def _iterate_crops(
 
 def _load_picture(store: Store, rows: StepPlan, row: int) -> Tensor:
     """uint8 (H, W, C), resized as the plan says; the cache keeps small pictures as they are."""
-    picture = store.load(int(rows.ids[row]))
-    height, width = picture.shape[:2]
-    if (width, height) == tuple(rows.resized[row]):
-        return picture
-    return torch.from_numpy(resize_window(picture.numpy(), rows, row))
+    picture = store.load(int(rows.ids[row])).numpy()
+    return torch.from_numpy(resize_pixels(picture, *rows.resized[row].tolist()))
 
 
 def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tuple[slice, Tensor]]:

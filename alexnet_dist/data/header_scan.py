@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
 import logging
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, read_header
+from alexnet_dist.durable import replacing
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -116,7 +115,7 @@ def read_table(path: Path, title: str) -> Iterator[list[str]]:
 
 
 def write_table(path: Path, title: str, rows: Iterable[Sequence[object]]) -> None:
-    """Write beside, flush to the disk, rename: a reader finds the old file or the new one.
+    """Replace a table at once.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -124,18 +123,9 @@ def write_table(path: Path, title: str, rows: Iterable[Sequence[object]]) -> Non
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     body = text.getvalue().encode("utf-8", "surrogateescape")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(beside, "wb") as stream:
-            stream.write(_seal(title, body) + b"\n" + body)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
+    with replacing(path) as stream:
+        stream.write(_seal(title, body) + b"\n" + body)
 
 
 def _seal(title: str, body: bytes) -> bytes:

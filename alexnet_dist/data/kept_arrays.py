@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from alexnet_dist.durable import disk_errors_named
+from alexnet_dist.durable import disk_errors_named, replacing
 from alexnet_dist.errors import MachineError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -84,18 +83,9 @@ def _open_sealed(path: Path) -> Kept | None:
 
 
 def _write_sealed(path: Path, array: Array) -> None:
-    """Write beside, flush to the disk, rename; the lock keeps other writers away."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        with beside.open("wb") as stream:
-            np.lib.format.write_array(stream, array, allow_pickle=False)
-            stream.write(_hash_array(array))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+    with replacing(path) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
+        stream.write(_hash_array(array))
 
 
 def _hash_array(array: Array) -> bytes:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from alexnet_dist.data.class_folders import FoundFile, join_names, list_class_folders, list_images, match_folders
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, convert_to_luma, cut_window, decode_image
-from alexnet_dist.data.digits import prepare_digits
 from alexnet_dist.data.header_scan import Header, scan_headers
 from alexnet_dist.data.manifest import Listed, find_first_mentions, read_manifest
 from alexnet_dist.data.manifest_labels import derive_classes, number_labels
@@ -30,7 +29,6 @@ __all__ = [
     "BadFilesError",
     "PixelSource",
     "SampleIndex",
-    "prepare_digits",
     "scan_folder",
     "scan_manifest",
     "split_validation",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from alexnet_dist.data.decode import UnreadableImageError, cut_window
+from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
@@ -139,16 +139,6 @@ class SharedBatches(Dataset[RowFacts]):
         return self.batches.fill(self.slots[step % len(self.slots)].numpy(), step)
 
 
-def resize_window(image: Pixels, rows: StepPlan, row: int) -> Pixels:
-    """Cut and resize one image (H, W, C) to (H', W', C) as row `row` of the plan says.
-
-    Raises:
-        UnreadableImageError: the image is not as large as its header said when the plan was made.
-    """
-    width, height = rows.resized[row].tolist()
-    return resize_pixels(cut_window(image, rows.windows[row]), width, height)
-
-
 def resize_pixels(window: Pixels, width: int, height: int) -> Pixels:
     """Resize a window (H, W, C) to (height, width, C): bilinear, with antialias."""
     if window.shape[:2] == (height, width):
@@ -254,11 +244,11 @@ def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
     """
     size = (num_slots, *shape)
     try:
-        storage = torch.UntypedStorage._new_shared(math.prod(size))  # type: ignore[no-untyped-call]
+        slots: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         what = f"cannot share {math.prod(size) / 2**20:,.0f} MiB with decoding processes"
         raise _no_memory(what, str(error)) from error
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, size)  # type: ignore[call-overload, no-any-return]
+    return slots
 
 
 def _leave_as_it_is(facts: RowFacts) -> RowFacts:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import os
@@ -17,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile, SampleIndex
-from alexnet_dist.durable import disk_errors_named, tidy_folder, write_file, write_json
+from alexnet_dist.durable import disk_errors_named, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 
@@ -139,30 +137,23 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> None:
     """Replace bad_files.csv (when there are any), with paths relative to data.root."""
-    rows = sorted({(_relative(Path(bad.path), root), bad.reason) for bad in bad_files})
+    rows = sorted({(relative_path(Path(bad.path), root), bad.reason) for bad in bad_files})
     if rows:
-        _write_csv(folder / "bad_files.csv", ("path", "reason"), rows)
+        write_csv(folder / "bad_files.csv", ("path", "reason"), rows)
 
 
 def write_held_out(folder: Path, index: SampleIndex, root: Path) -> None:
     """List the images that were kept out of the training set for validation in held_out.csv, as paths and classes."""
     rows = [
-        (_relative(index.root / path, root), index.classes[label])
+        (relative_path(index.root / path, root), index.classes[label])
         for path, label in zip(index.paths, index.labels, strict=True)
     ]
-    _write_csv(folder / "held_out.csv", ("path", "class"), rows)
+    write_csv(folder / "held_out.csv", ("path", "class"), rows)
 
 
-def _relative(path: Path, root: Path) -> str:
+def relative_path(path: Path, root: Path) -> str:
+    """A path as it is listed: relative to a root, POSIX."""
     return Path(os.path.relpath(path, root)).as_posix()
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def start_logging(path: Path | None) -> None:

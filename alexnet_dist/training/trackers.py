@@ -86,13 +86,13 @@ class Trackers:
     def __init__(self, metrics: MetricsFile, starts: Mapping[str, Callable[[list[Row]], Tracker]]) -> None:
         self._metrics = metrics
         self._mirrors: dict[str, Tracker] = {}
+        rows = self._guard(", ".join(starts), metrics.rows)
+        if rows is None:
+            return
         for name, start in starts.items():
-            mirror = self._guard(name, partial(self._start, start))
+            mirror = self._guard(name, partial(start, rows))
             if mirror is not None:
                 self._mirrors[name] = mirror
-
-    def _start(self, start: Callable[[list[Row]], Tracker]) -> Tracker:
-        return start(self._metrics.rows())
 
     def log(self, row: Row) -> None:
         """Write a row everywhere.

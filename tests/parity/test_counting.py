@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import itertools
 
+import loaders
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from images import save_jpeg
 from alexnet_dist.data import cache_build
 from alexnet_dist.data.cache_engine import find_layout
 from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Loader, Normalization
+from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder
 
@@ -57,18 +58,13 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 
 def make_loader(index: SampleIndex, engine: str, batch: int, processes: int) -> Loader:
-    loader = Loader(
-        plan=Plan(index.sizes, RECIPE, batch * processes, seed=0, shuffle=False),
-        index=index,
-        normalization=Normalization((0.0,) * 3, (1.0,) * 3),
-        channels=3,
-        max_pixels=10**6,
-        shard_id=0,
+    loader = loaders.make_loader(
+        index,
+        RECIPE,
+        engine=engine,
+        global_batch_size=batch * processes,
+        shuffle=False,
         num_shards=processes,
-        device=torch.device("cpu"),
-        channels_last=True,
-        workers=0,
-        engine=ENGINES[engine],
         cache_dir=index.root.parent / "cache",
     )
     if engine == "cache":

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import loaders
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ from alexnet_dist.commands.prepare_parity import compare_folder
 from alexnet_dist.data import cache_build, cache_store, decode
 from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Batch, Loader, Normalization
-from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder
 from alexnet_dist.models import build_model
 from alexnet_dist.settings import dump_config
@@ -126,24 +127,18 @@ def take_fitting(index: SampleIndex) -> SampleIndex:
 
 def make_loader(index: SampleIndex, engine: str, recipe: Augmentation, **changes: Any) -> Loader:
     """A loader whose batches hold pixels from 0 to 255."""
-    channels = changes.get("channels", 3)
-    values: dict[str, Any] = {
-        "plan": Plan(index.sizes, recipe, changes.pop("batch_size", 8), seed=3, shuffle=changes.pop("shuffle", False)),
-        "index": index,
-        "normalization": Normalization((0.0,) * channels, (1.0,) * channels),
-        "channels": channels,
+    settings = {
+        "normalization": loaders.grey_levels(changes.get("channels", 3)),
         "max_pixels": MAX_PIXELS,
-        "shard_id": 0,
-        "num_shards": 1,
-        "device": torch.device("cpu"),
-        "channels_last": True,
-        "workers": 0,
-        "engine": ENGINES[engine],
         "cache_dir": index.root.parent / "cache",
+        "global_batch_size": 8,
+        "seed": 3,
+        "shuffle": False,
+        **changes,
     }
-    loader = Loader(**(values | changes))
+    loader = loaders.make_loader(index, recipe, engine=engine, **settings)
     if engine == "cache":
-        layout = cache_store.lay_out(loader.cache_dir, index, recipe.resize, channels, loader.max_pixels)
+        layout = cache_store.lay_out(loader.cache_dir, index, recipe.resize, loader.channels, loader.max_pixels)
         cache_build.build_store(layout, workers=0, on_bad_file="skip", progress=False)
     return loader
 
@@ -345,7 +340,7 @@ def spoilt_versions(whole: bytes) -> dict[str, bytes]:
 def test_a_file_that_breaks_during_a_pass_is_named_and_the_pass_goes_on(tmp_path: Path, engine: str, kind: str) -> None:
     index = make_jpegs(tmp_path, 24)
     expected = run_through(make_loader(index, engine, RESIZED)).images
-    batches = break_a_file(index, make_loader(index, engine, RESIZED, batch_size=2), 21, kind)
+    batches = break_a_file(index, make_loader(index, engine, RESIZED, global_batch_size=2), 21, kind)
     rows = [row for batch in batches for row in zip(batch.ids.tolist(), batch.mask.tolist(), batch.images, strict=True)]
     assert [sample for sample, mask, _ in rows if not mask] == [21]
     assert [sample for sample, _, _ in rows] == list(range(24))
@@ -357,7 +352,7 @@ def test_a_file_that_breaks_during_a_pass_is_named_and_the_pass_goes_on(tmp_path
 
 def test_the_cache_does_not_need_the_files_any_more(tmp_path: Path) -> None:
     index = make_jpegs(tmp_path, 24)
-    loader = make_loader(index, "cache", RESIZED, batch_size=2)
+    loader = make_loader(index, "cache", RESIZED, global_batch_size=2)
     expected = run_through(loader)
     batches = break_a_file(index, loader, 21, "empty")
     assert [batch.mask.tolist() for batch in batches] == [[1, 1]] * 12

@@ -30,6 +30,7 @@ from array_files import (
     write_cifar10,
     write_fashion_mnist,
 )
+from refusals import refused
 from torchvision.datasets import CIFAR10, FashionMNIST
 
 from alexnet_dist.commands.evaluate import find_split
@@ -39,7 +40,7 @@ from alexnet_dist.data import array_sets, download, kept_arrays
 from alexnet_dist.data.array_sets import array_index
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma
 from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.errors import AlexNetDistError, CheckpointError, DataError, MachineError, UsageError
+from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.settings import build_config
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
@@ -68,16 +69,6 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Part]:
 def index(tmp_path: Path, source: Any = "fashion_mnist", part: str = "train", **settings: Any) -> SampleIndex:
     defaults: dict[str, Any] = {"root": tmp_path / "data", "cache_dir": tmp_path / "cache", "download": False}
     return array_index(source, part, **(defaults | settings))
-
-
-def refused(action: Callable[[], object], kind: type[AlexNetDistError] = DataError) -> str:
-    """The one line with which something is refused."""
-    with pytest.raises(kind) as error:
-        action()
-    line = str(error.value)
-    assert "\n" not in line
-    assert ";" in line  # a remedy
-    return line
 
 
 def assert_holds(found: SampleIndex, part: Part, channels: int) -> None:

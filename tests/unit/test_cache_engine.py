@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import loaders
 import numpy as np
 import psutil
 import pytest
@@ -32,8 +33,8 @@ from alexnet_dist.data.cache_build import build_store
 from alexnet_dist.data.cache_engine import find_layout, make_from_crops, make_on_device, run_ahead, upload
 from alexnet_dist.data.cache_store import open_store
 from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader, Normalization, make_normalization
-from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Augmentation, Plan
+from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Augmentation
 from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.torchvision_engine import JITTERS
 from alexnet_dist.errors import DataError, InterruptedRunError, UsageError
@@ -87,22 +88,8 @@ def small_index() -> SampleIndex:
 
 
 def make_loader(index: SampleIndex, folder: Path, recipe: Augmentation, **changes: Any) -> Loader:
-    batch, shuffle = changes.pop("global_batch_size", 6), changes.pop("shuffle", True)
-    values: dict[str, Any] = {
-        "plan": Plan(index.sizes, recipe, batch, 1, shuffle),
-        "index": index,
-        "normalization": make_normalization(changes.get("channels", 3), 1, None, None),
-        "channels": 3,
-        "max_pixels": 10**6,
-        "shard_id": 0,
-        "num_shards": 1,
-        "device": torch.device("cpu"),
-        "channels_last": True,
-        "workers": 0,
-        "engine": ENGINES["cache"],
-        "cache_dir": folder,
-    }
-    return Loader(**(values | changes))
+    settings = {"engine": "cache", "cache_dir": folder, "global_batch_size": 6, **changes}
+    return loaders.make_loader(index, recipe, **settings)
 
 
 def cached(loader: Loader, on_bad_file: Any = "fail") -> Loader:

@@ -25,7 +25,7 @@ from alexnet_dist.data.cache_store import Layout, check_cacheable, iterate_check
 from alexnet_dist.data.decode import Pixels
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.data.torchvision_engine import resize_window
+from alexnet_dist.data.torchvision_engine import resize_pixels
 from alexnet_dist.errors import DataError, MachineError, UsageError
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (41, 90), (44, 44), (70, 45)]
@@ -77,7 +77,7 @@ def make_reference(layout: Layout, resize: Any, sample: int) -> Pixels:
     """What the reference makes of an image before it cuts it."""
     index = layout.index
     rows = Plan(index.sizes, Augmentation(1, resize), len(index), 0, shuffle=False).at(0)
-    return resize_window(index.load_pixels(sample, layout.channels), rows, sample)
+    return resize_pixels(index.load_pixels(sample, layout.channels), *rows.resized[sample].tolist())
 
 
 def find_differences(layout: Layout, resize: Any) -> list[int]:

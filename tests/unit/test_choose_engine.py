@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import loaders
 import numpy as np
 import psutil
 import pytest
@@ -25,7 +26,7 @@ from alexnet_dist.data import dali_engine, engines
 from alexnet_dist.data.cache_build import build_store
 from alexnet_dist.data.cache_store import lay_out
 from alexnet_dist.data.engines import ENGINES, choose_engine, choose_evaluation_engine, compare_engines
-from alexnet_dist.data.loader import Batch, Loader, make_normalization
+from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.workers import worker_context
@@ -45,22 +46,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 
 def make_loader(index: SampleIndex, cache_dir: Path = Path("nowhere"), **changes: Any) -> Loader:
-    plan = Plan(index.sizes, changes.pop("recipe", RECIPE), changes.pop("batch", 8), seed=3, shuffle=True)
-    values: dict[str, Any] = {
-        "plan": plan,
-        "index": index,
-        "normalization": make_normalization(3, 1, None, None),
-        "channels": 3,
-        "max_pixels": 10**6,
-        "shard_id": 0,
-        "num_shards": 1,
-        "device": torch.device("cpu"),
-        "channels_last": True,
-        "workers": 0,
-        "engine": ENGINES["torchvision"],
-        "cache_dir": cache_dir,
-    }
-    return Loader(**(values | changes))
+    settings = {"recipe": RECIPE, "cache_dir": cache_dir, "global_batch_size": 8, "seed": 3, **changes}
+    return loaders.make_loader(index, **settings)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import loaders
 import numpy as np
 import psutil
 import pytest
@@ -67,22 +68,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 def make_loader(index: SampleIndex, recipe: Augmentation, **changes: Any) -> Loader:
     """On the scale of pixels, so that differences are grey levels."""
-    batch, shuffle = changes.pop("global_batch_size", 6), changes.pop("shuffle", True)
-    channels = changes.get("channels", 3)
-    values: dict[str, Any] = {
-        "plan": Plan(index.sizes, recipe, batch, seed=1, shuffle=shuffle),
-        "index": index,
-        "normalization": Normalization((0.0,) * channels, (1.0,) * channels),
-        "channels": channels,
-        "max_pixels": 10**6,
-        "shard_id": 0,
-        "num_shards": 1,
-        "device": torch.device("cpu"),
-        "channels_last": True,
-        "workers": 1,
-        "engine": ENGINES["dali"],
-    }
-    return Loader(**(values | changes))
+    normalization = loaders.grey_levels(changes.get("channels", 3))
+    settings = {"engine": "dali", "workers": 1, "global_batch_size": 6, "normalization": normalization, **changes}
+    return loaders.make_loader(index, recipe, **settings)
 
 
 def make_both(loader: Loader, start: int, stop: int) -> tuple[list[Batch], list[Batch]]:

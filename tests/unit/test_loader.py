@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import loaders
 import numpy as np
 import psutil
 import pytest
@@ -14,7 +15,6 @@ from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
 from alexnet_dist.data import torchvision_engine
-from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import (
     MAX_WORKERS,
     Batch,
@@ -23,7 +23,7 @@ from alexnet_dist.data.loader import (
     choose_workers,
     make_normalization,
 )
-from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Augmentation, Plan
+from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Augmentation
 from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.torchvision_engine import PixelBatches, iterate_pixel_batches, share_slots
 from alexnet_dist.errors import MachineError
@@ -58,23 +58,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     return make_index(tmp_path_factory.mktemp("images"))
 
 
-def make_loader(index: SampleIndex, **changes: Any) -> Loader:
-    recipe, batch = changes.pop("recipe", RECIPE), changes.pop("global_batch_size", 4)
-    seed, shuffle = changes.pop("seed", 1), changes.pop("shuffle", True)
-    values: dict[str, Any] = {
-        "plan": Plan(index.sizes, recipe, batch, seed, shuffle),
-        "index": index,
-        "normalization": make_normalization(changes.get("channels", 3), 1, None, None),
-        "channels": 3,
-        "max_pixels": 10**6,
-        "shard_id": 0,
-        "num_shards": 1,
-        "device": torch.device("cpu"),
-        "channels_last": True,
-        "workers": 0,
-        "engine": ENGINES["torchvision"],
-    }
-    return Loader(**(values | changes))
+def make_loader(index: SampleIndex, recipe: Augmentation = RECIPE, **changes: Any) -> Loader:
+    return loaders.make_loader(index, recipe, **changes)
 
 
 def is_equal(one: Batch, other: Batch) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from images import save_jpeg
+from refusals import refused
 
 from alexnet_dist.commands.evaluate import find_split
 from alexnet_dist.commands.splits import Splits, build_splits
@@ -21,7 +22,7 @@ from alexnet_dist.data import header_scan
 from alexnet_dist.data.decode import read_header
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_manifest
-from alexnet_dist.errors import AlexNetDistError, CheckpointError, DataError
+from alexnet_dist.errors import CheckpointError
 from alexnet_dist.settings import build_config
 
 NAMES = ("cat", "dog", "red fox")
@@ -44,16 +45,6 @@ def scan(root: Path, text: str | bytes, name: str = "train.txt", **settings: Any
     defaults: dict[str, Any] = {"classes": None, "on_bad_file": "fail", "cache_dir": root.parent / "cache"}
     values = defaults | settings
     return scan_manifest(root, root / name, has_positions=values["classes"] is not None, **values)
-
-
-def refused(action: Callable[[], object], kind: type[AlexNetDistError] = DataError) -> str:
-    """The one line with which something is refused."""
-    with pytest.raises(kind) as error:
-        action()
-    line = str(error.value)
-    assert "\n" not in line
-    assert ";" in line  # a remedy
-    return line
 
 
 def test_index_of_a_manifest(root: Path) -> None:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from alexnet_dist.data import class_folders, header_scan
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma, read_header
+from alexnet_dist.data.digits import prepare_digits
 from alexnet_dist.data.samples import (
     BadFilesError,
     SampleIndex,
-    prepare_digits,
     scan_folder,
     split_validation,
     synthetic_index,

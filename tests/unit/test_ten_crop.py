@@ -17,7 +17,7 @@ import pytest
 import torch
 from dist_helper import run_processes
 from PIL import Image
-from tiny import tiny_config
+from tiny import make_runtime, tiny_config
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
@@ -71,22 +71,6 @@ def make_loader(index: SampleIndex, runtime: Runtime, resize: Any = 24, views: i
         channels_last=True,
         workers=0,
         engine=ENGINES["torchvision"],
-    )
-
-
-def make_runtime() -> Runtime:
-    """One process without an Accelerator."""
-    return Runtime(
-        accelerator=SimpleNamespace(autocast=contextlib.nullcontext, scaler=None),
-        device=torch.device("cpu"),
-        rank=0,
-        world_size=1,
-        dp_rank=0,
-        dp_size=1,
-        processes_here=1,
-        precision="fp32",
-        precision_reason="test",
-        host_group=None,
     )
 
 

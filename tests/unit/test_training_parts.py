@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_spec
+from tiny import make_runtime, tiny_spec
 from torch import Tensor, nn
 
 from alexnet_dist.models import LAYER_NAMES, build_model, named_layers
-from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import Totals, count_correct, cross_entropy
 from alexnet_dist.training.optim import OPTIMIZERS, build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
 
@@ -258,22 +257,6 @@ def test_a_forgotten_optimizer_state_is_noticed(name: str) -> None:
 
 
 # -- an update that must not happen -----------------------------------------------------------------------------------
-
-
-def make_runtime() -> Runtime:
-    """One process without an Accelerator."""
-    return Runtime(
-        accelerator=SimpleNamespace(scaler=None),
-        device=torch.device("cpu"),
-        rank=0,
-        world_size=1,
-        dp_rank=0,
-        dp_size=1,
-        processes_here=1,
-        precision="fp32",
-        precision_reason="test",
-        host_group=None,
-    )
 
 
 @pytest.mark.parametrize("gradient", [1.0, math.nan, math.inf])
