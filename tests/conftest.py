@@ -1,9 +1,10 @@
-"""For every test: one thread, no environment of a launcher or of W&B, no cache of the user's, no process left."""
+"""For every test: one thread, no environment of a launcher or of W&B, no cache of the user's, nothing left behind."""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import psutil
@@ -30,6 +31,15 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    """No device, precision or process group of an earlier test."""
+    if "accelerate" in sys.modules:
+        from dist_helper import reset_accelerate
+
+        reset_accelerate()
 
 
 @pytest.fixture(autouse=True)

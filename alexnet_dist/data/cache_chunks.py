@@ -66,7 +66,6 @@ def write_chunk(path: Path, pixels: npt.NDArray[np.uint8], footer: Footer) -> Fo
         file.write(pixels.data)
         file.write(_pack_footer(footer))
         file.flush()
-        os.fsync(file.fileno())
         beside = Path(file.name)
         if hash_pixels(beside, len(pixels)) != footer.sha256 or read_footer(beside, len(pixels)) != footer:
             why = "what was read back is not what was written"

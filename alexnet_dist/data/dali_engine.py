@@ -206,18 +206,19 @@ def _finish_rows(loader: Loader, feed: Feed, outputs: list[Tensor], offsets: npt
         images = images.permute(0, 3, 1, 2)  # (m, C, S, S), channels last in memory
     if not feed.rows.jitters.shape[1]:
         _weigh_edges(images, feed.gains, offsets)
-        return images
+        return images.to(loader.dtype)
     _weigh_edges(images, feed.gains, np.zeros_like(offsets))  # they hold pixels still
     rows = StepPlan._make(values[feed.mask] for values in feed.rows)
     shifts = torch.from_numpy(rows.shifts.astype(np.float32)).to(loader.device)
-    return loader.normalization(_jitter_rows(images, rows), shifts, loader.channels_last)
+    return loader.normalization(_jitter_rows(images, rows), shifts, loader.channels_last, loader.dtype)
 
 
 def _fill_blank(loader: Loader, offsets: Tensor) -> Tensor:
     """(B, C, S, S) rows without an image: black pixels, as the network sees them."""
     side = loader.plan.augmentation.crop_size
     layout = torch.channels_last if loader.channels_last else torch.contiguous_format
-    blank = torch.empty((*offsets.shape, side, side), device=offsets.device, memory_format=layout)
+    shape = (*offsets.shape, side, side)
+    blank = torch.empty(shape, dtype=loader.dtype, device=offsets.device, memory_format=layout)
     return blank.copy_(-offsets[:, :, None, None])
 
 

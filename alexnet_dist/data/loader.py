@@ -21,7 +21,7 @@ MAX_WORKERS = 16
 class Batch(NamedTuple):
     """One replica's batch on the device."""
 
-    images: Tensor  # (B, C, S, S) float
+    images: Tensor  # (B, C, S, S) of the loader's dtype
     labels: Tensor  # (B,) int64
     mask: Tensor  # (B,) float32, 1 = a real image, 0 = filling or a bad file
     ids: Tensor  # (B,) int64 on the host, -1 = filling
@@ -41,21 +41,28 @@ class Normalization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, pixels: Tensor, shifts: Tensor, channels_last: bool) -> Tensor:
-        """(B, S, S, C) uint8 and (B, 3) colour shifts to (B, C, S, S) float32."""
+    def __call__(
+        self, pixels: Tensor, shifts: Tensor, channels_last: bool, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(B, S, S, C) uint8 and (B, 3) colour shifts to (B, C, S, S), computed in float32."""
         if pixels.shape[-1] == 1:
             shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
         offsets = shifts - shifts.new_tensor(self.mean)  # (B, C)
         if pixels.device.type == "cpu":
-            images = self._normalize_on_host(pixels, offsets)
+            images = self._normalize_on_host(pixels, offsets).to(dtype)
         else:
-            images = pixels.permute(0, 3, 1, 2).float()  # (B, C, S, S), channels last in memory
-            images += offsets[:, :, None, None]
-            images /= images.new_tensor(self.std)[:, None, None]
+            images = self._normalize_on_device(pixels, offsets, dtype)
         return images if channels_last else images.contiguous()
 
+    def _normalize_on_device(self, pixels: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
+        """pixel * scale + bias in one kernel, which reads bytes and writes `dtype`."""
+        scale = 1 / offsets.new_tensor(self.std)  # (C,)
+        planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
+        images = torch.empty_like(planes, dtype=dtype)
+        return torch.addcmul((offsets * scale)[:, :, None, None], planes, scale[:, None, None], out=images)
+
     def _normalize_on_host(self, pixels: Tensor, offsets: Tensor) -> Tensor:
-        """The same sums, image by image while it lies in the core's cache, and a row of pixels at a time.
+        """The same sums in float32, image by image while it lies in the core's cache, and a row of pixels at a time.
 
         In numpy: torch would share each image out over threads, which wait for each other while workers use the cores.
         """
@@ -121,6 +128,7 @@ class Loader:
         cache_dir: where prepared images are.
         prefetch: batches that dali and cache make ahead.
         hw_decoder_load: part of the JPEGs that DALI gives to a GPU's hardware decoder.
+        dtype: of the images; float32, or what autocast would make of them.
     """
 
     plan: Plan
@@ -137,6 +145,7 @@ class Loader:
     cache_dir: Path = Path()
     prefetch: int = 2
     hw_decoder_load: float = 0.65
+    dtype: torch.dtype = torch.float32
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start to stop - 1."""

@@ -190,7 +190,7 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
         pixels, labels, mask, shifts = (
             tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask, made.shifts)
         )
-        images = loader.normalization(pixels, shifts, loader.channels_last)
+        images = loader.normalization(pixels, shifts, loader.channels_last, loader.dtype)
         num_images = int(made.mask.sum()) // loader.plan.augmentation.views
         yield Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
 

@@ -33,9 +33,9 @@ def start_worker_server() -> None:
         return
     from multiprocessing import forkserver
 
-    # Whoever ends the whole group means the training process, which then ends its workers. Blocked signals are
-    # inherited, by the server and by every worker that it forks.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # Whoever ends the whole group, or presses Ctrl-C, means the training process, which then ends its workers. Blocked
+    # signals are inherited, by the server and by every worker that it forks: one that has only begun is not hit either.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:

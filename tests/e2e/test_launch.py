@@ -86,7 +86,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     wait_for_step(run, 4, process)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, stderr
     assert stderr.splitlines()[-1] == "error: stopped by SIGINT; start the same command again to go on"
     assert "Traceback" not in stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import reset_accelerate
 from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
@@ -35,11 +34,6 @@ RECIPES = {
     "ten views": (Augmentation(48, 60, views=10), 1e-3),
     "jitter": (Augmentation(48, (60, 64), **FLIPS, color_jitter=(0.4, 0.4, 0.4, 0.1)), 4.001),
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> None:
-    reset_accelerate()
 
 
 def make_loader(folder: Path, recipe: Augmentation, **changes: Any) -> Loader:

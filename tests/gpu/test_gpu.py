@@ -20,11 +20,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> None:
-    reset_accelerate()
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_smoke_run(tmp_path: Path, precision: str, channels_last: bool) -> None:

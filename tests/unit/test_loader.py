@@ -146,10 +146,10 @@ def test_slots_hold_nothing_of_the_batch_before(index: SampleIndex) -> None:
 
 
 def test_lack_of_shared_memory_is_named(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(size: int) -> None:
+    def refuse(tensor: torch.Tensor) -> None:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
-    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refuse)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(MachineError, match=r"No space left on device.*lower --data.workers"):
         next(make_loader(index, workers=1).batches(0, 1))
 
