@@ -35,6 +35,15 @@ def cut_batch(pictures: Tensor, images: Tensor, corners: IntArray, flips: npt.ND
     return pictures[images[:, None, None], lines[:, :, None], columns[:, None, :]]
 
 
+def flip_batch(pixels: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
+    """(B, S, S, C) flipped row by row as (B, 2) left-right, top-bottom say."""
+    for axis, turned in ((2, flips[:, 0]), (1, flips[:, 1])):
+        if turned.any():
+            is_turned = torch.from_numpy(turned).to(pixels.device)[:, None, None, None]
+            pixels = torch.where(is_turned, pixels.flip(axis), pixels)
+    return pixels
+
+
 def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:
     """(N, H, W, C) uint8 to (N, height, width, C): on a CPU bit by bit the reference's resize, on a GPU within 1."""
     planes = transforms.resize(pictures.permute(0, 3, 1, 2), [height, width], antialias=True)  # (N, C, H', W')

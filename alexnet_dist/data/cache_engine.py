@@ -1,19 +1,22 @@
 """HOW a plan is carried out from the image cache: no file is decoded, and memory is passed over as seldom as may be.
 
 - On a CPU each row goes from the cache to the network's input in one pass: cut, flip, convert, scale and shift.
-- On a GPU crops travel as bytes, and colours are changed on the device.
+- On a GPU crops travel as bytes, copied by several threads, and all that is not cutting happens on the device.
 - A set of one size that fits into the GPU's memory is kept there, and nothing but the plan travels.
 
-One thread makes batches ahead of the network; with `workers` 0 each is made when it is asked for.
+One thread makes batches ahead of the network, on a GPU in a stream beside the network's; with `workers` 0 each is made
+when it is asked for.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,13 +24,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.data.batch_pixels import cut_batch, jitter_batch, resize_batch
+from alexnet_dist.data.batch_pixels import cut_batch, flip_batch, jitter_batch, resize_batch
 from alexnet_dist.data.cache_store import Layout, Store, check_cacheable, lay_out, open_store
+from alexnet_dist.data.decode import Pixels
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import LUMA, StepPlan
 from alexnet_dist.data.samples import BadFile
 from alexnet_dist.data.torchvision_engine import cut_pixels, jitter_pixels, resize_pixels
 
+T = TypeVar("T")
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
 """Makes the images (B, C, S, S) of a batch; rows without mask are black before the colour shift."""
@@ -52,16 +57,36 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     if loader not in _MAKERS:
         _MAKERS[loader] = _open(loader)
     make = partial(_make_batch, loader, *_MAKERS[loader])
-    return run_ahead(make, range(start, stop), loader.prefetch if loader.workers else 0)
+    steps, depth = range(start, stop), loader.prefetch if loader.workers else 0
+    if depth and loader.device.type == "cuda":
+        return run_beside(make, steps, depth, loader.device)
+    return run_ahead(make, steps, depth)
 
 
-def run_ahead(make: Callable[[int], Batch], steps: Sequence[int], depth: int) -> Iterator[Batch]:
+def run_beside(make: Callable[[int], Batch], steps: Sequence[int], depth: int, device: torch.device) -> Iterator[Batch]:
+    """As `run_ahead`, in a stream of its own: copies and kernels do not wait for the network's, nor it for the host."""
+    stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # before the network's kernels
+
+    def make_there(step: int) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return make(step), stream.record_event()
+
+    with closing(run_ahead(make_there, steps, depth)) as batches:
+        for batch, is_made in batches:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(is_made)
+            for tensor in (batch.images, batch.labels, batch.mask):
+                tensor.record_stream(current)  # its memory is free again once the network has read it
+            yield batch
+
+
+def run_ahead(make: Callable[[int], T], steps: Sequence[int], depth: int) -> Generator[T]:
     """What `make` returns for each step, made by a thread that is up to `depth` steps ahead; 0 = no thread."""
     if not depth:
         yield from map(make, steps)
         return
     pool = ThreadPoolExecutor(1, thread_name_prefix="cache-engine")
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[T]] = deque()
     try:
         for step in steps:
             waiting.append(pool.submit(make, step))
@@ -91,7 +116,7 @@ def _open(loader: Loader) -> tuple[Store, Maker]:
         return store, partial(make_on_host, store)
     if store.is_uniform and layout.total_bytes <= RESIDENT_PART * torch.cuda.mem_get_info(loader.device)[0]:
         return store, partial(make_on_device, upload(store, loader.device))
-    return store, partial(make_from_crops, store)
+    return store, partial(make_from_crops, store, ThreadPoolExecutor(max(1, loader.workers), "cache-crops"))
 
 
 def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
@@ -123,12 +148,12 @@ def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Te
     scale, bias = _fold_normalization(loader, rows)  # (S * C,) and (B, S * C)
     shape = (count, side, side, channels) if loader.channels_last else (count, channels, side, side)
     # numpy asks the system for large pages, torch does not: a fresh batch costs a fifth of the time.
-    made = torch.from_numpy(np.empty(shape, np.float32))
+    made = torch.from_numpy(np.empty(math.prod(shape) * loader.dtype.itemsize, np.uint8)).view(loader.dtype).view(shape)
     images = made.permute(0, 3, 1, 2) if loader.channels_last else made  # (B, C, S, S)
     without = torch.from_numpy(~mask)
-    images[without] = bias[without, :channels, None, None]
+    images[without] = bias[without, :channels, None, None].to(loader.dtype)
     scratch = torch.empty(side, side * channels)
-    for row, crop, flips in _iterate_crops(store, loader, rows, mask, with_jitter=True):
+    for row, crop, flips in _iterate_crops(store, loader, rows, mask):
         for part, piece in _cut_pieces(crop, *flips):
             into = made[row, part].flatten(1) if loader.channels_last else scratch[part]  # (rows, S * C)
             torch.addcmul(bias[row], piece.flatten(1), scale, out=into)
@@ -147,30 +172,33 @@ def _fold_normalization(loader: Loader, rows: StepPlan) -> tuple[Tensor, Tensor]
 
 
 def _iterate_crops(
-    store: Store, loader: Loader, rows: StepPlan, mask: Mask, with_jitter: bool
+    store: Store, loader: Loader, rows: StepPlan, mask: Mask
 ) -> Iterator[tuple[int, Tensor, tuple[bool, bool]]]:
     """Row, crop uint8 (S, S, C) and the flips it still needs, for each row with an image.
 
     A crop with jitter is flipped before it: the reference's functions do both. Other crops lie in the cache.
     """
     side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
-    has_jitter = with_jitter and bool(rows.jitters.shape[1])
     corners, flips = rows.corners.tolist(), rows.flips.tolist()
-    for first in (np.flatnonzero(mask[::views]) * views).tolist():
+    for first in _find_images(mask, views):
         picture = _load_picture(store, rows, first)  # the views of an image share it
         for row in range(first, first + views):
-            if has_jitter:
-                crop = jitter_pixels(cut_pixels(picture.numpy(), rows, row, side), rows, row)
+            if rows.jitters.shape[1]:
+                crop = jitter_pixels(cut_pixels(picture, rows, row, side), rows, row)
                 yield row, torch.from_numpy(crop), (False, False)
             else:
                 left, top = corners[row]
-                yield row, picture[top : top + side, left : left + side], flips[row]
+                yield row, torch.from_numpy(picture[top : top + side, left : left + side]), flips[row]
 
 
-def _load_picture(store: Store, rows: StepPlan, row: int) -> Tensor:
-    """uint8 (H, W, C), resized as the plan says; the cache keeps small pictures as they are."""
-    picture = store.load(int(rows.ids[row])).numpy()
-    return torch.from_numpy(resize_pixels(picture, *rows.resized[row].tolist()))
+def _find_images(mask: Mask, views: int) -> list[int]:
+    """The first row of each image."""
+    return (np.flatnonzero(mask[::views]) * views).tolist()
+
+
+def _load_picture(store: Store, rows: StepPlan, row: int) -> Pixels:
+    """(H, W, C), resized as the plan says; the cache keeps small pictures as they are."""
+    return resize_pixels(store.load(int(rows.ids[row])).numpy(), *rows.resized[row].tolist())
 
 
 def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tuple[slice, Tensor]]:
@@ -187,16 +215,25 @@ def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tu
 # -- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
-def make_from_crops(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+def make_from_crops(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
     """The images (B, C, S, S) on the device, from crops that travel as bytes."""
-    side = loader.plan.augmentation.crop_size
+    side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
     on_gpu = loader.device.type == "cuda"
     pixels = torch.empty((len(rows.ids), side, side, loader.channels), dtype=torch.uint8, pin_memory=on_gpu)
     pixels[torch.from_numpy(~mask)] = 0
-    for row, crop, flips in _iterate_crops(store, loader, rows, mask, with_jitter=False):
-        for part, piece in _cut_pieces(crop, *flips):
-            pixels[row, part] = piece
-    return _finish(loader, rows, pixels.to(loader.device, non_blocking=True))
+    firsts = _find_images(mask, views)
+    parts = [firsts[number :: loader.workers or 1] for number in range(loader.workers or 1)]
+    list(pool.map(partial(_copy_crops, store, rows, pixels.numpy(), views), parts))
+    return _finish(loader, rows, flip_batch(pixels.to(loader.device, non_blocking=True), rows.flips))
+
+
+def _copy_crops(store: Store, rows: StepPlan, pixels: Pixels, views: int, firsts: list[int]) -> None:
+    """Write the crops of some images, not flipped, to their rows of (B, S, S, C). numpy copies without the GIL."""
+    side = pixels.shape[1]
+    for first in firsts:
+        picture = _load_picture(store, rows, first)
+        for row, (left, top) in enumerate(rows.corners[first : first + views].tolist(), first):
+            pixels[row] = picture[top : top + side, left : left + side]
 
 
 def make_on_device(resident: Tensor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
@@ -236,4 +273,4 @@ def _finish(loader: Loader, rows: StepPlan, pixels: Tensor) -> Tensor:
     """(B, S, S, C) uint8 on the device to the network's input."""
     pixels = jitter_batch(pixels, rows.jitters, rows.factors)
     shifts = torch.from_numpy(rows.shifts.astype(np.float32)).to(loader.device)
-    return loader.normalization(pixels, shifts, loader.channels_last)
+    return loader.normalization(pixels, shifts, loader.channels_last, loader.dtype)

@@ -6,6 +6,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def test_crops_that_travel_as_bytes_give_the_references_batches(
 ) -> None:
     index, recipe = pick(name, index, small_index)
     loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
-    made = make_all(loader, partial(make_from_crops, open_store(find_layout(loader))))
+    made = make_all(loader, partial(make_from_crops, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
     for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         assert torch.equal(images, expected.images)
 
@@ -256,7 +257,7 @@ def test_jitter_on_the_device_follows_the_plan(
     index, recipe = pick(name, index, small_index)
     recipe = dataclasses.replace(recipe, lighting=None)
     loader = cached(make_loader(index, tmp_path, recipe, normalization=BYTES))
-    made = make_all(loader, partial(make_from_crops, open_store(find_layout(loader))))
+    made = make_all(loader, partial(make_from_crops, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
     for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         difference = (images - expected.images).abs()
         assert difference.max() <= 3  # four operations, and a level that is lost may be multiplied by the next

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
 from alexnet_dist.data import torchvision_engine
+from alexnet_dist.data.cache_build import build_store
+from alexnet_dist.data.cache_engine import find_layout
+from alexnet_dist.data.engines import find_obstacle
 from alexnet_dist.data.loader import (
     MAX_WORKERS,
     Batch,
@@ -171,6 +175,35 @@ def test_normalization_is_the_formula_bit_by_bit(channels: int, channels_last: b
     own = shifts if channels == 3 else shifts @ torch.tensor(LUMA)[:, None]  # (3, C)
     expected = (pixels.permute(0, 3, 1, 2).float() + (own - mean)[:, :, None, None]) / std[:, None, None]
     assert torch.equal(made(pixels, shifts, channels_last), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalization_in_one_kernel_is_the_formula(dtype: torch.dtype) -> None:
+    """As on a GPU: a product where the host divides."""
+    pixels = torch.randint(256, (3, 5, 5, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+    made, offsets = make_normalization(3, 1, None, None), 20 * torch.randn(3, 3)
+    images = made._normalize_on_device(pixels, offsets, dtype)
+    assert images.dtype == dtype
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    expected = made._normalize_on_host(pixels, offsets)
+    torch.testing.assert_close(images.float(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("engine", ["torchvision", "cache", *["dali"] * (find_obstacle("dali") is None)])
+def test_half_precision_is_what_autocast_makes_of_float32(
+    index: SampleIndex, tmp_path: Path, engine: str, channels_last: bool, dtype: torch.dtype
+) -> None:
+    recipe = replace(RECIPE, crop="random", resize=SIDE + 3) if engine == "cache" else RECIPE
+    loader = make_loader(index, recipe, engine=engine, cache_dir=tmp_path, channels_last=channels_last)
+    if engine == "cache":
+        build_store(find_layout(loader), workers=0, on_bad_file="skip", progress=False)
+    made = replace(loader, dtype=dtype).batches(0, 3)
+    for half, whole in zip(made, loader.batches(0, 3), strict=True):
+        assert half.images.dtype == dtype
+        assert half.images.stride() == whole.images.stride()
+        assert torch.equal(half.images, whole.images.to(dtype))
 
 
 # -- what a batch holds -----------------------------------------------------------------------------------------------
