@@ -24,6 +24,8 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU, in Python
 
 
 @pytest.fixture(scope="session", autouse=True)

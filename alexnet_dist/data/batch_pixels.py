@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,36 +13,49 @@ from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.data.draws import FloatArray, IntArray
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from alexnet_dist.machine import can_build_kernels
 
 
-def cut_batch(pictures: Tensor, images: Tensor, corners: IntArray, flips: npt.NDArray[np.bool_], side: int) -> Tensor:
-    """Crop and flip pictures that lie in one tensor.
+class Crops(NamedTuple):
+    """Where the crops of B rows lie among bytes, on the device of these. A pixel's channels lie side by side."""
+
+    starts: Tensor  # (B,) int64 first byte; -1 = there is no image
+    strides: Tensor  # (B,) int64 bytes from one line to the next
+    flips: Tensor  # (B, 2) bool left-right, top-bottom
+
+
+def locate_crops(starts: IntArray, strides: IntArray, flips: npt.NDArray[np.bool_], device: torch.device) -> Crops:
+    """Crops on a device, from numbers on the host; see `Crops`."""
+    numbers = torch.from_numpy(np.stack([starts, strides])).to(device)  # one copy for both
+    return Crops(numbers[0], numbers[1], torch.from_numpy(flips).to(device))
+
+
+def cut_crops(pixels: Tensor, crops: Crops, side: int, scale: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cut and flip crops, and make pixel * scale + bias of them; a row without image has pixels of 0.
 
     Args:
-        pictures: (N, H, W, C).
-        images: (B,) which picture each row takes, on the same device.
-        corners: (B, 2) x, y of each crop.
-        flips: (B, 2) left-right, top-bottom.
-        side: of the crops.
+        pixels: (bytes,) uint8.
+        crops: where they lie.
+        side: of the crops in pixels.
+        scale: (C,) float32.
+        bias: (B, C) float32.
+        dtype: of the result.
 
     Returns:
         (B, side, side, C).
     """
-    steps = np.arange(side)
-    columns, lines = (
-        torch.from_numpy(corners[:, [axis]] + np.where(flips[:, [axis]], side - 1 - steps, steps)).to(pictures.device)
-        for axis in (0, 1)
-    )  # (B, side) each
-    return pictures[images[:, None, None], lines[:, :, None], columns[:, None, :]]
+    if pixels.device.type == "cuda" and can_build_kernels():
+        from alexnet_dist.data import crop_kernel
 
-
-def flip_batch(pixels: Tensor, flips: npt.NDArray[np.bool_]) -> Tensor:
-    """(B, S, S, C) flipped row by row as (B, 2) left-right, top-bottom say."""
-    for axis, turned in ((2, flips[:, 0]), (1, flips[:, 1])):
-        if turned.any():
-            is_turned = torch.from_numpy(turned).to(pixels.device)[:, None, None, None]
-            pixels = torch.where(is_turned, pixels.flip(axis), pixels)
-    return pixels
+        return crop_kernel.cut_crops(pixels, crops, side, scale, bias, dtype)
+    steps = torch.arange(side, device=pixels.device)
+    columns, lines = (torch.where(crops.flips[:, [axis]], side - 1 - steps, steps) for axis in (0, 1))  # (B, side)
+    channels = torch.arange(bias.shape[1], device=pixels.device)
+    places = (crops.starts[:, None] + lines * crops.strides[:, None])[:, :, None, None]  # (B, side, 1, 1)
+    places = places + columns[:, None, :, None] * bias.shape[1] + channels  # (B, side, side, C)
+    is_image = (crops.starts >= 0)[:, None, None, None]
+    cut = pixels[places * is_image] * is_image  # (B, side, side, C) uint8
+    return torch.addcmul(bias[:, None, None], cut, scale).to(dtype)
 
 
 def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:

@@ -1,8 +1,7 @@
 """HOW a plan is carried out from the image cache: no file is decoded, and memory is passed over as seldom as may be.
 
-- On a CPU each row goes from the cache to the network's input in one pass: cut, flip, convert, scale and shift.
-- On a GPU crops travel as bytes, copied by several threads, and all that is not cutting happens on the device.
-- A set of one size that fits into the GPU's memory is kept there, and nothing but the plan travels.
+On a CPU each row goes from the cache to the network's input in one pass: cut, flip, convert, scale and shift. What
+happens on a GPU is in cache_device.py.
 
 One thread makes batches ahead of the network, on a GPU in a stream beside the network's; with `workers` 0 each is made
 when it is asked for.
@@ -20,24 +19,19 @@ from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.data.batch_pixels import cut_batch, flip_batch, jitter_batch, resize_batch
-from alexnet_dist.data.cache_store import Layout, Store, check_cacheable, lay_out, open_store
-from alexnet_dist.data.decode import Pixels
+from alexnet_dist.data.cache_device import choose_maker
+from alexnet_dist.data.cache_store import Layout, Mask, Store, check_cacheable, lay_out, load_picture, open_store
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import LUMA, StepPlan
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.data.torchvision_engine import cut_pixels, jitter_pixels, resize_pixels
+from alexnet_dist.data.torchvision_engine import cut_pixels, jitter_pixels
 
 T = TypeVar("T")
-Mask: TypeAlias = npt.NDArray[np.bool_]
 Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
 """Makes the images (B, C, S, S) of a batch; rows without mask are black before the colour shift."""
-
-RESIDENT_PART = 0.4  # of the device's free memory that a set may take
 
 # Below torch's grain size of 32,768 elements an operation stays in its thread. Above, it would be spread over threads
 # that the network is using: with busy cores that was seen to cost five times what it gains.
@@ -59,11 +53,13 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     make = partial(_make_batch, loader, *_MAKERS[loader])
     steps, depth = range(start, stop), loader.prefetch if loader.workers else 0
     if depth and loader.device.type == "cuda":
-        return run_beside(make, steps, depth, loader.device)
+        return _run_beside(make, steps, depth, loader.device)
     return run_ahead(make, steps, depth)
 
 
-def run_beside(make: Callable[[int], Batch], steps: Sequence[int], depth: int, device: torch.device) -> Iterator[Batch]:
+def _run_beside(
+    make: Callable[[int], Batch], steps: Sequence[int], depth: int, device: torch.device
+) -> Iterator[Batch]:
     """As `run_ahead`, in a stream of its own: copies and kernels do not wait for the network's, nor it for the host."""
     stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # before the network's kernels
 
@@ -112,11 +108,7 @@ def find_layout(loader: Loader) -> Layout:
 def _open(loader: Loader) -> tuple[Store, Maker]:
     layout = find_layout(loader)
     store = open_store(layout)
-    if loader.device.type == "cpu":
-        return store, partial(make_on_host, store)
-    if store.is_uniform and layout.total_bytes <= RESIDENT_PART * torch.cuda.mem_get_info(loader.device)[0]:
-        return store, partial(make_on_device, upload(store, loader.device))
-    return store, partial(make_from_crops, store, ThreadPoolExecutor(max(1, loader.workers), "cache-crops"))
+    return store, partial(make_on_host, store) if loader.device.type == "cpu" else choose_maker(store, loader)
 
 
 def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
@@ -180,8 +172,8 @@ def _iterate_crops(
     """
     side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
     corners, flips = rows.corners.tolist(), rows.flips.tolist()
-    for first in _find_images(mask, views):
-        picture = _load_picture(store, rows, first)  # the views of an image share it
+    for first in (np.flatnonzero(mask[::views]) * views).tolist():
+        picture = load_picture(store, rows, first)  # the views of an image share it
         for row in range(first, first + views):
             if rows.jitters.shape[1]:
                 crop = jitter_pixels(cut_pixels(picture, rows, row, side), rows, row)
@@ -189,16 +181,6 @@ def _iterate_crops(
             else:
                 left, top = corners[row]
                 yield row, torch.from_numpy(picture[top : top + side, left : left + side]), flips[row]
-
-
-def _find_images(mask: Mask, views: int) -> list[int]:
-    """The first row of each image."""
-    return (np.flatnonzero(mask[::views]) * views).tolist()
-
-
-def _load_picture(store: Store, rows: StepPlan, row: int) -> Pixels:
-    """(H, W, C), resized as the plan says; the cache keeps small pictures as they are."""
-    return resize_pixels(store.load(int(rows.ids[row])).numpy(), *rows.resized[row].tolist())
 
 
 def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tuple[slice, Tensor]]:
@@ -210,67 +192,3 @@ def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tu
         stop = min(start + step, side)
         piece = crop[side - stop : side - start] if top_bottom else crop[start:stop]
         yield slice(start, stop), piece.flip(axes) if axes else piece
-
-
-# -- on a GPU ---------------------------------------------------------------------------------------------------------
-
-
-def make_from_crops(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
-    """The images (B, C, S, S) on the device, from crops that travel as bytes."""
-    side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
-    on_gpu = loader.device.type == "cuda"
-    pixels = torch.empty((len(rows.ids), side, side, loader.channels), dtype=torch.uint8, pin_memory=on_gpu)
-    pixels[torch.from_numpy(~mask)] = 0
-    firsts = _find_images(mask, views)
-    parts = [firsts[number :: loader.workers or 1] for number in range(loader.workers or 1)]
-    list(pool.map(partial(_copy_crops, store, rows, pixels.numpy(), views), parts))
-    return _finish(loader, rows, flip_batch(pixels.to(loader.device, non_blocking=True), rows.flips))
-
-
-def _copy_crops(store: Store, rows: StepPlan, pixels: Pixels, views: int, firsts: list[int]) -> None:
-    """Write the crops of some images, not flipped, to their rows of (B, S, S, C). numpy copies without the GIL."""
-    side = pixels.shape[1]
-    for first in firsts:
-        picture = _load_picture(store, rows, first)
-        for row, (left, top) in enumerate(rows.corners[first : first + views].tolist(), first):
-            pixels[row] = picture[top : top + side, left : left + side]
-
-
-def make_on_device(resident: Tensor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
-    """The images (B, C, S, S) on the device, from a set that lies there.
-
-    Args:
-        resident: (N, H, W, C) uint8, the whole set.
-        loader: says how.
-        rows: what happens.
-        mask: (B,) which rows have an image.
-    """
-    side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
-    images = torch.from_numpy(np.maximum(rows.ids, 0)).to(loader.device)  # (B,)
-    pictures, (width, height) = resident, rows.resized[0].tolist()
-    if pictures.shape[1:3] != (height, width):
-        pictures = resize_batch(resident[images[::views]], height, width)  # (B / views, H', W', C)
-        images = torch.arange(len(pictures), device=loader.device).repeat_interleave(views)
-    pixels = cut_batch(pictures, images, rows.corners, rows.flips, side)  # (B, S, S, C)
-    if not mask.all():
-        pixels *= torch.from_numpy(mask).to(loader.device)[:, None, None, None]
-    return _finish(loader, rows, pixels)
-
-
-def upload(store: Store, device: torch.device) -> Tensor:
-    """A set of one size in the device's memory, uint8 (N, H, W, C)."""
-    layout = store.layout
-    width, height = layout.sizes[0].tolist()
-    shape = (len(layout.index), height, width, layout.channels)
-    resident = torch.empty(shape, dtype=torch.uint8, device=device)
-    for number, chunk in enumerate(store.chunks):
-        ids = layout.chunk_ids(number)
-        resident[ids.start : ids.stop] = chunk.view(-1, *shape[1:]).to(device)
-    return resident
-
-
-def _finish(loader: Loader, rows: StepPlan, pixels: Tensor) -> Tensor:
-    """(B, S, S, C) uint8 on the device to the network's input."""
-    pixels = jitter_batch(pixels, rows.jitters, rows.factors)
-    shifts = torch.from_numpy(rows.shifts.astype(np.float32)).to(loader.device)
-    return loader.normalization(pixels, shifts, loader.channels_last, loader.dtype)

@@ -24,14 +24,17 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.data.cache_chunks import ChunkError, Footer, hash_pixels, map_pixels, read_footer
+from alexnet_dist.data.decode import Pixels
 from alexnet_dist.data.draws import IntArray
-from alexnet_dist.data.plan import resize_shapes
+from alexnet_dist.data.plan import StepPlan, resize_shapes
 from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.data.torchvision_engine import resize_pixels
 from alexnet_dist.durable import write_json
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.machine import list_versions
 
 Resize: TypeAlias = int | tuple[int, int] | None
+Mask: TypeAlias = npt.NDArray[np.bool_]
 
 FORMAT = 1  # changes when the meaning of the files does
 FOLDER = "images"  # in the cache folder
@@ -318,3 +321,8 @@ def iterate_checks(layout: Layout) -> Iterator[int]:
         if found != footer.sha256:
             raise name_damage(path, f"its sha256 is {found[:16]}..., not {footer.sha256[:16]}...")
         yield len(layout.chunk_ids(number))
+
+
+def load_picture(store: Store, rows: StepPlan, row: int) -> Pixels:
+    """(H, W, C), resized as the plan says; the cache keeps small pictures as they are."""
+    return resize_pixels(store.load(int(rows.ids[row])).numpy(), *rows.resized[row].tolist())

@@ -45,21 +45,29 @@ class Normalization:
         self, pixels: Tensor, shifts: Tensor, channels_last: bool, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """(B, S, S, C) uint8 and (B, 3) colour shifts to (B, C, S, S), computed in float32."""
-        if pixels.shape[-1] == 1:
-            shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
-        offsets = shifts - shifts.new_tensor(self.mean)  # (B, C)
         if pixels.device.type == "cpu":
-            images = self._normalize_on_host(pixels, offsets).to(dtype)
+            images = self._normalize_on_host(pixels, self._find_offsets(shifts)).to(dtype)
         else:
-            images = self._normalize_on_device(pixels, offsets, dtype)
+            images = self._normalize_on_device(pixels, shifts, dtype)
         return images if channels_last else images.contiguous()
 
-    def _normalize_on_device(self, pixels: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-        """pixel * scale + bias in one kernel, which reads bytes and writes `dtype`."""
-        scale = 1 / offsets.new_tensor(self.std)  # (C,)
+    def fold(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
+        """(C,) scale and (B, C) bias: the network's input as pixel * scale + bias."""
+        scale = 1 / shifts.new_tensor(self.std)
+        return scale, self._find_offsets(shifts) * scale
+
+    def _find_offsets(self, shifts: Tensor) -> Tensor:
+        """(B, C) what is added to pixels."""
+        if len(self.mean) == 1:
+            shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
+        return shifts - shifts.new_tensor(self.mean)
+
+    def _normalize_on_device(self, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
+        """In one kernel, which reads bytes and writes `dtype`."""
+        scale, bias = self.fold(shifts)
         planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
         images = torch.empty_like(planes, dtype=dtype)
-        return torch.addcmul((offsets * scale)[:, :, None, None], planes, scale[:, None, None], out=images)
+        return torch.addcmul(bias[:, :, None, None], planes, scale[:, None, None], out=images)
 
     def _normalize_on_host(self, pixels: Tensor, offsets: Tensor) -> Tensor:
         """The same sums in float32, image by image while it lies in the core's cache, and a row of pixels at a time.

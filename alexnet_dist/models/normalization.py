@@ -2,7 +2,8 @@
 
 Shapes: B images, G groups (towers), C channels of one group, `...` the map. PyTorch's own LRN goes through a padded
 3-d average pooling and `pow`, which copies channels-last maps to NCHW and dominates AlexNet's time on a CPU. Here the
-window is a sum of shifted slices, and the backward pass recomputes the denominator, so only the input is kept.
+window is a sum of shifted slices, and the backward pass recomputes the denominator, so only the input is kept. A GPU
+has kernels of its own for LRN (normalization_kernel.py), where Triton can build them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from alexnet_dist.machine import can_build_kernels
 
 # Elements that one thread handles per round on a CPU: small enough for the scratch tensors to stay in its L2 cache.
 _ELEMENTS_PER_THREAD = 1 << 17
@@ -51,8 +54,14 @@ class LocalResponseNorm(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[1] % self.groups:
             raise ValueError(f"{maps.shape[1]} channels cannot be normalised in {self.groups} equal groups")
+        settings = (self.size // 2, self.alpha / self.size, self.beta, self.k)
+        if maps.device.type == "cuda" and _has_kernel(maps):
+            from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense
+
+            made: Tensor = NormaliseOnDevice.apply(lay_dense(maps), self.groups, *settings)
+            return made
         towers = torch.unflatten(maps, 1, (self.groups, -1))  # (B, G, C, ...), a view in every memory format
-        normalised: Tensor = _Normalise.apply(towers, self.size // 2, self.alpha / self.size, self.beta, self.k)
+        normalised: Tensor = _Normalise.apply(towers, *settings)
         return normalised.flatten(1, 2)  # (B, G*C, ...)
 
     def extra_repr(self) -> str:
@@ -122,6 +131,11 @@ class _Normalise(torch.autograd.Function):
             crossed = _add_window(torch.zeros_like(terms), terms, reach, -2 * beta * weight)  # (n, G, C, ...)
             grad_x_part.copy_(crossed.mul_(x_wide).addcmul_(g_wide, factor))
         return grad_x, None, None, None, None
+
+
+def _has_kernel(maps: Tensor) -> bool:
+    """Whether the GPU's own kernel is there for these maps; torch.compile makes its own of the eager sums."""
+    return maps.dtype != torch.float64 and not torch.compiler.is_compiling() and can_build_kernels()
 
 
 def _rounds(x: Tensor) -> tuple[Tensor, ...]:

@@ -181,11 +181,11 @@ def test_normalization_is_the_formula_bit_by_bit(channels: int, channels_last: b
 def test_normalization_in_one_kernel_is_the_formula(dtype: torch.dtype) -> None:
     """As on a GPU: a product where the host divides."""
     pixels = torch.randint(256, (3, 5, 5, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
-    made, offsets = make_normalization(3, 1, None, None), 20 * torch.randn(3, 3)
-    images = made._normalize_on_device(pixels, offsets, dtype)
+    made, shifts = make_normalization(3, 1, None, None), 20 * torch.randn(3, 3)
+    images = made._normalize_on_device(pixels, shifts, dtype)
     assert images.dtype == dtype
     assert images.is_contiguous(memory_format=torch.channels_last)
-    expected = made._normalize_on_host(pixels, offsets)
+    expected = made(pixels, shifts, channels_last=True)
     torch.testing.assert_close(images.float(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
