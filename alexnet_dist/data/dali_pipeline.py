@@ -114,13 +114,9 @@ def _define_graph(source: Iterator[tuple[object, ...]], recipe: Recipe) -> tuple
         picture = _decode_window(given, recipe)
     else:
         picture = given.pixels.gpu() if recipe.decoder == "mixed" else given.pixels
-    padded = fn.slice(
-        picture,
-        start=given.padded_start,
-        shape=given.padded_shape,
-        axes=[0, 1],
-        out_of_bounds_policy="pad",
-        fill_values=[0] * recipe.channels,  # a value for each channel: with one for all DALI takes three times as long
+    # In the middle of zeros. `slice` with a pad does the same in twice the time.
+    padded = fn.multi_paste(
+        picture, in_ids=given.number, out_anchors=given.margins, output_size=given.padded, dtype=types.UINT8
     )
     picture = fn.resize(
         padded, size=given.resized, roi_start=given.inner_start, roi_end=given.inner_end, antialias=True

@@ -38,8 +38,9 @@ class Inputs(NamedTuple):
     pixels: list[Pixels] | Array  # n times (H, W, C) the window; a black pixel where the image is in a file
     start: Array  # (n, 2) int32 x, y of the window
     shape: Array  # (n, 2) int32 width, height
-    padded_start: Array  # (n, 2) int32 y, x of the window with its margins of zeros: not above 0
-    padded_shape: Array  # (n, 2) int32 height, width
+    number: Array  # (n, 1) int32 of the image in the batch
+    margins: Array  # (n, 1, 2) int32 y, x of the window among zeros
+    padded: Array  # (n, 2) int32 height, width of the window with the zeros around it
     inner_start: Array  # (n, 2) float32 y, x of the window within its margins
     inner_end: Array  # (n, 2) float32 its other corner; with y above the start's the picture is flipped top to bottom
     resized: Array  # (n, 2) float32 height, width
@@ -199,8 +200,9 @@ def describe_images(
         pixels=[dot if isinstance(image, bytes) else image for image in images] if has_pixels else dots,
         start=windows[:, :2].astype(np.int32),
         shape=windows[:, 2:].astype(np.int32),
-        padded_start=(-margins).astype(np.int32),
-        padded_shape=(shape + 2 * margins).astype(np.int32),
+        number=np.arange(len(images), dtype=np.int32)[:, None],
+        margins=margins[:, None].astype(np.int32),
+        padded=(shape + 2 * margins).astype(np.int32),
         inner_start=np.where(upside_down, margins + shape, margins).astype(np.float32),
         inner_end=np.where(upside_down, margins, margins + shape).astype(np.float32),
         resized=resized[:, ::-1].astype(np.float32),
