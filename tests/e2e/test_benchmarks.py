@@ -30,6 +30,7 @@ RATIOS = {
         *["dali_gpu/dali_cpu"] * ("dali_gpu" in ENGINES),
         *["cache/model"] * ON_GPU,
     },
+    "curves": {"cache/other_seed", *["dali/other_seed"] * HAS_DALI},
     "end_to_end": {"end_to_end/limit"},
 }
 
@@ -59,7 +60,7 @@ def test_json_has_environment_rows_and_ratios(results: Path, name: str) -> None:
     assert report["rows"]
     assert set(report["ratios"]) == RATIOS[name]
     for ratio in report["ratios"].values():
-        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+        assert 0 <= ratio["min"] <= ratio["median"] <= ratio["max"]
 
 
 def test_grid_is_complete(results: Path) -> None:
@@ -86,6 +87,12 @@ def test_loader_has_every_engine_with_its_times_and_memory(results: Path) -> Non
     for name in {*ENGINES, *rivals}:
         assert 0 < rows[name]["p50_ms"] <= rows[name]["p95_ms"] <= rows[name]["p99_ms"]
     assert all(rows[name]["mib_last_epoch"] > 0 for name in memory)
+
+
+def test_curves_have_every_engine(results: Path) -> None:
+    rows = json.loads((results / "curves.json").read_text())["rows"]
+    assert {row["engine"] for row in rows} == {"torchvision", "cache", *["dali"] * HAS_DALI}
+    assert len({row["loss_100%"] for row in rows if row["engine"] == "torchvision"}) == 2  # seeds
 
 
 @pytest.mark.parametrize("part", ["train", "."])

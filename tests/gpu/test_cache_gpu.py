@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
-from alexnet_dist.data import cache_engine
+from alexnet_dist.data import cache_device
 from alexnet_dist.data.cache_build import build_store
 from alexnet_dist.data.cache_engine import find_layout
 from alexnet_dist.data.engines import ENGINES
@@ -63,7 +63,7 @@ def test_batches_are_the_references(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, workers: int, part: float
 ) -> None:
     """With the set on the device, and with crops that travel."""
-    monkeypatch.setattr(cache_engine, "RESIDENT_PART", part)
+    monkeypatch.setattr(cache_device, "RESIDENT_PART", part)
     recipe, tolerance = RECIPES[name]
     loader = make_loader(tmp_path, recipe, workers=workers)
     expected = list(dataclasses.replace(loader, engine=ENGINES["torchvision"], workers=0).batches(0, 6))
