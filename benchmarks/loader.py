@@ -60,7 +60,7 @@ from alexnet_dist.config import AugmentConfig, DataConfig
 from alexnet_dist.data.cache_build import build_store
 from alexnet_dist.data.cache_engine import find_layout
 from alexnet_dist.data.engines import ENGINES, find_obstacle
-from alexnet_dist.data.loader import Loader
+from alexnet_dist.data.loader import MAX_WORKERS, Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.machine import available_cores
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace) -> Report:
     cores = available_cores()
     effort = pick_effort(
         options,
-        full=Effort(Protocol(5, 4.0, 12), 64, 256, (max(1, cores // 2), cores, 2 * cores), settled_step=50, epochs=10),
+        full=Effort(Protocol(5, 4.0, 12), 64, 256, pick_workers(cores), settled_step=50, epochs=10),
         quick=Effort(Protocol(2, 1.0, 6), 16, 64, (cores,), settled_step=20, epochs=3),
         tiny=Effort(Protocol(2, 0.0, 2), 2, 8, (1,), settled_step=2, epochs=2),
     )
@@ -169,6 +169,11 @@ def measure(options: argparse.Namespace) -> Report:
         for name, loader in loaders.items():
             measure_memory(report, name, loader, effort)
     return report
+
+
+def pick_workers(cores: int) -> tuple[int, ...]:
+    """Numbers of workers to try: half as many as cores, as many, and twice as many where that is no crowd."""
+    return tuple(sorted({max(1, cores // 2), cores, min(2 * cores, MAX_WORKERS)}))
 
 
 def take_batches(index: SampleIndex, batch_size: int) -> SampleIndex:

@@ -114,14 +114,27 @@ def _define_graph(source: Iterator[tuple[object, ...]], recipe: Recipe) -> tuple
         picture = _decode_window(given, recipe)
     else:
         picture = given.pixels.gpu() if recipe.decoder == "mixed" else given.pixels
-    # In the middle of zeros. `slice` with a pad does the same in twice the time.
-    padded = fn.multi_paste(
-        picture, in_ids=given.number, out_anchors=given.margins, output_size=given.padded, dtype=types.UINT8
-    )
+    padded = _surround_with_zeros(picture, given, recipe)
     picture = fn.resize(
         padded, size=given.resized, roi_start=given.inner_start, roi_end=given.inner_end, antialias=True
     )
     return tuple(_cut_view(picture, given, recipe, view) for view in range(recipe.views))
+
+
+def _surround_with_zeros(picture: Any, given: Any, recipe: Recipe) -> Any:
+    """On a CPU by `multi_paste`, which takes half the time of a padded slice; on a GPU it reads beyond its memory."""
+    if recipe.decoder == "cpu":
+        return fn.multi_paste(
+            picture, in_ids=given.number, out_anchors=given.margins, output_size=given.padded, dtype=types.UINT8
+        )
+    return fn.slice(
+        picture,
+        start=fn.reshape(-given.margins, shape=[2]),
+        shape=given.padded,
+        axes=[0, 1],
+        out_of_bounds_policy="pad",
+        fill_values=[0] * recipe.channels,  # a value for each channel: with one for all DALI takes three times as long
+    )
 
 
 def _decode_window(given: Any, recipe: Recipe) -> Any:
