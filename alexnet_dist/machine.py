@@ -12,7 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-REPORTED_PACKAGES = ("alexnet_dist", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors", "wandb")
+REPORTED_PACKAGES = (
+    *("alexnet_dist", "torch", "torchvision", "triton", "accelerate", "numpy", "pillow", "safetensors", "wandb"),
+    *("nvidia-dali-cuda120", "nvidia-dali-cuda130"),
+)
 
 
 def available_cores() -> int:

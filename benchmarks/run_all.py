@@ -17,7 +17,9 @@ EXAMPLES = """Run all benchmarks; writes FOLDER/NAME.json for each and FOLDER/RE
 
 examples:
   python benchmarks/run_all.py --out benchmarks/results
-  python benchmarks/run_all.py --quick --out figures --data.root data/imagenet_subset"""
+  python benchmarks/run_all.py --quick --out figures --data.root data/imagenet_subset
+
+`--only loader curves` runs these, and makes the page of every JSON file in FOLDER; `--only` alone makes the page."""
 
 
 def main() -> int:
@@ -29,13 +31,14 @@ def main() -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files and the page")
+    parser.add_argument("--only", nargs="*", choices=BENCHMARKS, default=BENCHMARKS, help="benchmarks to run")
     options, words = parser.parse_known_args()
-    codes = [run(name, words, options.out) for name in BENCHMARKS]
-    ended_well = [name for name, code in zip(BENCHMARKS, codes, strict=True) if code == 0]
-    found = {name: read_json(options.out / f"{name}.json") for name in ended_well}
+    codes = {name: run(name, words, options.out) for name in options.only}
+    files = {name: options.out / f"{name}.json" for name in BENCHMARKS if not codes.get(name)}
+    found = {name: read_json(path) for name, path in files.items() if path.is_file()}
     if found:
         (options.out / "README.md").write_text(format_page(found), encoding="utf-8")
-    return next((code for code in codes if code), 0)
+    return next((code for code in codes.values() if code), 0)
 
 
 def run(name: str, words: list[str], folder: Path) -> int:

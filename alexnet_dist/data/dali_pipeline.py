@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,9 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
         prefetch_queue_depth=loader.prefetch,
         exec_dynamic=True,  # a batch that was taken keeps its memory, and one that failed leaves the others as they are
     )
-    pipeline.build()
+    with warnings.catch_warnings():  # on a GPU the numbers of the images are not needed
+        warnings.filterwarnings("ignore", message=".*is not used", category=Warning)
+        pipeline.build()
     return pipeline
 
 

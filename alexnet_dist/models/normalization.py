@@ -61,7 +61,9 @@ class LocalResponseNorm(nn.Module):
             made: Tensor = NormaliseOnDevice.apply(lay_dense(maps), self.groups, *settings)
             return made
         towers = torch.unflatten(maps, 1, (self.groups, -1))  # (B, G, C, ...), a view in every memory format
-        normalised: Tensor = _Normalise.apply(towers, *settings)
+        # A graph of torch 2.11 loses the gradient of a function that computes in place, and a compiler fuses by itself.
+        normalise = _normalise_plainly if torch.compiler.is_compiling() else _Normalise.apply
+        normalised: Tensor = normalise(towers, *settings)
         return normalised.flatten(1, 2)  # (B, G*C, ...)
 
     def extra_repr(self) -> str:
@@ -99,6 +101,14 @@ class MapResponseNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}"
+
+
+def _normalise_plainly(x: Tensor, reach: int, weight: float, beta: float, k: float) -> Tensor:
+    """The definition, for autograd and compilers; as `_Normalise`."""
+    wide = _widen(x)  # (B, G, C, ...)
+    squares = F.pad(wide.square(), [0] * 2 * (x.dim() - 3) + [reach, reach])  # (B, G, C + 2 * reach, ...)
+    window = sum(squares.narrow(2, start, x.shape[2]) for start in range(2 * reach + 1))  # (B, G, C, ...)
+    return (wide * (k + weight * window) ** -beta).to(x.dtype)
 
 
 class _Normalise(torch.autograd.Function):
@@ -140,7 +150,7 @@ def _has_kernel(maps: Tensor) -> bool:
 
 def _rounds(x: Tensor) -> tuple[Tensor, ...]:
     """Splits the images so that a round's scratch fits a CPU's caches; elsewhere more rounds only cost launches."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu":
         return (x,)
     per_image = max(1, x[:1].numel())
     return torch.split(x, max(1, _ELEMENTS_PER_THREAD * torch.get_num_threads() // per_image))

@@ -6,6 +6,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def test_bytes_that_travel_give_the_references_batches(
 ) -> None:
     index, recipe = pick(name, index, small_index)
     loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
-    made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader))))
+    made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
     for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
 
@@ -256,7 +257,7 @@ def test_jitter_on_the_device_follows_the_plan(
     index, recipe = pick(name, index, small_index)
     recipe = dataclasses.replace(recipe, lighting=None)
     loader = cached(make_loader(index, tmp_path, recipe, normalization=BYTES))
-    made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader))))
+    made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
     for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         difference = (images - expected.images).abs()
         assert difference.max() <= 3  # four operations, and a level that is lost may be multiplied by the next
