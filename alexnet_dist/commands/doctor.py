@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key s
     from alexnet_dist.parallel.probe import LinkProbe
     from alexnet_dist.parallel.runtime import Runtime
 
-EXAMPLES = """Look at every process before training: device, clock, versions, images, link, and what each strategy costs.
+EXAMPLES = """Look at every process before training: device, clock, versions, images, link, cost of each strategy.
 
 examples:
   python launch/doctor.py
@@ -182,7 +182,8 @@ def _report_costs(
     from alexnet_dist.commands.estimate import ELEMENT_BYTES
     from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_table
     from alexnet_dist.models import spec_to_dict
-    from alexnet_dist.parallel.cost_model import Links, measure_network
+    from alexnet_dist.parallel.cost_model import Links
+    from alexnet_dist.parallel.network_size import measure_network
 
     count, alone = runtime.world_size, images / compute.step_seconds(images)
     print(f"computing {network.variant}, {images} images: {1e3 * images / alone:,.1f} ms a step, {alone:,.1f} images/s")

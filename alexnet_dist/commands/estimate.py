@@ -123,7 +123,7 @@ def settle_subject(options: Namespace, given: dict[str, Any]) -> Subject:
     from alexnet_dist.parallel.cost_model import Compute
 
     if options.images_per_second is not None:
-        precision = "bf16" if config.precision == "auto" else config.precision
+        precision: str = "bf16" if config.precision == "auto" else config.precision
         compute, told = Compute(1 / options.images_per_second), "as told"
     else:
         compute, precision = _measure_here(config, network.spec, images)
@@ -186,10 +186,8 @@ def read_probe(options: Namespace, given: dict[str, Any]) -> Subject:
         spec, variant = spec_from_dict(values["network"]["spec"]), values["network"]["variant"]
         images, precision = int(values["images_per_process"]), str(values["precision"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "write it with launch/doctor.py --out"
-        raise UsageError(
-            "not a probe", where=str(path), why=f"{type(error).__name__}: {error}", remedy=remedy
-        ) from None
+        why, remedy = f"{type(error).__name__}: {error}", "write it with launch/doctor.py --out"
+        raise UsageError("not a probe", where=str(path), why=why, remedy=remedy) from None
     if options.images_per_second is not None:
         compute = Compute(1 / options.images_per_second)
     per_machine = options.processes_per_machine or (links.per_machine if links else 1)
@@ -199,7 +197,7 @@ def read_probe(options: Namespace, given: dict[str, Any]) -> Subject:
 
 def show(subject: Subject, options: Namespace) -> None:
     """Predict, then print, draw and write."""
-    from alexnet_dist.parallel.cost_model import measure_network
+    from alexnet_dist.parallel.network_size import measure_network
 
     network = measure_network(subject.spec)
     counts = sorted(set(options.processes))

@@ -12,7 +12,8 @@ from alexnet_dist.commands.summary import align
 from alexnet_dist.errors import MachineError
 
 if TYPE_CHECKING:
-    from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, NetworkSize, Prediction
+    from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, Prediction
+    from alexnet_dist.parallel.network_size import NetworkSize
     from alexnet_dist.parallel.published import PublishedRun
 
 COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")

@@ -11,92 +11,21 @@ for its reverse.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alexnet_dist.models.alexnet import AlexNetSpec
-from alexnet_dist.models.summary import LayerSummary, summarise
+from alexnet_dist.parallel.network_size import FULLY_CONNECTED, TOWERS, NetworkSize
 
 StrategyName = Literal["ddp", "towers", "hybrid"]
 ByteSize = Literal[2, 4]
 
-TOWERS = 2
 EXCHANGE_POINTS = ("conv3", "fc6", "fc7", "fc8")  # layers that read both towers
-FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 SHARDED = ("fc6", "fc7")  # layers that hybrid splits by output
 STATE_BYTES = 12  # of a parameter: fp32 weight, gradient and momentum
 HALF_PRECISION_COPY = 2  # bytes of a parameter that autocast keeps as a copy during the step
 INDEX_BYTES = 8  # max pooling keeps an int64 for each output
-
-
-@dataclass(frozen=True)
-class NetworkSize:
-    """What of a network costs something, for one image where that matters.
-
-    Args:
-        parameters: weights and biases by layer, conv1 .. fc8.
-        inputs: numbers that each layer reads, by layer.
-        kept: numbers that the backward pass needs again.
-        pooled: outputs of max pooling, which keeps the place of each.
-        conv_backward_share: part of a step's arithmetic that is the convolutions' backward pass, behind which the
-            gradients of the fully connected layers can travel.
-        has_towers: whether its groups make two towers.
-        fc_width: outputs of fc6 and of fc7.
-    """
-
-    parameters: dict[str, int]
-    inputs: dict[str, int]
-    kept: int
-    pooled: int
-    conv_backward_share: float
-    has_towers: bool
-    fc_width: int
-
-    @property
-    def num_parameters(self) -> int:
-        """All weights and biases."""
-        return sum(self.parameters.values())
-
-    @property
-    def num_convolution(self) -> int:
-        """Weights and biases of conv1 .. conv5."""
-        return sum(count for name, count in self.parameters.items() if name not in FULLY_CONNECTED)
-
-
-def measure_network(spec: AlexNetSpec) -> NetworkSize:
-    """Counts parameters and activations of a network; nothing is allocated.
-
-    Raises:
-        ValueError: a layer is so large that its size overflows.
-    """
-    rows = summarise(spec)
-    inputs = {row.name: math.prod(before.output_shape) for before, row in itertools.pairwise(rows)}
-    image = spec.in_channels * spec.image_size**2
-    return NetworkSize(
-        parameters={row.name: row.parameters for row in rows if row.parameters},
-        inputs={"conv1": image, **inputs},
-        kept=image + sum(math.prod(row.output_shape) for row in rows),
-        pooled=sum(math.prod(row.output_shape) for row in rows if row.name.startswith("pool")),
-        conv_backward_share=_conv_backward_share(rows),
-        has_towers=_has_towers(spec),
-        fc_width=spec.fc_width,
-    )
-
-
-def _conv_backward_share(rows: Sequence[LayerSummary]) -> float:
-    """Backward costs twice forward, but nobody needs the gradient of the images."""
-    conv = sum(row.multiply_adds for row in rows if row.kind == "convolution")
-    total = sum(row.multiply_adds for row in rows)
-    conv1 = next(row.multiply_adds for row in rows if row.name == "conv1")
-    return (2 * conv - conv1) / (3 * total - conv1)
-
-
-def _has_towers(spec: AlexNetSpec) -> bool:
-    in_tower = (spec.conv_groups[1], spec.conv_groups[3], spec.conv_groups[4])
-    return in_tower == (TOWERS,) * 3 and (not spec.lrn or spec.lrn_groups == TOWERS)
 
 
 @dataclass(frozen=True)

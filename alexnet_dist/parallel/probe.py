@@ -65,7 +65,7 @@ def probe_links(device: torch.device, machines: Sequence[Sequence[int]], seconds
     probes = {"between": _probe(device, everyone, seconds)}
     if max(map(len, machines)) > 1:
         # new_group is called for every machine in every process, in the same order.
-        groups = [dist.new_group(list(ranks)) for ranks in machines]
+        groups = [cast(dist.ProcessGroup, dist.new_group(list(ranks))) for ranks in machines]
         mine = next(i for i, ranks in enumerate(machines) if dist.get_rank() in ranks)
         inside = _probe(device, groups[mine], seconds) if len(machines[mine]) > 1 else None
         found: list[LinkProbe | None] = [None] * processes

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from alexnet_dist.models.alexnet import AlexNetSpec
-from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, NetworkSize, Strategy, measure_network, predict
+from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, Strategy, predict
+from alexnet_dist.parallel.network_size import NetworkSize, measure_network
 
 # tf_cnn_benchmarks' AlexNet, which every run below trained or came close to: one tower, no LRN.
 BENCHMARK_NETWORK = AlexNetSpec(
