@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.commands.estimate import ELEMENT_BYTES, add_wire_options
 from alexnet_dist.config import Config
 from alexnet_dist.durable import write_json
 from alexnet_dist.errors import UsageError
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--wait_seconds", type=float, default=60.0, help="for the other processes to come")
     parser.add_argument("--images_per_process", type=int, help="(default: the configuration's share, or 16)")
     parser.add_argument("--images_per_second", type=float, help="of one process alone (default: measured)")
-    parser.add_argument("--exchange", type=str, default="fp32", choices=["fp32", "bf16", "fp16"], help=EXCHANGE_HELP)
+    add_wire_options(parser)
     parser.add_argument("--out", type=str, help="JSON file to write, which launch/estimate.py --probe reads")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser)
@@ -57,9 +58,6 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--{name} is {value:g}", where="command line", remedy="give a number above 0")
     examine(arguments.options, arguments.given)
     return 0
-
-
-EXCHANGE_HELP = "what would cross between towers or shards travels in this precision"
 
 
 def examine(options: Namespace, given: dict[str, Any]) -> None:
@@ -94,7 +92,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
         images = options.images_per_process or _share(config, says_data, runtime.world_size)
         compute = _find_compute(runtime, config, network, options, images)
         if runtime.is_main:
-            report = _report_costs(runtime, network, images, compute, links, options.exchange)
+            report = _report_costs(runtime, network, images, compute, links, options)
             facts = {"machines": machines, "probes": {name: asdict(probe) for name, probe in probes.items()}}
             if options.out is not None:
                 write_json(Path(options.out), {**report, **facts, "versions": peers[0].versions})
@@ -176,10 +174,9 @@ def _find_compute(runtime: Runtime, config: Config, network: Network, options: N
 
 
 def _report_costs(
-    runtime: Runtime, network: Network, images: int, compute: Compute, links: Links | None, exchange: str
+    runtime: Runtime, network: Network, images: int, compute: Compute, links: Links | None, options: Namespace
 ) -> dict[str, Any]:
     """Print what each strategy costs on this job; what --out writes."""
-    from alexnet_dist.commands.estimate import ELEMENT_BYTES
     from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_table
     from alexnet_dist.models import spec_to_dict
     from alexnet_dist.parallel.cost_model import Links
@@ -188,8 +185,8 @@ def _report_costs(
     count, alone = runtime.world_size, images / compute.step_seconds(images)
     print(f"computing {network.variant}, {images} images: {1e3 * images / alone:,.1f} ms a step, {alone:,.1f} images/s")
     size, joined = measure_network(network.spec), links or Links(between=1.0, inside=1.0)
-    kept, sent = ELEMENT_BYTES[runtime.precision], ELEMENT_BYTES[exchange]
-    predictions, notes = predict_all(size, [count], images, compute, joined, kept, sent)
+    kinds = (runtime.precision, options.exchange or runtime.precision, options.gradient_compression)
+    predictions, notes = predict_all(size, [count], images, compute, joined, *(ELEMENT_BYTES[kind] for kind in kinds))
     print(f"\n{write_table(predictions, alone)}")
     print("\n".join([*advise(predictions), *notes]))
     return {

@@ -16,7 +16,7 @@ from alexnet_dist.parallel.launch_guard import world_size_from_environment
 from alexnet_dist.settings import new_parser, parse_arguments
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
-    from jsonargparse import Namespace
+    from jsonargparse import ArgumentParser, Namespace
 
     from alexnet_dist.config import Config
     from alexnet_dist.models import AlexNetSpec
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--link_latency_us", type=float, default=20.0, help="microseconds of a hop between machines")
     parser.add_argument("--inner_latency_us", type=float, default=10.0, help="microseconds of a hop within a machine")
     parser.add_argument("--processes_per_machine", type=int, help="(default: 1, or the probe's)")
-    parser.add_argument("--exchange", type=str, default="fp32", choices=["fp32", "bf16", "fp16"], help=EXCHANGE_HELP)
+    add_wire_options(parser)
     parser.add_argument("--published", action="store_true", help="show published runs beside the model, and end")
     parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="JSON file to write")
@@ -94,7 +94,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-EXCHANGE_HELP = "what crosses between towers or shards travels in this precision"
+def add_wire_options(parser: ArgumentParser) -> None:
+    """What numbers travel as."""
+    kinds = ["fp32", "bf16", "fp16"]
+    what = "precision in which activations cross between towers or shards (default: the one they are computed in)"
+    parser.add_argument("--exchange", type=str, choices=kinds, help=what)
+    what = "precision in which gradients travel under towers and hybrid; ddp is shown with both"
+    parser.add_argument("--gradient_compression", type=str, default="fp32", choices=kinds, help=what)
 
 
 def _check_numbers(options: Namespace) -> None:
@@ -208,10 +214,16 @@ def show(subject: Subject, options: Namespace) -> None:
         subject.compute,
         subject.links,
         ELEMENT_BYTES[subject.precision],
-        ELEMENT_BYTES[options.exchange],
+        ELEMENT_BYTES[options.exchange or subject.precision],
+        ELEMENT_BYTES[options.gradient_compression],
     )
     one_process = subject.images / subject.compute.step_seconds(subject.images)
-    values = {**describe(subject), "exchange": options.exchange, "predictions": to_json(predictions), "notes": notes}
+    values = {
+        **describe(subject),
+        "exchange": options.exchange or subject.precision,
+        "predictions": to_json(predictions),
+        "notes": notes,
+    }
     values["advice"] = advise(predictions)
     if options.format == "json":
         print(json.dumps(values, indent=2))

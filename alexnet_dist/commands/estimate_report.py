@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ def predict_all(
     links: Links,
     activation_bytes: ByteSize,
     exchange_bytes: ByteSize,
+    gradient_bytes: ByteSize = 4,
 ) -> tuple[list[Prediction], list[str]]:
     """Every strategy at every process count, and why some are left out.
 
@@ -40,14 +41,15 @@ def predict_all(
         links: what joins them.
         activation_bytes: of an activation in memory.
         exchange_bytes: of an activation on its way.
+        gradient_bytes: of a gradient on its way under towers and hybrid; ddp is shown with both sizes.
     """
     from alexnet_dist.parallel.cost_model import Strategy, choose_shards, predict, refuse
 
     strategies = (
         Strategy("ddp"),
         Strategy("ddp", gradient_bytes=2),
-        Strategy("towers", exchange_bytes=exchange_bytes),
-        Strategy("hybrid", exchange_bytes=exchange_bytes),
+        Strategy("towers", gradient_bytes, exchange_bytes),
+        Strategy("hybrid", gradient_bytes, exchange_bytes),
     )
     predictions: list[Prediction] = []
     refused: dict[tuple[str, str], list[int]] = {}
@@ -175,6 +177,6 @@ def _by_label(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """The predictions of each line of the figure: the groups that hybrid chooses are one line."""
     lines: dict[str, list[Prediction]] = {}
     for one in predictions:
-        kind = str(one.strategy).rsplit(" ", 1)[-1]
-        lines.setdefault(f"{one.strategy.name} {kind}", []).append(one)
+        plain = replace(one.strategy, shards=None)
+        lines.setdefault(str(plain), []).append(one)
     return lines

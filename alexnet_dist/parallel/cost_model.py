@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alexnet_dist.parallel.network_size import FULLY_CONNECTED, TOWERS, NetworkSize
+from alexnet_dist.parallel.network_size import TOWERS, NetworkSize
 
 StrategyName = Literal["ddp", "towers", "hybrid"]
 ByteSize = Literal[2, 4]
 
-EXCHANGE_POINTS = ("conv3", "fc6", "fc7", "fc8")  # layers that read both towers
 SHARDED = ("fc6", "fc7")  # layers that hybrid splits by output
 STATE_BYTES = 12  # of a parameter: fp32 weight, gradient and momentum
-HALF_PRECISION_COPY = 2  # bytes of a parameter that autocast keeps as a copy during the step
+HALF_PRECISION = 2  # bytes; autocast keeps such a copy of the parameters during the step
 INDEX_BYTES = 8  # max pooling keeps an int64 for each output
 
 
@@ -85,7 +84,8 @@ class Strategy:
         if self.name == "ddp":
             return f"ddp {kind[self.gradient_bytes]}"
         suffix = f" of {self.shards}" if self.shards else ""
-        return f"{self.name}{suffix} {kind[self.exchange_bytes]}"
+        compressed = f", gradients {kind[2]}" if self.gradient_bytes == HALF_PRECISION else ""
+        return f"{self.name}{suffix} {kind[self.exchange_bytes]}{compressed}"
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,8 @@ def refuse(network: NetworkSize, strategy: Strategy, processes: int) -> str | No
             return "needs an even number of processes"
     if strategy.name == "hybrid":
         shards = strategy.shards or processes
+        if network.groups["fc6"] > 1:
+            return "fc6 and fc7 are in groups"
         if network.fc_width % shards:
             return f"{shards} shards do not divide fc6's {network.fc_width} outputs"
         if processes % shards:
@@ -182,28 +184,45 @@ def _ddp(network: NetworkSize, strategy: Strategy, processes: int, images: int) 
 
 
 def _towers(network: NetworkSize, strategy: Strategy, processes: int, images: int) -> list[Transfer]:
-    """A pair works on the images of two processes, each on half of the network; fc8 too is split by its outputs."""
+    """A pair works on the images of two processes, each on half of the network.
+
+    A layer in one group first gathers the other tower's half of its input; going backward, each tower sends the
+    gradient of the other's half. What both contribute to fc8's outputs is added up, for which nothing returns.
+    """
     pair_images = TOWERS * images
-    half = sum(network.inputs[name] for name in EXCHANGE_POINTS) // TOWERS * pair_images
+    met = meeting_points(network)
+    half = sum(network.inputs[name] for name in met) // TOWERS * pair_images * strategy.exchange_bytes
+    logits = pair_images * network.num_classes * strategy.exchange_bytes
     replicas = processes // TOWERS
-    fully_connected = (network.num_parameters - network.num_convolution) // TOWERS
+    bias = network.num_classes  # of fc8, which both towers hold
+    fully_connected = (network.num_parameters - network.num_convolution + bias) // TOWERS
     return [
-        Transfer("activations", half * strategy.exchange_bytes, TOWERS, hops=len(EXCHANGE_POINTS)),
-        Transfer("their gradients", half * strategy.exchange_bytes, TOWERS, hops=len(EXCHANGE_POINTS)),
+        Transfer("activations", half + logits, TOWERS, hops=len(met) + 1),
+        Transfer("their gradients", half, TOWERS, hops=len(met)),
         _all_reduce("fully connected gradients", fully_connected, strategy, replicas, TOWERS, is_hidden=True),
         _all_reduce("convolution gradients", network.num_convolution // TOWERS, strategy, replicas, TOWERS),
     ]
 
 
+def meeting_points(network: NetworkSize) -> list[str]:
+    """Layers that read both towers whole: conv3, fc6 and fc7 of the paper's network. fc8 reads each on its own."""
+    return [name for name, groups in network.groups.items() if groups == 1 and name not in ("conv1", "fc8")]
+
+
 def _hybrid(network: NetworkSize, strategy: Strategy, processes: int, images: int) -> list[Transfer]:
-    """fc6 and fc7 see the images of their group, each process with its share of the outputs; fc8 is data parallel."""
+    """fc6 and fc7 see the images of their group, each process with its share of the outputs; fc8 is data parallel.
+
+    fc6 and fc7 gather their inputs from the whole group; fc7's outputs go back to the process whose image they are of.
+    """
     shards = strategy.shards or processes
-    gathered = (shards - 1) * images * sum(network.inputs[name] for name in FULLY_CONNECTED)
-    hops = len(FULLY_CONNECTED) * (shards - 1)
+    gathered = (shards - 1) * images * sum(network.inputs[name] for name in SHARDED)
+    returned = (shards - 1) / shards * images * network.inputs["fc8"]
+    sent = (gathered + returned) * strategy.exchange_bytes
+    hops = (len(SHARDED) + 1) * (shards - 1)
     share = sum(network.parameters[name] for name in SHARDED) // shards
     return [
-        Transfer("activations", gathered * strategy.exchange_bytes, shards, hops=hops),
-        Transfer("their gradients", gathered * strategy.exchange_bytes, shards, hops=hops),
+        Transfer("activations", sent, shards, hops=hops),
+        Transfer("their gradients", sent, shards, hops=hops),
         _all_reduce("fc6 and fc7 gradients", share, strategy, processes // shards, shards, is_hidden=True),
         _all_reduce("fc8 gradients", network.parameters["fc8"], strategy, processes, is_hidden=True),
         _all_reduce("convolution gradients", network.num_convolution, strategy, processes),
@@ -290,11 +309,11 @@ def _count_memory(
     network: NetworkSize, strategy: Strategy, processes: int, images: int, activation_bytes: ByteSize
 ) -> int:
     held = count_held(network, strategy, processes)
-    copy = HALF_PRECISION_COPY if activation_bytes == HALF_PRECISION_COPY else 0
-    on_the_way = strategy.gradient_bytes if strategy.gradient_bytes != 4 and processes > 1 else 0
+    copy = HALF_PRECISION if activation_bytes == HALF_PRECISION else 0
+    on_the_way = HALF_PRECISION if strategy.gradient_bytes == HALF_PRECISION and processes > 1 else 0
     gathered = 0  # numbers that a process holds in addition, because others made them
     if strategy.name == "towers":
-        gathered = images * sum(network.inputs[name] for name in EXCHANGE_POINTS)
+        gathered = images * sum(network.inputs[name] for name in meeting_points(network))
     if strategy.name == "hybrid":
         others = (strategy.shards or processes) - 1
         gathered = others * images * sum(network.inputs[name] for name in SHARDED)
