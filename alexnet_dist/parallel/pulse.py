@@ -93,7 +93,7 @@ class Pulse:
             ticks = ticks + 1 if is_silent and self._beats else 0
             before = now
             if ticks >= SILENT_TICKS:
-                self._end(f"rank {self._neighbour}" if now[0] > SILENT_TICKS and self._is_beating(now[0]) else None)
+                self._end(f"rank {self._neighbour}" if self._is_beating(now[0]) else None)
 
     def _is_beating(self, beats: int) -> bool:
         time.sleep(2 * BEAT_SECONDS)
