@@ -27,6 +27,7 @@ from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel.launch_guard import check_half_set_environment, check_process_count, was_launched
 from alexnet_dist.parallel.pulse import Pulse, lost_contact
+from alexnet_dist.parallel.restart import join_restarted_group
 
 T = TypeVar("T")
 
@@ -196,6 +197,7 @@ def start_runtime(device: str, precision: str, kept_precision: str | None = None
     else:
         chosen, reason = choose_precision(precision, on_gpu)
     _check_launcher_precision(chosen)
+    join_restarted_group(on_gpu)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=MIXED_PRECISION[chosen])
     world_size = accelerator.num_processes
     check_process_count(world_size)

@@ -1,65 +1,58 @@
 #!/usr/bin/env bash
-# Two machines in small: runs a command in each of two network namespaces, joined by a link of limited speed.
+# Two machines in small: two network namespaces joined by a cable of limited speed, each with one core (Linux, root).
 #
-#   tests/dist/two_machines.sh 1gbit sh -c 'accelerate launch --machine_rank $MACHINE_RANK ...'
+#   tests/dist/two_machines.sh RATE COMMAND...
 #
-# The first word is the link's speed in each direction as tc knows it, or `none`. The command sees MACHINE_RANK (0 or 1),
-# MAIN_ADDRESS (of machine 0) and GLOO_SOCKET_IFNAME, and has half of this box's cores. Standard input is empty. The exit
-# code is machine 0's, else machine 1's; 77 where namespaces are not allowed, with the reason on stderr. Nothing is left
-# behind. SIGTERM ends both machines.
-set -euo pipefail
-
+# runs COMMAND in both at once; the word MACHINE_RANK in it becomes 0 or 1. RATE is tc's (1gbit), or `unlimited`.
+# 10.77.0.1 is machine 0. Ends with the first exit code that is not 0; with 77, and the reason, where it is not allowed.
+set -u
 rate=$1
 shift
-name=two$$
-machines=("${name}a" "${name}b")
+names=(alexnet-$$-0 alexnet-$$-1)
+cables=(an$$-0 an$$-1)
 
-refuse() {
-    echo "two machines: $1" >&2
-    exit 77
+clean_up() {
+    for name in "${names[@]}"; do ip netns del "$name" 2>/dev/null; done
 }
+trap clean_up EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
 
-# shellcheck disable=SC2329 # the trap calls it
-remove() {
-    for machine in "${machines[@]}"; do
-        # shellcheck disable=SC2046 # a list of numbers
-        kill -9 $(ip netns pids "$machine" 2>/dev/null) 2>/dev/null || true
-        ip netns del "$machine" 2>/dev/null || true
+connect() {
+    ip link add "${cables[0]}" type veth peer name "${cables[1]}" || return
+    for rank in 0 1; do
+        ip netns add "${names[rank]}" || return
+        ip link set "${cables[rank]}" netns "${names[rank]}" || return
+        ip -n "${names[rank]}" addr add "10.77.0.$((rank + 1))/24" dev "${cables[rank]}" || return
+        ip -n "${names[rank]}" link set "${cables[rank]}" up || return
+        ip -n "${names[rank]}" link set lo up || return
+        [ "$rate" = unlimited ] || ip netns exec "${names[rank]}" \
+            tc qdisc add dev "${cables[rank]}" root tbf rate "$rate" burst 256kb latency 50ms || return
     done
 }
 
-for program in ip tc taskset; do
-    command -v "$program" >/dev/null || refuse "$program is not installed"
-done
-ip netns add "${machines[0]}" 2>/dev/null || refuse "network namespaces are not allowed here"
-trap remove EXIT
-trap 'exit 143' TERM INT
-ip netns add "${machines[1]}"
-ip link add "${name}0" type veth peer name "${name}1" || refuse "there are no veth links"
-for rank in 0 1; do
-    machine=${machines[$rank]}
-    ip link set "${name}$rank" netns "$machine"
-    ip -n "$machine" addr add "10.77.0.$((rank + 1))/24" dev "${name}$rank"
-    ip -n "$machine" link set "${name}$rank" up
-    ip -n "$machine" link set lo up
-    if [ "$rate" != none ]; then
-        tc -n "$machine" qdisc add dev "${name}$rank" root tbf rate "$rate" burst 256kb latency 50ms ||
-            refuse "the kernel has no tbf to limit a link with"
-    fi
-done
+if ! reason=$(connect 2>&1); then
+    ip link del "${cables[0]}" 2>/dev/null
+    echo "no network namespaces or no tc here: ${reason:-unknown}" >&2
+    exit 77
+fi
 
-cores=$(nproc)
-half=$(((cores + 1) / 2))
-processes=()
+# The cores that this process may use, written out: 0,1,2,...
+mapfile -t cores < <(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | while IFS=- read -r first last; do
+    seq "$first" "${last:-$first}"
+done)
+children=()
 for rank in 0 1; do
-    first=$((rank * (cores / 2)))
-    MACHINE_RANK=$rank MAIN_ADDRESS=10.77.0.1 GLOO_SOCKET_IFNAME=${name}$rank \
-        ip netns exec "${machines[$rank]}" taskset -c "$first-$((first + half - 1))" "$@" </dev/null &
-    processes+=($!)
+    GLOO_SOCKET_IFNAME=${cables[rank]} NCCL_SOCKET_IFNAME=${cables[rank]} OMP_NUM_THREADS=1 \
+        ip netns exec "${names[rank]}" taskset -c "${cores[rank % ${#cores[@]}]}" "${@//MACHINE_RANK/$rank}" &
+    children+=($!)
 done
-codes=(0 0)
-for rank in 0 1; do
-    wait "${processes[$rank]}" || codes[rank]=$?
+trap 'kill "${children[@]}" 2>/dev/null; wait; exit 143' TERM
+trap 'kill "${children[@]}" 2>/dev/null; wait; exit 130' INT
+code=0
+for child in "${children[@]}"; do
+    wait "$child"
+    status=$?
+    [ "$code" != 0 ] || code=$status
 done
-[ "${codes[0]}" -eq 0 ] || exit "${codes[0]}"
-exit "${codes[1]}"
+exit "$code"

@@ -180,9 +180,10 @@ def test_the_launch_file_waits_a_minute_for_the_other_machine() -> None:
 
 
 def on_two_machines(rate: str, *words: str) -> subprocess.Popen[str]:
-    options = f"--config_file {TWO_MACHINES} --num_processes 2 --machine_rank $MACHINE_RANK"
-    line = f'exec {sys.executable} -m accelerate.commands.launch {options} --main_process_ip $MAIN_ADDRESS "$@"'
-    return start(str(ROOT / "tests" / "dist" / "two_machines.sh"), rate, "sh", "-c", line, "sh", *words)
+    """The same launch on both; MACHINE_RANK in a word becomes 0 or 1."""
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO_MACHINES)
+    options = ("--num_processes", "2", "--machine_rank", "MACHINE_RANK", "--main_process_ip", "10.77.0.1")
+    return start(str(ROOT / "tests" / "dist" / "two_machines.sh"), rate, *launcher, *options, *words)
 
 
 @pytest.fixture
@@ -212,11 +213,8 @@ def test_machines_with_other_images_are_refused(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for number in range(3 + machine):
             (folder / f"{number}.ppm").write_bytes(b"P6 64 64 255\n" + bytes(64 * 64 * 3))
-    line = f"exec {sys.executable} -m accelerate.commands.launch --config_file {TWO_MACHINES} --num_processes 2"
-    line += f" --machine_rank $MACHINE_RANK --main_process_ip $MAIN_ADDRESS {DOCTOR} --data.source folder"
-    line += f' --data.root {tmp_path}/disk$MACHINE_RANK --data.val_fraction 0 "$@"'
-    script = str(ROOT / "tests" / "dist" / "two_machines.sh")
-    code, _, errors = finish(start(script, "none", "sh", "-c", line, "sh", *QUICK, *TINY))
+    disk = ("--data.source", "folder", "--data.root", f"{tmp_path}/diskMACHINE_RANK", "--data.val_fraction", "0")
+    code, _, errors = finish(on_two_machines("unlimited", DOCTOR, *disk, *QUICK, *TINY))
     assert code != 0
     (error,) = errors
     assert "train has 3 images of class 'cat' on rank 0 and 4 on rank 1" in error
