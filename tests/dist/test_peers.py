@@ -24,6 +24,7 @@ from alexnet_dist.parallel import pulse
 from alexnet_dist.parallel.cost_model import all_reduce_hops
 from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
 from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
+from alexnet_dist.parallel.restart import join_restarted_group
 from alexnet_dist.parallel.runtime import lost_peers_named
 
 CPU = torch.device("cpu")
@@ -240,3 +241,29 @@ def test_a_process_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     assert MachineError.exit_code in (codes[0], codes[2])
     said = "".join((tmp_path / f"{rank}").read_text() for rank in (0, 2))
     assert "error: lost contact with rank 1: no sign of life for 3 s; " in said
+
+
+# -- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def join_again(port: int, restarts: int) -> tuple[str, float]:
+    """What a restarted worker does; the prefix of its keys, and the sum over the processes."""
+    torch.distributed.destroy_process_group()
+    os.environ.update({"TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    os.environ["MASTER_PORT"] = str(port)
+    join_restarted_group(on_gpu=False)
+    if not torch.distributed.is_initialized():
+        return "", 0.0
+    ones = torch.ones(1)
+    torch.distributed.all_reduce(ones)
+    store = torch.distributed.distributed_c10d._get_default_store().underlying_store
+    store.set("mark", "")
+    prefix = f"restart_{restarts}"
+    return prefix if store.underlying_store.check([f"{prefix}/mark"]) else "another", float(ones)
+
+
+@pytest.mark.parametrize(("restarts", "expected"), [(0, ("", 0.0)), (1, ("restart_1", 2.0)), (2, ("restart_2", 2.0))])
+def test_restarted_workers_meet_under_keys_of_their_own(restarts: int, expected: tuple[str, float]) -> None:
+    """The first start is Accelerate's business."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert run_processes(2, join_again, store.port, restarts) == [expected] * 2

@@ -89,15 +89,11 @@ def test_doctor_on_two_processes_measures_what_estimate_reads(
     assert found["step_seconds"] == pytest.approx(expected["step_seconds"])
 
 
+@pytest.mark.slow  # train's are tested in test_launch.py, by the same code
 @pytest.mark.parametrize(
     ("words", "more", "line"),
     [
-        pytest.param(
-            ["--cpu", "--num_processes", "2"],
-            {},
-            "error: the launcher started 1 process instead of 2",
-            marks=pytest.mark.slow,
-        ),
+        (["--cpu", "--num_processes", "2"], {}, "error: the launcher started 1 process instead of 2"),
         (
             ["--multi_gpu", "--num_processes", "2"],
             {"ACCELERATE_USE_CPU": ""},
