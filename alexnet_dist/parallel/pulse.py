@@ -35,7 +35,6 @@ class Pulse:
     """
 
     def __init__(self) -> None:
-        self.has_joined = False
         self._stop = threading.Event()
         self._rank = self._world_size = self._neighbour = self._beats = 0
         self._heard = ""
@@ -70,7 +69,6 @@ class Pulse:
         while not dist.is_initialized():
             if self._stop.wait(BEAT_SECONDS):
                 return
-        self.has_joined = True
         if dist.get_world_size() == 1 or not _is_over_tcp():
             return
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()

@@ -25,7 +25,12 @@ from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel.launch_guard import check_half_set_environment, check_process_count, was_launched
+from alexnet_dist.parallel.launch_guard import (
+    check_half_set_environment,
+    check_process_count,
+    was_launched,
+    world_size_from_environment,
+)
 from alexnet_dist.parallel.pulse import Pulse, lost_contact
 from alexnet_dist.parallel.restart import join_restarted_group
 
@@ -269,8 +274,9 @@ def lost_peers_named() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         text = str(error)
         signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
-        is_alone = not (pulse.has_joined or dist.is_initialized())  # the group may have been left on the way here
-        if is_alone or isinstance(error, torch.OutOfMemoryError) or not any(sign in text for sign in signs):
+        # The process group itself may be left by now: `closing` comes first.
+        is_alone = world_size_from_environment() == 1
+        if is_alone or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
             raise
         who, is_speaker = pulse.name_lost()
         lost = lost_contact(who, "it ended or was killed")
