@@ -298,7 +298,7 @@ def predict(
 def count_held(network: NetworkSize, strategy: Strategy, processes: int) -> int:
     """Parameters that one process holds."""
     if strategy.name == "towers":
-        return network.num_parameters // TOWERS
+        return (network.num_parameters + network.num_classes) // TOWERS  # both hold fc8's bias
     if strategy.name == "hybrid":
         sharded = sum(network.parameters[name] for name in SHARDED)
         return network.num_parameters - sharded + sharded // (strategy.shards or processes)
