@@ -139,6 +139,7 @@ def draw(predictions: Sequence[Prediction], one_process: float, title: str, path
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
     except ImportError:
         remedy = "pip install 'alexnet_dist[plots]'"
         raise MachineError("the figure needs matplotlib", why="it is not installed", remedy=remedy) from None
@@ -159,7 +160,8 @@ def draw(predictions: Sequence[Prediction], one_process: float, title: str, path
     for axes, what in ((speed, "images per second"), (sent, "MB sent by a process in a step")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_minor_formatter("")
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
         axes.set_xlabel("processes")
