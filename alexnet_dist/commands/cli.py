@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
 from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_environment, was_launched
 
-VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare")
+VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "estimate", "doctor")
 DEBUG = "--debug"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from alexnet_dist.commands.build import (
 )
 from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
+from alexnet_dist.commands.same_data import find_same_images
 from alexnet_dist.commands.splits import Splits, build_splits, find_root
 from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
@@ -112,7 +113,8 @@ class Session:
             silence_logging()
         data, seed = self.config.data, self.config.seed
         try:
-            return self.runtime.main_first(lambda: build_splits(data, seed, progress=self.runtime.is_main))
+            find = partial(build_splits, data, seed, progress=self.runtime.is_main)
+            return find_same_images(self.runtime, find)
         except BadFilesError as error:
             self._list_bad_files(error)
             raise

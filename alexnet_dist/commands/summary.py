@@ -90,16 +90,19 @@ def configured_network(name: str | None, given: dict[str, Any]) -> Network:
     Raises:
         UsageError: settings that cannot be meant, or a network that cannot be built.
     """
-    if name is not None:
-        config, says_data = load_config(name, given), True
-    else:
-        stand_ins = {"data.root": "."} if "train.max_steps" in given else {"data.root": ".", "train.epochs": 1}
-        config = build_config({**stand_ins, **given})
-        says_data = any(key.startswith("data.") for key in given)
+    config, says_data = read_settings(name, given)
     num_classes, classes_from = count_classes(config, says_data)
     from alexnet_dist.commands.network import build_spec
 
     return Network(config.model.variant, build_spec(config.model, num_classes), classes_from)
+
+
+def read_settings(name: str | None, given: dict[str, Any]) -> tuple[Config, bool]:
+    """The settings, and whether they say which data. Arguments and errors are those of `configured_network`."""
+    if name is not None:
+        return load_config(name, given), True
+    stand_ins = {"data.root": "."} if "train.max_steps" in given else {"data.root": ".", "train.epochs": 1}
+    return build_config({**stand_ins, **given}), any(key.startswith("data.") for key in given)
 
 
 def count_classes(config: Config, says_data: bool) -> tuple[int, str]:
@@ -162,7 +165,7 @@ def write_table(network: Network, layers: Sequence[LayerSummary]) -> str:
     return (
         f"variant: {network.variant}\n"
         f"classes: {spec.num_classes:,} ({network.classes_from})\n\n"
-        f"{_align(cells)}\n"
+        f"{align(cells)}\n"
         f"Arithmetic is that of one image's forward pass; the parameters take {BYTES_OF_FP32 * parameters:,} bytes in "
         "fp32.\n"
     )
@@ -206,7 +209,7 @@ def _join(shape: Sequence[int]) -> str:
     return " x ".join(str(size) for size in shape)
 
 
-def _align(rows: Sequence[tuple[str, ...]]) -> str:
+def align(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns of text to the left, of numbers (all after the second) to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (

@@ -25,7 +25,14 @@ from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel.launch_guard import check_half_set_environment, check_process_count, was_launched
+from alexnet_dist.parallel.launch_guard import (
+    check_half_set_environment,
+    check_process_count,
+    was_launched,
+    world_size_from_environment,
+)
+from alexnet_dist.parallel.pulse import Pulse, lost_contact
+from alexnet_dist.parallel.restart import join_restarted_group
 
 T = TypeVar("T")
 
@@ -195,6 +202,7 @@ def start_runtime(device: str, precision: str, kept_precision: str | None = None
     else:
         chosen, reason = choose_precision(precision, on_gpu)
     _check_launcher_precision(chosen)
+    join_restarted_group(on_gpu)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=MIXED_PRECISION[chosen])
     world_size = accelerator.num_processes
     check_process_count(world_size)
@@ -253,23 +261,29 @@ def _join_host_group(world_size: int) -> dist.ProcessGroup | None:
 
 @contextmanager
 def lost_peers_named() -> Iterator[None]:
-    """Turn the many words of a broken collective into one line.
+    """Turn the many words of a broken collective into one line that names who is gone, where that can be known.
 
     Raises:
         MachineError: another process went away.
     """
+    pulse, is_done = Pulse(), False
+    pulse.start()
     try:
         yield
+        is_done = True
     except (dist.DistError, RuntimeError) as error:
         text = str(error)
         signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
-        if not dist.is_initialized() or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
+        # The process group itself may be left by now: `closing` comes first.
+        is_alone = world_size_from_environment() == 1
+        if is_alone or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
             raise
-        raise MachineError(
-            "lost contact with another process",
-            why="it ended or was killed",
-            remedy="see its message; then start again",
-        ) from error
+        who, is_speaker = pulse.name_lost()
+        lost = lost_contact(who, "it ended or was killed")
+        lost.is_local = is_speaker
+        raise lost from error
+    finally:
+        pulse.stop(is_done)
 
 
 def call_with_deadline(action: Callable[[], T], seconds: float) -> T | None:

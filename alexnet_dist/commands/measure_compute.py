@@ -1,0 +1,77 @@
+"""How fast one process trains a network alone: what the cost model is told of the computer."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import torch
+
+from alexnet_dist.commands.build import place_model
+from alexnet_dist.config import Config
+from alexnet_dist.data.loader import Batch
+from alexnet_dist.models import AlexNetSpec, build_model
+from alexnet_dist.parallel.cost_model import Compute
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.optim import build_optimizer, set_lr
+from alexnet_dist.training.step import DeviceCounters, train_step
+
+LR = 1e-5  # so small that noise is not learnt: a network that diverges computes at another speed
+LEAST_STEPS = 3
+
+
+def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images: int, seconds: float = 3.0) -> Compute:
+    """Time the training step on made-up images, at two batch sizes: their difference is what images cost.
+
+    On several processes each trains alone, all at once, as they will compete for the machine in the run. The slowest
+    counts.
+
+    Args:
+        runtime: this process.
+        config: settings of the optimizer and of the memory layout.
+        spec: the network.
+        images: per step; twice as many are tried too.
+        seconds: for each of the two sizes.
+    """
+    alone = dataclasses.replace(runtime, world_size=1, dp_rank=0, dp_size=1, host_group=None)
+    model = build_model(spec, config.seed)
+    place_model(model, runtime, config.channels_last)
+    model.train()
+    optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer))
+    set_lr(optimizer, LR)
+    counters = DeviceCounters.on(runtime.device)
+
+    def step(batch: Batch) -> float:
+        start = time.perf_counter()
+        size = batch.num_images
+        train_step(alone, model, optimizer, batch, micro_batch_size=size, num_images=size, counters=counters)
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    batches = [_make_batch(size, spec, runtime.device, config.channels_last) for size in (images, 2 * images)]
+    spent = [step(batch) + step(batch) for batch in batches]  # warm up; the first steps also allocate
+    steps = max(LEAST_STEPS, *runtime.gather(int(2 * seconds / sum(spent))))
+    times = [[step(batch) for batch in batches] for _ in range(steps)]
+    small, large = (max(runtime.gather(statistics.median(column))) for column in zip(*times, strict=True))
+    return split_times(small, large, images)
+
+
+def split_times(small: float, large: float, images: int) -> Compute:
+    """What an image and what an update costs, from steps of `images` and of twice as many; exact for the smaller."""
+    per_update = min(max(0.0, 2 * small - large), small)
+    return Compute((small - per_update) / images, per_update)
+
+
+def _make_batch(size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool) -> Batch:
+    images = torch.randn(size, spec.in_channels, spec.image_size, spec.image_size)  # (B, C, S, S)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return Batch(
+        images=images.to(device, memory_format=layout),
+        labels=torch.zeros(size, dtype=torch.int64, device=device),
+        mask=torch.ones(size, device=device),
+        ids=torch.arange(size),
+        num_images=size,
+        bad_files=[],
+    )

@@ -1,0 +1,142 @@
+"""Who takes part in a job: a view of every process, the clocks' differences, and a limit on waiting for them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from alexnet_dist.errors import MachineError
+from alexnet_dist.machine import find_git_commit, list_versions
+from alexnet_dist.parallel.runtime import Runtime
+
+CLOCK_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One process as it sees itself.
+
+    Args:
+        rank: its number.
+        local_rank: its number on its machine.
+        machine: number of its machine as the launcher counts them, else the machine's name.
+        host: name of its machine.
+        pid: of the process.
+        device: what it computes on.
+        threads: of PyTorch.
+        versions: of Python and packages, and the commit of the checkout.
+    """
+
+    rank: int
+    local_rank: int
+    machine: str
+    host: str
+    pid: int
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+
+def introduce(runtime: Runtime) -> list[Peer]:
+    """Every process's view of itself, in order of rank. All processes must call this."""
+    commit = find_git_commit()
+    me = Peer(
+        rank=runtime.rank,
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        # Two launchers in one box (containers, namespaces) share its name; torch's launchers number themselves.
+        machine=os.environ.get("GROUP_RANK", platform.node()),
+        host=platform.node(),
+        pid=os.getpid(),
+        device=_describe_device(runtime.device),
+        threads=torch.get_num_threads(),
+        versions={**list_versions(), **({"commit": commit} if commit else {})},
+    )
+    return runtime.gather(me)
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def list_machines(peers: Sequence[Peer]) -> list[list[int]]:
+    """The ranks of each machine, in order of their first."""
+    machines: dict[str, list[int]] = {}
+    for peer in peers:
+        machines.setdefault(peer.machine, []).append(peer.rank)
+    return list(machines.values())
+
+
+def check_versions(peers: Sequence[Peer]) -> None:
+    """Refuse processes that run other code.
+
+    Raises:
+        MachineError: a version differs from rank 0's; a package that is missing on one side counts.
+    """
+    first = peers[0]
+    for peer in peers[1:]:
+        for name in {**first.versions, **peer.versions}:
+            ours, theirs = first.versions.get(name, "missing"), peer.versions.get(name, "missing")
+            if name == "commit" and "missing" in (ours, theirs):
+                continue  # a wheel beside a checkout: alexnet_dist's version says enough
+            if ours != theirs:
+                raise MachineError(
+                    "versions differ between processes",
+                    where=f"{peer.host}, rank {peer.rank}",
+                    why=f"{name} is {theirs} there and {ours} on {first.host}, rank 0",
+                    remedy="install the same everywhere",
+                )
+
+
+def measure_clocks(runtime: Runtime) -> list[tuple[float, float]]:
+    """How far each process's clock is from rank 0's, in seconds, and how uncertain that is; in order of rank.
+
+    Each process reads its clock while rank 0 waits, so the true difference lies within half of that wait. The round
+    with the shortest wait counts.
+    """
+    rounds: list[tuple[float, list[float]]] = []
+    for _ in range(CLOCK_ROUNDS):
+        runtime.agree(0)
+        start = time.time()
+        clocks = runtime.gather(time.time())
+        end = time.time()
+        rounds.append(((end - start) / 2, [clock - (start + end) / 2 for clock in clocks]))
+    half_wait, offsets = min(runtime.on_main(lambda: rounds))
+    return [(offset, half_wait) for offset in offsets]
+
+
+@contextmanager
+def limit_wait(seconds: float) -> Iterator[None]:
+    """End this process with exit code 5 if the block, which waits for other processes, takes longer.
+
+    torch waits half an hour, and its waits cannot be interrupted from Python.
+    """
+    error = MachineError(
+        f"not every process came within {seconds:g} s",
+        where=f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}",
+        why=f"they meet at {os.environ.get('MASTER_ADDR', '')} port {os.environ.get('MASTER_PORT', '')}",
+        remedy="start the same command on each machine, and see that each reaches that address",
+    )
+
+    def end() -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")  # nobody else can speak now
+            sys.stderr.flush()
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,128 @@
+"""How fast the processes of this job exchange numbers: a short all-reduce probe."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alexnet_dist.parallel.cost_model import Links, all_reduce_hops
+
+SMALLEST_BYTES, LARGEST_BYTES = 2**18, 2**28
+LATENCY_CALLS = 11
+WINDOWS = 4  # measurements that share the probe's seconds
+
+
+@dataclass(frozen=True)
+class LinkProbe:
+    """What all-reduces within a group of processes cost.
+
+    Args:
+        processes: in the group.
+        tensor_bytes: reduced at a time.
+        bus_bytes_per_second: what each process sends, 2 (n - 1) / n of the tensor, over the time: the speed of the
+            slowest link on the ring.
+        latency_seconds: of an all-reduce of one number.
+    """
+
+    processes: int
+    tensor_bytes: int
+    bus_bytes_per_second: float
+    latency_seconds: float
+
+    @property
+    def hop_seconds(self) -> float:
+        """One wait for a neighbour."""
+        return self.latency_seconds / all_reduce_hops(self.processes)
+
+
+def probe_links(device: torch.device, machines: Sequence[Sequence[int]], seconds: float) -> dict[str, LinkProbe]:
+    """Probe all processes together, then, where machines have several each, those of every machine among themselves.
+
+    Every process must call this.
+
+    Args:
+        device: where the network lives; its memory is what is reduced.
+        machines: ranks of each machine.
+        seconds: for each of the probes.
+
+    Returns:
+        {"between": ..., "inside": ...}: over the machines, and within them; one of them is missing where there is one
+        machine, or one process on each. Times are the slowest process's; all get the same.
+    """
+    processes = sum(len(ranks) for ranks in machines)
+    if processes == 1:
+        return {}
+    everyone = cast(dist.ProcessGroup, dist.group.WORLD)
+    if len(machines) == 1:
+        return {"inside": _probe(device, everyone, seconds)}
+    probes = {"between": _probe(device, everyone, seconds)}
+    if max(map(len, machines)) > 1:
+        # new_group is called for every machine in every process, in the same order.
+        groups = [cast(dist.ProcessGroup, dist.new_group(list(ranks))) for ranks in machines]
+        mine = next(i for i, ranks in enumerate(machines) if dist.get_rank() in ranks)
+        inside = _probe(device, groups[mine], seconds) if len(machines[mine]) > 1 else None
+        found: list[LinkProbe | None] = [None] * processes
+        dist.all_gather_object(found, inside)
+        probes["inside"] = min((probe for probe in found if probe), key=lambda probe: probe.bus_bytes_per_second)
+    return probes
+
+
+def _probe(device: torch.device, group: dist.ProcessGroup, seconds: float) -> LinkProbe:
+    one = torch.zeros(1, device=device)
+    latencies = [_time(one, group) for _ in range(LATENCY_CALLS)]
+    size = SMALLEST_BYTES
+    spent = _time(_make(size, device), group)  # the first call of a size also makes buffers
+    spent = _time(_make(size, device), group)
+    while spent < seconds / WINDOWS / 2 and size < LARGEST_BYTES:
+        size = min(LARGEST_BYTES, size * (2 if spent > seconds / WINDOWS / 8 else 4))
+        spent = _time(_make(size, device), group)
+    values = _make(size, device)
+    calls = max(1, min(200, int(seconds / WINDOWS / max(spent, 1e-6))))
+    times = [_time(values, group, calls) for _ in range(WINDOWS)]
+    count = dist.get_world_size(group)
+    sent = 2 * (count - 1) / count * size
+    return LinkProbe(count, size, sent / statistics.median(times), statistics.median(latencies[1:]))
+
+
+def _make(size: int, device: torch.device) -> Tensor:
+    return torch.zeros(size // 4, device=device)  # fp32
+
+
+def _time(values: Tensor, group: dist.ProcessGroup, calls: int = 1) -> float:
+    """Seconds of one all-reduce, in the slowest process; equal in all, so that all choose alike."""
+    _wait(values)
+    dist.barrier(group)
+    start = time.perf_counter()
+    for _ in range(calls):
+        dist.all_reduce(values, group=group)
+    _wait(values)
+    spent = torch.tensor([(time.perf_counter() - start) / calls], dtype=torch.float64, device=values.device)
+    dist.all_reduce(spent, op=dist.ReduceOp.MAX, group=group)
+    return float(spent)
+
+
+def _wait(values: Tensor) -> None:
+    if values.is_cuda:
+        torch.cuda.synchronize(values.device)
+
+
+def links_from_probe(probes: dict[str, LinkProbe], per_machine: int) -> Links:
+    """The cost model's links. Where one kind was not probed, the other stands for it."""
+    inside = probes.get("inside", probes.get("between"))
+    between = probes.get("between", inside)
+    if inside is None or between is None:
+        raise ValueError("nothing was probed")
+    return Links(
+        between=between.bus_bytes_per_second,
+        inside=inside.bus_bytes_per_second,
+        between_latency=between.hop_seconds,
+        inside_latency=inside.hop_seconds,
+        per_machine=per_machine,
+    )

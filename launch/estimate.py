@@ -1,0 +1,8 @@
+"""`estimate`: see --help."""
+
+import sys
+
+from alexnet_dist.commands.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run("estimate", sys.argv[1:]))

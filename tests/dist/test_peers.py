@@ -1,0 +1,269 @@
+"""Processes that must agree: on their images, their versions; and what is said of one that is gone or silent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dist_helper import run_processes, start_processes
+from refusals import refused
+from tiny import tiny_config
+
+from alexnet_dist.commands import same_data
+from alexnet_dist.commands.cli import run
+from alexnet_dist.commands.train import train
+from alexnet_dist.errors import AlexNetDistError, DataError, MachineError
+from alexnet_dist.parallel import pulse
+from alexnet_dist.parallel.cost_model import all_reduce_hops
+from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
+from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
+from alexnet_dist.parallel.restart import join_restarted_group
+from alexnet_dist.parallel.runtime import lost_peers_named
+
+CPU = torch.device("cpu")
+TINY = ["--model.image_size", "64", "--model.conv_channels", "[8,16,16,16,16]", "--model.fc_width", "16"]
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def write_disk(root: Path, **counts: int) -> Path:
+    """A folder source: so many small pictures of each class."""
+    for name, count in counts.items():
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.ppm").write_bytes(b"P6 72 72 255\n" + bytes(72 * 72 * 3))
+    return root
+
+
+def train_on(disks: list[Path], run_folder: Path, defect: bool = False) -> tuple[str, str]:
+    """Each process reads its own disk; the kind of the error and its line."""
+    if defect:
+        same_data.check_same_images = lambda *_: None
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
+    root = disks[int(os.environ["RANK"])]
+    config = tiny_config(
+        run_folder, data__source="folder", data__root=str(root), data__val_fraction=0.0, train__global_batch_size=4
+    )
+    try:
+        train(replace(config, train=replace(config.train, epochs=1)))
+    except AlexNetDistError as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def test_equal_disks_train(tmp_path: Path) -> None:
+    disks = [write_disk(tmp_path / name, cat=4, dog=3) for name in "ab"]
+    assert run_processes(2, train_on, disks, tmp_path / "run") == [("", "")] * 2
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"cat": 4, "dog": 4}, "train has 3 images of class 'dog' on rank 0 and 4 on rank 1"),
+        ({"cat": 4}, "train has 3 images of class 'dog' on rank 0 and 0 on rank 1"),
+        ({"cat": 4, "cow": 3}, "train has 3 images of class 'dog' on rank 0 and 0 on rank 1"),
+    ],
+    ids=["one more", "a class less", "another class"],
+)
+def test_training_refuses_disks_that_differ(tmp_path: Path, other: dict[str, int], line: str) -> None:
+    disks = [write_disk(tmp_path / "a", cat=4, dog=3), write_disk(tmp_path / "b", **other)]
+    found = run_processes(2, train_on, disks, tmp_path / "run")
+    assert found[0] == found[1]
+    kind, text = found[0]
+    assert kind == "DataError"
+    assert text.startswith("the images differ between processes (rank 0 and rank 1): " + line)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_file_of_another_size_is_noticed(tmp_path: Path) -> None:
+    disks = [write_disk(tmp_path / name, cat=4, dog=3) for name in "ab"]
+    with (disks[1] / "train" / "dog" / "2.ppm").open("ab") as file:
+        file.write(b"more")
+    (_, text), _ = run_processes(2, train_on, disks, tmp_path / "run")
+    assert "train has other files, or files of other sizes, of class 'dog'" in text
+
+
+def test_without_the_comparison_disks_that_differ_would_train(tmp_path: Path) -> None:
+    """The control: nothing else notices."""
+    disks = [write_disk(tmp_path / "a", cat=4, dog=3), write_disk(tmp_path / "b", cat=4, cow=3)]
+    assert run_processes(2, train_on, disks, tmp_path / "run", True) == [("", "")] * 2
+
+
+def test_a_disk_that_is_missing_on_one_machine_ends_all_alike(tmp_path: Path) -> None:
+    disks = [write_disk(tmp_path / "a", cat=4, dog=3), tmp_path / "nowhere"]
+    found = run_processes(2, train_on, disks, tmp_path / "run")
+    assert found[0] == found[1]
+    assert found[0][0] == "DataError"
+    assert "nowhere" in found[0][1]
+
+
+def examine(disks: list[Path], messages: Path) -> int:
+    rank = int(os.environ["RANK"])
+    sys.stdout = sys.stderr = (messages / f"{rank}").open("w")
+    words = ["--data.source", "folder", "--data.root", str(disks[rank]), "--data.val_fraction", "0"]
+    code = run("doctor", [*words, "--seconds", "0.1", "--images_per_second", "100", *TINY])
+    sys.stdout.flush()
+    return code
+
+
+def test_doctor_refuses_disks_that_differ(tmp_path: Path) -> None:
+    disks = [write_disk(tmp_path / "a", cat=2), write_disk(tmp_path / "b", cat=3)]
+    assert run_processes(2, examine, disks, tmp_path) == [DataError.exit_code] * 2
+    said = (tmp_path / "0").read_text().splitlines()
+    assert [line for line in said if line.startswith("error: the images differ")] == [said[-1]]
+    assert (tmp_path / "1").read_text() == ""
+
+
+# -- versions, machines -----------------------------------------------------------------------------------------------
+
+FIRST = Peer(0, 0, "0", "a", 1, "cpu", 1, {"torch": "2.14", "numpy": "2.4", "commit": "abc"})
+
+
+def other_peer(**versions: str) -> Peer:
+    return replace(FIRST, rank=1, machine="1", host="b", versions={**FIRST.versions, **versions})
+
+
+def test_equal_versions_pass() -> None:
+    check_versions([FIRST, other_peer()])
+    without_checkout = replace(other_peer(), versions={"torch": "2.14", "numpy": "2.4"})
+    check_versions([FIRST, without_checkout])
+
+
+@pytest.mark.parametrize(
+    ("versions", "why"),
+    [
+        ({"torch": "2.13"}, "torch is 2.13 there and 2.14 on a, rank 0"),
+        ({"wandb": "1"}, "wandb is 1 there and missing on a, rank 0"),
+        ({"commit": "abd"}, "commit is abd there and abc on a, rank 0"),
+    ],
+)
+def test_versions_that_differ_are_refused(versions: dict[str, str], why: str) -> None:
+    line = refused(lambda: check_versions([FIRST, other_peer(**versions)]), MachineError)
+    assert line.startswith(f"versions differ between processes (b, rank 1): {why};")
+
+
+def test_machines_are_told_apart() -> None:
+    peers = [replace(FIRST, rank=rank, machine=machine) for rank, machine in enumerate("0110")]
+    assert list_machines(peers) == [[0, 3], [1, 2]]
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+def probe(machines: list[list[int]]) -> dict[str, LinkProbe]:
+    return probe_links(CPU, machines, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("machines", "kinds"),
+    [([[0, 1]], {"inside": 2}), ([[0], [1]], {"between": 2}), ([[0, 1], [2, 3]], {"between": 4, "inside": 2})],
+)
+def test_the_probe_measures_what_there_is(machines: list[list[int]], kinds: dict[str, int]) -> None:
+    first, *others = run_processes(sum(map(len, machines)), probe, machines)
+    assert {kind: found.processes for kind, found in first.items()} == kinds
+    assert all(other == first for other in others)
+    for found in first.values():
+        assert 1e6 < found.bus_bytes_per_second < 1e12
+        assert 0 < found.latency_seconds < 1
+
+
+def test_links_follow_from_probes() -> None:
+    one = LinkProbe(4, 2**20, 1e8, 4e-3)
+    links = links_from_probe({"between": one}, 1)
+    assert (links.between, links.inside, links.per_machine) == (1e8, 1e8, 1)
+    assert links.between_latency == pytest.approx(4e-3 / all_reduce_hops(4))
+    with pytest.raises(ValueError, match="nothing was probed"):
+        links_from_probe({}, 1)
+
+
+# -- signs of life ----------------------------------------------------------------------------------------------------
+
+
+def join_over_tcp(port: int) -> int:
+    """Join again, over a store of the kind that launchers use; this process's rank."""
+    torch.distributed.destroy_process_group()
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    return rank
+
+
+def lose_one(port: int, way: int, messages: Path) -> str:
+    """Rank 1 is killed or stopped in the middle of a row of all-reduces; what the others say."""
+    pulse.SILENT_TICKS = 3
+    rank = join_over_tcp(port)
+    sys.stderr = (messages / f"{rank}").open("w")
+    try:
+        with lost_peers_named():
+            for step in range(10_000):
+                torch.distributed.all_reduce(torch.ones(1))
+                time.sleep(0.01)
+                if step == 200 and rank == 1:
+                    os.kill(os.getpid(), way)
+    except MachineError as error:
+        return f"{error.is_local} {error}"
+    return ""
+
+
+def find_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_killed_process_is_named_by_one_of_the_others(tmp_path: Path) -> None:
+    group = start_processes(3, lose_one, find_port(), signal.SIGKILL, tmp_path)
+    assert group.wait(40) == [0, -signal.SIGKILL, 0]
+    said = [torch.load(group.folder / f"result-{rank}", weights_only=False) for rank in (0, 2)]
+    assert said[0].startswith("True lost contact with rank 1 on ")
+    assert said[1].startswith("False lost contact with rank 1 on ")
+
+
+def test_a_process_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
+    """A stopped process keeps its connections: no collective fails, and none ever ends."""
+    started = time.monotonic()
+    group = start_processes(3, lose_one, find_port(), signal.SIGSTOP, tmp_path)
+    while sum(group._ended(child) for child in group.children) < 2 and time.monotonic() - started < 40:
+        time.sleep(0.05)
+    group.kill([1])
+    codes: Any = group.wait(5)
+    assert codes[1] == -signal.SIGKILL
+    assert MachineError.exit_code in (codes[0], codes[2])
+    said = "".join((tmp_path / f"{rank}").read_text() for rank in (0, 2))
+    assert "error: lost contact with rank 1: no sign of life for 3 s; " in said
+
+
+# -- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def join_again(port: int, restarts: int) -> tuple[str, float]:
+    """What a restarted worker does; the prefix of its keys, and the sum over the processes."""
+    torch.distributed.destroy_process_group()
+    os.environ.update({"TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    os.environ["MASTER_PORT"] = str(port)
+    join_restarted_group(on_gpu=False)
+    if not torch.distributed.is_initialized():
+        return "", 0.0
+    ones = torch.ones(1)
+    torch.distributed.all_reduce(ones)
+    store = torch.distributed.distributed_c10d._get_default_store().underlying_store
+    store.set("mark", "")
+    prefix = f"restart_{restarts}"
+    return prefix if store.underlying_store.check([f"{prefix}/mark"]) else "another", float(ones)
+
+
+@pytest.mark.parametrize(("restarts", "expected"), [(0, ("", 0.0)), (1, ("restart_1", 2.0)), (2, ("restart_2", 2.0))])
+def test_restarted_workers_meet_under_keys_of_their_own(restarts: int, expected: tuple[str, float]) -> None:
+    """The first start is Accelerate's business."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert run_processes(2, join_again, store.port, restarts) == [expected] * 2
