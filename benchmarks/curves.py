@@ -9,7 +9,7 @@ between an engine and torchvision with the same seed, over the distance between 
 the engine matters as much as the seed, 0 that it does not matter. Median, least and largest over the seeds.
 
 Images come from --data.root (train/ and val/ folders), or are made. A full run trains imagenet_subset, the `paper`
-network, for 12 epochs at a rate where the loss falls from the start.
+network, for 8 epochs at a rate where the loss falls from the start.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> Report:
     """Train with every engine and seed, and compare."""
     effort = pick_effort(
-        options, full=Effort(2, 1, 12, 64, 512), quick=Effort(2, 1, 2, 32, 64), tiny=Effort(2, 1, 1, 8, 24)
+        options, full=Effort(2, 1, 8, 64, 512), quick=Effort(2, 1, 2, 32, 64), tiny=Effort(2, 1, 1, 8, 24)
     )
     report = Report(describe_environment(options, start_runtime(options.device, options.precision).device))
     engines = [engine for engine in ENGINES if find_obstacle(engine) is None]
