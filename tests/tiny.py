@@ -11,6 +11,7 @@ import torch
 
 from alexnet_dist.config import Config
 from alexnet_dist.models import AlexNetSpec, make_spec
+from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings import build_config
 
@@ -60,10 +61,7 @@ def make_runtime() -> Runtime:
     return Runtime(
         accelerator=SimpleNamespace(autocast=contextlib.nullcontext, scaler=None),
         device=torch.device("cpu"),
-        rank=0,
-        world_size=1,
-        dp_rank=0,
-        dp_size=1,
+        mesh=build_mesh(0, 1),
         processes_here=1,
         precision="fp32",
         precision_reason="test",
