@@ -27,7 +27,7 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
         f"data      {session.config.data.source}: {counts}",
         f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}",
         f"batch     {sizes}; {session.steps_per_epoch} steps an epoch, {session.total_steps} in all",
-        f"device    {runtime.world_size} x {runtime.device.type} ({session.config.parallel.strategy}), {layout}, "
+        f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{torch.get_num_threads()} threads",
         f"precision {runtime.precision} ({runtime.precision_reason})",
         f"run       {session.folder}, {begin}",

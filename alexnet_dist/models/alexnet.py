@@ -205,9 +205,9 @@ def _check_channels(spec: AlexNetSpec) -> None:
     for layer, channels_in, channels_out, groups in layers:
         if channels_in % groups or channels_out % groups:
             raise ValueError(f"{layer} cannot split {channels_in} -> {channels_out} channels into {groups} groups")
-    for name, size in (("fc_width", spec.fc_width), ("the channels of conv5", spec.conv_channels[-1])):
+    for name, size in (("outputs of fc6", spec.fc_width), ("channels of conv5", spec.conv_channels[-1])):
         if size % spec.fc_groups:
-            raise ValueError(f"{name}, {size}, does not divide into {spec.fc_groups} fc_groups")
+            raise ValueError(f"the {size} {name} do not divide into {spec.fc_groups} fc_groups")
     for index in _NORMALISED:
         channels = spec.conv_channels[index]
         if spec.lrn and channels % spec.lrn_groups:

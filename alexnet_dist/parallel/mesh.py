@@ -53,6 +53,13 @@ class Mesh:
         """Which tower of its pair this process is; 0 where there are no towers."""
         return self.part_rank if self.strategy == "towers" else 0
 
+    def __str__(self) -> str:
+        if self.num_parts == 1:
+            return self.strategy
+        networks = self.world_size // self.num_parts
+        part = "towers" if self.strategy == "towers" else "shards"
+        return f"{self.strategy}: {networks} x {self.num_parts} {part}"
+
 
 def build_mesh(rank: int, world_size: int, strategy: str = "ddp", shard_size: int | None = None) -> Mesh:
     """Join the groups of this process; all processes call it together.
