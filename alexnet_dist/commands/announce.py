@@ -17,7 +17,7 @@ logger = logging.getLogger("alexnet_dist")
 def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> None:
     """Say in a few lines what will be trained, on what, and from where."""
     runtime, data, sizes = session.runtime, session.data_facts, session.sizes
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if session.config.channels_last else "contiguous"
     begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 ROWS, COLUMNS = 0, 1
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since PyTorch 2.14
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,7 +70,7 @@ class _Flight:
         if self.split is None:
             self.sent = values.contiguous()
             self.received = values.new_empty((num_parts, *values.shape))  # (K, ...)
-            work = dist.all_gather_into_tensor(self.received.flatten(0, 1), self.sent, wire.group, async_op=True)
+            work = _all_gather(self.received.flatten(0, 1), self.sent, wire.group, async_op=True)
             wire.bytes_sent += (num_parts - 1) * self.sent.nbytes
         else:
             self.sent = torch.stack(values.chunk(num_parts, self._dim(self.split)))  # (K, ...)

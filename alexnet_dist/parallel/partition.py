@@ -49,6 +49,11 @@ class Partition:
         """The parameters of the network, as it is here, that are parts."""
         return {parameter for name, parameter in model.named_parameters() if name in self.dims}
 
+    def count_parameters(self, model: nn.Module) -> int:
+        """Weights and biases of the whole network."""
+        cut = self.find_cut(model)
+        return sum(p.numel() * (self.mesh.num_parts if p in cut else 1) for p in model.parameters())
+
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
         if not self.is_cut(name, tensor):
             return tensor
