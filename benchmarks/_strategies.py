@@ -19,6 +19,7 @@ from torch import nn
 from alexnet_dist.commands.build import place_model
 from alexnet_dist.commands.strategy import cut_network, replicate_network
 from alexnet_dist.config import ParallelConfig
+from alexnet_dist.config_checks import TWO_TOWERS
 from alexnet_dist.machine import available_cores
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.collectives import Wire
@@ -63,7 +64,9 @@ def main() -> int:
     options = parse_options()
     runtime = start_runtime("auto", options.precision)
     spec = pick_spec(options.variant, options.tiny)
-    arms = {name: build_arm(parallel, spec, options) for name, parallel in ARMS.items()}
+    names = list(ARMS)[:4] if options.few else list(ARMS)
+    names = [name for name in names if options.variant in TWO_TOWERS or name != "towers"]
+    arms = {name: build_arm(ARMS[name], spec, options) for name in names}
     windows = {name: build_window(arm.step, runtime, options.steps) for name, arm in arms.items()}
     if options.alone:
         windows[ALONE] = build_window(build_alone(spec, runtime, options), runtime, options.steps)
@@ -88,6 +91,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--few", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 

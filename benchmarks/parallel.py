@@ -1,9 +1,10 @@
 """What each strategy makes of several processes, on one machine and over a cable of 1 Gbit/s; bytes beside formulas.
 
-Protocol: for each link and each number of images per process, all arms run in the same processes, one window each per
-round, A B C D ...; one window first, in which DDP makes its final buckets. A window is timed from when all processes
-begin to when the last has ended. A full run has 5 rounds of 3 updates. A row is the median over the rounds; a ratio is
-of images per second, taken round by round. An update is all that `Trainer` does with a batch; batches are in memory.
+Protocol: for each link, variant and number of images per process, all arms run in the same processes, one window each
+per round, A B C D ...; one window first, in which DDP makes its final buckets. A window is timed from when all
+processes begin to when the last has ended. A full run has 5 rounds of 3 updates; --quick has two machines, the first
+four arms and 2 rounds of 1 update. A row is the median over the rounds; a ratio is of images per second, taken round by
+round. An update is all that `Trainer` does with a batch; batches are in memory.
 
 - ddp_fp32, ddp_bf16: data parallel, gradients as they are or compressed. towers, hybrid: see the README. hybrid_bf16:
   hybrid with compressed gradients. All have the same global batch: two towers share the images of two processes.
@@ -11,7 +12,8 @@ of images per second, taken round by round. An update is all that `Trainer` does
 
 Links: `local`, processes of one machine; `two_machines`, two network namespaces of one core each, joined by a cable
 that tc limits to 1 Gbit/s (tests/dist/two_machines.sh; Linux, root; left out, and said so, where that is not allowed).
-The ratios of the first link and number of images have plain names; those of the others end in @LINK_IMAGES.
+Ratios of the first setting have plain names; those of the others end in @LINK_VARIANT_IMAGES. Variant torchvision has
+no towers.
 
 Bytes: what one process sends for an update. Counted where our collectives and DDP's buckets send it, computed in closed
 form from the network's shapes (alexnet_dist/parallel/traffic.py), and read from the cable's own counter.
@@ -26,12 +28,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
 import torch
 from _report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
 from _timing import Spread, divide
+
+from alexnet_dist.machine import use_large_pages
 
 HERE = Path(__file__).resolve().parent
 TWO_MACHINES = HERE.parent / "tests" / "dist" / "two_machines.sh"
@@ -44,13 +51,24 @@ RATIOS = {
     "hybrid_bf16/ddp_bf16": {},
     "hybrid_batch_by_batch/hybrid": {},
 }
+ALONE = "one_process"
 SHARES = ("ddp_fp32", "towers", "hybrid")  # over one_process
+VARIANTS = ("paper", "source2012", "torchvision")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured together."""
+
+    link: str
+    variant: str
+    images: int
 
 
 def main() -> int:
     """Run the benchmark; the exit code."""
     parser = new_parser("parallel", "Strategies side by side, on one machine and over a slow cable.")
-    parser.add_argument("--variant", choices=("paper", "source2012"), default="paper", help="default: paper")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: paper, torchvision")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
     parser.add_argument("--processes", type=int, default=2, help="on one machine; even. Default: 2")
     parser.add_argument("--rate", default="1gbit", help="of the cable between two machines, in tc's words")
@@ -60,20 +78,35 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> Report:
     """Every link with every number of images per process."""
     report = Report(describe_environment(options))
+    use_large_pages()  # as every verb does; the processes inherit it
     report.environment["device"] = "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
-    for link in pick_effort(options, full=["two_machines", "local"], quick=["two_machines", "local"], tiny=["local"]):
-        for images in pick_effort(options, full=[16, 64], quick=[16], tiny=[2]):
-            found = run_processes(link, images, options)
-            if found is None:
-                continue
-            add_rows(report, found, link, images)
-            add_ratios(report, found, link, images, options)
-    if not options.tiny and not any(row["link"] == "two_machines" for row in report.rows):
+    limited, local = list_settings(options)
+    measure_settings(report, limited, options)
+    if limited and not report.rows:
         report.notes.append("two_machines is left out: network namespaces are not allowed here")
+    if not options.quick or not report.rows:
+        measure_settings(report, local, options)
     return report
 
 
-def run_processes(link: str, images: int, options: argparse.Namespace) -> dict[str, Any] | None:
+def measure_settings(report: Report, settings: Sequence[Setting], options: argparse.Namespace) -> None:
+    """Rows and ratios of some settings, each in processes of its own."""
+    for setting in settings:
+        found = run_processes(setting, options)
+        if found is not None:
+            add_rows(report, found, setting)
+            add_ratios(report, found, setting, options)
+
+
+def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Setting]]:
+    """Those over the slow cable; those without a limit, for what a strategy itself costs, of the first variant only."""
+    variants = options.variants or pick_effort(options, full=["paper", "torchvision"], quick=["paper"], tiny=["paper"])
+    sizes = pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
+    limited = starmap(Setting, product(["two_machines"], variants, sizes))
+    return [] if options.tiny else list(limited), [Setting("local", variants[0], size) for size in sizes]
+
+
+def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, Any] | None:
     """What the main process of a job found; None where the link cannot be made.
 
     Raises:
@@ -81,13 +114,14 @@ def run_processes(link: str, images: int, options: argparse.Namespace) -> dict[s
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        words = [str(HERE / "_strategies.py"), "--variant", options.variant, "--precision", options.precision]
-        words += ["--images", str(images), "--out", str(out), *["--tiny"] * options.tiny]
+        words = [str(HERE / "_strategies.py"), "--variant", setting.variant, "--precision", options.precision]
+        words += ["--images", str(setting.images), "--out", str(out), *["--tiny"] * options.tiny]
         words += ["--rounds", str(pick_effort(options, full=5, quick=2, tiny=2))]
-        words += ["--steps", str(pick_effort(options, full=3, quick=1, tiny=1)), *["--alone"] * (link == "local")]
+        words += ["--steps", str(pick_effort(options, full=3, quick=1, tiny=1)), *["--few"] * options.quick]
+        words += ["--alone"] * (setting.link == "local")
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--dynamo_backend", "no"]
-        launcher += ["--mixed_precision", "no", *describe_link(link, options)]
-        prefix = [str(TWO_MACHINES), options.rate] if link == "two_machines" else []
+        launcher += ["--mixed_precision", "no", *describe_link(setting.link, options)]
+        prefix = [str(TWO_MACHINES), options.rate] if setting.link == "two_machines" else []
         gpus = {} if torch.cuda.device_count() >= options.processes else {"ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(
             [*prefix, *launcher, *words], env={**os.environ, **gpus}, capture_output=True, text=True, cwd=HERE
@@ -95,7 +129,7 @@ def run_processes(link: str, images: int, options: argparse.Namespace) -> dict[s
         if done.returncode == NOT_ALLOWED:
             return None
         if done.returncode:
-            raise RuntimeError(f"{link} with {images} images ended with {done.returncode}: {done.stderr[-3000:]}")
+            raise RuntimeError(f"{setting} ended with {done.returncode}: {done.stderr[-3000:]}")
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
 
@@ -111,29 +145,32 @@ def describe_link(link: str, options: argparse.Namespace) -> list[str]:
     return ["--num_machines", "1", "--num_processes", str(options.processes), "--main_process_port", port]
 
 
-def add_rows(report: Report, found: dict[str, Any], link: str, images: int) -> None:
+def add_rows(report: Report, found: dict[str, Any], setting: Setting) -> None:
     """A row for each arm."""
-    global_batch_size = images * found["world_size"]
+    global_batch_size = setting.images * found["world_size"]
     for arm, seconds in found["seconds"].items():
-        row = {"link": link, "images_per_process": images, "arm": arm, "seconds": Spread.of(seconds).median}
+        row = {**vars(setting), "arm": arm, "seconds": Spread.of(seconds).median}
         row |= describe_speed(Spread.of([global_batch_size / value for value in seconds]))
         traffic = {name: value for name, value in found["traffic"].get(arm, {}).items() if value is not None}
         report.rows.append({**row, **traffic})
 
 
-def add_ratios(report: Report, found: dict[str, Any], link: str, images: int, options: argparse.Namespace) -> None:
+def add_ratios(report: Report, found: dict[str, Any], setting: Setting, options: argparse.Namespace) -> None:
     """What one strategy gains over another, and what each costs against one process."""
-    seconds = found["seconds"]
-    where = f"{options.rate} cable" if link == "two_machines" else f"{found['world_size']} processes of one machine"
-    what = f"images per second, {options.variant}, {found['precision']}, {where}, {images} images per process"
-    suffix = f"@{link}_{images}" if report.ratios else ""
+    seconds, images = found["seconds"], setting.images
+    is_limited = setting.link == "two_machines"
+    where = f"{options.rate} cable" if is_limited else f"{found['world_size']} processes of one machine"
+    what = f"images per second, {setting.variant}, {found['precision']}, {where}, {images} images per process"
+    suffix = f"@{setting.link}_{setting.variant}_{images}" if report.ratios else ""
     for name, targets in RATIOS.items():
         above, below = name.split("/")
-        target = f"; {targets[images]}" if link == "two_machines" and images in targets else ""
-        report.add_ratio(f"{name}{suffix}", divide(seconds[below], seconds[above]), what + target)
-    for arm in SHARES if "one_process" in seconds else ():
-        share = divide(seconds["one_process"], seconds[arm])
-        report.add_ratio(f"{arm}/one_process{suffix}", share, f"{what}; one_process has the same cores")
+        target = f"; {targets[images]}" if is_limited and images in targets else ""
+        if above in seconds and below in seconds:
+            report.add_ratio(f"{name}{suffix}", divide(seconds[below], seconds[above]), what + target)
+    for arm in SHARES if ALONE in seconds else ():
+        if arm in seconds:
+            share = divide(seconds[ALONE], seconds[arm])
+            report.add_ratio(f"{arm}/{ALONE}{suffix}", share, f"{what}; {ALONE} has the same cores")
 
 
 if __name__ == "__main__":

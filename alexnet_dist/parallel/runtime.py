@@ -32,6 +32,8 @@ from alexnet_dist.parallel.mesh import Mesh, build_mesh
 T = TypeVar("T")
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# PyTorch's 25 MiB would hold fc8 and all convolutions, and send nothing before the last of them is computed.
+BUCKET_MIB = 4
 COMPRESSION_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 
@@ -113,7 +115,12 @@ class Runtime:
             names = [name for name, parameter in model.named_parameters() if groups[parameter] is not group]
             model._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
             model = DistributedDataParallel(
-                model, device_ids=ids, process_group=group, gradient_as_bucket_view=True, static_graph=static_graph
+                model,
+                device_ids=ids,
+                process_group=group,
+                bucket_cap_mb=BUCKET_MIB,
+                gradient_as_bucket_view=True,
+                static_graph=static_graph,
             )
             if compression is not None:
                 model.register_comm_hook(group, COMPRESSION_HOOKS[compression])
