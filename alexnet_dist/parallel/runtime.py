@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,21 +20,22 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel.launch_guard import check_half_set_environment, check_process_count, was_launched
+from alexnet_dist.parallel.launch_guard import (
+    check_half_set_environment,
+    check_process_count,
+    was_launched,
+    world_size_from_environment,
+)
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
+from alexnet_dist.parallel.replicas import average_over_replicas, hold_gradients
 
 T = TypeVar("T")
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-# PyTorch's 25 MiB would hold fc8 and all convolutions, and send nothing before the last of them is computed.
-BUCKET_MIB = 4
-COMPRESSION_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,32 +108,11 @@ class Runtime:
             compression: bf16 or fp16, what gradients travel as; None = as they are.
             static_graph: every backward that averages has the same graph, and none before it only accumulates.
         """
-        mesh = self.mesh
-        groups = {parameter: mesh.cut_group if parameter in cut else mesh.dp_group for parameter in model.parameters()}
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        for group in dict.fromkeys(group for p, group in groups.items() if p.requires_grad and group is not None):
-            # DDP reads the names of what it must leave to others from this attribute.
-            names = [name for name, parameter in model.named_parameters() if groups[parameter] is not group]
-            model._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
-            model = DistributedDataParallel(
-                model,
-                device_ids=ids,
-                process_group=group,
-                bucket_cap_mb=BUCKET_MIB,
-                gradient_as_bucket_view=True,
-                static_graph=static_graph,
-            )
-            if compression is not None:
-                model.register_comm_hook(group, COMPRESSION_HOOKS[compression])
-        return model
+        return average_over_replicas(model, self.mesh, self.device, cut, compression, static_graph)
 
     def hold_gradients(self, model: nn.Module) -> AbstractContextManager[object]:
         """Accumulate gradients without averaging them over the replicas."""
-        stack = ExitStack()
-        while isinstance(model, DistributedDataParallel):
-            stack.enter_context(model.no_sync())
-            model = model.module
-        return stack
+        return hold_gradients(model)
 
     def update(self, optimizer: Optimizer, blocked: Tensor) -> None:
         """One optimizer step; none if `blocked` (a device scalar) is 1. Never waits for the device.
@@ -340,7 +320,9 @@ def lost_peers_named() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         text = str(error)
         signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
-        if not dist.is_initialized() or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
+        # The process group itself may be left by now: `closing` comes first.
+        is_alone = world_size_from_environment() == 1
+        if is_alone or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
             raise
         raise MachineError(
             "lost contact with another process",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import run_processes
+from dist_helper import run_processes, start_processes
 from safetensors.torch import load_file
 from strategies import Case, cut_tiny, ddp, hybrid, start_case, towers
 from tiny import tiny_config, tiny_loader, worst_difference
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from alexnet_dist.commands.strategy import check_strategy, replicate_network
 from alexnet_dist.commands.train import train
-from alexnet_dist.errors import UsageError
+from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import list_checkpoints, load_weights, pack_tensors
@@ -111,6 +113,47 @@ def test_the_state_of_every_rule_moves_between_strategies(tmp_path: Path, rule: 
     for steps, strategy in ((4, "towers"), (8, "hybrid")):
         train_with(strategy, tmp_path / "run", steps, **settings)
     assert worst_difference(read_state(tmp_path / "run"), read_state(tmp_path / "alone")) <= 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["towers", "hybrid"])
+def test_layers_that_never_learn_may_be_all_that_a_replica_averages(tmp_path: Path, strategy: str) -> None:
+    settings = {"optimizer__freeze": ["conv1", "conv2", "conv3", "conv4", "conv5", "fc8"], "train__max_steps": 4}
+    run_processes(1, _call, tmp_path / "alone", settings)
+    train_with(strategy, tmp_path / "run", 4, optimizer__freeze=settings["optimizer__freeze"])
+    assert worst_difference(read_state(tmp_path / "run"), read_state(tmp_path / "alone")) <= 1e-5
+
+
+def die_in_backward(folder: Path, overrides: dict[str, Any]) -> str:
+    """The last process is killed while the sixth update's gradients travel."""
+    land, landed = collectives._Flight.land, 0
+
+    def land_or_die(flight: collectives._Flight) -> Tensor:
+        nonlocal landed
+        landed += 1
+        if landed == 40 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return land(flight)
+
+    collectives._Flight.land = land_or_die  # type: ignore[method-assign]
+    try:
+        return train_tiny(folder, **overrides)
+    except MachineError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("strategy", ["towers", "sharded"])
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+    undisturbed: Path, tmp_path: Path, strategy: str
+) -> None:
+    world_size, settings = STRATEGIES[strategy]
+    overrides = {"train__max_steps": ALL_STEPS, **settings}
+    group = start_processes(world_size, die_in_backward, tmp_path / "run", overrides)
+    assert group.wait(seconds=30) == [0] * (world_size - 1) + [-signal.SIGKILL]
+    lines = [torch.load(group.folder / f"result-{rank}", weights_only=False) for rank in range(world_size - 1)]
+    shutil.rmtree(group.folder)
+    assert all("lost contact with another process" in line for line in lines)
+    assert train_with(strategy, tmp_path / "run", ALL_STEPS) == ["finished"] * world_size
+    assert worst_difference(read_state(tmp_path / "run"), read_state(undisturbed)) <= 1e-5
 
 
 def test_where_towers_meet_may_not_change_and_stands_in_the_model(tmp_path: Path) -> None:
