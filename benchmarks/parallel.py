@@ -69,6 +69,7 @@ def main() -> int:
     """Run the benchmark; the exit code."""
     parser = new_parser("parallel", "Strategies side by side, on one machine and over a slow cable.")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: paper, torchvision")
+    parser.add_argument("--sizes", type=int, nargs="+", help="images per process; default: 16, 64")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
     parser.add_argument("--processes", type=int, default=2, help="on one machine; even. Default: 2")
     parser.add_argument("--rate", default="1gbit", help="of the cable between two machines, in tc's words")
@@ -101,7 +102,7 @@ def measure_settings(report: Report, settings: Sequence[Setting], options: argpa
 def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Setting]]:
     """Those over the slow cable; those without a limit, for what a strategy itself costs, of the first variant only."""
     variants = options.variants or pick_effort(options, full=["paper", "torchvision"], quick=["paper"], tiny=["paper"])
-    sizes = pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
+    sizes = options.sizes or pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
     limited = starmap(Setting, product(["two_machines"], variants, sizes))
     return [] if options.tiny else list(limited), [Setting("local", variants[0], size) for size in sizes]
 
