@@ -58,6 +58,8 @@ class ModelConfig:
     """for conv1, conv2 and conv5: ReLU after the max pooling (as 2012's conv1, conv5) instead of before it"""
     fc_width: int | None = bounded(None, minimum=1)
     """outputs of fc6 and of fc7"""
+    fc_groups: int | None = bounded(None, minimum=1)
+    """groups of fc6 and fc7; 2 keeps the towers apart in them"""
     lrn: bool | None = None
     """local response normalisation after conv1 and conv2"""
     lrn_groups: int | None = bounded(None, minimum=1)
@@ -272,8 +274,21 @@ class CheckpointConfig:
 class ParallelConfig:
     """How the work is spread over processes."""
 
-    strategy: Literal["ddp"] = "ddp"
-    """ddp: data parallel, every process holds the whole network"""
+    strategy: Literal["ddp", "towers", "hybrid"] = "ddp"
+    """ddp: data parallel, every process holds the whole network; towers: pairs of processes hold a tower each, as the
+    two GPUs of 2012 (variants paper and source2012); hybrid: convolutions data parallel, fc6 and fc7 cut by outputs"""
+    exchange: Literal["fp32", "bf16", "fp16"] | None = None
+    """what activations and their gradients travel as between towers or shards; null = as they are computed"""
+    exchange_at: Literal["all", "fc_only", "none"] = "all"
+    """layers at which two towers meet: all = conv3, fc6, fc7 and fc8, fc_only = not at conv3, none = at fc8 alone. It
+    changes the network (conv_groups, fc_groups), so it holds under every strategy"""
+    gradient_compression: Literal["bf16", "fp16"] | None = None
+    """what gradients travel as between replicas; null = float32"""
+    shard_size: int | None = bounded(None, minimum=1)
+    """processes over which hybrid spreads fc6 and fc7; null = all of them"""
+    hybrid_schedule: Literal["at_once", "batch_by_batch"] = "at_once"
+    """at_once: fc6 and fc7 see the images of all processes at once; batch_by_batch: in as many batches as there are
+    shards, and one travels while another is computed"""
 
 
 @dataclass(frozen=True)

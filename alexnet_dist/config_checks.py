@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from alexnet_dist.config import Config, LayerFactors, ScheduleConfig, flatten, walk_fields
+from alexnet_dist.config import Config, LayerFactors, ParallelConfig, ScheduleConfig, flatten, walk_fields
 from alexnet_dist.errors import UsageError
 
 # The setting that says when a schedule changes the rate: in epochs, in evaluations, in updates.
 PERIODS = {"step": "schedule.step_epochs", "plateau": "schedule.patience", "halve_every": "schedule.halve_every_steps"}
+TWO_TOWERS = ("paper", "source2012")  # variants
 ARRAY_SOURCES = ("cifar10", "fashion_mnist")
 MAX_HUE = 0.5  # half a turn of the colour circle
 
@@ -35,6 +36,7 @@ def check_config(config: Config, places: Mapping[str, str]) -> None:
     _check_data(config, places)
     _check_schedule(config, places)
     _check_optimizer(config, places)
+    _check_parallel(config, places)
     if (config.train.epochs is None) == (config.train.max_steps is None):
         raise UsageError(
             "exactly one of train.epochs and train.max_steps is needed",
@@ -88,6 +90,24 @@ def _check_optimizer(config: Config, places: Mapping[str, str]) -> None:
         raise UsageError("optimizer.freeze is too long", where=places.get("optimizer.freeze", ""), why=why)
     if optimizer.freeze_from_epoch and not optimizer.freeze:
         raise _no_effect("optimizer.freeze_from_epoch", "optimizer.freeze names no layer", places)
+
+
+def _check_parallel(config: Config, places: Mapping[str, str]) -> None:
+    parallel, variant = config.parallel, config.model.variant
+    needs_towers = {"strategy": parallel.strategy == "towers", "exchange_at": parallel.exchange_at != "all"}
+    for name, is_needed in needs_towers.items():
+        if is_needed and variant not in TWO_TOWERS:
+            raise UsageError(
+                f"parallel.{name} {getattr(parallel, name)} needs a network of two towers",
+                where=places.get(f"parallel.{name}", ""),
+                why=f"model.variant is {variant}",
+                remedy=f"use {' or '.join(TWO_TOWERS)}",
+            )
+    users = {"exchange": ("towers", "hybrid"), "shard_size": ("hybrid",), "hybrid_schedule": ("hybrid",)}
+    for name, strategies in users.items():
+        is_set = getattr(parallel, name) != getattr(ParallelConfig(), name)
+        if is_set and parallel.strategy not in strategies:
+            raise _no_effect(f"parallel.{name}", f"parallel.strategy is {parallel.strategy}", places)
 
 
 def _check_augment(config: Config, places: Mapping[str, str]) -> None:

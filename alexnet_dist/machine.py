@@ -29,6 +29,15 @@ def can_build_kernels() -> bool:
     return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
 
 
+def use_large_pages() -> None:
+    """Let PyTorch keep large tensors in large pages of memory (Linux); call it before PyTorch is imported.
+
+    An update allocates and frees hundreds of megabytes for gradients and half-precision weights. In pages of 4 KiB the
+    kernel's work on them is a quarter of a CPU's time for an update of 16 images.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory and GPUs. No host name and no path: the text may be published."""
     import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 from _report import format_cell
 
-BENCHMARKS = ("startup", "model", "normalization", "loader", "curves", "end_to_end")
+BENCHMARKS = ("startup", "model", "normalization", "loader", "curves", "end_to_end", "parallel")
 EXAMPLES = """Run all benchmarks; writes FOLDER/NAME.json for each and FOLDER/README.md.
 
 examples:

@@ -10,7 +10,12 @@ from typing import Any
 import torch
 
 from alexnet_dist.config import Config
+from alexnet_dist.data.engines import ENGINES
+from alexnet_dist.data.loader import Loader, Normalization
+from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.samples import synthetic_index
 from alexnet_dist.models import AlexNetSpec, make_spec
+from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings import build_config
 
@@ -60,12 +65,36 @@ def make_runtime() -> Runtime:
     return Runtime(
         accelerator=SimpleNamespace(autocast=contextlib.nullcontext, scaler=None),
         device=torch.device("cpu"),
-        rank=0,
-        world_size=1,
-        dp_rank=0,
-        dp_size=1,
+        mesh=build_mesh(0, 1),
         processes_here=1,
         precision="fp32",
         precision_reason="test",
         host_group=None,
     )
+
+
+def tiny_loader(runtime: Runtime, num_images: int, batch_size: int, training: bool) -> Loader:
+    """Batches of made-up images that crop, flip and colour noise have changed, where `training`."""
+    index = synthetic_index(num_images, 3, (72, 72), seed=0)
+    recipe = Augmentation(crop_size=64, resize=None, crop="random", horizontal_flip=0.5, lighting="source2012")
+    plan = Plan(index.sizes, recipe if training else recipe.for_evaluation(), batch_size, seed=3, shuffle=training)
+    return Loader(
+        plan=plan,
+        index=index,
+        normalization=Normalization((120.0,) * 3, (60.0,) * 3),
+        channels=3,
+        max_pixels=10**6,
+        shard_id=runtime.dp_rank,
+        num_shards=runtime.dp_size,
+        device=runtime.device,
+        channels_last=True,
+        workers=0,
+        engine=ENGINES["torchvision"],
+    )
+
+
+def worst_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest norm of a difference over the norm of the tensor."""
+    assert ours.keys() == theirs.keys()
+    differences = [(ours[name] - theirs[name]).norm() / theirs[name].norm() for name in ours]
+    return float(torch.stack([difference.double() for difference in differences]).max())  # NaN wins

@@ -17,7 +17,7 @@ logger = logging.getLogger("alexnet_dist")
 def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> None:
     """Say in a few lines what will be trained, on what, and from where."""
     runtime, data, sizes = session.runtime, session.data_facts, session.sizes
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if session.config.channels_last else "contiguous"
     begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
@@ -27,7 +27,7 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
         f"data      {session.config.data.source}: {counts}",
         f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}",
         f"batch     {sizes}; {session.steps_per_epoch} steps an epoch, {session.total_steps} in all",
-        f"device    {runtime.world_size} x {runtime.device.type} ({session.config.parallel.strategy}), {layout}, "
+        f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{torch.get_num_threads()} threads",
         f"precision {runtime.precision} ({runtime.precision_reason})",
         f"run       {session.folder}, {begin}",

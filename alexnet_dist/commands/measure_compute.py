@@ -13,6 +13,7 @@ from alexnet_dist.config import Config
 from alexnet_dist.data.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.cost_model import Compute
+from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
@@ -34,7 +35,7 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
         images: per step; twice as many are tried too.
         seconds: for each of the two sizes.
     """
-    alone = dataclasses.replace(runtime, world_size=1, dp_rank=0, dp_size=1, host_group=None)
+    alone = dataclasses.replace(runtime, mesh=build_mesh(0, 1), host_group=None)
     model = build_model(spec, config.seed)
     place_model(model, runtime, config.channels_last)
     model.train()

@@ -8,8 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor
 
 from alexnet_dist.commands.build import (
     BatchSizes,
@@ -23,6 +22,7 @@ from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.same_data import find_same_images
 from alexnet_dist.commands.splits import Splits, build_splits, find_root
+from alexnet_dist.commands.strategy import check_strategy, cut_network, replicate_network
 from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
 from alexnet_dist.data.cache_store import check_cacheable
@@ -32,7 +32,8 @@ from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
-from alexnet_dist.models import build_model
+from alexnet_dist.models import AlexNet, build_model
+from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
 from alexnet_dist.training.evaluate import evaluate
@@ -65,6 +66,7 @@ from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.signals import StopRequest
 from alexnet_dist.training.tensorboard_mirror import check_tensorboard_installed
 from alexnet_dist.training.trackers import Row, Trackers, read_rows
+from alexnet_dist.training.update_rules import merged_norms
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -83,14 +85,22 @@ class Session:
         self.folder = Path(config.output_dir or "run")
         before = {} if new else read_json(self.folder / RUN)
         self.config = config
-        self.runtime = start_runtime(config.device, config.precision, before.get("precision"))
+        parallel = config.parallel
+        self.runtime = start_runtime(
+            config.device,
+            config.precision,
+            before.get("precision"),
+            strategy=parallel.strategy,
+            shard_size=parallel.shard_size,
+        )
         check_engine(config.data.engine)
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
         self.runtime.on_main(lambda: self._open(new))
         self.splits = self._find_images()
         self.sizes = self._settle_sizes()
-        self.spec = build_spec(config.model, len(self.splits.train.classes))
+        self.spec = build_spec(config.model, len(self.splits.train.classes), parallel.exchange_at)
+        check_strategy(parallel, self.spec, self.runtime)
         self.engine, self.engine_reason = self.runtime.on_main(lambda: self._choose_engine(before.get("engine")))
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
@@ -186,11 +196,19 @@ class Session:
         """Everything that trains, at step 0 or at the checkpoint."""
         config, runtime = self.config, self.runtime
         loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
-        model = self._build_model(fresh=loaded is None)
+        model, partition = self._build_model(fresh=loaded is None)
         if self.engine == "cache":
             self._build_caches()
-        optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer))
-        forward = runtime.replicate(torch.compile(model) if config.compile else model)  # type: ignore[arg-type]
+        norms = merged_norms(partition.find_cut(model), runtime.sum_over_parts)
+        optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer), layer_norms=norms)
+        forward = replicate_network(
+            config.parallel,
+            model,
+            partition,
+            compiled=config.compile,
+            accumulates=self.sizes.accumulation > 1,
+            runtime=runtime,
+        )
         metrics_bytes = loaded.state["metrics_bytes"] if loaded is not None else 0
         self._earlier_test_row = runtime.on_main(self._read_test_row)  # before opening the file cuts it back
         facts = runtime.on_main(lambda: self._record_start(loaded.state["step"] if loaded is not None else 0))
@@ -199,6 +217,7 @@ class Session:
             runtime=runtime,
             model=model,
             forward=forward,
+            partition=partition,
             optimizer=optimizer,
             schedule=self._build_schedule(),
             loader=self._build_loader(self.splits.train, training=True),
@@ -212,20 +231,21 @@ class Session:
             folder=self.folder,
             data_root=self._data_root(),
             trackers=trackers,
-            save_model=lambda note: self._save_model(model, note),
+            save_model=self._save_model,
         )
         if loaded is not None:
             trainer.restore(loaded)
         return trainer
 
-    def _build_model(self, fresh: bool) -> nn.Module:
+    def _build_model(self, fresh: bool) -> tuple[AlexNet, Partition]:
         config = self.config
         model = build_model(self.spec, config.seed)
         if fresh and config.model.pretrained is not None:
             self.runtime.on_main(lambda: self._check_pretrained_classes(str(config.model.pretrained)))
             load_weights(model, read_pretrained(config.model.pretrained), config.model.pretrained)
+        partition = cut_network(config.parallel, model, self.runtime)
         place_model(model, self.runtime, config.channels_last)
-        return model
+        return model, partition
 
     def _check_pretrained_classes(self, name: str) -> None:
         if not Path(name).is_dir():
@@ -288,7 +308,7 @@ class Session:
         self.runtime.on_main(lambda: opened.append(open_trackers(config, folder, metrics_bytes, wandb_id)))
         return opened[0] if opened else None
 
-    def _save_model(self, model: nn.Module, note: dict[str, Any]) -> None:
+    def _save_model(self, weights: dict[str, Tensor], note: dict[str, Any]) -> None:
         card = ModelCard(
             variant=self.config.model.variant,
             spec=self.spec,
@@ -297,7 +317,7 @@ class Session:
             normalization=build_normalization(self.config.augment, self.spec.in_channels),
             source={"run": self.folder.name, **note, "settings": dataclasses.asdict(self.config)},
         )
-        save_model_folder(self.folder / "model", dict(model.state_dict()), card)
+        save_model_folder(self.folder / "model", weights, card)
 
     # -- what the user sees -------------------------------------------------------------------------------------------
 
@@ -333,7 +353,7 @@ class Session:
             self._test_row = self._earlier_test_row
             trainer.log(self._test_row)
             return
-        load_weights(trainer.model, read_model_weights(self.folder / "model"), "model/")
+        trainer.load_weights(read_model_weights(self.folder / "model"), "model/")
         result = evaluate(self.runtime, trainer.model, self._build_loader(self.splits.test, False), trainer.gate.admit)
         row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch}
         self._test_row = {**row, **dataclasses.asdict(result)}

@@ -94,7 +94,8 @@ def configured_network(name: str | None, given: dict[str, Any]) -> Network:
     num_classes, classes_from = count_classes(config, says_data)
     from alexnet_dist.commands.network import build_spec
 
-    return Network(config.model.variant, build_spec(config.model, num_classes), classes_from)
+    spec = build_spec(config.model, num_classes, config.parallel.exchange_at)
+    return Network(config.model.variant, spec, classes_from)
 
 
 def read_settings(name: str | None, given: dict[str, Any]) -> tuple[Config, bool]:

@@ -13,6 +13,7 @@ from alexnet_dist.models.alexnet import (
     spec_from_dict,
     spec_to_dict,
 )
+from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.init import build_model, initialise
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
@@ -22,6 +23,7 @@ __all__ = [
     "AlexNet",
     "AlexNetSpec",
     "DropoutPosition",
+    "GroupedLinear",
     "Initialisation",
     "LocalResponseNorm",
     "MapResponseNorm",

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 DropoutPosition = Literal["after_fc", "before_fc"]
@@ -68,6 +69,10 @@ class AlexNetSpec:
 
     fc_width: int = 4096
     """Outputs of fc6 and of fc7."""
+
+    fc_groups: int = 1
+    """Groups of the inputs and outputs of fc6 and of fc7. 2 keeps each tower to itself, as in the 2012 experiment
+    without communication (layers-150); fc8 always reads both towers."""
 
     lrn: bool = True
     """Whether local response normalisation stands between conv1, and conv2, and their pooling."""
@@ -135,7 +140,16 @@ def _pool5_side(spec: AlexNetSpec, image_size: int) -> int:
 
 
 def _check_numbers(spec: AlexNetSpec) -> None:
-    for name in ("num_classes", "image_size", "fc_width", "lrn_groups", "lrn_size", "pool_kernel", "pool_stride"):
+    for name in (
+        "num_classes",
+        "image_size",
+        "fc_width",
+        "fc_groups",
+        "lrn_groups",
+        "lrn_size",
+        "pool_kernel",
+        "pool_stride",
+    ):
         _check_whole(name, getattr(spec, name), least=1)
     _check_whole("conv1_end_padding", spec.conv1_end_padding, least=0)
     for name, least in (("conv1_padding", 0), ("adaptive_pool", 1)):
@@ -191,6 +205,9 @@ def _check_channels(spec: AlexNetSpec) -> None:
     for layer, channels_in, channels_out, groups in layers:
         if channels_in % groups or channels_out % groups:
             raise ValueError(f"{layer} cannot split {channels_in} -> {channels_out} channels into {groups} groups")
+    for name, size in (("outputs of fc6", spec.fc_width), ("channels of conv5", spec.conv_channels[-1])):
+        if size % spec.fc_groups:
+            raise ValueError(f"the {size} {name} do not divide into {spec.fc_groups} fc_groups")
     for index in _NORMALISED:
         channels = spec.conv_channels[index]
         if spec.lrn and channels % spec.lrn_groups:
@@ -356,9 +373,15 @@ def _classifier_modules(spec: AlexNetSpec) -> list[nn.Module]:
     flat = spec.conv_channels[-1] * feature_size(spec) ** 2
     modules: list[nn.Module] = []
     for width_in in (flat, spec.fc_width):
-        block = [nn.Linear(width_in, spec.fc_width), nn.ReLU(inplace=True)]
+        block = [_fully_connected(width_in, spec), nn.ReLU(inplace=True)]
         modules += _with_dropout(block, nn.Dropout(spec.dropout), spec.dropout_position)
     return [*modules, nn.Linear(spec.fc_width, spec.num_classes)]
+
+
+def _fully_connected(width_in: int, spec: AlexNetSpec) -> nn.Linear:
+    if spec.fc_groups == 1:
+        return nn.Linear(width_in, spec.fc_width)
+    return GroupedLinear(width_in, spec.fc_width, spec.fc_groups)
 
 
 def _with_dropout(block: list[nn.Module], dropout: nn.Dropout, position: DropoutPosition) -> list[nn.Module]:

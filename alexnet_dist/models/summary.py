@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alexnet_dist.models.alexnet import AlexNet, AlexNetSpec, named_layers
+from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 StepKind = Literal["padding", "convolution", "normalisation", "pooling", "fully_connected"]
@@ -98,6 +99,8 @@ def _read(module: nn.Module) -> tuple[StepKind | None, str, str]:
     match module:
         case nn.Conv2d():
             return "convolution", "conv", _describe_convolution(module)
+        case GroupedLinear():
+            return "fully_connected", "fc", f"{module.in_features:,} inputs{_describe_groups(module.groups)}"
         case nn.Linear():
             return "fully_connected", "fc", f"{module.in_features:,} inputs"
         case nn.MaxPool2d():

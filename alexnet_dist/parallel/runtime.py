@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
@@ -31,7 +30,9 @@ from alexnet_dist.parallel.launch_guard import (
     was_launched,
     world_size_from_environment,
 )
+from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.pulse import Pulse, lost_contact
+from alexnet_dist.parallel.replicas import average_over_replicas, hold_gradients
 from alexnet_dist.parallel.restart import join_restarted_group
 
 T = TypeVar("T")
@@ -46,10 +47,7 @@ class Runtime:
     Args:
         accelerator: Accelerate's view of it.
         device: where the network lives.
-        rank: this process's number.
-        world_size: processes in the job.
-        dp_rank: number of this process's replica of the network.
-        dp_size: replicas of the network.
+        mesh: this process's place among the others.
         processes_here: processes on this machine.
         precision: fp32, bf16 or fp16.
         precision_reason: why that one.
@@ -58,14 +56,31 @@ class Runtime:
 
     accelerator: Accelerator
     device: torch.device
-    rank: int
-    world_size: int
-    dp_rank: int
-    dp_size: int
+    mesh: Mesh
     processes_here: int
     precision: str
     precision_reason: str
     host_group: dist.ProcessGroup | None
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return self.mesh.rank
+
+    @property
+    def world_size(self) -> int:
+        """Processes in the job."""
+        return self.mesh.world_size
+
+    @property
+    def dp_rank(self) -> int:
+        """Which share of a batch this process gets."""
+        return self.mesh.dp_rank
+
+    @property
+    def dp_size(self) -> int:
+        """Shares of a batch."""
+        return self.mesh.dp_size
 
     @property
     def is_main(self) -> bool:
@@ -80,16 +95,26 @@ class Runtime:
         """Backward, with the loss scaled under fp16."""
         self.accelerator.backward(loss)
 
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """Average the network's gradients over the replicas in each backward."""
-        if self.dp_size == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    def replicate(
+        self,
+        model: nn.Module,
+        cut: Collection[Tensor] = (),
+        compression: str | None = None,
+        static_graph: bool = False,
+    ) -> nn.Module:
+        """Average the network's gradients over the replicas in each backward.
 
-    def hold_gradients(self, model: nn.Module) -> AbstractContextManager[None]:
+        Args:
+            model: the network, or this process's part of it.
+            cut: its parameters that are parts: they are averaged over the processes that hold the same part.
+            compression: bf16 or fp16, what gradients travel as; None = as they are.
+            static_graph: every backward that averages has the same graph, and none before it only accumulates.
+        """
+        return average_over_replicas(model, self.mesh, self.device, cut, compression, static_graph)
+
+    def hold_gradients(self, model: nn.Module) -> AbstractContextManager[object]:
         """Accumulate gradients without averaging them over the replicas."""
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+        return hold_gradients(model)
 
     def update(self, optimizer: Optimizer, blocked: Tensor) -> None:
         """One optimizer step; none if `blocked` (a device scalar) is 1. Never waits for the device.
@@ -98,12 +123,21 @@ class Runtime:
         """
         scaler = self.scaler
         if scaler is not None:
+            self._agree_on_overflow(scaler, optimizer)
             scaler.step(optimizer)
             scaler.update()
             return
         # Torch's fused optimizers and our own read this attribute on the device; GradScaler sets the same one.
         optimizer.found_inf = blocked  # type: ignore[attr-defined]
         optimizer.step()
+
+    def _agree_on_overflow(self, scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
+        """An overflow in one part of the network blocks the update of all parts."""
+        if self.mesh.part_group is None:
+            return
+        scaler.unscale_(optimizer)
+        for found_inf in scaler._found_inf_per_device(optimizer).values():
+            dist.all_reduce(found_inf, dist.ReduceOp.MAX, group=self.mesh.part_group)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -112,9 +146,19 @@ class Runtime:
 
     def sum_over_replicas(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the replicas, in place."""
-        if self.dp_size > 1:
-            dist.all_reduce(values)
+        if self.mesh.dp_group is not None:
+            dist.all_reduce(values, group=self.mesh.dp_group)
         return values
+
+    def sum_over_parts(self, values: Tensor) -> Tensor:
+        """Sum a device tensor over the processes that hold one network together, in place."""
+        if self.mesh.part_group is not None:
+            dist.all_reduce(values, group=self.mesh.part_group)
+        return values
+
+    def count_once(self, count: int) -> int:
+        """A number of images, or 0 where another process has counted the same ones: two towers share a batch."""
+        return count if self.mesh.tower_rank == 0 else 0
 
     def agree(self, *counts: int) -> list[int]:
         """Sums of some integers over all processes, through host memory: the device is not waited for."""
@@ -168,8 +212,10 @@ class Runtime:
                 raise found
 
     def seed_dropout(self, seed: int, step: int) -> None:
-        """Give the device's generator a state that depends on (seed, step, replica) alone."""
-        state = np.random.SeedSequence([seed, step, self.dp_rank]).generate_state(1, np.uint64)
+        """Give the device's generator a state that depends on (seed, step, replica, tower) alone."""
+        state = np.random.SeedSequence([seed, step, self.mesh.dp_rank, self.mesh.tower_rank]).generate_state(
+            1, np.uint64
+        )
         generator = torch.cuda if self.device.type == "cuda" else torch.default_generator
         generator.manual_seed(int(state[0] >> np.uint64(1)))
 
@@ -179,16 +225,25 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def start_runtime(device: str, precision: str, kept_precision: str | None = None) -> Runtime:
+def start_runtime(
+    device: str,
+    precision: str,
+    kept_precision: str | None = None,
+    *,
+    strategy: str = "ddp",
+    shard_size: int | None = None,
+) -> Runtime:
     """Join the other processes and settle device and precision.
 
     Args:
         device: auto, cpu or cuda.
         precision: auto, fp32, bf16 or fp16.
         kept_precision: what auto meant when the run began; None at its beginning.
+        strategy: ddp, towers or hybrid.
+        shard_size: processes over which hybrid spreads fc6 and fc7; None = all.
 
     Raises:
-        UsageError: the launcher was told another precision.
+        UsageError: the launcher was told another precision, or the strategy cannot use so many processes.
         MachineError: no CUDA where it was asked for, or a launcher that did not start what it was asked for.
     """
     check_half_set_environment()
@@ -213,10 +268,7 @@ def start_runtime(device: str, precision: str, kept_precision: str | None = None
     return Runtime(
         accelerator=accelerator,
         device=accelerator.device,
-        rank=accelerator.process_index,
-        world_size=world_size,
-        dp_rank=accelerator.process_index,
-        dp_size=world_size,
+        mesh=build_mesh(accelerator.process_index, world_size, strategy, shard_size),
         processes_here=processes_here,
         precision=chosen,
         precision_reason=reason,

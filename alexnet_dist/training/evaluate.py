@@ -57,8 +57,10 @@ def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable
     finally:
         model.train(was_training)
     loss_sum, num_top1, num_top5 = runtime.sum_over_replicas(sums).tolist()
-    (count,) = runtime.agree(num_examples)
-    assert bool((runtime.sum_on_host(visits) == 1).all()), "evaluation did not visit each image exactly once"
+    (count,) = runtime.agree(runtime.count_once(num_examples))
+    assert bool((runtime.sum_on_host(visits * runtime.count_once(1)) == 1).all()), (
+        "evaluation did not visit each image exactly once"
+    )
     return Evaluation(loss_sum / max(count, 1), num_top1 / max(count, 1), num_top5 / max(count, 1), count)
 
 

@@ -41,7 +41,7 @@ class BatchGate:
         self.bad_files.update(batch.bad_files)
         num_fatal = 0 if self.skip_bad_files else len(batch.bad_files)
         num_images, interrupts, terminations, num_fatal = self.runtime.agree(
-            batch.num_images, *self.stop.counts(), num_fatal
+            self.runtime.count_once(batch.num_images), *self.stop.counts(), num_fatal
         )
         if num_fatal:
             self.runtime.raise_together(_name_bad_file(batch.bad_files))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.samples import BadFile
 from alexnet_dist.errors import DivergedError, InterruptedRunError
+from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_weights, save_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, evaluate
@@ -100,8 +101,9 @@ class Trainer:
 
     Args:
         runtime: this process among the others.
-        model: the network, not replicated.
+        model: the network, or this process's part of it, not replicated.
         forward: what the step calls: the network compiled and replicated.
+        partition: how the tensors of this process follow from those of the whole network.
         optimizer: over its parameters.
         schedule: the learning rate.
         loader: training batches.
@@ -113,12 +115,13 @@ class Trainer:
         folder: the run folder.
         data_root: what paths in bad_files.csv are relative to.
         trackers: metrics.jsonl and its mirrors in the main process, None elsewhere.
-        save_model: writes model/ from the network and a note on where it comes from.
+        save_model: writes model/ from the whole network's weights and a note on where they come from.
     """
 
     runtime: Runtime
     model: nn.Module
     forward: nn.Module
+    partition: Partition
     optimizer: Optimizer
     schedule: Schedule
     loader: Loader
@@ -130,7 +133,7 @@ class Trainer:
     folder: Path
     data_root: Path
     trackers: Trackers | None
-    save_model: Callable[[dict[str, Any]], None]
+    save_model: Callable[[dict[str, Tensor], dict[str, Any]], None]
     state: TrainState = field(default_factory=TrainState)
 
     def __post_init__(self) -> None:
@@ -142,11 +145,15 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint."""
-        load_weights(self.model, checkpoint.weights, "checkpoint")
-        load_optimizer_tensors(self.optimizer, self.model, checkpoint.optimizer)
+        self.load_weights(checkpoint.weights, "checkpoint")
+        load_optimizer_tensors(self.optimizer, self.model, self.partition.cut(checkpoint.optimizer))
         self.state = TrainState.from_json(checkpoint.state["train"])
         if self.runtime.scaler is not None and checkpoint.state.get("scaler"):
             self.runtime.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def load_weights(self, weights: dict[str, Tensor], where: str) -> None:
+        """Take this process's part of the whole network's weights; `where` they come from is for the message."""
+        load_weights(self.model, self.partition.cut(weights), where)
 
     def train(self) -> None:
         """Train to the last step, or until validation has stalled for too long.
@@ -322,7 +329,7 @@ class Trainer:
         if at_epoch_end:
             self._log_epoch(result)
         if result is None:
-            self.runtime.on_main(lambda: self.save_model({"step": state.step, "epoch": self.epoch}))
+            self._save_model({"step": state.step, "epoch": self.epoch})
         state.evaluated_step = state.step
         self._restart_clock()
         return at_epoch_end
@@ -342,11 +349,14 @@ class Trainer:
         if state.best_top1 is None or result.top1 > state.best_top1:
             state.best_top1, state.best_top5 = result.top1, result.top5
             state.best_epoch, state.best_step, state.stalled = self.epoch, state.step, 0
-            note = {"step": state.step, "epoch": self.epoch, "val_top1": result.top1}
-            self.runtime.on_main(lambda: self.save_model(note))
+            self._save_model({"step": state.step, "epoch": self.epoch, "val_top1": result.top1})
         else:
             state.stalled += 1
         return result
+
+    def _save_model(self, note: dict[str, Any]) -> None:
+        weights = self.partition.merge(self.model.state_dict())
+        self.runtime.on_main(lambda: self.save_model(weights, note))
 
     def _log_epoch(self, result: Evaluation | None) -> None:
         totals = self.state.epoch_totals
@@ -362,11 +372,13 @@ class Trainer:
     def _save(self) -> None:
         self._drain()
         bad_files = self.gate.gather_bad_files()
-        self.runtime.on_main(lambda: self._save_here(bad_files))
+        weights = self.partition.merge(self.model.state_dict())
+        optimizer = self.partition.merge(optimizer_tensors(self.optimizer, self.model))
+        self.runtime.on_main(lambda: self._save_here(weights, optimizer, bad_files))
         self._saved = self._position
         self._restart_clock()
 
-    def _save_here(self, bad_files: set[BadFile]) -> None:
+    def _save_here(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], bad_files: set[BadFile]) -> None:
         assert self.trackers is not None
         scaler = self.runtime.scaler
         state = {
@@ -374,7 +386,6 @@ class Trainer:
             "metrics_bytes": self.trackers.sync(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        tensors = optimizer_tensors(self.optimizer, self.model)
-        checkpoint = Checkpoint(dict(self.model.state_dict()), tensors, state)
+        checkpoint = Checkpoint(weights, optimizer, state)
         save_checkpoint(self.folder / "checkpoints", self.state.step, checkpoint, self.cadence.keep)
         write_bad_files(self.folder, bad_files, self.data_root)

@@ -10,20 +10,27 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alexnet_dist.models import named_layers
-from alexnet_dist.training.update_rules import LARS, RMSprop
+from alexnet_dist.training.update_rules import LARS, LayerNorms, RMSprop, own_norms
 
 # Fused: one pass over parameters, gradients and state. On a CPU the plain ones take 20 times as long for AlexNet's
 # 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float, float, float], Optimizer]] = {
-    "sgd": lambda groups, lr, momentum, trust: torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True),
-    "adam": lambda groups, lr, momentum, trust: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True),
-    "rmsprop": lambda groups, lr, momentum, trust: RMSprop(groups, lr=lr, momentum=momentum),
-    "lars": lambda groups, lr, momentum, trust: LARS(groups, lr=lr, momentum=momentum, trust_coefficient=trust),
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": lambda groups, lr, momentum, **_: torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True),
+    "adam": lambda groups, lr, momentum, **_: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True),
+    "rmsprop": lambda groups, lr, momentum, **_: RMSprop(groups, lr=lr, momentum=momentum),
+    "lars": lambda groups, lr, momentum, **of_lars: LARS(groups, lr=lr, momentum=momentum, **of_lars),
 }
 
 
 def build_optimizer(
-    model: nn.Module, *, name: str, lr: float, momentum: float, trust_coefficient: float = 0.001, **grouping: Any
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    momentum: float,
+    trust_coefficient: float = 0.001,
+    layer_norms: LayerNorms = own_norms,
+    **grouping: Any,
 ) -> Optimizer:
     """An optimizer over the layers that learn; see `OptimizerConfig` for the values' meaning.
 
@@ -33,9 +40,11 @@ def build_optimizer(
         lr: learning rate until `set_lr` is called.
         momentum: of the rule; Adam's first beta.
         trust_coefficient: of LARS.
+        layer_norms: gives LARS the norms of whole layers.
         grouping: keyword arguments of `group_parameters`.
     """
-    return OPTIMIZERS[name](group_parameters(model, **grouping), lr, momentum, trust_coefficient)
+    groups = group_parameters(model, **grouping)
+    return OPTIMIZERS[name](groups, lr, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
 
 
 def group_parameters(

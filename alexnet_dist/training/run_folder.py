@@ -35,6 +35,10 @@ CHANGEABLE = {
     "data.root",
     "data.workers",
     "parallel.strategy",
+    "parallel.exchange",
+    "parallel.gradient_compression",
+    "parallel.shard_size",
+    "parallel.hybrid_schedule",
 }
 CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
 

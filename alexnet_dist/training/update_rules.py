@@ -9,7 +9,7 @@ GradScaler sets both).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,29 @@ class RMSprop(Optimizer):
 def own_norms(weights: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """The norms of each weight and of its gradient, in float32 or finer, where every tensor is a whole layer."""
     return [(_norm(weight), _norm(_gradient(weight))) for weight in weights]
+
+
+def merged_norms(cut: Collection[Tensor], sum_over_parts: Callable[[Tensor], Tensor]) -> LayerNorms:
+    """The norms of whole layers, where some tensors are parts of one.
+
+    Args:
+        cut: the parameters that are parts.
+        sum_over_parts: sums a device tensor over the processes that hold the parts, in place.
+    """
+
+    def norms(weights: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        own = own_norms(weights)
+        places = [place for place, weight in enumerate(weights) if weight in cut]
+        if not places:
+            return own
+        # In float64: the square of a small float32 would be 0.
+        squares = torch.stack([torch.stack(own[place]) for place in places]).double().square()  # (layers, 2)
+        whole = sum_over_parts(squares).sqrt()
+        for row, place in enumerate(places):
+            own[place] = (whole[row, 0].to(own[place][0].dtype), whole[row, 1].to(own[place][1].dtype))
+        return own
+
+    return norms
 
 
 class LARS(Optimizer):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dist_helper import run_processes
-from tiny import tiny_spec
+from tiny import tiny_loader, tiny_spec, worst_difference
 
 from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Batch, Loader, Normalization
@@ -38,30 +38,11 @@ SGD = {
 }
 
 
-def make_loader(runtime: Runtime, num_images: int, batch_size: int, training: bool) -> Loader:
-    index = synthetic_index(num_images, 3, (72, 72), seed=0)
-    recipe = Augmentation(crop_size=64, resize=None, crop="random", horizontal_flip=0.5, lighting="source2012")
-    plan = Plan(index.sizes, recipe if training else recipe.for_evaluation(), batch_size, seed=3, shuffle=training)
-    return Loader(
-        plan=plan,
-        index=index,
-        normalization=Normalization((120.0,) * 3, (60.0,) * 3),
-        channels=3,
-        max_pixels=10**6,
-        shard_id=runtime.dp_rank,
-        num_shards=runtime.dp_size,
-        device=runtime.device,
-        channels_last=True,
-        workers=0,
-        engine=ENGINES["torchvision"],
-    )
-
-
 def train_twenty_updates(
     dtype: torch.dtype, micro_batch_size: int | None, defect: str | None
 ) -> dict[str, torch.Tensor]:
     runtime = start_runtime("cpu", "fp32")
-    loader = make_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
+    loader = tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
     model = build_model(tiny_spec(dropout=0.0), seed=0).to(dtype=dtype, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
     forward = runtime.replicate(model)
@@ -82,11 +63,6 @@ def train_twenty_updates(
         )
     assert int(counters.diverged) == 0
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def worst_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +93,7 @@ def test_comparison_notices_a_mean_of_means(alone: dict[torch.dtype, dict[str, t
 
 def evaluate_tiny(num_images: int, batch_size: int, defect: bool) -> tuple[float, ...]:
     runtime = start_runtime("cpu", "fp32")
-    loader = make_loader(runtime, num_images, batch_size, training=False)
+    loader = tiny_loader(runtime, num_images, batch_size, training=False)
     if defect:
         loader = replace(loader, plan=_RepeatingPlan(loader.plan.sizes, loader.plan.augmentation, batch_size, 3, False))
     model = build_model(tiny_spec(), seed=0).to(memory_format=torch.channels_last)
@@ -194,7 +170,7 @@ def test_a_skipped_bad_file_is_known_to_all_processes() -> None:
 
 def diverge_on_one_rank() -> tuple[bool, bool, int]:
     runtime = start_runtime("cpu", "fp32")
-    loader = make_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
+    loader = tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
     model = build_model(tiny_spec(), seed=0)
     optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
     forward, counters = runtime.replicate(model), DeviceCounters.on(runtime.device)

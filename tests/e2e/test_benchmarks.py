@@ -32,6 +32,10 @@ RATIOS = {
     },
     "curves": {"cache/other_seed", *["dali/other_seed"] * HAS_DALI},
     "end_to_end": {"end_to_end/limit"},
+    "parallel": {
+        *("hybrid/ddp_fp32", "hybrid/ddp_bf16", "towers/ddp_fp32", "ddp_bf16/ddp_fp32", "hybrid_bf16/ddp_bf16"),
+        *("hybrid_batch_by_batch/hybrid", "ddp_fp32/one_process", "towers/one_process", "hybrid/one_process"),
+    },
 }
 
 
@@ -77,6 +81,14 @@ def test_end_to_end_has_every_arm_and_memory(results: Path) -> None:
     rows = {row["arm"]: row for row in json.loads((results / "end_to_end.json").read_text())["rows"]}
     assert set(rows) == {"loader", "model", "end_to_end", "memory"}
     assert rows["memory"]["mib_at_epoch_end"] > 0
+
+
+def test_bytes_that_strategies_send_are_those_of_the_closed_form(results: Path) -> None:
+    rows = {row["arm"]: row for row in json.loads((results / "parallel.json").read_text())["rows"]}
+    assert len(rows) == 7
+    for arm in rows.keys() - {"one_process"}:
+        assert rows[arm]["mb_counted"] == pytest.approx(rows[arm]["mb_closed_form"], rel=0.01)
+        assert rows[arm]["mb_counted"] > 0
 
 
 def test_loader_has_every_engine_with_its_times_and_memory(results: Path) -> None:

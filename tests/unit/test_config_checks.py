@@ -49,6 +49,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"augment.color_jitter": [-0.1, 0.4, 0.4, 0.1]}, "augment.color_jitter is out of range: got -0.1"),
     ({"model.relu_after_pool": [True]}, "model.relu_after_pool has the wrong length: got 1 values; give 3"),
     ({"train.early_stop": 0}, "train.early_stop is out of range"),
+    (
+        {"parallel.strategy": "towers", "model.variant": "torchvision"},
+        "parallel.strategy towers needs a network of two towers: model.variant is torchvision; use paper or source2012",
+    ),
+    (
+        {"parallel.exchange_at": "none", "model.variant": "ungrouped"},
+        "parallel.exchange_at none needs a network of two towers: model.variant is ungrouped",
+    ),
+    ({"parallel.exchange": "bf16"}, "parallel.exchange has no effect: parallel.strategy is ddp; leave it out"),
+    ({"parallel.shard_size": 2}, "parallel.shard_size has no effect: parallel.strategy is ddp"),
+    (
+        {"parallel.strategy": "towers", "parallel.hybrid_schedule": "batch_by_batch"},
+        "parallel.hybrid_schedule has no effect: parallel.strategy is towers",
+    ),
+    ({"parallel.strategy": "hybrid", "parallel.shard_size": 0}, "parallel.shard_size is out of range"),
+    ({"parallel.gradient_compression": "int8"}, "wrong value for parallel.gradient_compression"),
 ]
 
 
@@ -68,6 +84,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"optimizer.freeze": list(LAYER_NAMES), "optimizer.freeze_from_epoch": 3},
     {"augment.lighting": "source2012", "augment.lighting_epochs": 0},
     {"augment.color_jitter": [0.4, 0.4, 0.4, 0.5]},
+    {"parallel.strategy": "towers", "parallel.exchange": "fp16", "parallel.exchange_at": "fc_only"},
+    {"parallel.exchange_at": "none", "parallel.gradient_compression": "bf16"},
+    {"parallel.strategy": "hybrid", "parallel.shard_size": 2, "parallel.hybrid_schedule": "batch_by_batch"},
     {"data.source": "folder", "data.root": "x", "data.val": "val", "data.val_fraction": 0.0, "train.early_stop": 3},
 ]
 

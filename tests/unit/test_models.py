@@ -17,6 +17,7 @@ from alexnet_dist.models import (
     VARIANTS,
     AlexNet,
     AlexNetSpec,
+    GroupedLinear,
     LocalResponseNorm,
     MapResponseNorm,
     build_model,
@@ -531,6 +532,8 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"conv_groups": (1, 0, 1, 1, 1)}, "each of conv_groups"),
         ({"conv_groups": (2, 1, 1, 1, 1)}, "conv1 cannot split 3 -> 96 channels into 2 groups"),
         ({"conv_groups": (1, 5, 1, 1, 1)}, "conv2 cannot split 96 -> 256 channels into 5 groups"),
+        ({"fc_groups": 3}, "the 4096 outputs of fc6 do not divide into 3 fc_groups"),
+        ({"fc_groups": 512}, "the 256 channels of conv5 do not divide into 512 fc_groups"),
         ({"lrn_groups": 5}, "the 96 channels of conv1 do not divide into 5 lrn_groups"),
         ({"lrn_groups": 3}, "the 256 channels of conv2 do not divide into 3 lrn_groups"),
         ({"lrn_size": 4}, "lrn_size must be odd"),
@@ -581,3 +584,28 @@ def test_lrn_groups_do_not_matter_without_lrn() -> None:
 def test_unknown_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="no such field of the network: bogus"):
         spec_from_dict(spec_to_dict(VARIANTS["paper"]) | {"bogus": 1})
+
+
+def test_grouped_layer_is_a_layer_whose_weight_is_zero_outside_the_groups() -> None:
+    layer, whole = GroupedLinear(6, 4, groups=2), nn.Linear(6, 4)
+    with torch.no_grad():
+        whole.weight.copy_(torch.block_diag(*layer.weight.chunk(2)))
+        whole.bias.copy_(layer.bias)
+    values = torch.randn(5, 6)
+    torch.testing.assert_close(layer(values), whole(values))
+
+
+def test_towers_that_never_meet_before_fc8_do_not_feel_each_other() -> None:
+    spec = make_spec("paper", conv_groups=(1, 2, 2, 2, 2), fc_groups=2, dropout=0.0, image_size=64, **SMALL)
+    model = build_model(spec, seed=0).eval()
+    outputs = capture_outputs(model, ["fc7"])
+    images = torch.randn(2, 3, 64, 64)
+    model(images)
+    before = outputs["fc7"].clone()
+    with torch.no_grad():
+        for name in ("conv1", "conv3", "fc6"):  # the first tower's half
+            named_layers(model)[name].get_parameter("weight").chunk(2)[0].add_(1.0)
+    model(images)
+    first, second = ((outputs["fc7"] - before).chunk(2, 1)[tower] for tower in (0, 1))
+    assert first.abs().max() > 0
+    assert second.abs().max() == 0

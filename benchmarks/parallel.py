@@ -1,0 +1,178 @@
+"""What each strategy makes of several processes, on one machine and over a cable of 1 Gbit/s; bytes beside formulas.
+
+Protocol: for each link, variant and number of images per process, all arms run in the same processes, one window each
+per round, A B C D ...; one window first, in which DDP makes its final buckets. A window is timed from when all
+processes begin to when the last has ended. A full run has 5 rounds of 3 updates; --quick has two machines, the first
+four arms and 2 rounds of 1 update. A row is the median over the rounds; a ratio is of images per second, taken round by
+round. An update is all that `Trainer` does with a batch; batches are in memory.
+
+- ddp_fp32, ddp_bf16: data parallel, gradients as they are or compressed. towers, hybrid: see the README. hybrid_bf16:
+  hybrid with compressed gradients. All have the same global batch: two towers share the images of two processes.
+- one_process (links without a limit): the whole batch in one process with the cores of all.
+
+Links: `local`, processes of one machine; `two_machines`, two network namespaces of one core each, joined by a cable
+that tc limits to 1 Gbit/s (tests/dist/two_machines.sh; Linux, root; left out, and said so, where that is not allowed).
+Ratios of the first setting have plain names; those of the others end in @LINK_VARIANT_IMAGES. Variant torchvision has
+no towers.
+
+Bytes: what one process sends for an update. Counted where our collectives and DDP's buckets send it, computed in closed
+form from the network's shapes (alexnet_dist/parallel/traffic.py), and read from the cable's own counter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product, starmap
+from pathlib import Path
+from typing import Any
+
+import torch
+from _report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
+from _timing import Spread, divide
+
+from alexnet_dist.machine import use_large_pages
+
+HERE = Path(__file__).resolve().parent
+TWO_MACHINES = HERE.parent / "tests" / "dist" / "two_machines.sh"
+NOT_ALLOWED = 77
+RATIOS = {
+    "hybrid/ddp_fp32": {16: "target 4", 64: "target 2"},
+    "hybrid/ddp_bf16": {16: "target 2"},
+    "towers/ddp_fp32": {16: "target 3"},
+    "ddp_bf16/ddp_fp32": {},
+    "hybrid_bf16/ddp_bf16": {},
+    "hybrid_batch_by_batch/hybrid": {},
+}
+ALONE = "one_process"
+SHARES = ("ddp_fp32", "towers", "hybrid")  # over one_process
+VARIANTS = ("paper", "source2012", "torchvision")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured together."""
+
+    link: str
+    variant: str
+    images: int
+
+
+def main() -> int:
+    """Run the benchmark; the exit code."""
+    parser = new_parser("parallel", "Strategies side by side, on one machine and over a slow cable.")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: paper, torchvision")
+    parser.add_argument("--sizes", type=int, nargs="+", help="images per process; default: 16, 64")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
+    parser.add_argument("--processes", type=int, default=2, help="on one machine; even. Default: 2")
+    parser.add_argument("--rate", default="1gbit", help="of the cable between two machines, in tc's words")
+    return run_benchmark(parser, measure)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every link with every number of images per process."""
+    report = Report(describe_environment(options))
+    use_large_pages()  # as every verb does; the processes inherit it
+    report.environment["device"] = "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
+    limited, local = list_settings(options)
+    measure_settings(report, limited, options)
+    if limited and not report.rows:
+        report.notes.append("two_machines is left out: network namespaces are not allowed here")
+    if not options.quick or not report.rows:
+        measure_settings(report, local, options)
+    return report
+
+
+def measure_settings(report: Report, settings: Sequence[Setting], options: argparse.Namespace) -> None:
+    """Rows and ratios of some settings, each in processes of its own."""
+    for setting in settings:
+        found = run_processes(setting, options)
+        if found is not None:
+            add_rows(report, found, setting)
+            add_ratios(report, found, setting, options)
+
+
+def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Setting]]:
+    """Those over the slow cable; those without a limit, for what a strategy itself costs, of the first variant only."""
+    variants = options.variants or pick_effort(options, full=["paper", "torchvision"], quick=["paper"], tiny=["paper"])
+    sizes = options.sizes or pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
+    limited = starmap(Setting, product(["two_machines"], variants, sizes))
+    return [] if options.tiny else list(limited), [Setting("local", variants[0], size) for size in sizes]
+
+
+def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, Any] | None:
+    """What the main process of a job found; None where the link cannot be made.
+
+    Raises:
+        RuntimeError: the job failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        words = [str(HERE / "_strategies.py"), "--variant", setting.variant, "--precision", options.precision]
+        words += ["--images", str(setting.images), "--out", str(out), *["--tiny"] * options.tiny]
+        words += ["--rounds", str(pick_effort(options, full=5, quick=2, tiny=2))]
+        words += ["--steps", str(pick_effort(options, full=3, quick=1, tiny=1)), *["--few"] * options.quick]
+        words += ["--alone"] * (setting.link == "local")
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--dynamo_backend", "no"]
+        launcher += ["--mixed_precision", "no", *describe_link(setting.link, options)]
+        prefix = [str(TWO_MACHINES), options.rate] if setting.link == "two_machines" else []
+        gpus = {} if torch.cuda.device_count() >= options.processes else {"ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(
+            [*prefix, *launcher, *words], env={**os.environ, **gpus}, capture_output=True, text=True, cwd=HERE
+        )
+        if done.returncode == NOT_ALLOWED:
+            return None
+        if done.returncode:
+            raise RuntimeError(f"{setting} ended with {done.returncode}: {done.stderr[-3000:]}")
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+
+
+def describe_link(link: str, options: argparse.Namespace) -> list[str]:
+    """Options of `accelerate launch`."""
+    if link == "two_machines":
+        machines = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", "MACHINE_RANK"]
+        return [*machines, "--main_process_ip", "10.77.0.1", "--main_process_port", "29500"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return ["--num_machines", "1", "--num_processes", str(options.processes), "--main_process_port", port]
+
+
+def add_rows(report: Report, found: dict[str, Any], setting: Setting) -> None:
+    """A row for each arm."""
+    global_batch_size = setting.images * found["world_size"]
+    for arm, seconds in found["seconds"].items():
+        row = {**vars(setting), "arm": arm, "seconds": Spread.of(seconds).median}
+        row |= describe_speed(Spread.of([global_batch_size / value for value in seconds]))
+        traffic = {name: value for name, value in found["traffic"].get(arm, {}).items() if value is not None}
+        report.rows.append({**row, **traffic})
+
+
+def add_ratios(report: Report, found: dict[str, Any], setting: Setting, options: argparse.Namespace) -> None:
+    """What one strategy gains over another, and what each costs against one process."""
+    seconds, images = found["seconds"], setting.images
+    is_limited = setting.link == "two_machines"
+    where = f"{options.rate} cable" if is_limited else f"{found['world_size']} processes of one machine"
+    what = f"images per second, {setting.variant}, {found['precision']}, {where}, {images} images per process"
+    suffix = f"@{setting.link}_{setting.variant}_{images}" if report.ratios else ""
+    for name, targets in RATIOS.items():
+        above, below = name.split("/")
+        target = f"; {targets[images]}" if is_limited and images in targets else ""
+        if above in seconds and below in seconds:
+            report.add_ratio(f"{name}{suffix}", divide(seconds[below], seconds[above]), what + target)
+    for arm in SHARES if ALONE in seconds else ():
+        if arm in seconds:
+            share = divide(seconds[ALONE], seconds[arm])
+            report.add_ratio(f"{arm}/{ALONE}{suffix}", share, f"{what}; {ALONE} has the same cores")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
