@@ -62,7 +62,6 @@ def format_page(found: Mapping[str, dict[str, Any]]) -> str:
         "Made by `benchmarks/run_all.py` from the JSON files beside this page. The first lines of `benchmarks/NAME.py`",
         "say how each figure is measured.",
         "",
-        *describe_machine(next(iter(found.values()))["environment"]),
         *(describe_origin(name, report["environment"]) for name, report in found.items()),
         "",
         "| benchmark | ratio | median | min | max | what |",
@@ -76,20 +75,17 @@ def format_page(found: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *notes, ""])
 
 
-def describe_machine(environment: Mapping[str, Any]) -> list[str]:
-    """Where."""
+def describe_origin(name: str, environment: Mapping[str, Any]) -> str:
+    """What was measured where and when: files of several runs and machines may lie in one folder."""
     versions = environment["versions"]
     matrix_units = ", ".join(environment["cpu_features"]) or "none"
-    return [
-        f"- {environment['cpu']}, {environment['cores']} cores ({matrix_units}), {environment['memory_gib']} GiB; "
+    parts = [
+        f"{environment['cpu']}, {environment['cores']} cores ({matrix_units}), {environment['memory_gib']} GiB",
         f"GPUs: {', '.join(environment['gpus']) or 'none'}",
-        "- " + ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "torchvision") if name in versions),
+        ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "torchvision") if name in versions),
+        f"commit {environment['git_commit']}, {environment['time']}, effort: {environment['effort']}",
     ]
-
-
-def describe_origin(name: str, environment: Mapping[str, Any]) -> str:
-    """Which code a benchmark measured, and when: files of several runs may lie in one folder."""
-    return f"- {name}: commit {environment['git_commit']}, {environment['time']}, effort: {environment['effort']}"
+    return f"- {name}: {'; '.join(parts)}"
 
 
 if __name__ == "__main__":
