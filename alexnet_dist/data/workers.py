@@ -31,8 +31,9 @@ def start_worker_server() -> None:
     """Start the server ahead of its first use; it imports what workers need, once."""
     if worker_context().get_start_method() != "forkserver":
         return
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
+    resource_tracker.ensure_running()  # the server starts it otherwise, and it unblocks the signals that follow here
     # Whoever ends the whole group, or presses Ctrl-C, means the training process, which then ends its workers. Blocked
     # signals are inherited, by the server and by every worker that it forks: one that has only begun is not hit either.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

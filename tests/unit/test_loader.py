@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +149,20 @@ def test_slots_hold_nothing_of_the_batch_before(index: SampleIndex) -> None:
     made = [batch.pixels.clone() for batch in iterate_pixel_batches(source, 0, steps, workers=1)]
     assert all(torch.equal(pixels, source[step].pixels) for step, pixels in enumerate(made))
     assert all(not pixels[2:].any() for pixels in made[2::3])
+
+
+def test_workers_are_born_deaf_to_signals_of_the_whole_group() -> None:
+    """In a process of its own, whose resource tracker does not run yet."""
+    program = """if 1:
+        import os, signal
+        from multiprocessing.forkserver import _forkserver
+        from alexnet_dist.data.workers import start_worker_server
+        start_worker_server()
+        status = open(f"/proc/{_forkserver._forkserver_pid}/status").read()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        assert all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM)), hex(blocked)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_lack_of_shared_memory_is_named(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
