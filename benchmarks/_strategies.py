@@ -23,6 +23,7 @@ from alexnet_dist.config_checks import TWO_TOWERS
 from alexnet_dist.machine import available_cores
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.collectives import Wire
+from alexnet_dist.parallel.cost_model import Strategy
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
@@ -106,14 +107,12 @@ def build_arm(parallel: ParallelConfig, spec: AlexNetSpec, options: argparse.Nam
     size = options.images * runtime.world_size // runtime.dp_size
     batch = make_batch(size, spec, runtime.device, channels_last=True)
     trainer = TrainerStep(runtime, forward.train(), size)
-    predicted = predict_traffic(
-        spec,
+    strategy = Strategy(
         parallel.strategy,
-        runtime.world_size,
-        size,
-        activation_bytes=4 if runtime.precision == "fp32" else 2,
         gradient_bytes=4 if parallel.gradient_compression is None else 2,
+        exchange_bytes=4 if runtime.precision == "fp32" else 2,
     )
+    predicted = predict_traffic(spec, strategy, runtime.world_size, options.images)
     return Arm(lambda: trainer(batch), forward, partition.wire, predicted)
 
 

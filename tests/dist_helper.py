@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -104,6 +105,17 @@ def _forget_worker_server() -> None:
     from multiprocessing.forkserver import _forkserver
 
     _forkserver._forkserver_pid = _forkserver._forkserver_address = _forkserver._forkserver_alive_fd = None
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has logged this step; fail if its process ends before."""
+    from alexnet_dist.training.trackers import read_rows
+
+    deadline = time.monotonic() + 90
+    while not any(row["step"] >= step for row in read_rows(folder / "metrics.jsonl")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def reset_accelerate() -> None:

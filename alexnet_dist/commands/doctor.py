@@ -74,7 +74,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
     from alexnet_dist.training.run_folder import silence_logging, start_logging
 
     config, says_data = read_settings(options.config, given)
-    network = configured_network(options.config, given)
+    network = configured_network(config, says_data)
     with limit_wait(options.wait_seconds):
         runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
@@ -140,9 +140,10 @@ def _compare_data(runtime: Runtime, config: Config) -> Splits:
 def _describe_data(splits: Splits | None, machines: int) -> str:
     if splits is None:
         return "data      not looked at: no --config"
-    counts = [f"{len(part) if part else 0:,} {name}" for name, part in vars(splits).items() if name != "is_held_out"]
+    sets = {"train": splits.train, "val": splits.val, "test": splits.test}
+    counts = [f"{len(part) if part else 0:,} {name}" for name, part in sets.items()]
     where = f"equal on {machines} machines" if machines > 1 else "found"
-    return f"data      {where}: {', '.join(counts)} images, fingerprint {splits.fingerprint()[:12]}"
+    return f"data      {where}: {', '.join(counts)} images, fingerprint {splits.fingerprint[:12]}"
 
 
 def _describe_links(probes: dict[str, LinkProbe], machines: Sequence[Sequence[int]]) -> str:

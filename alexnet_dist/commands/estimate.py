@@ -123,8 +123,8 @@ def settle_subject(options: Namespace, given: dict[str, Any]) -> Subject:
         UsageError: settings that cannot be meant, or links that are not told.
     """
     links = _stated_links(options, options.processes_per_machine or 1)
-    network = configured_network(options.config, given)
-    config, _ = read_settings(options.config, given)
+    config, says_data = read_settings(options.config, given)
+    network = configured_network(config, says_data)
     images = options.images_per_process or DEFAULT_IMAGES
     from alexnet_dist.parallel.cost_model import Compute
 

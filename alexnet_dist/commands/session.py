@@ -178,7 +178,7 @@ class Session:
         """What run.json says about the images: their fingerprint and counts."""
         splits = self.splits
         return {
-            "fingerprint": splits.fingerprint(),
+            "fingerprint": splits.fingerprint,
             "num_train": len(splits.train),
             "num_val": len(splits.val) if splits.val else 0,
             "num_test": len(splits.test) if splits.test else 0,

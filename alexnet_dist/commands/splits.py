@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +43,7 @@ class Splits:
     test: SampleIndex | None
     is_held_out: bool
 
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of all sets: equal where every file, label and class is."""
         parts = [index.fingerprint() if index else "" for index in (self.train, self.val, self.test)]

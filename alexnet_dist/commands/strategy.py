@@ -10,6 +10,7 @@ from alexnet_dist.models import AlexNet, AlexNetSpec
 from alexnet_dist.parallel.collectives import WIRE_DTYPES
 from alexnet_dist.parallel.hybrid import check_hybrid, cut_into_shards
 from alexnet_dist.parallel.partition import Partition
+from alexnet_dist.parallel.replicas import average_over_replicas
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.parallel.towers import check_towers, cut_into_towers
 
@@ -64,4 +65,6 @@ def replicate_network(
     forward: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
     cut = partition.find_cut(model)
     # DDP takes its static graph from the first backward; one that only accumulates would mislead it.
-    return runtime.replicate(forward, cut, parallel.gradient_compression, static_graph=not accumulates)
+    return average_over_replicas(
+        forward, runtime.mesh, runtime.device, cut, parallel.gradient_compression, static_graph=not accumulates
+    )

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.weights is None:
-        network = configured_network(options.config, arguments.given)
+        network = configured_network(*read_settings(options.config, arguments.given))
     else:
         _refuse_settings([*(["config"] if options.config else []), *arguments.given])
         network = stored_network(Path(options.weights))
@@ -80,17 +80,12 @@ def _summarise(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
         raise UsageError("model cannot be built", why=str(error)) from None
 
 
-def configured_network(name: str | None, given: dict[str, Any]) -> Network:
-    """The network that settings describe.
-
-    Args:
-        name: a configuration file; None without one, which then needs neither data nor a length of training.
-        given: settings from the command line, {dotted name: value}.
+def configured_network(config: Config, says_data: bool) -> Network:
+    """The network that settings describe; see `read_settings`.
 
     Raises:
-        UsageError: settings that cannot be meant, or a network that cannot be built.
+        UsageError: a network that cannot be built.
     """
-    config, says_data = read_settings(name, given)
     num_classes, classes_from = count_classes(config, says_data)
     from alexnet_dist.commands.network import build_spec
 
@@ -99,7 +94,15 @@ def configured_network(name: str | None, given: dict[str, Any]) -> Network:
 
 
 def read_settings(name: str | None, given: dict[str, Any]) -> tuple[Config, bool]:
-    """The settings, and whether they say which data. Arguments and errors are those of `configured_network`."""
+    """The settings, and whether they say which data.
+
+    Args:
+        name: a configuration file; None without one, which then needs neither data nor a length of training.
+        given: settings from the command line, {dotted name: value}.
+
+    Raises:
+        UsageError: settings that cannot be meant.
+    """
     if name is not None:
         return load_config(name, given), True
     stand_ins = {"data.root": "."} if "train.max_steps" in given else {"data.root": ".", "train.epochs": 1}

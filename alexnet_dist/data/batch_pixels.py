@@ -26,8 +26,8 @@ class Crops(NamedTuple):
 
 def locate_crops(starts: IntArray, strides: IntArray, flips: npt.NDArray[np.bool_], device: torch.device) -> Crops:
     """Crops on a device, from numbers on the host; see `Crops`."""
-    numbers = torch.from_numpy(np.stack([starts, strides])).to(device)  # one copy for both
-    return Crops(numbers[0], numbers[1], torch.from_numpy(flips).to(device))
+    numbers = torch.from_numpy(np.stack([starts, strides])).to(device, non_blocking=True)  # one copy for both
+    return Crops(numbers[0], numbers[1], torch.from_numpy(flips).to(device, non_blocking=True))
 
 
 def cut_crops(pixels: Tensor, crops: Crops, side: int, scale: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

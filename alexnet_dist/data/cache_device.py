@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,10 +19,8 @@ from torch import Tensor
 from alexnet_dist.data.batch_pixels import Crops, cut_crops, jitter_batch, locate_crops, resize_batch
 from alexnet_dist.data.cache_store import Mask, Store, load_picture
 from alexnet_dist.data.draws import IntArray
+from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import StepPlan, resize_shapes
-
-if TYPE_CHECKING:
-    from alexnet_dist.data.loader import Loader
 
 RESIDENT_PART = 0.4  # of the device's free memory that a set may take
 COPIERS = 2  # threads; with more the time goes into waiting for the GIL (of 1, 2, 4, 8, 16 the fastest on 14 cores)
@@ -49,12 +46,13 @@ class Resident:
 def choose_maker(store: Store, loader: Loader) -> Callable[[Loader, StepPlan, Mask], Tensor]:
     """How a loader's batches are made on its device."""
     free = torch.cuda.mem_get_info(loader.device)[0]
-    if (_is_final(store, loader) or store.is_uniform) and store.layout.total_bytes <= RESIDENT_PART * free:
+    resident_fits = store.layout.total_bytes <= RESIDENT_PART * free
+    if resident_fits and (store.is_uniform or is_final(store, loader)):
         return partial(make_from_resident, upload(store, loader))
     return partial(make_from_bands, store, ThreadPoolExecutor(COPIERS, "cache-bands"))
 
 
-def _is_final(store: Store, loader: Loader) -> bool:
+def is_final(store: Store, loader: Loader) -> bool:
     """Whether images are kept as large as they are cut from."""
     sizes = store.layout.sizes
     return bool((sizes == resize_shapes(sizes, loader.plan.augmentation.resize)).all())
@@ -67,7 +65,7 @@ def upload(store: Store, loader: Loader) -> Resident:
     pixels = torch.empty(int(firsts[-1]), dtype=torch.uint8, device=loader.device)
     for chunk, first in zip(store.chunks, firsts.tolist(), strict=False):
         pixels[first : first + len(chunk)] = chunk.to(loader.device)
-    return Resident(pixels, layout.offsets + firsts[store.chunk_of], layout.sizes, _is_final(store, loader))
+    return Resident(pixels, layout.offsets + firsts[store.chunk_of], layout.sizes, is_final(store, loader))
 
 
 def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
@@ -117,14 +115,14 @@ def _copy_bands(store: Store, rows: StepPlan, target: int, copies: list[list[int
 
 def _finish(loader: Loader, rows: StepPlan, pixels: Tensor, crops: Crops) -> Tensor:
     """Bytes on the device to the network's input (B, C, S, S)."""
-    side, shifts = loader.plan.augmentation.crop_size, torch.from_numpy(rows.shifts.astype(np.float32))
-    shifts = shifts.to(loader.device)
+    side, shifts = loader.plan.augmentation.crop_size, torch.from_numpy(rows.shifts)
     if rows.jitters.shape[1]:
-        as_they_are = shifts.new_ones(loader.channels), shifts.new_zeros(len(shifts), loader.channels)
-        cut = cut_crops(pixels, crops, side, *as_they_are, torch.uint8)  # (B, S, S, C)
-        return loader.normalization(
-            jitter_batch(cut, rows.jitters, rows.factors), shifts, loader.channels_last, loader.dtype
-        )
-    made = cut_crops(pixels, crops, side, *loader.normalization.fold(shifts), loader.dtype)  # (B, S, S, C)
+        ones = torch.ones(loader.channels, device=loader.device)
+        zeros = torch.zeros(len(shifts), loader.channels, device=loader.device)
+        cut = cut_crops(pixels, crops, side, ones, zeros, torch.uint8)  # (B, S, S, C)
+        jittered = jitter_batch(cut, rows.jitters, rows.factors)
+        return loader.normalization(jittered, shifts.float(), loader.channels_last, loader.dtype)
+    scale_and_bias = loader.normalization.fold(shifts, loader.device)
+    made = cut_crops(pixels, crops, side, *scale_and_bias, loader.dtype)  # (B, S, S, C)
     images = made.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
     return images if loader.channels_last else images.contiguous()

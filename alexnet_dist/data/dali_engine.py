@@ -184,9 +184,9 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
     if outputs and feed.mask.all():
         images = _finish_rows(loader, feed, outputs, offsets)
     else:
-        images = _fill_blank(loader, torch.from_numpy(offsets).to(device))
+        images = _fill_blank(loader, torch.from_numpy(offsets).to(device, non_blocking=True))
         if outputs:
-            places = torch.from_numpy(np.flatnonzero(feed.mask)).to(device)
+            places = torch.from_numpy(np.flatnonzero(feed.mask)).to(device, non_blocking=True)
             images[places] = _finish_rows(loader, feed, outputs, offsets[feed.mask])
     labels = torch.from_numpy(np.where(feed.mask, loader.index.labels[feed.rows.ids], 0))
     return Batch(
@@ -209,7 +209,7 @@ def _finish_rows(loader: Loader, feed: Feed, outputs: list[Tensor], offsets: npt
         return images.to(loader.dtype)
     _weigh_edges(images, feed.gains, np.zeros_like(offsets))  # they hold pixels still
     rows = StepPlan._make(values[feed.mask] for values in feed.rows)
-    shifts = torch.from_numpy(rows.shifts.astype(np.float32)).to(loader.device)
+    shifts = torch.from_numpy(rows.shifts.astype(np.float32))
     return loader.normalization(_jitter_rows(images, rows), shifts, loader.channels_last, loader.dtype)
 
 
@@ -241,7 +241,8 @@ def _weigh_edges(images: Tensor, gains: npt.NDArray[np.float32], offsets: npt.ND
 
 def _place(images: Tensor, *arrays: npt.NDArray[np.float32]) -> tuple[Tensor, ...]:
     """The images, and the arrays beside them on their device."""
-    return images, *(torch.from_numpy(np.ascontiguousarray(array)).to(images.device) for array in arrays)
+    placed = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    return images, *(array.to(images.device, non_blocking=True) for array in placed)
 
 
 def _jitter_rows(images: Tensor, rows: StepPlan) -> Tensor:

@@ -44,17 +44,21 @@ class Normalization:
     def __call__(
         self, pixels: Tensor, shifts: Tensor, channels_last: bool, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """(B, S, S, C) uint8 and (B, 3) colour shifts to (B, C, S, S), computed in float32."""
+        """(B, S, S, C) uint8 and (B, 3) colour shifts, on the host, to (B, C, S, S), computed in float32."""
         if pixels.device.type == "cpu":
-            images = self._normalize_on_host(pixels, self._find_offsets(shifts)).to(dtype)
+            images = self._normalize_on_host(pixels, shifts).to(dtype)
         else:
             images = self._normalize_on_device(pixels, shifts, dtype)
         return images if channels_last else images.contiguous()
 
-    def fold(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
-        """(C,) scale and (B, C) bias: the network's input as pixel * scale + bias."""
-        scale = 1 / shifts.new_tensor(self.std)
-        return scale, self._find_offsets(shifts) * scale
+    def fold(self, shifts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(C,) scale and (B, C) bias in float32: the network's input as pixel * scale + bias.
+
+        They are made on the host, where the shifts (B, 3) are: a device would be waited for at each number sent to it.
+        """
+        std = torch.tensor(self.std, dtype=torch.float64)
+        scale, bias = 1 / std, self._find_offsets(shifts.double()) / std
+        return scale.float().to(device, non_blocking=True), bias.float().to(device, non_blocking=True)
 
     def _find_offsets(self, shifts: Tensor) -> Tensor:
         """(B, C) what is added to pixels."""
@@ -64,19 +68,19 @@ class Normalization:
 
     def _normalize_on_device(self, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
         """In one kernel, which reads bytes and writes `dtype`."""
-        scale, bias = self.fold(shifts)
+        scale, bias = self.fold(shifts, pixels.device)
         planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
         images = torch.empty_like(planes, dtype=dtype)
         return torch.addcmul(bias[:, :, None, None], planes, scale[:, None, None], out=images)
 
-    def _normalize_on_host(self, pixels: Tensor, offsets: Tensor) -> Tensor:
+    def _normalize_on_host(self, pixels: Tensor, shifts: Tensor) -> Tensor:
         """The same sums in float32, image by image while it lies in the core's cache, and a row of pixels at a time.
 
         In numpy: torch would share each image out over threads, which wait for each other while workers use the cores.
         """
         rows, height, width, channels = pixels.shape
         made = np.empty((rows, height, width * channels), np.float32)
-        tiled = np.tile(offsets.numpy(), width)  # (B, S * C)
+        tiled = np.tile(self._find_offsets(shifts).numpy(), width)  # (B, S * C)
         std = np.tile(np.array(self.std, np.float32), width)
         for image, source, offset in zip(made, pixels.reshape(made.shape).numpy(), tiled, strict=True):
             image[...] = source

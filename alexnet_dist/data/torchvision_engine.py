@@ -187,10 +187,10 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     on_gpu = loader.device.type == "cuda"
     for made in iterate_pixel_batches(source, start, stop, loader.workers):
         pinned = made.pixels.pin_memory() if on_gpu else made.pixels
-        pixels, labels, mask, shifts = (
-            tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask, made.shifts)
+        pixels, labels, mask = (
+            tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask)
         )
-        images = loader.normalization(pixels, shifts, loader.channels_last, loader.dtype)
+        images = loader.normalization(pixels, made.shifts, loader.channels_last, loader.dtype)
         num_images = int(made.mask.sum()) // loader.plan.augmentation.views
         yield Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
 

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alexnet_dist.parallel.network_size import TOWERS, NetworkSize
+from alexnet_dist.parallel.hybrid import CUT_LAYERS
+from alexnet_dist.parallel.network_size import NetworkSize
+from alexnet_dist.parallel.towers import NUM_TOWERS
 
 StrategyName = Literal["ddp", "towers", "hybrid"]
 ByteSize = Literal[2, 4]
 
-SHARDED = ("fc6", "fc7")  # layers that hybrid splits by output
 STATE_BYTES = 12  # of a parameter: fp32 weight, gradient and momentum
 HALF_PRECISION = 2  # bytes; autocast keeps such a copy of the parameters during the step
 INDEX_BYTES = 8  # max pooling keeps an int64 for each output
@@ -99,6 +100,7 @@ class Transfer:
         stride: distance between neighbouring ranks of the group; as many groups lie side by side.
         hops: waits for a neighbour, one after another.
         is_hidden: whether it can travel while the convolutions go backward.
+        is_gradient: of the parameters, averaged over replicas; else activations cross within a network, or back.
     """
 
     what: str
@@ -107,6 +109,7 @@ class Transfer:
     stride: int = 1
     hops: int = 0
     is_hidden: bool = False
+    is_gradient: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def refuse(network: NetworkSize, strategy: Strategy, processes: int) -> str | No
     if strategy.name == "towers":
         if not network.has_towers:
             return "the network has no two towers"
-        if processes % TOWERS:
+        if processes % NUM_TOWERS:
             return "needs an even number of processes"
     if strategy.name == "hybrid":
         shards = strategy.shards or processes
@@ -189,18 +192,18 @@ def _towers(network: NetworkSize, strategy: Strategy, processes: int, images: in
     A layer in one group first gathers the other tower's half of its input; going backward, each tower sends the
     gradient of the other's half. What both contribute to fc8's outputs is added up, for which nothing returns.
     """
-    pair_images = TOWERS * images
+    pair_images = NUM_TOWERS * images
     met = meeting_points(network)
-    half = sum(network.inputs[name] for name in met) // TOWERS * pair_images * strategy.exchange_bytes
+    half = sum(network.inputs[name] for name in met) // NUM_TOWERS * pair_images * strategy.exchange_bytes
     logits = pair_images * network.num_classes * strategy.exchange_bytes
-    replicas = processes // TOWERS
+    replicas = processes // NUM_TOWERS
     bias = network.num_classes  # of fc8, which both towers hold
-    fully_connected = (network.num_parameters - network.num_convolution + bias) // TOWERS
+    fully_connected = (network.num_parameters - network.num_convolution + bias) // NUM_TOWERS
     return [
-        Transfer("activations", half + logits, TOWERS, hops=len(met) + 1),
-        Transfer("their gradients", half, TOWERS, hops=len(met)),
-        _all_reduce("fully connected gradients", fully_connected, strategy, replicas, TOWERS, is_hidden=True),
-        _all_reduce("convolution gradients", network.num_convolution // TOWERS, strategy, replicas, TOWERS),
+        Transfer("activations", half + logits, NUM_TOWERS, hops=len(met) + 1),
+        Transfer("their gradients", half, NUM_TOWERS, hops=len(met)),
+        _all_reduce("fully connected gradients", fully_connected, strategy, replicas, NUM_TOWERS, is_hidden=True),
+        _all_reduce("convolution gradients", network.num_convolution // NUM_TOWERS, strategy, replicas, NUM_TOWERS),
     ]
 
 
@@ -215,11 +218,11 @@ def _hybrid(network: NetworkSize, strategy: Strategy, processes: int, images: in
     fc6 and fc7 gather their inputs from the whole group; fc7's outputs go back to the process whose image they are of.
     """
     shards = strategy.shards or processes
-    gathered = (shards - 1) * images * sum(network.inputs[name] for name in SHARDED)
+    gathered = (shards - 1) * images * sum(network.inputs[name] for name in CUT_LAYERS)
     returned = (shards - 1) / shards * images * network.inputs["fc8"]
     sent = (gathered + returned) * strategy.exchange_bytes
-    hops = (len(SHARDED) + 1) * (shards - 1)
-    share = sum(network.parameters[name] for name in SHARDED) // shards
+    hops = (len(CUT_LAYERS) + 1) * (shards - 1)
+    share = sum(network.parameters[name] for name in CUT_LAYERS) // shards
     return [
         Transfer("activations", sent, shards, hops=hops),
         Transfer("their gradients", sent, shards, hops=hops),
@@ -233,7 +236,8 @@ def _all_reduce(
     what: str, count: int, strategy: Strategy, members: int, stride: int = 1, is_hidden: bool = False
 ) -> Transfer:
     sent = 2 * (members - 1) / members * count * strategy.gradient_bytes
-    return Transfer(what, sent, members, stride, hops=all_reduce_hops(members), is_hidden=is_hidden)
+    hops = all_reduce_hops(members)
+    return Transfer(what, sent, members, stride, hops, is_hidden, is_gradient=True)
 
 
 def all_reduce_hops(members: int) -> int:
@@ -298,9 +302,9 @@ def predict(
 def count_held(network: NetworkSize, strategy: Strategy, processes: int) -> int:
     """Parameters that one process holds."""
     if strategy.name == "towers":
-        return (network.num_parameters + network.num_classes) // TOWERS  # both hold fc8's bias
+        return (network.num_parameters + network.num_classes) // NUM_TOWERS  # both hold fc8's bias
     if strategy.name == "hybrid":
-        sharded = sum(network.parameters[name] for name in SHARDED)
+        sharded = sum(network.parameters[name] for name in CUT_LAYERS)
         return network.num_parameters - sharded + sharded // (strategy.shards or processes)
     return network.num_parameters
 
@@ -316,7 +320,7 @@ def _count_memory(
         gathered = images * sum(network.inputs[name] for name in meeting_points(network))
     if strategy.name == "hybrid":
         others = (strategy.shards or processes) - 1
-        gathered = others * images * sum(network.inputs[name] for name in SHARDED)
+        gathered = others * images * sum(network.inputs[name] for name in CUT_LAYERS)
     kept = activation_bytes * (images * network.kept + gathered) + INDEX_BYTES * images * network.pooled
     return held * (STATE_BYTES + copy + on_the_way) + kept
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alexnet_dist.errors import UsageError
 from alexnet_dist.models.alexnet import LAYER_NAMES, AlexNetSpec
 from alexnet_dist.models.summary import LayerSummary, summarise
+from alexnet_dist.parallel.towers import check_towers
 
-TOWERS = 2
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 
 
@@ -61,25 +62,17 @@ def measure_network(spec: AlexNetSpec) -> NetworkSize:
     rows = summarise(spec)
     inputs = {row.name: math.prod(before.output_shape) for before, row in itertools.pairwise(rows)}
     image = spec.in_channels * spec.image_size**2
-    groups = dict(zip(LAYER_NAMES, spec.conv_groups, strict=False))
-    groups |= {row.name: _count_groups(row, inputs[row.name]) for row in rows if row.name in FULLY_CONNECTED}
     return NetworkSize(
         parameters={row.name: row.parameters for row in rows if row.parameters},
         inputs={"conv1": image, **inputs},
         kept=image + sum(math.prod(row.output_shape) for row in rows),
         pooled=sum(math.prod(row.output_shape) for row in rows if row.name.startswith("pool")),
         conv_backward_share=_conv_backward_share(rows),
-        groups=groups,
-        has_towers=_has_towers(spec, groups),
+        groups=dict(zip(LAYER_NAMES, (*spec.conv_groups, spec.fc_groups, spec.fc_groups, 1), strict=True)),
+        has_towers=_has_towers(spec),
         fc_width=spec.fc_width,
         num_classes=spec.num_classes,
     )
-
-
-def _count_groups(row: LayerSummary, inputs: int) -> int:
-    """Groups of a fully connected layer: so many times fewer weights than inputs times outputs."""
-    (outputs,) = row.output_shape
-    return inputs * outputs // (row.parameters - outputs)
 
 
 def _conv_backward_share(rows: Sequence[LayerSummary]) -> float:
@@ -90,10 +83,10 @@ def _conv_backward_share(rows: Sequence[LayerSummary]) -> float:
     return (2 * conv - conv1) / (3 * total - conv1)
 
 
-def _has_towers(spec: AlexNetSpec, groups: dict[str, int]) -> bool:
+def _has_towers(spec: AlexNetSpec) -> bool:
     """Towers that the network is made of: not any network that could be cut, but one that has groups to cut along."""
-    sizes = (*spec.conv_channels, spec.fc_width)
-    cuts_cleanly = all(count == 1 or count % TOWERS == 0 for count in groups.values()) and groups["conv1"] == 1
-    in_groups = any(count > 1 for name, count in groups.items() if name not in FULLY_CONNECTED)
-    lrn_cuts = not spec.lrn or spec.lrn_groups % TOWERS == 0
-    return in_groups and cuts_cleanly and lrn_cuts and not any(size % TOWERS for size in sizes)
+    try:
+        check_towers(spec)
+    except UsageError:
+        return False
+    return any(count > 1 for count in spec.conv_groups)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
@@ -32,7 +32,6 @@ from alexnet_dist.parallel.launch_guard import (
 )
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.pulse import Pulse, lost_contact
-from alexnet_dist.parallel.replicas import average_over_replicas, hold_gradients
 from alexnet_dist.parallel.restart import join_restarted_group
 
 T = TypeVar("T")
@@ -94,27 +93,6 @@ class Runtime:
     def backward(self, loss: Tensor) -> None:
         """Backward, with the loss scaled under fp16."""
         self.accelerator.backward(loss)
-
-    def replicate(
-        self,
-        model: nn.Module,
-        cut: Collection[Tensor] = (),
-        compression: str | None = None,
-        static_graph: bool = False,
-    ) -> nn.Module:
-        """Average the network's gradients over the replicas in each backward.
-
-        Args:
-            model: the network, or this process's part of it.
-            cut: its parameters that are parts: they are averaged over the processes that hold the same part.
-            compression: bf16 or fp16, what gradients travel as; None = as they are.
-            static_graph: every backward that averages has the same graph, and none before it only accumulates.
-        """
-        return average_over_replicas(model, self.mesh, self.device, cut, compression, static_graph)
-
-    def hold_gradients(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Accumulate gradients without averaging them over the replicas."""
-        return hold_gradients(model)
 
     def update(self, optimizer: Optimizer, blocked: Tensor) -> None:
         """One optimizer step; none if `blocked` (a device scalar) is 1. Never waits for the device.
@@ -318,16 +296,17 @@ def lost_peers_named() -> Iterator[None]:
     Raises:
         MachineError: another process went away.
     """
-    pulse, is_done = Pulse(), False
-    pulse.start()
+    # The process group itself may be left when an error is looked at: `closing` comes first.
+    is_alone, is_done = world_size_from_environment() == 1, False
+    pulse = Pulse()
+    if not is_alone:
+        pulse.start()
     try:
         yield
         is_done = True
     except (dist.DistError, RuntimeError) as error:
         text = str(error)
         signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
-        # The process group itself may be left by now: `closing` comes first.
-        is_alone = world_size_from_environment() == 1
         if is_alone or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
             raise
         who, is_speaker = pulse.name_lost()

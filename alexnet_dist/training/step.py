@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet_dist.data.loader import Batch
+from alexnet_dist.parallel.replicas import hold_gradients
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import count_correct, cross_entropy
 
@@ -56,7 +57,7 @@ def train_step(
     images, labels, mask = (torch.split(part, micro_batch_size) for part in (batch.images, batch.labels, batch.mask))
     for micro_step in range(len(images)):
         is_last = micro_step == len(images) - 1
-        with torch.enable_grad() if is_last else runtime.hold_gradients(model):
+        with torch.enable_grad() if is_last else hold_gradients(model):
             with runtime.autocast():
                 logits = model(images[micro_step])  # (b, classes)
             losses = cross_entropy(logits, labels[micro_step]) * mask[micro_step]  # (b,)

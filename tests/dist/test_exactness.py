@@ -19,6 +19,7 @@ from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFile, synthetic_index
 from alexnet_dist.errors import DataError, InterruptedRunError
 from alexnet_dist.models import build_model
+from alexnet_dist.parallel.replicas import average_over_replicas
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
@@ -45,7 +46,7 @@ def train_twenty_updates(
     loader = tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
     model = build_model(tiny_spec(dropout=0.0), seed=0).to(dtype=dtype, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
-    forward = runtime.replicate(model)
+    forward = average_over_replicas(model, runtime.mesh, runtime.device)
     counters = DeviceCounters.on(runtime.device)
     gate = BatchGate(runtime, skip_bad_files=False)
     for batch in loader.batches(0, NUM_STEPS):
@@ -173,7 +174,7 @@ def diverge_on_one_rank() -> tuple[bool, bool, int]:
     loader = tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
     model = build_model(tiny_spec(), seed=0)
     optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
-    forward, counters = runtime.replicate(model), DeviceCounters.on(runtime.device)
+    forward, counters = average_over_replicas(model, runtime.mesh, runtime.device), DeviceCounters.on(runtime.device)
     weights = []
     for step, batch in enumerate(loader.batches(0, 3)):
         broken = step == 1 and runtime.rank == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -267,3 +268,9 @@ def test_restarted_workers_meet_under_keys_of_their_own(restarts: int, expected:
     """The first start is Accelerate's business."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     assert run_processes(2, join_again, store.port, restarts) == [expected] * 2
+
+
+def test_one_process_listens_to_nobody() -> None:
+    """It would look twenty times a second, for as long as it trains, whether others have joined."""
+    with lost_peers_named():
+        assert [thread.name for thread in threading.enumerate() if thread.name == "pulse"] == []

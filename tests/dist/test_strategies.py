@@ -28,6 +28,7 @@ from alexnet_dist.commands.strategy import replicate_network
 from alexnet_dist.config import OptimizerConfig
 from alexnet_dist.models import named_layers
 from alexnet_dist.parallel import collectives
+from alexnet_dist.parallel.cost_model import Strategy
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
 from alexnet_dist.training.gate import BatchGate
@@ -291,28 +292,26 @@ COUNTED = [
 @pytest.mark.parametrize("case", COUNTED, ids=str)
 def test_bytes_counted_are_those_of_the_closed_form(case: Case) -> None:
     parallel = case.parallel
-    expected = predict_traffic(
-        case.make_spec(),
+    strategy = Strategy(
         parallel.strategy,
-        case.world_size,
-        NUM_IMAGES // (case.world_size // 2 if parallel.strategy == "towers" else case.world_size),
-        shard_size=parallel.shard_size,
-        activation_bytes=4 if parallel.exchange in (None, "fp32") else 2,
         gradient_bytes=4 if parallel.gradient_compression is None else 2,
+        exchange_bytes=4 if parallel.exchange in (None, "fp32") else 2,
+        shards=parallel.shard_size,
     )
+    expected = predict_traffic(case.make_spec(), strategy, case.world_size, NUM_IMAGES // case.world_size)
     for counted in run_processes(case.world_size, count_traffic, case):
         assert counted == expected
 
 
 def test_bytes_of_the_papers_network_are_the_published_ones() -> None:
-    """Two GPUs, one image: what enters conv3, fc6, fc7 from the other tower, and the logits."""
+    """Two GPUs: what enters conv3, fc6, fc7 from the other tower, and the logits, for an image; in half precision."""
     from alexnet_dist.models import make_spec
 
-    sent = predict_traffic(make_spec("paper"), "towers", 2, 1, activation_bytes=1).activations
-    assert sent == 2 * (21_632 + 4_608 + 2_048) + 1_000
-    sent = predict_traffic(make_spec("paper"), "hybrid", 2, 1, activation_bytes=1).activations
-    assert sent == 2 * (9_216 + 4_096 + 2_048)
-    sent = predict_traffic(make_spec("paper"), "ddp", 2, 1).gradients
+    sent = predict_traffic(make_spec("paper"), Strategy("towers", exchange_bytes=2), 2, 1).activations
+    assert sent == 2 * 2 * (2 * (21_632 + 4_608 + 2_048) + 1_000)  # two processes have two images
+    sent = predict_traffic(make_spec("paper"), Strategy("hybrid", exchange_bytes=2), 2, 1).activations
+    assert sent == 2 * 2 * (9_216 + 4_096 + 2_048)
+    sent = predict_traffic(make_spec("paper"), Strategy("ddp"), 2, 1).gradients
     assert sent == 4 * 60_965_224
 
 

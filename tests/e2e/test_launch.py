@@ -7,18 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from dist_helper import wait_for_step
 from safetensors.torch import load_file
 from tiny import tiny_config
 
 from alexnet_dist.settings import dump_config
-from alexnet_dist.training.trackers import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -42,14 +41,6 @@ def write_config(folder: Path, **overrides: object) -> tuple[Path, Path]:
     path = folder / "tiny.yaml"
     path.write_text(dump_config(tiny_config(run, data__workers=1, **overrides)))
     return path, run
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while not any(row["step"] >= step for row in read_rows(run / "metrics.jsonl")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_killed_launcher_takes_its_workers_along_and_the_run_goes_on(tmp_path: Path) -> None:

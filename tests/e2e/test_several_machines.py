@@ -15,14 +15,13 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from dist_helper import run_processes
+from dist_helper import run_processes, wait_for_step
 from safetensors.torch import load_file
 from tiny import tiny_config
 
 from alexnet_dist.commands.cli import run
 from alexnet_dist.commands.train import train
 from alexnet_dist.settings import dump_config
-from alexnet_dist.training.trackers import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, DOCTOR = str(ROOT / "launch" / "train.py"), str(ROOT / "launch" / "doctor.py")
@@ -122,14 +121,6 @@ def test_doctor_does_not_wait_for_ever() -> None:
 
 
 # -- a lost worker ----------------------------------------------------------------------------------------------------
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while not any(row["step"] >= step for row in read_rows(folder / "metrics.jsonl")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def kill_rank(launcher: subprocess.Popen[str], rank: int) -> None:
