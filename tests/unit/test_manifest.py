@@ -340,7 +340,7 @@ def test_sets_of_one_root_do_not_push_each_other_out_of_the_cache(root: Path, mo
     assert len(reads) == 6
     second = split(root, val="val.txt")
     assert len(reads) == 6
-    assert first.fingerprint() == second.fingerprint()
+    assert first.fingerprint == second.fingerprint
 
 
 def test_a_class_list_beside_the_training_manifest_orders_the_classes(root: Path) -> None:
