@@ -82,8 +82,9 @@ class ModelConfig:
     """side of the adaptive average pooling before fc6"""
     dropout_position: Literal["after_fc", "before_fc"] | None = None
     """dropout after fc6 and fc7 (2012) or before them (torchvision)"""
-    init: Literal["source2012", "torch", "kaiming"] | None = None
-    """initialisation: the 2012 program's, torch's defaults, or Kaiming's for ReLU (normal, fan in, biases zero)"""
+    init: Literal["source2012", "paper_text", "torch", "kaiming"] | None = None
+    """initialisation: the 2012 program's, the paper's words (0.01 everywhere), torch's defaults, or Kaiming's for ReLU
+    (normal, fan in, biases zero)"""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from alexnet_dist.shipped import find_yaml, shipped_folder
 
 MAX_CONFIG_BYTES = 1_000_000
 EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
+BASE = "base"  # key of a file that changes another one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,8 @@ def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
 def load_config(name: str, given: dict[str, Any]) -> Config:
     """The settings of a run: defaults, then the YAML file, then the command line.
 
+    A file with `base: NAME` changes what the file of that name says, which may lie beside it or be one of ours.
+
     Args:
         name: a path, or a name found in configs/ with or without `.yaml`.
         given: settings from the command line, {dotted name: value}; they win. `train.epochs` and `train.max_steps`
@@ -122,19 +125,44 @@ def load_config(name: str, given: dict[str, Any]) -> Config:
         UsageError: a missing file, a key that is unknown or stands twice, a wrong type, a value out of range.
     """
     path = find_config(name)
-    values, lines = read_yaml(path)
-    for first, second in (EXCLUSIVE_KEYS, EXCLUSIVE_KEYS[::-1]):
-        if given.get(first) is not None and given.get(second) is None:
-            values.pop(second, None)
-    if "schedule.name" in given:  # the file's period belongs to the schedule that is replaced
-        for key in set(PERIODS.values()) - {PERIODS.get(given["schedule.name"])}:
-            values.pop(key, None)
-    config = build_config(
-        {**values, **given}, {key: f"{path}:{line}" for key, line in lines.items() if key not in given}
-    )
+    values, places = _read_layers(path)
+    config = build_config(_lay_over(values, given), {key: place for key, place in places.items() if key not in given})
     if config.output_dir is None:
         config = dataclasses.replace(config, output_dir=str(Path("runs") / path.stem))
     return config
+
+
+def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file with its base below it: {dotted name: value}, and where each was read ("file.yaml:12").
+
+    Raises:
+        UsageError: as `load_config`; or files that are each other's base.
+    """
+    if path.resolve() in above:
+        raise UsageError("configuration is its own base", where=str(path), remedy=f"remove `{BASE}:` from one of them")
+    values, lines = read_yaml(path)
+    places = {key: f"{path}:{line}" for key, line in lines.items()}
+    base = values.pop(BASE, None)
+    if base is None:
+        return values, places
+    if not isinstance(base, str):
+        raise UsageError(f"wrong value for {BASE}", where=places[BASE], why=f"expected a name, got {base!r}")
+    beside = [path.parent / file for file in (base, f"{base}.yaml")]
+    below = next((file for file in beside if file.is_file()), None) or find_config(base)
+    lower, lower_places = _read_layers(below, (*above, path.resolve()))
+    return _lay_over(lower, values), {**lower_places, **places}
+
+
+def _lay_over(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them; what these others replace without naming it is left out."""
+    values = dict(values)
+    for first, second in (EXCLUSIVE_KEYS, EXCLUSIVE_KEYS[::-1]):
+        if given.get(first) is not None and given.get(second) is None:
+            values.pop(second, None)
+    if "schedule.name" in given:  # the period below belongs to the schedule that is replaced
+        for key in set(PERIODS.values()) - {PERIODS.get(given["schedule.name"])}:
+            values.pop(key, None)
+    return {**values, **given}
 
 
 def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -> Config:

@@ -20,7 +20,7 @@ from alexnet_dist.commands.build import place_model
 from alexnet_dist.commands.strategy import cut_network, replicate_network
 from alexnet_dist.config import ParallelConfig
 from alexnet_dist.config_checks import TWO_TOWERS
-from alexnet_dist.machine import available_cores
+from alexnet_dist.machine import available_cores, tune_allocator
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.collectives import Wire
 from alexnet_dist.parallel.cost_model import Strategy
@@ -63,6 +63,7 @@ class Arm:
 def main() -> int:
     """Measure every arm; the exit code."""
     options = parse_options()
+    tune_allocator()  # as every verb does
     runtime = start_runtime("auto", options.precision)
     spec = pick_spec(options.variant, options.tiny)
     names = list(ARMS)[:4] if options.few else list(ARMS)

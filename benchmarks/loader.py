@@ -1,8 +1,9 @@
 """How fast each engine makes batches from image files, beside what a user could have written instead.
 
-Protocol: one window of each arm per round, A B C A B C ... A window starts the arm anew, lets the first batches pass
-until its queues are as full as they stay, and is timed from there, batch by batch, until they are tensors on the device
-in the layout of a network. All arms read the same files, which are in the page cache, and may use all cores:
+Protocol: one window of each arm per round, A B C A B C ... Every arm is started once and makes its first batches until
+its pools of memory are as large as they get; between its windows it waits with full queues. A window lets as many
+batches pass as these hold, and is timed from there, batch by batch, until they are tensors on the device in the layout
+of a network. All arms read the same files, which are in the page cache, and may use all cores:
 
 - torchvision, dali_cpu, dali_gpu: this project's engines; random resized crop to 224, mirroring, lighting.
 - cache: images cached with their shorter side at 256; random crop of 224, mirroring, lighting.
@@ -12,13 +13,13 @@ in the layout of a network. All arms read the same files, which are in the page 
 
 torchvision and standard are measured with several numbers of workers, and go on with the best of them; DALI has as many
 threads as there are cores. A row is the median over the rounds; percentiles are of the times between batches, over all
-rounds. Ratios are of images per second, round by round. A full run has 5 rounds of windows of at least 4 s and 12
+rounds. Ratios are of images per second, round by round. A full run has 12 rounds of windows of at least 2 s and 12
 batches.
 
 Images come from --data.root (its train/ folder, or itself), of the kinds that every loader reads alike, as many whole
 batches as there are; or are made: noise with a photograph's spectrum, 500x375, 100 KB.
 
-Memory: each engine makes 50 batches, until its pools are as large as they get, and then those of 10 epochs. The
+Memory: each engine makes 50 batches first, too, and then those of 10 epochs. The
 resident set sizes of the process and its workers are summed after each batch, and averaged over the first and the last
 of these epochs.
 """
@@ -31,9 +32,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ from alexnet_dist.data.engines import ENGINES, find_obstacle
 from alexnet_dist.data.loader import MAX_WORKERS, Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.machine import available_cores
+from alexnet_dist.machine import available_cores, tune_allocator
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 
 STANDARD = "standard"
@@ -92,7 +92,7 @@ class Effort:
         batch_size: images in a batch.
         num_images: images made where no --data.root is given.
         workers: numbers of workers that are tried.
-        settled_step: from here on memory must stay as it is.
+        settled_step: batches until pools of memory are as large as they get.
         epochs: for which it is watched.
     """
 
@@ -122,21 +122,28 @@ class Arm:
     ahead: int
     intervals: list[float] = field(default_factory=list)
 
+    @cached_property
+    def batches(self) -> Iterator[Any]:
+        """The stream of batches, started once."""
+        return self.start()
+
     def time_batches(self, num_batches: int) -> float:
         """Seconds per batch in full swing."""
-        batches = self.start()
-        with closing(batches):  # type: ignore[type-var]
 
-            def take() -> None:
-                next(batches)
-                stamps.append(time.perf_counter())
+        def take() -> None:
+            next(self.batches)
+            stamps.append(time.perf_counter())
 
-            stamps: list[float] = []
-            measure_seconds(take, self.ahead + 1, self.device)
-            del stamps[:-1]
-            seconds = measure_seconds(take, num_batches, self.device)
+        stamps: list[float] = []
+        measure_seconds(take, self.ahead + 1, self.device)
+        del stamps[:-1]
+        seconds = measure_seconds(take, num_batches, self.device)
         self.intervals.extend(np.diff(stamps).tolist())
         return seconds / num_batches
+
+    def close(self) -> None:
+        """End its workers and threads."""
+        self.batches.close()  # type: ignore[attr-defined]
 
 
 def main() -> int:
@@ -154,10 +161,11 @@ def measure(options: argparse.Namespace) -> Report:
     cores = available_cores()
     effort = pick_effort(
         options,
-        full=Effort(Protocol(5, 4.0, 12), 64, 256, pick_workers(cores), settled_step=50, epochs=10),
+        full=Effort(Protocol(12, 2.0, 12), 64, 256, pick_workers(cores), settled_step=50, epochs=10),
         quick=Effort(Protocol(2, 1.0, 6), 16, 64, (cores,), settled_step=20, epochs=3),
         tiny=Effort(Protocol(2, 0.0, 2), 2, 8, (1,), settled_step=2, epochs=2),
     )
+    tune_allocator()  # as every verb does
     runtime = start_runtime(options.device, options.precision)
     report = Report(describe_environment(options, runtime.device))
     batch_size = options.batch_size or effort.batch_size
@@ -219,13 +227,14 @@ def measure_speed(
     """All arms, round by round."""
     arms = build_arms(loaders, effort)
     batch_size = loaders["torchvision"].plan.global_batch_size
-    windows = {name: settle(arm, effort.protocol) for name, arm in arms.items()}
+    windows = {name: settle(arm, effort) for name, arm in arms.items()}
     if runtime.device.type == "cuda":
         windows["model"] = settle_window(build_step(runtime, batch_size, options), effort.protocol)
     for arm in arms.values():
         arm.intervals.clear()
     seconds = interleave(windows, effort.protocol.rounds)
     for name, arm in arms.items():
+        arm.close()
         speed = Spread.of([batch_size / value for value in seconds[name]])
         report.rows.append({"arm": name, "workers": arm.workers, **describe_speed(speed), **describe_times(arm)})
     add_ratios(report, seconds, f"{runtime.device.type}, batch {batch_size}")
@@ -245,8 +254,8 @@ def build_arms(loaders: dict[str, Loader], effort: Effort) -> dict[str, Arm]:
 
     arms = {name: start_engine(loader) for name, loader in loaders.items()}
     choices = [start_engine(replace(reference, workers=workers)) for workers in effort.workers]
-    arms["torchvision"] = pick_fastest(choices, effort.protocol)
-    arms[STANDARD] = pick_fastest([start_standard(workers) for workers in effort.workers], effort.protocol)
+    arms["torchvision"] = pick_fastest(choices, effort)
+    arms[STANDARD] = pick_fastest([start_standard(workers) for workers in effort.workers], effort)
     arms |= {PLAIN[name]: start_plain_dali(loaders[name]) for name in PLAIN if name in loaders}
     return arms
 
@@ -257,18 +266,24 @@ def start_engine(loader: Loader) -> Arm:
     return Arm(partial(loader.batches, 0, 10**8), loader.workers, loader.device, ahead)
 
 
-def settle(arm: Arm, protocol: Protocol) -> Window:
+def settle(arm: Arm, effort: Effort) -> Window:
     """An arm's window, of a multiple of its workers in batches: they tend to finish together."""
-    return settle_window(arm.time_batches, protocol, max(1, arm.workers))
+    for _ in range(effort.settled_step):
+        next(arm.batches)
+    return settle_window(arm.time_batches, effort.protocol, max(1, arm.workers))
 
 
-def pick_fastest(arms: Sequence[Arm], protocol: Protocol) -> Arm:
-    """The fastest of arms that differ in their workers."""
+def pick_fastest(arms: Sequence[Arm], effort: Effort) -> Arm:
+    """The fastest of arms that differ in their workers; the others are closed."""
     if len(arms) == 1:
         return arms[0]
-    windows = {str(arm.workers): settle(arm, protocol) for arm in arms}
-    figures = interleave(windows, rounds=2)
-    return min(arms, key=lambda arm: statistics.mean(figures[str(arm.workers)]))
+    windows = {str(arm.workers): settle(arm, effort) for arm in arms}
+    figures = interleave(windows, rounds=3)
+    fastest = min(arms, key=lambda arm: statistics.median(figures[str(arm.workers)]))
+    for arm in arms:
+        if arm is not fastest:
+            arm.close()
+    return fastest
 
 
 def build_step(runtime: Runtime, batch_size: int, options: argparse.Namespace) -> Callable[[int], float]:

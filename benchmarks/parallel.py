@@ -38,7 +38,7 @@ import torch
 from _report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
 from _timing import Spread, divide
 
-from alexnet_dist.machine import use_large_pages
+from alexnet_dist.machine import tune_allocator
 
 HERE = Path(__file__).resolve().parent
 TWO_MACHINES = HERE.parent / "tests" / "dist" / "two_machines.sh"
@@ -79,7 +79,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> Report:
     """Every link with every number of images per process."""
     report = Report(describe_environment(options))
-    use_large_pages()  # as every verb does; the processes inherit it
+    tune_allocator()  # the processes inherit a part of it
     report.environment["device"] = "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
     limited, local = list_settings(options)
     measure_settings(report, limited, options)

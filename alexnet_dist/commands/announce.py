@@ -32,6 +32,9 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
         f"precision {runtime.precision} ({runtime.precision_reason})",
         f"run       {session.folder}, {begin}",
     ]
+    if session.signal is not None:
+        last = f"{session.signal['fc8']:.2g}"
+        lines.insert(1, f"signal    images differ by {last} of the size of their logits")
     for line in lines:
         logger.info(line)
     if trainer.is_over and session.is_finished():

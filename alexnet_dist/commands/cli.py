@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
-from alexnet_dist.machine import use_large_pages
+from alexnet_dist.machine import tune_allocator
 from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_environment, was_launched
 
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "estimate", "doctor")
@@ -34,7 +34,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     """
     if was_launched():
         end_with_parent()
-    use_large_pages()
+    tune_allocator()
     try:
         module = importlib.import_module(f"alexnet_dist.commands.{verb}")
         return int(module.main(argv))

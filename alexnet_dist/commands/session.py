@@ -20,6 +20,7 @@ from alexnet_dist.commands.build import (
 )
 from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
+from alexnet_dist.commands.preflight import check_signal
 from alexnet_dist.commands.same_data import find_same_images
 from alexnet_dist.commands.splits import Splits, build_splits, find_root
 from alexnet_dist.commands.strategy import check_strategy, cut_network, replicate_network
@@ -105,6 +106,7 @@ class Session:
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
         self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
+        self.signal: dict[str, float] | None = None
         self._test_row: Row = {}
 
     def close(self) -> None:
@@ -243,6 +245,8 @@ class Session:
         if fresh and config.model.pretrained is not None:
             self.runtime.on_main(lambda: self._check_pretrained_classes(str(config.model.pretrained)))
             load_weights(model, read_pretrained(config.model.pretrained), config.model.pretrained)
+        if fresh and self.runtime.is_main:
+            self.signal = check_signal(model, self._build_loader(self.splits.train, training=True, engine=REFERENCE))
         partition = cut_network(config.parallel, model, self.runtime)
         place_model(model, self.runtime, config.channels_last)
         return model, partition
@@ -336,6 +340,7 @@ class Session:
             "engine_reason": self.engine_reason,
             "batch": str(self.sizes),
             "data": self.data_facts,
+            **({"signal": self.signal} if self.signal else {}),
         }
         if self.splits.is_held_out and self.splits.val is not None:
             write_held_out(self.folder, self.splits.val, self._data_root())

@@ -19,7 +19,7 @@ from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 DropoutPosition = Literal["after_fc", "before_fc"]
-Initialisation = Literal["source2012", "torch", "kaiming"]
+Initialisation = Literal["source2012", "paper_text", "torch", "kaiming"]
 
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -109,7 +109,8 @@ class AlexNetSpec:
     """`after_fc`: after the ReLU of fc6 and of fc7, as in 2012. `before_fc`: before fc6 and fc7, as in torchvision."""
 
     init: Initialisation = "source2012"
-    """`source2012`: the 2012 program's normal weights and constant biases. `torch`: PyTorch's default distributions.
+    """`source2012`: the 2012 program's normal weights and constant biases. `paper_text`: what the paper says of them,
+    deviation 0.01 everywhere, which on normalised input does not train. `torch`: PyTorch's default distributions.
     `kaiming`: normal weights that keep the signal's power through ReLU (fan in), biases of zero."""
 
     def __post_init__(self) -> None:

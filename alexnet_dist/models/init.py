@@ -15,7 +15,7 @@ from torch import Tensor
 from alexnet_dist.models.alexnet import LAYER_NAMES, AlexNet, AlexNetSpec, Initialisation, named_layers
 
 # Standard deviations and constant biases of the 2012 program (cuda-convnet, layers-145.cfg). The paper says 0.01 for
-# all weights; with it and inputs divided by their deviation, hardly any signal reaches fc8.
+# all weights (`paper_text`); with it and inputs divided by their deviation, hardly any signal reaches fc8.
 _WEIGHT_STD_2012 = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 _OTHER_STD_2012 = 0.01
 _BIAS_ONE_2012 = ("conv2", "conv4", "conv5", "fc6", "fc7")
@@ -43,11 +43,16 @@ def initialise(model: AlexNet, seed: int) -> None:
 
 
 def _draw_source2012(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    std = _WEIGHT_STD_2012.get(name, _OTHER_STD_2012)
-    weight = torch.empty(shape, device="cpu", dtype=torch.float32).normal_(
-        0, std, generator=generator
-    )  # (out, in, ...)
-    return weight, torch.full(shape[:1], float(name in _BIAS_ONE_2012))
+    return _draw_with_std(name, _WEIGHT_STD_2012.get(name, _OTHER_STD_2012), shape, generator)
+
+
+def _draw_paper_text(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    return _draw_with_std(name, _OTHER_STD_2012, shape, generator)
+
+
+def _draw_with_std(name: str, std: float, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    weight = torch.empty(shape, device="cpu", dtype=torch.float32)  # (out, in, ...)
+    return weight.normal_(0, std, generator=generator), torch.full(shape[:1], float(name in _BIAS_ONE_2012))
 
 
 def _draw_torch(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -67,6 +72,7 @@ def _draw_kaiming(name: str, shape: torch.Size, generator: torch.Generator) -> t
 
 _DRAW_LAYER: dict[Initialisation, Callable[[str, torch.Size, torch.Generator], tuple[Tensor, Tensor]]] = {
     "source2012": _draw_source2012,
+    "paper_text": _draw_paper_text,
     "torch": _draw_torch,
     "kaiming": _draw_kaiming,
 }
