@@ -1,0 +1,249 @@
+"""What the recipes reach: each is trained as its configuration says, with several seeds, on packs of real pictures.
+
+Protocol: `launch/train.py --config NAME` in a process of its own, for every recipe and seed; summary.json, written by
+the run, is the result. A recipe with a test set is judged by it, read once with the weights that validation chose;
+imagenet_subset and what builds on it by their val folder, which also chooses the epoch, so theirs is the best of it,
+with the last epoch's beside it. Every row says on which device it was trained and how many runs shared it.
+
+--data.root is a folder of packs: fruits10, fashion_mnist, cat_dog, cifar10, imagenette224. `--page docs/results.md
+FILE.json ...` writes the page of results from the JSON files of earlier runs, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CROSSVAL_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the page.
+
+    Args:
+        config: its configuration.
+        pack: folder of its images below --data.root.
+        published: what its source reports, in words.
+        words: further words of the command line.
+        seeds: how many times it is trained.
+        verb: train, or crossval.
+        has_manifests: whether manifests are written first, in the folder of the runs.
+    """
+
+    config: str
+    pack: str
+    published: str
+    words: tuple[str, ...] = ()
+    seeds: int = 3
+    verb: str = "train"
+    has_manifests: bool = False
+
+    @property
+    def command(self) -> str:
+        """What a user types."""
+        first = (
+            f"python launch/prepare.py {' '.join(MANIFESTS)} --data data/{self.pack}; " if self.has_manifests else ""
+        )
+        return first + " ".join([f"python launch/{self.verb}.py --config {self.config}", *self.words])
+
+
+TEN_EPOCHS = ("--train.epochs", "10", "--optimizer.lr", "0.02")
+AS_PUBLISHED = ("--model.init", "torch", "--schedule.name", "constant", "--schedule.warmup_steps", "0")
+CAT_DOG_PUBLISHED = (
+    *("--train.epochs", "10", *AS_PUBLISHED, "--optimizer.lr", "0.001"),
+    *("--augment.resize", "227", "--augment.crop", "centre", "--augment.horizontal_flip", "0"),
+)
+NOTES_PUBLISHED = ("--train.epochs", "10", *AS_PUBLISHED, "--augment.horizontal_flip", "0")
+MANIFESTS = ("manifest", "--train", "train_data", "--test", "test_data", "--out", "manifests")
+FROM_MANIFESTS = ("--data.train", "$PWD/manifests/train.txt", "--data.test", "$PWD/manifests/test.txt")
+RECIPES = {
+    "fruits": Recipe("fruits", "fruits10", "91.67 % (test, 100 epochs)"),
+    "fashion_mnist": Recipe("fashion_mnist", "fashion_mnist", "none", seeds=1),
+    "rmsprop_kfold": Recipe(
+        "rmsprop_kfold", "imagenette224", "none", ("--folds", str(CROSSVAL_FOLDS)), seeds=1, verb="crossval"
+    ),
+    "cat_dog": Recipe("cat_dog", "cat_dog", "none"),
+    "cat_dog, as published": Recipe("cat_dog", "cat_dog", "50 % (run here as written)", CAT_DOG_PUBLISHED, seeds=1),
+    "paper_notes_cifar10": Recipe("paper_notes_cifar10", "cifar10", "none"),
+    "paper_notes_cifar10, 10 epochs": Recipe("paper_notes_cifar10", "cifar10", "none", TEN_EPOCHS, seeds=1),
+    "paper_notes_cat_dog": Recipe("paper_notes_cat_dog", "cat_dog", "none", FROM_MANIFESTS, has_manifests=True),
+    "paper_notes_cat_dog, as published": Recipe(
+        *("paper_notes_cat_dog", "cat_dog", "50 % (run here as written)", (*FROM_MANIFESTS, *NOTES_PUBLISHED)),
+        seeds=1,
+        has_manifests=True,
+    ),
+    "imagenet_subset": Recipe("imagenet_subset", "imagenette224", "none on these classes"),
+    "imagenet_few": Recipe("imagenet_few", "imagenette224", "none on these classes"),
+    "common_port": Recipe("common_port", "imagenette224", "none"),
+    "ablation_no_lrn": Recipe("ablation_no_lrn", "imagenette224", "-1.4 points (ImageNet 2012, val)"),
+    "ablation_pooling": Recipe("ablation_pooling", "imagenette224", "-0.4 points (ImageNet 2012, val)"),
+    "ablation_one_column": Recipe("ablation_one_column", "imagenette224", "-1.7 points at half the width"),
+    "ablation_no_exchange": Recipe("ablation_no_exchange", "imagenette224", "-1.2 points (ImageNet 2012, val)"),
+    "ablation_weak_colour": Recipe("ablation_weak_colour", "imagenette224", "none"),
+}
+
+
+def main() -> int:
+    """Train, or write the page; the exit code."""
+    parser = new_parser("recipes", "What every recipe reaches.")
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes to train")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--seeds", type=int, help="of each recipe; default: 3, or 1 for the long ones")
+    parser.add_argument("--keep", type=Path, help="folder in which the runs stay, without their weights")
+    parser.add_argument("--page", nargs="+", type=Path, help="PAGE.md FILE.json ...: write the page, train nothing")
+    options, _ = parser.parse_known_args()
+    if options.page:
+        page, *files = options.page
+        page.write_text(format_page([json.loads(path.read_text(encoding="utf-8")) for path in files]), encoding="utf-8")
+        return 0
+    return run_benchmark(parser, measure)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every recipe with every seed."""
+    report = Report(describe_environment(options))
+    tasks = [
+        (name, seed)
+        for name in options.only
+        for seed in range(pick_effort(options, full=options.seeds or RECIPES[name].seeds, quick=1, tiny=1))
+    ]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        for pack in {RECIPES[name].pack for name in options.only if RECIPES[name].has_manifests}:
+            words = [str(REPOSITORY / "launch" / "prepare.py"), *MANIFESTS, "--data", str(options.data_root / pack)]
+            subprocess.run([sys.executable, *words], check=True, cwd=folder)
+        report.rows.extend(pool.map(lambda task: run_recipe(*task, options, Path(folder)), tasks))
+    return report
+
+
+def run_recipe(name: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train a recipe once; its row.
+
+    Raises:
+        RuntimeError: it failed; with its last words.
+    """
+    recipe = RECIPES[name]
+    run = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    words = [sys.executable, str(REPOSITORY / "launch" / f"{recipe.verb}.py"), "--config", recipe.config]
+    words += [
+        *(word.replace("$PWD", str(folder)) for word in recipe.words),
+        "--data.root",
+        str(options.data_root / recipe.pack),
+        "--seed",
+        str(seed),
+    ]
+    words += ["--output_dir", str(run), *pick_effort(options, full=[], quick=["--train.epochs", "1"], tiny=[])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}")
+    row = {"recipe": name, "seed": seed, "jobs": options.jobs, "command": recipe.command}
+    row |= READERS[recipe.verb](run)
+    keep_run(run, options.keep)
+    print(f"{name}, seed {seed}: {row['top1']:.4f}", flush=True)
+    return row
+
+
+def read_training(run: Path) -> dict[str, Any]:
+    """What a run says of itself."""
+    summary, facts = (json.loads((run / file).read_text(encoding="utf-8")) for file in ("summary.json", "run.json"))
+    has_test = summary["test_top1"] is not None
+    return {
+        "split": "test" if has_test else "val",
+        "top1": summary["test_top1"] if has_test else summary["best_top1"],
+        "last_top1": None if has_test else summary["final_top1"],
+        "val_top1": summary["best_top1"],
+        "epochs": summary["epoch"],
+        "best_epoch": summary["best_epoch"],
+        "train_seconds": summary["train_seconds"],
+        **{key: summary[key] for key in ("engine", "precision", "world_size")},
+        "device": facts["device"],
+        "signal": (facts.get("signal") or {}).get("fc8"),
+    }
+
+
+READERS = {"train": read_training}
+
+
+def keep_run(run: Path, folder: Path | None) -> None:
+    """Move what a run wrote into a folder, or forget it; weights and states are large and go."""
+    for heavy in (*run.rglob("checkpoints"), *run.rglob("model")):
+        shutil.rmtree(heavy, ignore_errors=True)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.move(run, folder / run.name)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def format_page(reports: Sequence[dict[str, Any]]) -> str:
+    """A table with a row for each recipe, in Markdown; what is missing from the files says so."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `benchmarks/recipes.py` from the JSON files in `benchmarks/results`. Top-1 is that of the test folder,",
+        "read once with the weights that validation chose; where there is none, of `val`, which also chose the epoch:",
+        "then the last epoch's stands beside it. Several seeds: mean, with the least and the largest. Each command also",
+        "needs `--data.root`, and `--seed` for seeds other than 0.",
+        "",
+        *(describe_machine(number, report["environment"]) for number, report in enumerate(reports, start=1)),
+        "",
+        "| recipe | published | top-1 here | of | seeds | epochs | seconds | machine | command |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, recipe in RECIPES.items():
+        rows = [(number, row) for number, report in enumerate(reports, 1) for row in report["rows"]]
+        found = [(number, row) for number, row in rows if row["recipe"] == name]
+        lines += format_rows(name, recipe, found)
+    return "\n".join([*lines, ""])
+
+
+def describe_machine(number: int, environment: dict[str, Any]) -> str:
+    """Where the rows of a file were measured."""
+    versions = environment["versions"]
+    hardware = ", ".join(environment["gpus"]) or environment["cpu"]
+    return (
+        f"- Machine {number}: {hardware}, {environment['cores']} cores, torch {versions['torch']}, commit "
+        f"{environment['git_commit']}, {environment['time']}"
+    )
+
+
+def format_rows(name: str, recipe: Recipe, found: Sequence[tuple[int, dict[str, Any]]]) -> list[str]:
+    """One line for each machine on which a recipe was trained."""
+    if not found:
+        return [f"| {name} | {recipe.published} | not measured | | | | | | `{recipe.command}` |"]
+    lines = []
+    for machine in dict.fromkeys(number for number, _ in found):
+        rows = [row for number, row in found if number == machine]
+        top1 = describe_percent([row["top1"] for row in rows])
+        if rows[0]["last_top1"] is not None:
+            top1 += f"; last {describe_percent([row['last_top1'] for row in rows])}"
+        seconds = f"{statistics.median(row['train_seconds'] for row in rows):,.0f}"
+        if rows[0]["jobs"] > 1:
+            seconds += f" ({rows[0]['jobs']} runs at once)"
+        cells = [name, recipe.published, top1, rows[0]["split"], str(len(rows)), str(rows[0]["epochs"]), seconds]
+        lines.append(f"| {' | '.join(cells)} | {machine} | `{rows[0]['command']}` |")
+    return lines
+
+
+def describe_percent(values: Sequence[float]) -> str:
+    """The mean in per cent, with the least and the largest of several."""
+    mean = f"{100 * statistics.mean(values):.2f} %"
+    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.2f} to {100 * max(values):.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
