@@ -120,7 +120,9 @@ def wait_for_fold(out: Path, fold: int, group: Group) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("reference", "number"), [(1, signal.SIGKILL), (2, signal.SIGTERM)], indirect=["reference"], ids=["kill", "stop"]
+)
 def test_a_stop_in_the_second_fold_changes_nothing(
     reference: tuple[int, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
