@@ -15,7 +15,7 @@ examples:
   python launch/prepare.py verify --config imagenet_subset
   python launch/prepare.py cache --config imagenet_subset
   python launch/prepare.py parity --data data/imagenet_subset/val --engines torchvision dali
-  python launch/prepare.py manifest --data data/cat_dog --train training_set --test test_set --out lists
+  python launch/prepare.py manifest --data data/cat_dog --train train_data --test test_data --out lists
 
 verify    decode every image, list the bad ones, and let training leave them out
 cache     decode and resize a set once, into rows of pixels that engine cache reads

@@ -21,7 +21,7 @@ from alexnet_dist.settings import new_parser, parse_options
 EXAMPLES = """List class folders in manifests, files of `path label` lines, with a class list beside them.
 
 examples:
-  python launch/prepare.py manifest --data data/cat_dog --train training_set --test test_set --out lists
+  python launch/prepare.py manifest --data data/cat_dog --train train_data --test test_data --out lists
   python launch/prepare.py manifest --data data/imagenet_subset --train train --val val --out lists
   python launch/train.py --config imagenet_subset --data.source manifest --data.train "$PWD/lists/train.txt" ...
 

@@ -124,6 +124,17 @@ def test_too_many_folds_end_before_a_fold_begins(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out" / "fold-1").exists()
 
 
+def test_bad_files_are_listed_beside_the_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):
+        save_jpeg(tmp_path / "data" / "train" / ("cat" if number < 3 else "dog") / f"{number}.jpg")
+    (tmp_path / "data" / "train" / "cat" / "2.jpg").write_bytes(b"")
+    words = ["--config", "smoke", "--data.source", "folder", "--data.root", str(tmp_path / "data"), "--folds", "2"]
+    out = ["--output_dir", str(tmp_path / "out"), "--data.cache_dir", str(tmp_path / "cache")]
+    assert run("crossval", [*words, *out]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "out" / "bad_files.csv").read_text() == "path,reason\ntrain/cat/2.jpg,empty file\n"
+
+
 @pytest.mark.parametrize(
     ("in_file", "words", "expected"),
     [("", [], 5), ("data: {folds: 3}\n", [], 3), ("data: {folds: 3}\n", ["--folds", "7"], 7)],

@@ -20,6 +20,8 @@ from alexnet_dist.data.manifest_write import format_class_list, format_manifest
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.data.subset import pick_names
 
+TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
+
 ODD_CLASSES = (
     "cat",
     "red fox",
@@ -113,6 +115,19 @@ def test_one_set_keeps_its_fingerprint(tmp_path: Path, classes: tuple[str, ...])
     folders, lists = read_both(tmp_path / "data", tmp_path / "lists", train=".")
     assert lists.train.paths == folders.train.paths
     assert lists.fingerprint == folders.fingerprint
+
+
+@pytest.mark.skipif(TEST_DATA is None, reason="ALEXNET_DIST_TEST_DATA is not set")
+@pytest.mark.parametrize(
+    ("pack", "train", "test"), [("cat_dog", "train_data", "test_data"), ("fruits10", "train", "valid")]
+)
+def test_manifests_of_real_pictures(tmp_path: Path, pack: str, train: str, test: str) -> None:
+    root, out = Path(str(TEST_DATA)) / pack, tmp_path / "lists"
+    assert manifest(root, out, "--train", train, "--test", test) == 0
+    folders, lists = read_both(root, out, train=train, test=test)
+    assert len(lists.train) == 1000
+    assert_same_images(folders.train, lists.train)
+    assert_same_images(folders.test, lists.test)
 
 
 def test_what_simple_names_look_like(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
