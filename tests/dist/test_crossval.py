@@ -224,14 +224,16 @@ def test_new_keeps_the_old_table(study: Path, tmp_path: Path) -> None:
 def test_a_fold_can_be_evaluated_afterwards(study: Path, tmp_path: Path) -> None:
     """The fold is found again from the model alone; its weights are the best ones."""
     fold = read_table(study)["folds"][1]
-    [result] = run_processes(1, evaluate_fold, study / "fold-2")
+    [result] = run_processes(1, evaluate_fold, study / "fold-2", {})
     assert result["num_examples"] == fold["num_val"]
     assert result["top1"] == pytest.approx(fold["best_top1"])
+    [other] = run_processes(1, evaluate_fold, study / "fold-2", {"data.val": "test"})
+    assert other["num_examples"] == 40 // 8  # another set takes the fold's place
 
 
-def evaluate_fold(run: Path) -> dict[str, Any] | None:
+def evaluate_fold(run: Path, given: dict[str, Any]) -> dict[str, Any] | None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as above)
-    return evaluate_model(run, "val", {"data.workers": 0}, 16)
+    return evaluate_model(run, "val", {"data.workers": 0, **given}, 16)
 
 
 def start_afresh(out: Path) -> None:
