@@ -109,6 +109,10 @@ class DataConfig:
     """fetch what is missing of cifar10 or fashion_mnist into the cache folder"""
     val_fraction: float = bounded(0.1, minimum=0.0, below=1.0)
     """part of train kept for validation (stratified, seeded) when there is no val; 0 = no validation"""
+    folds: int | None = bounded(None, minimum=2)
+    """parts into which train is cut (stratified, shuffled, seeded) to validate on one; val_fraction is then not used"""
+    fold: int | None = bounded(None, minimum=1)
+    """the part to validate on, from 1; `crossval` takes each in turn"""
     engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
     """what reads, decodes and augments; cache builds what is missing in cache_dir, then reads rows of pixels"""
     workers: int | None = bounded(None, minimum=0)

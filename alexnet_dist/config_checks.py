@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from alexnet_dist.config import Config, LayerFactors, ParallelConfig, ScheduleConfig, flatten, walk_fields
+from alexnet_dist.config import Config, DataConfig, LayerFactors, ParallelConfig, ScheduleConfig, flatten, walk_fields
 from alexnet_dist.errors import UsageError
 
 # The setting that says when a schedule changes the rate: in epochs, in evaluations, in updates.
@@ -62,7 +62,8 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
         raise _no_effect("data.classes", f"source {data.source} has its own class names", places)
     if data.download and data.source not in ARRAY_SOURCES:
         raise _no_effect("data.download", f"source {data.source} cannot be downloaded", places)
-    has_val = data.val is not None or data.val_fraction > 0 or data.source == "synthetic"
+    _check_folds(data, places)
+    has_val = data.val is not None or data.val_fraction > 0 or data.source == "synthetic" or data.folds is not None
     for key, needs_val in (
         ("train.early_stop", config.train.early_stop is not None),
         ("schedule.name", config.schedule.name == "plateau"),
@@ -71,6 +72,34 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
             raise UsageError(
                 f"{key} needs a validation set", where=places.get(key, ""), remedy="set data.val or data.val_fraction"
             )
+
+
+def _check_folds(data: DataConfig, places: Mapping[str, str]) -> None:
+    if data.folds is None:
+        if data.fold is not None:
+            raise _no_effect("data.fold", "data.folds is null", places)
+        return
+    if data.val is not None:
+        raise UsageError(
+            "data.folds and data.val exclude each other",
+            where=places.get("data.folds", places.get("data.val", "")),
+            why="a fold of data.train is the validation set",
+            remedy="set --data.val null (data.train alone is then cut into folds), or leave the folds out",
+        )
+    if data.fold is not None and data.fold > data.folds:
+        why = f"got {data.fold}, and there are {data.folds} folds"
+        raise UsageError("data.fold is out of range", where=places.get("data.fold", ""), why=why, remedy="count from 1")
+
+
+def check_fold_is_chosen(data: DataConfig) -> None:
+    """Refuse to find a run's images where the settings say into how many folds, but not which is held out.
+
+    Raises:
+        UsageError: `data.folds` without `data.fold`.
+    """
+    if data.folds is not None and data.fold is None:
+        remedy = "set --data.fold 1 for one of them, or use launch/crossval.py for all"
+        raise UsageError("data.fold is missing", why=f"data.folds is {data.folds}", remedy=remedy)
 
 
 def _check_schedule(config: Config, places: Mapping[str, str]) -> None:

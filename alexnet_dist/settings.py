@@ -91,6 +91,19 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     return Arguments(flat, Namespace(**chosen))
 
 
+def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
+    """Read the command line of a verb that takes no settings.
+
+    Raises:
+        UsageError: an unknown or mistyped option, or a wrong type.
+    """
+    _refuse_unknown_flags(argv, parser)
+    try:
+        return parser.parse_args(list(argv))
+    except Exception as error:  # noqa: BLE001 (as above)
+        raise _explain(error, _pair_words(argv), {}) from None
+
+
 def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
     """A parser for a verb's own options, to be handed to `parse_arguments`.
 

@@ -7,16 +7,28 @@ from dataclasses import asdict, dataclass
 import torch
 
 from alexnet_dist.commands.splits import cache_dir
-from alexnet_dist.config import AugmentConfig, DataConfig
+from alexnet_dist.config import AugmentConfig, Config, DataConfig
 from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.errors import DataError, UsageError
-from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.parallel.runtime import Runtime, start_runtime
 
 # What autocast makes of the network's input: the loader writes it at once, in half the memory.
 INPUT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def join_processes(config: Config, kept_precision: str | None) -> Runtime:
+    """Join the other processes of a run; see `start_runtime`."""
+    parallel = config.parallel
+    return start_runtime(
+        config.device,
+        config.precision,
+        kept_precision,
+        strategy=parallel.strategy,
+        shard_size=parallel.shard_size,
+    )
 
 
 def build_augmentation(augment: AugmentConfig, crop_size: int) -> Augmentation:

@@ -95,7 +95,10 @@ def evaluate_model(
 
     folder = find_model_folder(path)
     card = read_card(folder)
-    config = build_config({**flatten(card.source["settings"]), **given})
+    settings = flatten(card.source["settings"])
+    if given.get("data.val") is not None:  # another set takes the place of the fold that was held out
+        settings |= {"data.folds": None, "data.fold": None}
+    config = build_config({**settings, **given})
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()

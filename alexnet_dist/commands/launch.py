@@ -10,7 +10,7 @@ from pathlib import Path
 from alexnet_dist.errors import UsageError
 from alexnet_dist.shipped import find_yaml, shipped_folder
 
-LAUNCHED_VERBS = ("train", "evaluate", "doctor")
+LAUNCHED_VERBS = ("train", "evaluate", "crossval", "doctor")
 FOLDER = "launch/accelerate"
 
 EXAMPLES = """Start a verb on several processes.

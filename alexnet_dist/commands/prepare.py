@@ -15,14 +15,17 @@ examples:
   python launch/prepare.py verify --config imagenet_subset
   python launch/prepare.py cache --config imagenet_subset
   python launch/prepare.py parity --data data/imagenet_subset/val --engines torchvision dali
+  python launch/prepare.py manifest --data data/cat_dog --train train_data --test test_data --out lists
 
 verify    decode every image, list the bad ones, and let training leave them out
 cache     decode and resize a set once, into rows of pixels that engine cache reads
 parity    compare engines on your images, stage by stage
+manifest  list class folders in files of `path label` lines
+subset    pick classes and images of a large set into such files
 
 Each has its --help."""
 
-KINDS = ("verify", "cache", "parity")
+KINDS = ("verify", "cache", "parity", "manifest", "subset")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from alexnet_dist.commands.build import (
     build_augmentation,
     build_loader,
     build_normalization,
+    join_processes,
     place_model,
     settle_batch_sizes,
 )
@@ -35,7 +36,7 @@ from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import AlexNet, build_model
 from alexnet_dist.parallel.partition import Partition
-from alexnet_dist.parallel.runtime import start_runtime
+from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
@@ -53,13 +54,13 @@ from alexnet_dist.training.run_folder import (
     METRICS,
     RUN,
     SUMMARY,
+    list_bad_files,
     open_run_folder,
     read_json,
     settle_settings,
     silence_logging,
     start_logging,
     update_run_json,
-    write_bad_files,
     write_held_out,
     write_summary,
 )
@@ -78,30 +79,28 @@ class Session:
     Args:
         config: the settings; output_dir must be set.
         new: keep an earlier run under another name and start afresh.
+        runtime: this process among the others, where they have joined before; they then stay together afterwards.
+        stop: the signals this process received before; None = none yet.
     """
 
-    def __init__(self, config: Config, new: bool) -> None:
-        self.stop = StopRequest()
+    def __init__(
+        self, config: Config, new: bool, runtime: Runtime | None = None, stop: StopRequest | None = None
+    ) -> None:
+        self.stop = stop or StopRequest()
         self.stop.listen()
         self.folder = Path(config.output_dir or "run")
         before = {} if new else read_json(self.folder / RUN)
         self.config = config
-        parallel = config.parallel
-        self.runtime = start_runtime(
-            config.device,
-            config.precision,
-            before.get("precision"),
-            strategy=parallel.strategy,
-            shard_size=parallel.shard_size,
-        )
+        self.runtime = runtime or join_processes(config, before.get("precision"))
+        self._leave = self.runtime.close if runtime is None else lambda: None
         check_engine(config.data.engine)
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
         self.runtime.on_main(lambda: self._open(new))
         self.splits = self._find_images()
         self.sizes = self._settle_sizes()
-        self.spec = build_spec(config.model, len(self.splits.train.classes), parallel.exchange_at)
-        check_strategy(parallel, self.spec, self.runtime)
+        self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
+        check_strategy(config.parallel, self.spec, self.runtime)
         self.engine, self.engine_reason = self.runtime.on_main(lambda: self._choose_engine(before.get("engine")))
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
@@ -110,8 +109,10 @@ class Session:
         self._test_row: Row = {}
 
     def close(self) -> None:
-        """Leave the other processes."""
-        self.runtime.close()
+        """Release the folder and leave the other processes."""
+        if self.runtime.is_main:
+            self.lock.release()
+        self._leave()
 
     def _open(self, new: bool) -> None:
         if self.config.tracking.tensorboard:
@@ -133,8 +134,7 @@ class Session:
 
     def _list_bad_files(self, error: BadFilesError) -> None:
         if self.runtime.is_main:
-            bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
-            write_bad_files(self.folder, bad_files, find_root(self.config.data))
+            list_bad_files(self.folder, error, find_root(self.config.data))
 
     def _choose_engine(self, kept: str | None) -> tuple[str, str]:
         loader = self._build_loader(self.splits.train, training=True, engine=REFERENCE)

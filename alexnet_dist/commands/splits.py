@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from alexnet_dist.config import DataConfig
-from alexnet_dist.config_checks import ARRAY_SOURCES
+from alexnet_dist.config_checks import ARRAY_SOURCES, check_fold_is_chosen
 from alexnet_dist.data.array_sets import PARTS, array_index
 from alexnet_dist.data.digits import prepare_digits
+from alexnet_dist.data.folds import split_fold
 from alexnet_dist.data.manifest_labels import find_class_lists
 from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
@@ -54,11 +55,29 @@ def build_splits(data: DataConfig, seed: int, progress: bool) -> Splits:
     """Find a run's images.
 
     Raises:
-        UsageError: a part that the source does not have.
-        DataError: missing, empty or damaged files or folders, bad images, a class that training lacks.
+        UsageError: a part that the source does not have, or folds of which none is chosen.
+        DataError: missing, empty or damaged files or folders, bad images, a class that training lacks or that has too
+            few images for what is held out.
         MachineError: a download that failed, or a cache folder that cannot be written.
     """
-    train, val, test = _SOURCES[data.source](data, seed, progress)
+    check_fold_is_chosen(data)
+    return cut_splits(find_sets(data, seed, progress), data, seed)
+
+
+def find_sets(data: DataConfig, seed: int, progress: bool) -> Sets:
+    """The sets as the source has them, nothing held out; raises what `build_splits` raises."""
+    return _SOURCES[data.source](data, seed, progress)
+
+
+def cut_splits(sets: Sets, data: DataConfig, seed: int) -> Splits:
+    """Hold out a fold, or a part of the training images, where the settings say so.
+
+    Raises:
+        DataError: a class with too few images for it.
+    """
+    train, val, test = sets
+    if data.folds is not None and data.fold is not None:
+        return Splits(*split_fold(train, data.folds, data.fold, seed), test, is_held_out=True)
     is_held_out = val is None and data.val_fraction > 0
     if is_held_out:
         train, val = split_validation(train, data.val_fraction, seed)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.config import Config
+from alexnet_dist.config_checks import check_fold_is_chosen
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import UsageError
 from alexnet_dist.settings import dump_config, load_config, new_parser, parse_arguments
@@ -59,6 +60,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
     Raises:
         AlexNetDistError: whatever a user can mend; see errors.py.
     """
+    check_fold_is_chosen(config.data)
     if config.data.workers != 0:
         start_worker_server()
     from alexnet_dist.commands.session import Session

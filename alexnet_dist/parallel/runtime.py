@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -196,6 +196,11 @@ class Runtime:
         )
         generator = torch.cuda if self.device.type == "cuda" else torch.default_generator
         generator.manual_seed(int(state[0] >> np.uint64(1)))
+
+    def renew(self) -> Runtime:
+        """This process for another run: what Accelerate keeps of one, such as the loss scale of fp16, begins anew."""
+        on_cpu = self.device.type == "cpu"
+        return replace(self, accelerator=Accelerator(cpu=on_cpu, mixed_precision=MIXED_PRECISION[self.precision]))
 
     def close(self) -> None:
         """Leave the process group."""

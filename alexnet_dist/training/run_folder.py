@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alexnet_dist.config import Config, flatten
-from alexnet_dist.data.samples import BadFile, SampleIndex
+from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.durable import disk_errors_named, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
@@ -44,11 +44,22 @@ CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
 
 
 def open_run_folder(folder: Path, new: bool) -> FileLock:
-    """Make the folder, take its lock, tidy up after a killed process. The caller keeps the lock while it runs.
+    """`open_folder`, with a place for checkpoints, tidied up after a killed process."""
+    lock = open_folder(folder, new)
+    with disk_errors_named(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        tidy_folder(folder, "model")
+        tidy_folder(folder, "*.json")
+        tidy_folder(folder / "checkpoints", "step-*")
+    return lock
+
+
+def open_folder(folder: Path, new: bool) -> FileLock:
+    """Make a folder of results and take its lock. The caller keeps the lock while it runs.
 
     Args:
-        folder: the run folder.
-        new: rename a run that is there to NAME.1, NAME.2, ... and start afresh.
+        folder: where.
+        new: rename a folder that is there to NAME.1, NAME.2, ... and start afresh.
 
     Raises:
         MachineError: the folder cannot be written, or another run holds it.
@@ -62,10 +73,6 @@ def open_run_folder(folder: Path, new: bool) -> FileLock:
         lock = _lock(folder)
         write_file(folder / ".probe", b"")  # a folder that can be made is not always one that can be written
         (folder / ".probe").unlink()
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        tidy_folder(folder, "model")
-        tidy_folder(folder, "*.json")
-        tidy_folder(folder / "checkpoints", "step-*")
     return lock
 
 
@@ -93,6 +100,13 @@ def settle_settings(folder: Path, config: Config) -> list[str]:
     Raises:
         UsageError: a setting differs that may not; the line says which, and both values.
     """
+    changed = compare_settings(folder, config)
+    write_file(folder / SETTINGS, dump_config(config).encode())
+    return changed
+
+
+def compare_settings(folder: Path, config: Config) -> list[str]:
+    """What `settle_settings` gives and raises; nothing is stored."""
     path = folder / SETTINGS
     changed: list[str] = []
     if path.exists() and any((folder / "checkpoints").glob("step-*")):
@@ -108,7 +122,6 @@ def settle_settings(folder: Path, config: Config) -> list[str]:
                 why=difference,
                 remedy="use those again, or start afresh with --new",
             )
-    write_file(path, dump_config(config).encode())
     return changed
 
 
@@ -146,6 +159,11 @@ def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> N
         write_csv(folder / "bad_files.csv", ("path", "reason"), rows)
 
 
+def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
+    """Replace bad_files.csv by the files that a scan of images refused."""
+    write_bad_files(folder, [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files], root)
+
+
 def write_held_out(folder: Path, index: SampleIndex, root: Path) -> None:
     """List the images that were kept out of the training set for validation in held_out.csv, as paths and classes."""
     rows = [
@@ -165,7 +183,7 @@ def start_logging(path: Path | None) -> None:
     logger = logging.getLogger("alexnet_dist")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.handlers.clear()
+    _remove_handlers(logger)
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(screen)
@@ -179,9 +197,15 @@ def start_logging(path: Path | None) -> None:
 def silence_logging() -> None:
     """Let only the main process speak."""
     logger = logging.getLogger("alexnet_dist")
-    logger.handlers.clear()
+    _remove_handlers(logger)
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
+
+
+def _remove_handlers(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()  # of an earlier run in this process: its run.log would stay open
 
 
 def now() -> str:

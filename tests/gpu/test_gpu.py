@@ -50,6 +50,20 @@ def test_a_stopped_run_goes_on(tmp_path: Path, precision: str) -> None:
     assert [start["step"] for start in starts] == [0, 10]
 
 
+def test_the_loss_scale_of_fp16_begins_anew_with_a_run() -> None:
+    """Folds of a cross-validation share their process; one that overflowed must not change the next."""
+    runtime = start_runtime("cuda", "fp16")
+    assert runtime.scaler is not None
+    fresh = runtime.scaler.get_scale()
+    weight = torch.ones(3, device="cuda", requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    runtime.backward((weight * float("inf")).sum())
+    runtime.update(optimizer, torch.zeros((), device="cuda"))
+    renewed = runtime.renew()
+    assert renewed.scaler is not None
+    assert runtime.scaler.get_scale() < fresh == renewed.scaler.get_scale()
+
+
 def test_fp16_leaves_an_overflowing_update_out() -> None:
     runtime = start_runtime("cuda", "fp16")
     weight = torch.ones(3, device="cuda", requires_grad=True)

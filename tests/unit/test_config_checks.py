@@ -38,6 +38,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"data.source": "folder", "data.root": "x", "data.val_fraction": 0.0, "schedule.name": "plateau"},
         "schedule.name needs a validation set",
     ),
+    ({"data.fold": 2}, "data.fold has no effect: data.folds is null"),
+    ({"data.folds": 1}, "data.folds is out of range"),
+    ({"data.folds": 4, "data.fold": 5}, "data.fold is out of range: got 5, and there are 4 folds"),
+    ({"data.folds": 4, "data.val": "val"}, "data.folds and data.val exclude each other: a fold of data.train is the"),
     ({"optimizer.freeze": list(LAYER_NAMES)}, "optimizer.freeze is too long: all layers are frozen: nothing learns"),
     ({"optimizer.freeze": ["conv6"]}, "wrong value for optimizer.freeze"),
     ({"optimizer.freeze_from_epoch": 3}, "optimizer.freeze_from_epoch has no effect: optimizer.freeze names no layer"),
@@ -87,6 +91,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"parallel.strategy": "towers", "parallel.exchange": "fp16", "parallel.exchange_at": "fc_only"},
     {"parallel.exchange_at": "none", "parallel.gradient_compression": "bf16"},
     {"parallel.strategy": "hybrid", "parallel.shard_size": 2, "parallel.hybrid_schedule": "batch_by_batch"},
+    {"data.folds": 4, "data.fold": 4},
+    {"data.source": "folder", "data.root": "x", "data.val_fraction": 0.0, "data.folds": 2, "train.early_stop": 3},
     {"data.source": "folder", "data.root": "x", "data.val": "val", "data.val_fraction": 0.0, "train.early_stop": 3},
 ]
 
