@@ -119,7 +119,7 @@ def _predict_batch(
             reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
             yield Prediction(path, None, None, [], reason)
             continue
-        names = [_name_class(card, label) for label in top.indices[position].tolist()]
+        names = [name_class(card, label) for label in top.indices[position].tolist()]
         ranked = list(zip(names, top.values[position].tolist(), strict=True))
         yield Prediction(path, ranked[0][0], ranked[0][1], ranked)
 
@@ -180,7 +180,8 @@ def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list
     return next(loader.batches(0, 1))
 
 
-def _name_class(card: ModelCard, label: int) -> str:
+def name_class(card: ModelCard, label: int) -> str:
+    """The class of an output; a network may have more outputs than classes."""
     return card.classes[label] if label < len(card.classes) else f"output {label}"
 
 

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -196,6 +196,10 @@ class Runtime:
         )
         generator = torch.cuda if self.device.type == "cuda" else torch.default_generator
         generator.manual_seed(int(state[0] >> np.uint64(1)))
+
+    def alone(self) -> Runtime:
+        """This process by itself: nothing that it does then waits for another one."""
+        return replace(self, mesh=build_mesh(0, 1), processes_here=1, host_group=None)
 
     def close(self) -> None:
         """Leave the process group."""
