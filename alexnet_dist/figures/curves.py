@@ -33,6 +33,8 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     Raises:
         MachineError: the file cannot be written.
     """
+    from matplotlib.ticker import MaxNLocator
+
     per_unit, unit = find_unit(rows)
     logged = [row for row in rows if row["event"] == "train"]
     epochs = [row for row in rows if row["event"] == "epoch"]
@@ -47,6 +49,8 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
             label = None if number else "learning rate drops"
             axes.axvline(step / per_unit, color=GRAY, linestyle=":", linewidth=1.0, label=label)
         axes.set_xlabel(unit, fontsize=TEXT_SIZE)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
     loss.set_ylabel("cross-entropy (nats)", fontsize=TEXT_SIZE)
     top1.set_ylabel("top-1 accuracy (%)", fontsize=TEXT_SIZE)

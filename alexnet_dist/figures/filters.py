@@ -12,8 +12,9 @@ from alexnet_dist.figures.canvas import TEXT_SIZE, new_figure, save_figure
 
 Floats = npt.NDArray[np.floating]
 
-PIXELS = 4  # on the screen, at least, for a weight
+INCHES = 4 / 100  # side of a weight
 BACKGROUND = 1.0
+SHAPE = 1.5  # columns over rows of a grid, about
 
 
 def draw_filters(path: Path, weights: Floats, num_towers: int, title: str) -> None:
@@ -28,11 +29,10 @@ def draw_filters(path: Path, weights: Floats, num_towers: int, title: str) -> No
     Raises:
         MachineError: the file cannot be written.
     """
-    columns = 8 if num_towers > 1 else 12
+    columns = choose_columns(len(weights) // num_towers)
     towers = [arrange_filters(part, columns) for part in np.split(weights, num_towers)]
     height, width = towers[0].shape[:2]
-    scale = 4.0 / 100  # inches for a pixel of the grid
-    figure = new_figure(num_towers * (width * scale + 0.5), height * scale + 1.1, title)
+    figure = new_figure(max(num_towers * (width * INCHES + 0.2), 4.0), height * INCHES + 0.8, title)
     for tower, axes in enumerate(figure.subplots(1, num_towers, squeeze=False)[0]):
         axes.imshow(towers[tower].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         if num_towers > 1:
@@ -41,10 +41,15 @@ def draw_filters(path: Path, weights: Floats, num_towers: int, title: str) -> No
     save_figure(figure, path)
 
 
+def choose_columns(count: int) -> int:
+    """Columns of a grid that is a little wider than high, with as few empty places as can be."""
+    least, most = math.ceil(math.sqrt(count)), math.floor(2 * math.sqrt(count))
+    return min(range(least, most + 1), key=lambda columns: (-count % columns, abs(columns - math.sqrt(SHAPE * count))))
+
+
 def arrange_filters(weights: Floats, columns: int) -> Floats:
     """One picture of all filters, a white line between them: (N, C, H, W) to (rows * (H + 1) - 1, ..., C) in 0..1."""
     count, channels, high, wide = weights.shape
-    columns = min(columns, count)
     rows = math.ceil(count / columns)
     largest = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
     shown = 0.5 + 0.5 * weights / np.where(largest > 0, largest, 1)  # (N, C, H, W)
