@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.durable import write_csv
 from alexnet_dist.errors import MachineError
-from alexnet_dist.figures.canvas import check_matplotlib
+from alexnet_dist.figures.canvas import check_matplotlib, shorten
 from alexnet_dist.figures.confusion import CLASS_COLUMNS, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
@@ -43,6 +44,7 @@ logger = logging.getLogger("alexnet_dist")
 
 CONV1 = "features.0.weight"
 NUM_PICTURES = 24  # on a contact sheet
+LONGEST_CLASS = 14  # characters of a class below a picture, beside a word and a probability
 NAMES = {"val": "validation", "test": "test"}
 
 
@@ -106,7 +108,7 @@ def draw_after_training(session: Session) -> None:
     except MachineError as error:
         logger.info("no figures: %s", error)
         return
-    _guard("plots/", lambda: _draw_run(session))
+    _guard(f"{PLOTS}/", lambda: _draw_run(session))
 
 
 def _draw_run(session: Session) -> None:
@@ -116,10 +118,11 @@ def _draw_run(session: Session) -> None:
     split, index = ("val", splits.val) if splits.val is not None else ("test", splits.test)
     judged: list[Judged] = []
     if index is not None:
-        logger.info("drawing figures: one more pass over the %s set", NAMES[split])
-        predictions = judge_set(subject, index, session.sizes.micro, stop)
-        judged.append(Judged(split, index, predictions))
-    draw_figures(subject, judged[0] if judged else None, lambda: splits.train)
+        logger.info("drawing figures, with one more pass over the %s set", NAMES[split])
+        predictions = partial(judge_set, subject, index, session.sizes.micro, stop)
+        _guard(f"{PLOTS}/confusion.png", lambda: judged.append(Judged(split, index, predictions())))
+    if not any(stop.counts()):
+        draw_figures(subject, judged[0] if judged else None, lambda: splits.train)
 
 
 def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopRequest) -> Predictions:
@@ -207,17 +210,17 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     index = judged.index.subset(rows.ids[worst])
     plan = plan_evaluation(subject.card.evaluation, index, len(worst), 1, ten_crop=False)
     captions = [
-        (
-            f"true: {subject.name_class(label)}",
-            f"said: {subject.name_class(predicted)}, {confidence:.0%}",
-            f"true class: {truth:.2%}",
-        )
+        (_rate("true", subject, label, truth), _rate("said", subject, predicted, confidence))
         for _, label, predicted, confidence, truth in zip(*(column[worst] for column in rows), strict=True)
     ]
     num_wrong = int((rows.labels != rows.predicted).sum())
     title = f"{subject.name}: the worst of {len(rows.ids):,} {NAMES[judged.split]} images; {num_wrong:,} are wrong"
     # The cache engine has no cache of this small set.
     _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title)
+
+
+def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
+    return f"{word}: {shorten(subject.name_class(label), LONGEST_CLASS)}, {probability:.1%}"
 
 
 def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:

@@ -74,13 +74,14 @@ def draw_confusion(path: Path, counts: Counts, names: Sequence[str], title: str)
     side = min(max(0.62 * num_classes, 3.4), 8.0)
     figure = new_figure(side + 2.6, side + 1.6, title)
     axes = figure.subplots()
-    # Among many classes one that is mistaken for another now and then would be too pale to see.
-    norm = PowerNorm(1.0 if num_classes <= NAMED_CLASSES else 0.5, vmin=0, vmax=100)
+    # Without counts, a class that is mistaken for another now and then would be too pale to see.
+    norm = PowerNorm(1.0 if num_classes <= FEW_CLASSES else 0.5, vmin=0, vmax=100)
     image = axes.imshow(shares, cmap="Blues", norm=norm)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("share of the true class (%)", fontsize=TEXT_SIZE)
-    axes.set_xlabel("predicted class", fontsize=TEXT_SIZE)
-    axes.set_ylabel("true class", fontsize=TEXT_SIZE)
+    numbered = "" if num_classes <= NAMED_CLASSES else " (row of classes.csv, from 0)"
+    axes.set_xlabel(f"predicted class{numbered}", fontsize=TEXT_SIZE)
+    axes.set_ylabel(f"true class{numbered}", fontsize=TEXT_SIZE)
     if num_classes <= NAMED_CLASSES:
         _name_classes(axes, names)
     if num_classes <= FEW_CLASSES:

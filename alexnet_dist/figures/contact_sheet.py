@@ -14,7 +14,7 @@ from alexnet_dist.figures.canvas import PLAIN, SMALL_SIZE, new_figure, save_figu
 COLUMNS = 6
 INCHES = 1.6  # side of a picture
 LINE_INCHES = 0.16
-LONGEST_LINE = 26  # characters
+LONGEST_LINE = 32  # characters
 
 
 def draw_contact_sheet(

@@ -15,7 +15,8 @@ Row = Mapping[str, Any]
 
 INCHES = (11.0, 4.6)
 FEW_POINTS = 30  # that each get a mark
-LARGEST_LOG_LOSS = 1.15  # height of the loss panel over the largest loss of the curves: log points may jump out of it
+USUAL_PART = 0.9  # of the log points; those with a higher loss may jump out of the panel
+ROOM_ABOVE = 1.15  # height of the loss panel over the largest loss that must be in it
 DROP = 0.75  # a rate that falls below this part of what it was, after it stood still, has dropped
 
 
@@ -54,7 +55,7 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
         axes.grid(alpha=0.25)
     loss.set_ylabel("cross-entropy (nats)", fontsize=TEXT_SIZE)
     top1.set_ylabel("top-1 accuracy (%)", fontsize=TEXT_SIZE)
-    _hold_loss(loss, [row["train_loss"] for row in epochs] + [row["loss"] for row in evaluations])
+    _hold_loss(loss, [row["train_loss"] for row in epochs] + [row["loss"] for row in evaluations], logged)
     _mark_best(loss, top1, evaluations, per_unit)
     top1.set_ylim(0, 102)
     for axes in (loss, top1):
@@ -90,9 +91,10 @@ def _plot(axes: Axes, rows: Sequence[Row], key: str, scale: float, per_unit: flo
     axes.plot([row["step"] / per_unit for row in rows], [scale * row[key] for row in rows], markersize=4, **style)
 
 
-def _hold_loss(axes: Axes, losses: Sequence[float]) -> None:
+def _hold_loss(axes: Axes, losses: Sequence[float], logged: Sequence[Row]) -> None:
     """Keep a few high log points at the start from flattening the curves."""
-    top = LARGEST_LOG_LOSS * max(losses, default=0.0)
+    usual = sorted(row["loss"] for row in logged)[: max(1, round(USUAL_PART * len(logged)))]
+    top = ROOM_ABOVE * max([*losses, *usual], default=0.0)
     if 0 < top < axes.get_ylim()[1]:
         axes.set_ylim(top=top)
     axes.set_ylim(bottom=0)

@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.floating]
 
 INCHES = 4 / 100  # side of a weight
 BACKGROUND = 1.0
+GAP = 0.06  # between towers, in widths of one
 SHAPE = 1.5  # columns over rows of a grid, about
 
 
@@ -33,7 +34,8 @@ def draw_filters(path: Path, weights: Floats, num_towers: int, title: str) -> No
     towers = [arrange_filters(part, columns) for part in np.split(weights, num_towers)]
     height, width = towers[0].shape[:2]
     figure = new_figure(max(num_towers * (width * INCHES + 0.2), 4.0), height * INCHES + 0.8, title)
-    for tower, axes in enumerate(figure.subplots(1, num_towers, squeeze=False)[0]):
+    cells = figure.subplots(1, num_towers, squeeze=False, gridspec_kw={"wspace": GAP})[0]
+    for tower, axes in enumerate(cells):
         axes.imshow(towers[tower].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         if num_towers > 1:
             axes.set_title(f"tower {tower + 1}: {len(weights) // num_towers} filters", fontsize=TEXT_SIZE)
