@@ -107,7 +107,7 @@ def test_without_a_validation_set(tmp_path: Path, split: str | None) -> None:
 
 def test_no_figures_where_they_are_not_wanted(tmp_path: Path) -> None:
     text = train(tmp_path, log__plots=False)
-    assert "figures" not in text
+    assert "drawing figures" not in text
     assert not (tmp_path / "run" / "plots").exists()
 
 
