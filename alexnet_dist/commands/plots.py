@@ -149,12 +149,10 @@ def draw_figures(subject: Subject, judged: Judged | None, find_training: Callabl
         subject: what is drawn.
         judged: for the confusion matrix, the table of classes and the worst predictions; None = without these.
         find_training: gives the training images.
-
-    Raises:
-        OSError: plots/ cannot be made.
     """
     folder = subject.run / PLOTS
-    folder.mkdir(exist_ok=True)
+    if not _guard(f"{PLOTS}/", lambda: folder.mkdir(exist_ok=True)):
+        return
     actions: dict[str, Callable[[], None]] = {}
     if (subject.run / METRICS).is_file():
         actions["curves.png"] = lambda: _draw_curves(subject, folder / "curves.png")

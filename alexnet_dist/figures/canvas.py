@@ -29,12 +29,14 @@ def check_matplotlib() -> None:
     """Refuse to draw without matplotlib.
 
     Raises:
-        MachineError: it is not installed.
+        MachineError: it is not installed, or cannot be imported.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MachineError("figures need matplotlib", why="it is not installed", remedy=REMEDY) from None
+    except Exception as error:  # noqa: BLE001 (one that was built for another numpy raises whatever it likes)
+        raise MachineError("figures need matplotlib", why=f"importing it fails: {error}", remedy=REMEDY) from None
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,17 @@ def test_shown_images_are_the_pixels_before_the_input_scale(channels: int) -> No
 def test_long_names_end_in_an_ellipsis() -> None:
     assert shorten("abcdef", 6) == "abcdef"
     assert shorten("abcde fg", 7) == "abcde…"
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_help_waits_for_nothing_heavy(verb: str) -> None:
+    code = (
+        "import sys\n"
+        "from alexnet_dist.commands.cli import run\n"
+        "try:\n"
+        f"    run({verb!r}, ['--help'])\n"
+        "except SystemExit:\n"
+        "    print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
