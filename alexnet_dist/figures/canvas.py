@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "0.45"
 DPI = 120
+PADDING = 0.06  # inches around each part
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 12.0, 10.0, 8.0  # points
 PLAIN: dict[str, Any] = {"parse_math": False}
 REMEDY = "pip install 'alexnet_dist[plots]'"
@@ -42,8 +43,10 @@ def check_matplotlib() -> None:
 def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure with a title; width and height in inches."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=PADDING, h_pad=PADDING)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     figure.suptitle(title, fontsize=TITLE_SIZE, **PLAIN)
     return figure
 

@@ -33,7 +33,7 @@ def draw_filters(path: Path, weights: Floats, num_towers: int, title: str) -> No
     columns = choose_columns(len(weights) // num_towers)
     towers = [arrange_filters(part, columns) for part in np.split(weights, num_towers)]
     height, width = towers[0].shape[:2]
-    figure = new_figure(max(num_towers * (width * INCHES + 0.2), 4.0), height * INCHES + 0.8, title)
+    figure = new_figure(max(num_towers * (width * INCHES + 0.35), 4.0), height * INCHES + 1.0, title)
     cells = figure.subplots(1, num_towers, squeeze=False, gridspec_kw={"wspace": GAP})[0]
     for tower, axes in enumerate(cells):
         axes.imshow(towers[tower].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
