@@ -263,6 +263,8 @@ class LogConfig:
 
     every_steps: int = bounded(10, minimum=1)
     """updates between two log lines"""
+    plots: bool = True
+    """draw the figures of plots/ after training, with the extra plots"""
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def list_settings(
         "schedule.warmup_steps": 50,
         "train.epochs": effort.epochs,
         "train.global_batch_size": effort.batch_size,
+        "log.plots": "false",
     }
 
 

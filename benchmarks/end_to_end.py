@@ -253,6 +253,7 @@ def list_settings(options: argparse.Namespace, effort: Effort, folder: Path) -> 
         "train.epochs": 1,
         "train.global_batch_size": effort.small_batch_size,
         "log.every_steps": 5,
+        "log.plots": "false",
         "output_dir": folder / "run",
     }
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]

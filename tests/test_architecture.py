@@ -25,10 +25,11 @@ LAYERS = {
     "data": 1,
     "parallel": 2,
     "training": 3,
-    "commands": 4,
-    "__main__": 5,
-    "launch": 5,
-    "benchmarks": 5,
+    "figures": 4,
+    "commands": 5,
+    "__main__": 6,
+    "launch": 6,
+    "benchmarks": 6,
 }
 # Modules that only one place may import.
 HOMES = {
@@ -38,6 +39,8 @@ HOMES = {
     "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
     "torch.utils.tensorboard": "alexnet_dist/parallel/",
     "nvidia": ("alexnet_dist/data/dali_", "benchmarks/"),
+    "matplotlib": ("alexnet_dist/figures/", "alexnet_dist/commands/estimate_report.py"),
+    "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",
 }
@@ -130,6 +133,9 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("alexnet_dist/data/toy.py", "from torchvision.io import read_image", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import torchvision\ntorchvision.io.read_image('x')", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "from nvidia.dali import fn", "nvidia outside"),
+        ("alexnet_dist/figures/toy.py", "from alexnet_dist.commands import plots", "figures imports"),
+        ("alexnet_dist/commands/toy.py", "from matplotlib.figure import Figure", "matplotlib outside"),
+        ("alexnet_dist/figures/toy.py", "from matplotlib import pyplot", "matplotlib.pyplot outside"),
         ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),
         ("alexnet_dist/training/model_folder.py", "from pickle import loads", "pickle outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x')", "torch.load without"),

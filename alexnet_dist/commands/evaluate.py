@@ -16,13 +16,16 @@ from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.durable import write_json
 from alexnet_dist.errors import CheckpointError, UsageError
+from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.settings import build_config, new_parser, parse_arguments
 
 if TYPE_CHECKING:
     from alexnet_dist.data.plan import Augmentation, Plan
     from alexnet_dist.data.samples import SampleIndex
+    from alexnet_dist.parallel.runtime import Runtime
     from alexnet_dist.training.gate import BatchGate
     from alexnet_dist.training.model_folder import ModelCard
+    from alexnet_dist.training.predictions import Predictions
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -32,6 +35,7 @@ examples:
   python launch/evaluate.py --model runs/digits
   python launch/evaluate.py --model runs/imagenet_subset/model --split val --data.root data/imagenet_subset
   python launch/evaluate.py --model runs/imagenet_subset --ten_crop
+  python launch/evaluate.py --model runs/digits --plots
   accelerate launch launch/evaluate.py --model runs/imagenet_subset --out result.json
 
 The settings below replace those the network was trained with."""
@@ -46,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         "--ten_crop", action="store_true", help="average the probabilities of corners, centre and their mirrors"
     )
     parser.add_argument("--batch_size", type=int, default=128, help="crops of images per process and forward")
+    parser.add_argument("--plots", action="store_true", help="draw the figures of the run's plots/ again, of this set")
     parser.add_argument("--out", type=str, help="also write the JSON to this file")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser, EvaluationConfig)
@@ -55,7 +60,12 @@ def main(argv: Sequence[str]) -> int:
     if options.batch_size < 1:
         raise UsageError("--batch_size must be 1 or more")
     result = evaluate_model(
-        Path(options.model), options.split, arguments.given, options.batch_size, ten_crop=options.ten_crop
+        Path(options.model),
+        options.split,
+        arguments.given,
+        options.batch_size,
+        ten_crop=options.ten_crop,
+        plots=options.plots,
     )
     if result is not None:
         print(json.dumps(result, indent=2))
@@ -65,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluate_model(
-    path: Path, split: str, given: dict[str, Any], batch_size: int, ten_crop: bool = False
+    path: Path, split: str, given: dict[str, Any], batch_size: int, ten_crop: bool = False, plots: bool = False
 ) -> dict[str, Any] | None:
     """Evaluate a run or model folder; the result in the main process, None elsewhere.
 
@@ -75,11 +85,15 @@ def evaluate_model(
         given: settings that replace the stored ones, {dotted name: value}.
         batch_size: crops of images per process and forward, rounded up to whole images.
         ten_crop: ten views of an image, their probabilities averaged, instead of the centre crop.
+        plots: draw the run's figures.
 
     Raises:
         CheckpointError: no model there, a damaged one, or data with other classes.
         DataError: no such set, or an image smaller than the crop.
+        MachineError: figures without matplotlib.
     """
+    if plots:
+        check_matplotlib()
     if given.get("data.workers") != 0:
         start_worker_server()
     from alexnet_dist.commands.build import build_loader, place_model
@@ -113,10 +127,37 @@ def evaluate_model(
         gate.stop.listen()
         if engine == "cache":
             build_caches(runtime, config.data, [loader], gate.stop)
-        result = asdict(evaluate(runtime, model, loader, gate.admit))
+        said: list[Predictions] = []
+        result = asdict(evaluate(runtime, model, loader, gate.admit, observe=said.append if plots else None))
         num_bad_files = report_bad_files(index, gate)
-        facts = {"model": str(path), "split": split, "views": plan.augmentation.views}
-        return {**facts, **result, "num_bad_files": num_bad_files} if runtime.is_main else None
+        said = [part for parts in runtime.gather(said) for part in parts]
+    if not runtime.is_main:
+        return None
+    if plots:
+        _draw(folder, card, config, runtime.alone(), split, index, said)
+    facts = {"model": str(path), "split": split, "views": plan.augmentation.views}
+    return {**facts, **result, "num_bad_files": num_bad_files}
+
+
+def _draw(
+    folder: Path,
+    card: ModelCard,
+    config: Config,
+    runtime: Runtime,
+    split: str,
+    index: SampleIndex,
+    said: Sequence[Predictions],
+) -> None:
+    """The figures of a run, and of a set that has been evaluated."""
+    from alexnet_dist.commands.plots import Judged, Subject, draw_figures, find_run_folder
+    from alexnet_dist.commands.splits import build_splits
+    from alexnet_dist.data.engines import REFERENCE
+    from alexnet_dist.training.predictions import join_predictions
+
+    # The cache of the training set may be on another machine.
+    subject = Subject(find_run_folder(folder), folder, card, config, runtime, REFERENCE)
+    judged = Judged(split, index, join_predictions(said))
+    draw_figures(subject, judged, lambda: build_splits(config.data, config.seed, progress=True).train)
 
 
 def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexnet_dist.commands.picture_paths import find_pictures
 from alexnet_dist.config import DataConfig
 from alexnet_dist.errors import UsageError
 from alexnet_dist.settings import new_parser
@@ -26,8 +27,11 @@ EXAMPLES = """Name what is on a picture.
 examples:
   python launch/predict.py --model runs/digits picture.jpg
   python launch/predict.py --model runs/imagenet_subset/model --topk 3 --format csv pictures/*.jpg > rows.csv
+  python launch/predict.py --model runs/digits pictures "holidays/**/*.jpg"
+  find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
 
-A file that cannot be read gets a row with its error; the exit code is then 3."""
+A path is an image file, a folder (its images at any depth, sorted) or a quoted pattern. A file that cannot be read
+gets a row with its error; the exit code is then 3."""
 
 BATCH_SIZE = 64
 
@@ -54,8 +58,9 @@ class Prediction:
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("predict", EXAMPLES)
-    parser.add_argument("paths", type=str, nargs="*", help="image files")
+    parser.add_argument("paths", type=str, nargs="*", help="image files, folders of them, quoted patterns")
     parser.add_argument("--model", type=str, help="a run folder or its model/")
+    parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
     parser.add_argument("--format", type=str, default="table", choices=["table", "csv", "jsonl"], help="of the rows")
     parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
@@ -64,11 +69,12 @@ def main(argv: Sequence[str]) -> int:
         options = parser.parse_args(list(argv))
     except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's)
         raise UsageError("cannot read the command line", why=str(error), remedy="see --help") from None
-    if options.model is None or not options.paths:
+    if options.model is None or not (options.paths or options.list):
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     if options.topk < 1:
         raise UsageError("--topk must be 1 or more")
-    predictions = list(predict_files(Path(options.model), options.paths, options.topk, options.device))
+    paths = find_pictures(options.paths, options.list)
+    predictions = list(predict_files(Path(options.model), paths, options.topk, options.device))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
     print(WRITERS[options.format](predictions), end="")
@@ -119,7 +125,7 @@ def _predict_batch(
             reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
             yield Prediction(path, None, None, [], reason)
             continue
-        names = [_name_class(card, label) for label in top.indices[position].tolist()]
+        names = [name_class(card, label) for label in top.indices[position].tolist()]
         ranked = list(zip(names, top.values[position].tolist(), strict=True))
         yield Prediction(path, ranked[0][0], ranked[0][1], ranked)
 
@@ -180,7 +186,8 @@ def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list
     return next(loader.batches(0, 1))
 
 
-def _name_class(card: ModelCard, label: int) -> str:
+def name_class(card: ModelCard, label: int) -> str:
+    """The class of an output; a network may have more outputs than classes."""
     return card.classes[label] if label < len(card.classes) else f"output {label}"
 
 

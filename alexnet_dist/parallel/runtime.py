@@ -202,6 +202,10 @@ class Runtime:
         on_cpu = self.device.type == "cpu"
         return replace(self, accelerator=Accelerator(cpu=on_cpu, mixed_precision=MIXED_PRECISION[self.precision]))
 
+    def alone(self) -> Runtime:
+        """This process by itself: nothing that it does then waits for another one."""
+        return replace(self, mesh=build_mesh(0, 1), processes_here=1, host_group=None)
+
     def close(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import average_views, count_correct, cross_entropy
+from alexnet_dist.training.predictions import Predictions, rate_images
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,13 @@ class Evaluation:
     num_examples: int
 
 
-def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable[[Batch], object]) -> Evaluation:
+def evaluate(
+    runtime: Runtime,
+    model: nn.Module,
+    loader: Loader,
+    admit: Callable[[Batch], object],
+    observe: Callable[[Predictions], object] | None = None,
+) -> Evaluation:
     """Run the network over a loader's whole set.
 
     Where the plan makes several views of an image, their softmax probabilities are averaged, as 2012's LogregCostLayer
@@ -41,6 +48,7 @@ def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable
         model: the network, not replicated; it is left in the mode it was in.
         loader: of the set, unshuffled.
         admit: called with every batch before it is used; raises (in all processes together) to stop.
+        observe: called with what the network says of each image of this process; the device is then waited for.
     """
     was_training = model.training
     model.eval()
@@ -50,8 +58,11 @@ def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable
     try:
         for batch in loader.batches(0, loader.plan.steps_per_epoch):
             admit(batch)
-            sums += _sum_batch(runtime, model, batch, views)
-            ids = batch.ids[::views]  # (B,)
+            ids, labels, mask = batch.ids[::views], batch.labels[::views], batch.mask[::views]  # (B,) each
+            scores = _score_batch(runtime, model, batch, views)
+            sums += _sum_batch(scores, labels, mask)
+            if observe is not None:
+                observe(rate_images(ids, scores, labels, mask))
             visits += torch.bincount(ids[ids >= 0], minlength=len(visits))
             num_examples += batch.num_images
     finally:
@@ -64,12 +75,14 @@ def evaluate(runtime: Runtime, model: nn.Module, loader: Loader, admit: Callable
     return Evaluation(loss_sum / max(count, 1), num_top1 / max(count, 1), num_top5 / max(count, 1), count)
 
 
-def _sum_batch(runtime: Runtime, model: nn.Module, batch: Batch, views: int) -> Tensor:
-    labels, mask = batch.labels[::views], batch.mask[::views]  # (B,) each
+def _score_batch(runtime: Runtime, model: nn.Module, batch: Batch, views: int) -> Tensor:
     with torch.no_grad():
         with runtime.autocast():
-            logits = model(batch.images)  # (B * views, classes)
-        scores = logits if views == 1 else average_views(logits, views)  # (B, classes)
-        loss = (cross_entropy(scores, labels) * mask).sum()
-        correct = [(count_correct(scores, labels, k) * mask).sum() for k in (1, 5)]
+            logits: Tensor = model(batch.images)  # (B * views, classes)
+        return logits if views == 1 else average_views(logits, views)  # (B, classes)
+
+
+def _sum_batch(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    loss = (cross_entropy(scores, labels) * mask).sum()
+    correct = [(count_correct(scores, labels, k) * mask).sum() for k in (1, 5)]
     return torch.stack([loss, *correct]).double()

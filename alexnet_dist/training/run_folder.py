@@ -20,7 +20,7 @@ from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 
 LOCK_SECONDS = 10
-SETTINGS, RUN, SUMMARY, METRICS = "config.yaml", "run.json", "summary.json", "metrics.jsonl"
+SETTINGS, RUN, SUMMARY, METRICS, PLOTS = "config.yaml", "run.json", "summary.json", "metrics.jsonl", "plots"
 
 # A run may go on with other values of these; data.root only where the data's fingerprint is equal.
 CHANGEABLE = {

@@ -1,0 +1,66 @@
+"""Which image files the words of a command line mean: files, folders, patterns, lists."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, list_images_below
+from alexnet_dist.errors import DataError
+
+STANDARD_INPUT = "-"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def find_pictures(words: Sequence[str], list_name: str | None) -> list[str]:
+    """The paths that are meant, in the order of the words, those of the list last.
+
+    A folder means its images at any depth, sorted. A word with `*`, `?` or `[` that names nothing on the disk is a
+    pattern and means the image files that match, sorted; `**` matches folders at any depth. Any other word, and every
+    line of a list, is a file's path, whether it is there or not.
+
+    Args:
+        words: of the command line.
+        list_name: a file with a path on each line; `-` is standard input, None no list.
+
+    Raises:
+        DataError: a folder or pattern without an image, or a list that cannot be read or names nothing.
+    """
+    paths = [path for word in words for path in _expand(word)]
+    return paths if list_name is None else [*paths, *read_list(list_name)]
+
+
+def _expand(word: str) -> list[str]:
+    if os.path.isdir(word):
+        return [os.path.join(word, found.path) for found in list_images_below(Path(word))]
+    if os.path.lexists(word) or not glob.has_magic(word):
+        return [word]
+    matches = glob.glob(word, recursive=True)
+    images = sorted(path for path in matches if path.lower().endswith(IMAGE_EXTENSIONS) and os.path.isfile(path))
+    if not images:
+        why = f"none of the {len(matches)} names that match is an image file's" if matches else "nothing matches"
+        raise DataError("a pattern without an image", where=word, why=why, remedy=f"use {' '.join(IMAGE_EXTENSIONS)}")
+    return images
+
+
+def read_list(name: str) -> list[str]:
+    """The paths that a file has on its lines; empty lines are passed over.
+
+    Raises:
+        DataError: it cannot be read, names nothing, or is no text.
+    """
+    where = "standard input" if name == STANDARD_INPUT else name
+    try:
+        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError("cannot read the list", where=where, why=why, remedy="give a file with a path a line") from None
+    lines = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").split(b"\n")
+    paths = [os.fsdecode(line) for line in lines if line.strip()]
+    if not paths or b"\0" in data:
+        why = "it holds zero bytes" if paths else "it is empty"
+        raise DataError("a list without paths", where=where, why=why, remedy="write the path of an image on each line")
+    return paths

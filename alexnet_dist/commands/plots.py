@@ -1,0 +1,258 @@
+"""The figures of plots/: drawn after training, and again by `evaluate --plots`, from what the run folder holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alexnet_dist.commands.build import build_augmentation, build_loader, place_model
+from alexnet_dist.commands.evaluate import plan_evaluation
+from alexnet_dist.commands.predict import escape_text, name_class
+from alexnet_dist.commands.session import Session
+from alexnet_dist.config import Config
+from alexnet_dist.data.engines import REFERENCE
+from alexnet_dist.data.loader import Loader, Normalization
+from alexnet_dist.data.plan import Plan
+from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.durable import write_csv
+from alexnet_dist.errors import MachineError
+from alexnet_dist.figures.canvas import check_matplotlib, shorten
+from alexnet_dist.figures.confusion import CLASS_COLUMNS, count_confusion, draw_confusion, tabulate_classes
+from alexnet_dist.figures.contact_sheet import draw_contact_sheet
+from alexnet_dist.figures.curves import draw_curves
+from alexnet_dist.figures.filters import draw_filters
+from alexnet_dist.models import AlexNet
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.checkpoint import load_weights
+from alexnet_dist.training.evaluate import evaluate
+from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.model_folder import ModelCard, read_card, read_model_weights
+from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions
+from alexnet_dist.training.run_folder import METRICS, PLOTS
+from alexnet_dist.training.signals import StopRequest
+from alexnet_dist.training.trackers import read_rows
+
+logger = logging.getLogger("alexnet_dist")
+
+CONV1 = "features.0.weight"
+NUM_PICTURES = 24  # on a contact sheet
+LONGEST_CLASS = 14  # characters of a class below a picture, beside a word and a probability
+NAMES = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the network said of a set.
+
+    Args:
+        split: val or test.
+        index: the set.
+        predictions: a row for each of its images.
+    """
+
+    split: str
+    index: SampleIndex
+    predictions: Predictions
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is drawn.
+
+    Args:
+        run: the run folder, or a model folder that stands on its own.
+        model: the model folder.
+        card: what it says about its weights.
+        config: settings of the run.
+        runtime: this process by itself.
+        engine: what makes the training inputs.
+    """
+
+    run: Path
+    model: Path
+    card: ModelCard
+    config: Config
+    runtime: Runtime
+    engine: str
+
+    @property
+    def name(self) -> str:
+        """Of the run, in titles."""
+        return escape_text(self.run.resolve().name)
+
+    def name_class(self, label: int) -> str:
+        """A class in a figure."""
+        return escape_text(name_class(self.card, label))
+
+
+def find_run_folder(model: Path) -> Path:
+    """The run folder around a model folder; the model folder itself where it stands on its own."""
+    return model.parent if (model.parent / METRICS).is_file() else model
+
+
+def draw_after_training(session: Session) -> None:
+    """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
+
+    The validation set, or without one the test set, is looked at once more, with the weights of model/.
+    """
+    try:
+        check_matplotlib()
+    except MachineError as error:
+        logger.info("no figures: %s", error)
+        return
+    _guard(f"{PLOTS}/", lambda: _draw_run(session))
+
+
+def _draw_run(session: Session) -> None:
+    model, splits, stop = session.folder / "model", session.splits, session.stop
+    runtime = session.runtime.alone()
+    subject = Subject(session.folder, model, read_card(model), session.config, runtime, session.engine)
+    split, index = ("val", splits.val) if splits.val is not None else ("test", splits.test)
+    judged: list[Judged] = []
+    if index is not None:
+        logger.info("drawing figures, with one more pass over the %s set", NAMES[split])
+        predictions = partial(judge_set, subject, index, session.sizes.micro, stop)
+        _guard(f"{PLOTS}/confusion.png", lambda: judged.append(Judged(split, index, predictions())))
+    if not any(stop.counts()):
+        draw_figures(subject, judged[0] if judged else None, lambda: splits.train)
+
+
+def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopRequest) -> Predictions:
+    """What the weights of model/ say of a set.
+
+    Raises:
+        InterruptedRunError: a signal asked to stop.
+    """
+    config, runtime, card = subject.config, subject.runtime, subject.card
+    model = AlexNet(card.spec)
+    load_weights(model, read_model_weights(subject.model), str(subject.model))
+    place_model(model, runtime, config.channels_last)
+    plan = plan_evaluation(card.evaluation, index, batch_size, 1, ten_crop=False)
+    loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, subject.engine)
+    parts: list[Predictions] = []
+    evaluate(runtime, model, loader, BatchGate(runtime, skip_bad_files=True, stop=stop).admit, observe=parts.append)
+    return join_predictions(parts)
+
+
+def draw_figures(subject: Subject, judged: Judged | None, find_training: Callable[[], SampleIndex]) -> None:
+    """Draw what can be drawn, each figure for itself: one that fails costs a warning.
+
+    Args:
+        subject: what is drawn.
+        judged: for the confusion matrix, the table of classes and the worst predictions; None = without these.
+        find_training: gives the training images.
+    """
+    folder = subject.run / PLOTS
+    if not _guard(f"{PLOTS}/", lambda: folder.mkdir(exist_ok=True)):
+        return
+    actions: dict[str, Callable[[], None]] = {}
+    if (subject.run / METRICS).is_file():
+        actions["curves.png"] = lambda: _draw_curves(subject, folder / "curves.png")
+    actions["conv1.png"] = lambda: _draw_conv1(subject, folder / "conv1.png")
+    if judged is not None and len(judged.predictions.ids):
+        actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder)
+        actions["worst.png"] = lambda: _draw_worst(subject, judged, folder / "worst.png")
+    actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
+    drawn = [name for name, action in actions.items() if _guard(f"{PLOTS}/{name}", action)]
+    if drawn:
+        logger.info("figures: %s (%s)", folder, ", ".join(drawn))
+
+
+def _guard(what: str, action: Callable[[], None]) -> bool:
+    """Whether something was done; a figure must not end a run, whatever it raises."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 (a figure, and no run, is lost)
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s not drawn (%s); try again with launch/evaluate.py --model RUN --plots", what, why)
+        return False
+    return True
+
+
+# -- one figure each --------------------------------------------------------------------------------------------------
+
+
+def _draw_curves(subject: Subject, path: Path) -> None:
+    draw_curves(path, read_rows(subject.run / METRICS), f"{subject.name}: loss and accuracy")
+
+
+def _draw_conv1(subject: Subject, path: Path) -> None:
+    weights = read_model_weights(subject.model)[CONV1]  # (filters, C, 11, 11)
+    num_towers = 2 if subject.card.spec.conv_groups[1] == 2 else 1  # conv2 reads each half of the filters apart
+    title = f"{subject.name}: the {len(weights)} filters of conv1 (gray: 0)"
+    draw_filters(path, weights.float().numpy(), num_towers, title)
+
+
+def _draw_confusion(subject: Subject, judged: Judged, folder: Path) -> None:
+    rows, classes = judged.predictions, len(subject.card.classes)
+    num_classes = max(classes, int(rows.predicted.max()) + 1)  # the network may have more outputs
+    counts = count_confusion(rows.labels, rows.predicted, num_classes)
+    names = [name_class(subject.card, label) for label in range(num_classes)]
+    write_csv(folder / "classes.csv", CLASS_COLUMNS, tabulate_classes(counts, names))
+    right, images = int(counts.trace()), len(rows.ids)
+    title = f"{subject.name}: {right:,} of {images:,} {NAMES[judged.split]} images right ({right / images:.1%})"
+    draw_confusion(folder / "confusion.png", counts, [escape_text(name) for name in names], title)
+
+
+def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
+    rows = judged.predictions
+    worst = find_worst(rows, NUM_PICTURES)
+    index = judged.index.subset(rows.ids[worst])
+    plan = plan_evaluation(subject.card.evaluation, index, len(worst), 1, ten_crop=False)
+    captions = [
+        (_rate("true", subject, label, truth), _rate("said", subject, predicted, confidence))
+        for _, label, predicted, confidence, truth in zip(*(column[worst] for column in rows), strict=True)
+    ]
+    num_wrong = int((rows.labels != rows.predicted).sum())
+    title = f"{subject.name}: the worst of {len(rows.ids):,} {NAMES[judged.split]} images; {num_wrong:,} are wrong"
+    # The cache engine has no cache of this small set.
+    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title)
+
+
+def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
+    return f"{word}: {shorten(subject.name_class(label), LONGEST_CLASS)}, {probability:.1%}"
+
+
+def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
+    config, size = subject.config, subject.card.spec.image_size
+    # The order of a pass does not depend on the size of its batches: these are the run's own first images.
+    count = min(NUM_PICTURES, len(index))
+    plan = Plan(index.sizes, build_augmentation(config.augment, size), count, config.seed, shuffle=True)
+    captions = [(escape_text(index.classes[index.labels[sample]]),) for sample in plan.at(0).ids]
+    title = f"{subject.name}: the first training images, as the network sees them"
+    _draw_batch(path, _build_loader(subject, index, plan, subject.engine), captions, title)
+
+
+def _draw_batch(path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str) -> None:
+    """A sheet of a loader's first batch, without what could not be decoded."""
+    batch = next(iter(loader.batches(0, 1)))
+    is_there = batch.mask.bool().cpu()
+    pictures = show_images(batch.images[is_there.to(batch.images.device)], loader.normalization)
+    kept = [caption for caption, there in zip(captions, is_there.tolist(), strict=True) if there]
+    draw_contact_sheet(path, pictures, kept, title)
+
+
+def show_images(images: Tensor, normalization: Normalization) -> npt.NDArray[np.uint8]:
+    """The network's input as pictures, the input scale undone: (B, C, S, S) to (B, S, S, C) bytes.
+
+    What colour noise moved out of 0..255 is cut off.
+    """
+    pixels = images.float().cpu().permute(0, 2, 3, 1)  # (B, S, S, C)
+    pixels = pixels * torch.tensor(normalization.std) + torch.tensor(normalization.mean)
+    shown: npt.NDArray[np.uint8] = pixels.round().clamp(0, 255).to(torch.uint8).numpy()
+    return shown
+
+
+def _build_loader(subject: Subject, index: SampleIndex, plan: Plan, engine: str) -> Loader:
+    """A loader of one batch: processes beside this one would not be worth their start."""
+    config = subject.config
+    data, normalization = replace(config.data, workers=0), subject.card.normalization
+    return build_loader(subject.runtime, data, index, plan, normalization, config.channels_last, engine)

@@ -1,0 +1,69 @@
+"""What all figures share: colours, the empty figure, and how it becomes a file.
+
+Matplotlib is used through its objects alone: pyplot would choose a backend for the whole program. The colours are Okabe
+and Ito's, which people with every kind of colour vision tell apart. Text is never read as formulas: the name of a class
+may hold a `$`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alexnet_dist.durable import write_file
+from alexnet_dist.errors import MachineError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "0.45"
+DPI = 120
+PADDING = 0.06  # inches around each part
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 12.0, 10.0, 8.0  # points
+PLAIN: dict[str, Any] = {"parse_math": False}
+REMEDY = "pip install 'alexnet_dist[plots]'"
+
+
+def check_matplotlib() -> None:
+    """Refuse to draw without matplotlib.
+
+    Raises:
+        MachineError: it is not installed, or cannot be imported.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise MachineError("figures need matplotlib", why="it is not installed", remedy=REMEDY) from None
+    except Exception as error:  # noqa: BLE001 (one that was built for another numpy raises whatever it likes)
+        raise MachineError("figures need matplotlib", why=f"importing it fails: {error}", remedy=REMEDY) from None
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure with a title; width and height in inches."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=PADDING, h_pad=PADDING)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    figure.suptitle(title, fontsize=TITLE_SIZE, **PLAIN)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Replace a PNG file at once. Equal figures give equal bytes with the same matplotlib.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+    image = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
+        figure.savefig(image, format="png")
+    write_file(path, image.getvalue())
+
+
+def shorten(text: str, length: int) -> str:
+    """A text of at most `length` characters, its end cut off where it is longer."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -1,0 +1,206 @@
+"""plots/ of a run: drawn after training, drawn again by evaluate, and never the reason why a run fails."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dist_helper import run_processes
+from images import save_jpeg
+from tiny import tiny_config
+
+from alexnet_dist.commands import plots
+from alexnet_dist.commands.cli import run
+from alexnet_dist.settings import dump_config
+
+pytest.importorskip("matplotlib")
+
+OF_A_SET = {"confusion.png", "worst.png", "classes.csv"}
+ALL = OF_A_SET | {"curves.png", "conv1.png", "inputs.png"}
+SHORT = {"train__epochs": 1, "log__plots": True}
+
+
+def call(verb: str, *words: object, processes: int = 1) -> str:
+    """Run a verb in forked processes that all must end well; what they print."""
+    results = run_processes(processes, _call_here, verb, [str(word) for word in words])
+    text = "".join(text for _, text in results)
+    assert {code for code, _ in results} == {0}, text
+    return text
+
+
+def _call_here(verb: str, words: list[str]) -> tuple[int, str]:
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
+        return run(verb, words), text.getvalue()
+
+
+def train(folder: Path, processes: int = 1, **overrides: Any) -> str:
+    settings = folder / "tiny.yaml"
+    settings.write_text(dump_config(tiny_config(folder / "run", **{**SHORT, **overrides})))
+    return call("train", "--config", settings, processes=processes)
+
+
+def list_plots(run_folder: Path) -> set[str]:
+    return {path.name for path in (run_folder / "plots").iterdir()}
+
+
+def read_classes(run_folder: Path) -> list[dict[str, str]]:
+    with (run_folder / "plots" / "classes.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def count_right(run_folder: Path) -> float:
+    return sum(round(float(row["top1"] or 0) * int(row["count"])) for row in read_classes(run_folder))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its figures; tests take copies."""
+    folder = tmp_path_factory.mktemp("plots")
+    text = train(folder, train__epochs=2, data__test="test")
+    assert "not drawn" not in text
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_run_has_its_figures(trained: Path) -> None:
+    assert list_plots(trained) == ALL
+    summary = json.loads((trained / "summary.json").read_text())
+    assert [row["class"] for row in read_classes(trained)] == ["class-000", "class-001", "class-002"]
+    assert sum(int(row["count"]) for row in read_classes(trained)) == 5
+    assert count_right(trained) == summary["best_top1"] * 5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "towers"])
+def test_one_of_several_processes_draws_the_whole_network(tmp_path: Path, strategy: str) -> None:
+    text = train(tmp_path, processes=2, parallel__strategy=strategy)
+    assert "not drawn" not in text
+    assert text.count("figures: ") == 1
+    assert list_plots(tmp_path / "run") == ALL
+    assert sum(int(row["count"]) for row in read_classes(tmp_path / "run")) == 5
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_without_a_validation_set(tmp_path: Path, split: str | None) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(("$\\frac_a", "犬 dog", "plain")):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            save_jpeg(tmp_path / "data" / part / name / "a.jpg", 80 + number, 90)
+    settings = {"data__source": "folder", "data__root": str(tmp_path / "data"), "data__test": split}
+    text = train(tmp_path, **settings, data__val_fraction=0.0, train__global_batch_size=3, augment__resize=70)
+    assert "not drawn" not in text
+    assert list_plots(tmp_path / "run") == (ALL if split else ALL - OF_A_SET)
+
+
+def test_no_figures_where_they_are_not_wanted(tmp_path: Path) -> None:
+    text = train(tmp_path, log__plots=False)
+    assert "drawing figures" not in text
+    assert not (tmp_path / "run" / "plots").exists()
+
+
+def test_without_matplotlib_a_run_ends_well_and_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text = train(tmp_path)
+    (line,) = [line for line in text.splitlines() if "figures" in line]
+    assert line.startswith("no figures: ")
+    assert "pip install 'alexnet_dist[plots]'" in line
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost", "num_lines"),
+    [
+        ("draw_curves", {"curves.png"}, 1),
+        ("judge_set", OF_A_SET, 1),
+        ("draw_contact_sheet", {"worst.png", "inputs.png"}, 2),
+    ],
+)
+def test_what_cannot_be_drawn_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, lost: set[str], num_lines: int
+) -> None:
+    def fail(*args: object) -> None:
+        raise ValueError("no\ncolours")
+
+    monkeypatch.setattr(plots, broken, fail)
+    text = train(tmp_path)
+    lines = [line for line in text.splitlines() if "not drawn (ValueError: no colours)" in line]
+    assert len(lines) == num_lines
+    assert list_plots(tmp_path / "run") == ALL - lost
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_plots_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plots").write_text("in the way")
+    assert "plots/ not drawn (FileExistsError" in train(tmp_path)
+
+
+def test_a_signal_while_drawing_ends_the_drawing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = plots.evaluate
+
+    def ask_to_stop(*args: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **keywords)
+
+    monkeypatch.setattr(plots, "evaluate", ask_to_stop)
+    assert "not drawn (InterruptedRunError: stopped by SIGTERM" in train(tmp_path)
+    assert not (tmp_path / "run" / "plots").exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+# -- again ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_drawn_again_only_where_its_figures_are_gone(copied: Path) -> None:
+    words = ["--config", copied / "config.yaml", "--output_dir", copied]
+    assert "figures: " not in call("train", *words)
+    shutil.rmtree(copied / "plots")
+    assert "figures: " in call("train", *words)
+    assert list_plots(copied) == ALL
+
+
+@pytest.mark.parametrize(("processes", "name"), [(1, "."), (2, "model")])
+def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name: str) -> None:
+    shutil.rmtree(copied / "plots")
+    words = ["--model", copied / name, "--plots", "--data.workers", "0", "--batch_size", "2"]
+    text = call("evaluate", *words, processes=processes)
+    assert "not drawn" not in text
+    assert list_plots(copied) == ALL
+    files = ("curves.png", "conv1.png", "confusion.png", "classes.csv", "inputs.png")
+    ours, theirs = ([(folder / "plots" / file).read_bytes() for file in files] for folder in (copied, trained))
+    assert [file for file, one, other in zip(files, ours, theirs, strict=True) if one != other] == []
+
+
+def test_evaluate_draws_the_set_that_it_evaluates(copied: Path) -> None:
+    text = call("evaluate", "--model", copied, "--split", "test", "--plots", "--ten_crop", "--data.workers", "0")
+    result = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert count_right(copied) == result["top1"] * 5
+
+
+def test_a_model_folder_on_its_own_has_all_but_the_curves(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "model", tmp_path / "given")
+    call("evaluate", "--model", tmp_path / "given", "--plots", "--data.workers", "0")
+    assert list_plots(tmp_path / "given") == ALL - {"curves.png"}
+
+
+def test_evaluate_refuses_to_draw_without_matplotlib(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run("evaluate", ["--model", str(trained), "--plots"]) == 5
+    assert "pip install 'alexnet_dist[plots]'" in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""The figures: what they are computed from, and that any name, number of classes or of rows can be drawn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet_dist.commands.plots import show_images
+from alexnet_dist.data.loader import Normalization
+from alexnet_dist.figures.canvas import shorten
+from alexnet_dist.figures.confusion import count_confusion, draw_confusion, tabulate_classes
+from alexnet_dist.figures.contact_sheet import draw_contact_sheet
+from alexnet_dist.figures.curves import draw_curves, find_best, find_drops, find_unit
+from alexnet_dist.figures.filters import arrange_filters, choose_columns, draw_filters
+from alexnet_dist.training.metrics import count_correct
+from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions, rate_images
+
+pytest.importorskip("matplotlib")
+
+# Formulas that would not even parse, glyphs that the font lacks, no text at all.
+ODD_NAMES = [r"$\frac$", "a_b^c $", "犬 with spaces", "", "x" * 300]
+
+
+def read_png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+# -- classes ----------------------------------------------------------------------------------------------------------
+
+
+def test_table_of_classes() -> None:
+    labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 3, 3])
+    counts = count_confusion(labels, predicted, 4)
+    assert counts.tolist() == [[1, 2, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert tabulate_classes(counts, ["a", "b", "c", "d"]) == [
+        ("a", "3", "0.3333", "1.0000", "b", "2"),
+        ("b", "2", "0.5000", "0.3333", "d", "1"),
+        ("c", "0", "", "", "", ""),
+        ("d", "1", "1.0000", "0.5000", "", ""),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn's, of a network with one class
+@pytest.mark.parametrize("num_classes", [1, 2, 20, 21, 51, 1000])
+def test_confusion_of_any_size_fits_a_page(tmp_path: Path, num_classes: int) -> None:
+    labels = np.arange(num_classes)
+    names = (ODD_NAMES * num_classes)[:num_classes]
+    draw_confusion(tmp_path / "c.png", count_confusion(labels, labels[::-1], num_classes), names, ODD_NAMES[0])
+    assert all(400 < side < 1400 for side in read_png_size(tmp_path / "c.png"))
+
+
+# -- predictions ------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_count_as_evaluation_counts() -> None:
+    torch.manual_seed(0)
+    scores = torch.randint(0, 3, (64, 7)).float()  # with many ties
+    ids, labels, mask = torch.arange(64), torch.randint(0, 7, (64,)), (torch.arange(64) % 5 > 0).float()
+    rows = rate_images(ids, scores, labels, mask)
+    assert rows.ids.tolist() == ids[mask.bool()].tolist()
+    assert (rows.predicted == rows.labels).sum() == (count_correct(scores, labels, 1) * mask).sum()
+    softmax = scores.double().softmax(1)
+    assert rows.truth.tolist() == softmax.gather(1, labels[:, None])[mask.bool(), 0].tolist()
+    assert rows.confidence.tolist() == softmax.max(dim=1).values[mask.bool()].tolist()
+
+
+def make_rows(ids: list[int], labels: list[int], predicted: list[int], truth: list[float]) -> Predictions:
+    return Predictions(*map(np.array, (ids, labels, predicted, [0.5] * len(ids), truth)))
+
+
+def test_shares_are_joined_in_the_order_of_the_set() -> None:
+    joined = join_predictions([make_rows([2, 0], [5, 6], [1, 1], [0.2, 0.3]), make_rows([1], [7], [1], [0.1])])
+    assert joined.ids.tolist() == [0, 1, 2]
+    assert joined.labels.tolist() == [6, 7, 5]
+    assert joined.truth.tolist() == [0.3, 0.1, 0.2]
+
+
+def test_worst_are_the_wrong_ones_by_how_unlikely_their_label_was() -> None:
+    rows = make_rows([0, 1, 2, 3], [1, 1, 1, 1], [1, 0, 0, 1], [0.2, 0.4, 0.1, 0.3])
+    assert find_worst(rows, 3).tolist() == [2, 1, 0]
+
+
+# -- curves -----------------------------------------------------------------------------------------------------------
+
+
+def log_row(step: int, lr: float = 0.1, loss: float = 1.0) -> dict[str, Any]:
+    return {"event": "train", "step": step, "epoch": step // 4, "loss": loss, "top1": 0.5, "lr": lr}
+
+
+def eval_row(step: int, top1: float) -> dict[str, Any]:
+    return {"event": "eval", "split": "val", "step": step, "epoch": step // 4, "loss": 1.0, "top1": top1}
+
+
+EPOCH_ROW = {"event": "epoch", "epoch": 2, "step": 8, "train_loss": 1.0, "train_top1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([1, 1, 0.1, 0.1, 0.1, 0.01], [2, 5]),
+        ([1, 1, 0.5, 0.5, 0.25], [2, 4]),
+        ([0.1, 0.5, 1, 1, 1], []),  # a warm-up
+        ([1, 0.8, 0.5, 0.2, 0.05], []),  # a cosine
+        ([1], []),
+    ],
+)
+def test_drops_of_the_learning_rate(rates: list[float], expected: list[int]) -> None:
+    assert find_drops([log_row(step, lr) for step, lr in enumerate(rates, start=1)]) == expected
+
+
+def test_best_is_the_first_of_the_highest() -> None:
+    rows = [eval_row(4, 0.2), eval_row(8, 0.4), eval_row(12, 0.4)]
+    assert find_best(rows) == rows[1]
+    assert find_best([]) is None
+
+
+def test_axis_counts_epochs_where_one_ended() -> None:
+    assert find_unit([log_row(1)]) == (1.0, "update")
+    assert find_unit([log_row(1), EPOCH_ROW]) == (4.0, "epoch")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [log_row(1)],
+        [log_row(1), eval_row(1, 0.0)],
+        [log_row(step, loss=1e9 if step < 3 else 1.0) for step in range(1, 100)] + [EPOCH_ROW],
+        [{"event": "test", "step": 3, "top1": 0.1}, log_row(1, loss=float("nan")), log_row(2)],
+    ],
+    ids=["nothing", "a log point", "no epoch", "no validation", "odd"],
+)
+def test_curves_of_any_run(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    draw_curves(tmp_path / "a.png", rows, "a run")
+    draw_curves(tmp_path / "b.png", rows, "a run")
+    assert read_png_size(tmp_path / "a.png") == (1320, 552)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+# -- filters and pictures ---------------------------------------------------------------------------------------------
+
+
+def test_filters_keep_their_colours_and_zero_is_gray() -> None:
+    weights = np.zeros((3, 3, 2, 2))
+    weights[0, 0] = 0.02  # red
+    weights[1, 2] = [[-8, 4], [0, 8]]  # blue; each filter has a scale of its own
+    grid = arrange_filters(weights, 2)
+    assert grid.shape == (5, 5, 3)
+    assert grid[0, 0].tolist() == [1, 0.5, 0.5]
+    assert grid[0:2, 3:5, 2].tolist() == [[0, 0.75], [0.5, 1]]
+    assert (grid[:, 2] == 1).all()  # the line between them
+    assert (grid[3:5, 0:2] == 0.5).all()  # a filter of zeros
+    assert (grid[3:5, 3:5] == 1).all()  # an empty place
+
+
+@pytest.mark.parametrize(("count", "columns"), [(96, 12), (64, 8), (48, 8), (32, 8), (4, 2), (1, 1)])
+def test_filters_fill_their_grid(count: int, columns: int) -> None:
+    assert choose_columns(count) == columns
+
+
+@pytest.mark.parametrize(("count", "channels", "towers"), [(96, 3, 2), (64, 1, 1), (97, 3, 1), (2, 1, 2)])
+def test_filters_of_any_network_are_drawn(tmp_path: Path, count: int, channels: int, towers: int) -> None:
+    draw_filters(tmp_path / "f.png", np.random.default_rng(0).normal(size=(count, channels, 11, 11)), towers, "conv1")
+    assert min(read_png_size(tmp_path / "f.png")) > 100
+
+
+@pytest.mark.parametrize(("count", "channels"), [(1, 3), (7, 1), (24, 3)])
+def test_contact_sheet(tmp_path: Path, count: int, channels: int) -> None:
+    pictures = np.zeros((count, 8, 8, channels), np.uint8)
+    draw_contact_sheet(tmp_path / "s.png", pictures, [ODD_NAMES[:2]] * count, ODD_NAMES[2])
+    assert min(read_png_size(tmp_path / "s.png")) > 200
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shown_images_are_the_pixels_before_the_input_scale(channels: int) -> None:
+    pixels = torch.randint(0, 256, (4, 6, 6, channels), dtype=torch.uint8)
+    scale = Normalization((123.7, 116.3, 103.5)[:channels], (58.4, 57.1, 1.0)[:channels])
+    assert torch.equal(torch.from_numpy(show_images(scale(pixels, torch.zeros(4, 3), True), scale)), pixels)
+    bright = show_images(scale(pixels, torch.full((4, 3), 300.0), True), scale)
+    assert (bright == 255).all()
+
+
+def test_long_names_end_in_an_ellipsis() -> None:
+    assert shorten("abcdef", 6) == "abcdef"
+    assert shorten("abcde fg", 7) == "abcde…"
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
+def test_help_waits_for_nothing_heavy(verb: str) -> None:
+    code = (
+        "import sys\n"
+        "from alexnet_dist.commands.cli import run\n"
+        "try:\n"
+        f"    run({verb!r}, ['--help'])\n"
+        "except SystemExit:\n"
+        "    print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,86 @@
+"""Which image files the words of `predict` mean."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from alexnet_dist.commands.cli import run
+from alexnet_dist.commands.picture_paths import find_pictures
+from alexnet_dist.errors import DataError
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty files: nothing here is decoded. It is the current folder."""
+    names = ("b.jpg", "a.PNG", "notes.txt", "deep/er/c.webp", "deep/d.jpg", ".hidden.jpg", "x[1].jpg", "empty/readme")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["b.jpg", "a.PNG"], ["b.jpg", "a.PNG"]),
+        (["notes.txt"], ["notes.txt"]),  # it gets its row, with the reason
+        (["gone.jpg"], ["gone.jpg"]),
+        (["deep"], ["deep/d.jpg", "deep/er/c.webp"]),
+        (["deep/"], ["deep/d.jpg", "deep/er/c.webp"]),
+        (["*.jpg"], ["b.jpg", "x[1].jpg"]),
+        (["*"], ["a.PNG", "b.jpg", "x[1].jpg"]),
+        (["**/*.[jw]*"], ["b.jpg", "deep/d.jpg", "deep/er/c.webp", "x[1].jpg"]),
+        (["x[1].jpg"], ["x[1].jpg"]),  # a file of this name is there: no pattern
+        (["deep", "b.jpg", "?.PNG", "b.jpg"], ["deep/d.jpg", "deep/er/c.webp", "b.jpg", "a.PNG", "b.jpg"]),
+    ],
+)
+def test_words(album: Path, words: list[str], expected: list[str]) -> None:
+    assert find_pictures(words, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("empty", "a folder without an image (empty)"), ("*.tiff", "nothing matches"), ("no*s.*", "none of the 1 names")],
+)
+def test_a_folder_or_pattern_without_an_image_is_one_line(
+    album: Path, capsys: pytest.CaptureFixture[str], word: str, expected: str
+) -> None:
+    assert run("predict", ["--model", "nowhere", word]) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_a_pattern_does_not_open_a_pipe(album: Path) -> None:
+    os.mkfifo("pipe.jpg")
+    assert find_pictures(["[bp]*.jpg"], None) == ["b.jpg"]
+
+
+LISTED = b"\xef\xbb\xbfb.jpg\r\n\r\nwith space.jpg\n*.jpg\ndeep\n\xff.png"
+
+
+@pytest.mark.parametrize("name", ["list.txt", "-"])
+def test_a_list_is_taken_line_by_line_as_it_stands(album: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    Path("list.txt").write_bytes(LISTED)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LISTED)))
+    listed = ["b.jpg", "with space.jpg", "*.jpg", "deep", os.fsdecode(b"\xff.png")]
+    assert find_pictures([], name) == listed
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LISTED)))
+    assert find_pictures(["a.PNG"], name) == ["a.PNG", *listed]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "it is empty"), (b"\n \r\n", "it is empty"), (b"a.jpg\0b.jpg", "zero bytes"), (None, "No such file")],
+)
+def test_a_list_that_names_nothing_is_refused(album: Path, content: bytes | None, expected: str) -> None:
+    if content is not None:
+        Path("list.txt").write_bytes(content)
+    with pytest.raises(DataError, match=expected):
+        find_pictures(["b.jpg"], "list.txt")
