@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from _subject import TINY
 from _timing import Spread
 
 from alexnet_dist.data.engines import ENGINES, REFERENCE, find_obstacle
+from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel.runtime import start_runtime
 
 TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
@@ -115,16 +117,20 @@ def list_settings(
     }
 
 
-def train(settings: dict[str, object], run: Path) -> None:
-    """One run in a process of its own.
+def train(settings: dict[str, object], run: Path, processes: int = 1) -> None:
+    """One run in a process of its own, or in several on the CPU, each with its share of the cores.
 
     Raises:
         RuntimeError: it failed; with its last words.
     """
-    words = [f"--{key}={value}" for key, value in settings.items()]
-    done = subprocess.run(
-        [sys.executable, str(TRAIN), *words, f"--output_dir={run}"], capture_output=True, text=True, check=False
-    )
+    words = [str(TRAIN), *(f"--{key}={value}" for key, value in settings.items()), f"--output_dir={run}"]
+    launcher, environment = [sys.executable], dict(os.environ)
+    if processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+        launcher += ["--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(processes)]
+        threads = str(max(1, available_cores() // processes))
+        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
+    done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"training failed: {done.stderr.strip().splitlines()[-1:]}")
 

@@ -1,7 +1,7 @@
 """How much of the difference between images reaches each layer: what a network that does not train lacks.
 
-With weights of deviation 0.01 everywhere and inputs divided by their deviation, the logits of two images differ by a few
-ten-thousandths of their size; all that the loss can then see is the biases.
+With weights of deviation 0.01 everywhere and inputs divided by their deviation, the logits of two images differ by a
+few ten-thousandths of their size; all that the loss can then see is the biases.
 """
 
 from __future__ import annotations
