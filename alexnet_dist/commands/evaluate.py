@@ -36,6 +36,8 @@ examples:
 
 The settings below replace those the network was trained with."""
 
+UNKNOWN_SETTINGS = {"train": {"epochs": 1}}  # of a model folder that no run has written; the data must then be given
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
@@ -95,7 +97,7 @@ def evaluate_model(
 
     folder = find_model_folder(path)
     card = read_card(folder)
-    config = build_config({**flatten(card.source["settings"]), **given})
+    config = build_config({**flatten(card.source.get("settings", UNKNOWN_SETTINGS)), **given})
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()

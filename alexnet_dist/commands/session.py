@@ -21,7 +21,8 @@ from alexnet_dist.commands.build import (
 from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.same_data import find_same_images
-from alexnet_dist.commands.splits import Splits, build_splits, find_root
+from alexnet_dist.commands.splits import Splits, build_splits, cache_dir, find_root
+from alexnet_dist.commands.starting_weights import load_starting_weights
 from alexnet_dist.commands.strategy import check_strategy, cut_network, replicate_network
 from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
@@ -30,23 +31,16 @@ from alexnet_dist.data.engines import REFERENCE, check_engine, choose_engine
 from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
-from alexnet_dist.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import AlexNet, build_model
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import start_runtime
-from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
+from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.loop import Cadence, Trainer
-from alexnet_dist.training.model_folder import (
-    ModelCard,
-    find_model_folder,
-    read_card,
-    read_model_weights,
-    read_pretrained,
-    save_model_folder,
-)
+from alexnet_dist.training.model_folder import ModelCard, read_model_weights, save_model_folder
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
     METRICS,
@@ -85,6 +79,7 @@ class Session:
         self.folder = Path(config.output_dir or "run")
         before = {} if new else read_json(self.folder / RUN)
         self.config = config
+        self.origin: dict[str, Any] | None = before.get("pretrained")
         parallel = config.parallel
         self.runtime = start_runtime(
             config.device,
@@ -241,20 +236,12 @@ class Session:
         config = self.config
         model = build_model(self.spec, config.seed)
         if fresh and config.model.pretrained is not None:
-            self.runtime.on_main(lambda: self._check_pretrained_classes(str(config.model.pretrained)))
-            load_weights(model, read_pretrained(config.model.pretrained), config.model.pretrained)
+            self.origin = load_starting_weights(
+                self.runtime, model, config.model.pretrained, cache_dir(config.data), self.splits.train.classes
+            )
         partition = cut_network(config.parallel, model, self.runtime)
         place_model(model, self.runtime, config.channels_last)
         return model, partition
-
-    def _check_pretrained_classes(self, name: str) -> None:
-        if not Path(name).is_dir():
-            return
-        theirs, ours = read_card(find_model_folder(Path(name))).classes, self.splits.train.classes
-        for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
-            if their != our:
-                why = f"class {position} is {their!r} there and {our!r} in the data"
-                raise CheckpointError("the weights were trained for other classes", where=name, why=why)
 
     def _build_caches(self) -> None:
         sets = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
@@ -309,13 +296,14 @@ class Session:
         return opened[0] if opened else None
 
     def _save_model(self, weights: dict[str, Tensor], note: dict[str, Any]) -> None:
+        origin = {"pretrained": self.origin} if self.origin else {}
         card = ModelCard(
             variant=self.config.model.variant,
             spec=self.spec,
             classes=self.splits.train.classes,
             evaluation=build_augmentation(self.config.augment, self.spec.image_size).for_evaluation(),
             normalization=build_normalization(self.config.augment, self.spec.in_channels),
-            source={"run": self.folder.name, **note, "settings": dataclasses.asdict(self.config)},
+            source={"run": self.folder.name, **note, **origin, "settings": dataclasses.asdict(self.config)},
         )
         save_model_folder(self.folder / "model", weights, card)
 
@@ -335,6 +323,7 @@ class Session:
             "engine": self.engine,
             "engine_reason": self.engine_reason,
             "batch": str(self.sizes),
+            "pretrained": self.origin,
             "data": self.data_facts,
         }
         if self.splits.is_held_out and self.splits.val is not None:
