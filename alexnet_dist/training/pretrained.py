@@ -114,9 +114,10 @@ def _is_colour_for_gray(model: AlexNet, weight: Tensor | None) -> bool:
 
 def _count_outputs(weights: dict[str, Tensor], last: dict[str, str]) -> int | None:
     """Outputs of the last layer; None where its tensors are missing or contradict each other."""
-    tensors = [weights.get(last[kind]) for kind in ("weight", "bias")]
-    counts = {tensor.shape[0] for tensor in tensors if tensor is not None and tensor.dim() > 0}
-    return counts.pop() if len(counts) == 1 and None not in tensors else None
+    if not all(name in weights and weights[name].dim() for name in last.values()):
+        return None
+    counts = {weights[name].shape[0] for name in last.values()}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _check_same_classes(theirs: tuple[str, ...], ours: tuple[str, ...], name: str) -> None:
