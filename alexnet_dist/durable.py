@@ -95,12 +95,33 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
             for name, digest in digests.items():
                 if hash_file(temporary / name) != digest:
                     raise MachineError("a file read back differs from what was written", where=name, why="bad disk?")
-            _write_synced(temporary / MANIFEST, (json.dumps({"sha256": digests}, indent=2) + "\n").encode())
+            _write_synced(temporary / MANIFEST, _list_digests(digests))
             sync_folder(temporary)
             _swap(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def write_into_folder(folder: Path, files: dict[str, bytes], setting: str) -> None:
+    """Replace some files of a folder, one by one, and leave the others; their sha256 in manifest.json goes last.
+
+    Args:
+        folder: the folder.
+        files: contents by file name.
+        setting: what says where; for the message.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    for name, data in files.items():
+        write_file(folder / name, data, setting)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    write_file(folder / MANIFEST, _list_digests(digests), setting)
+
+
+def _list_digests(digests: dict[str, str]) -> bytes:
+    return (json.dumps({"sha256": digests}, indent=2) + "\n").encode()
 
 
 def _swap(new: Path, folder: Path) -> None:

@@ -194,8 +194,8 @@ def format_page(reports: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `benchmarks/recipes.py` from the JSON files in `benchmarks/results`. Top-1 is that of the test set, read",
-        "once with the weights that validation chose; where there is none, of `val`, which also chose the epoch:",
+        "Made by `benchmarks/recipes.py` from the JSON files in `benchmarks/results`. Top-1 is that of the test set,",
+        "read once with the weights that validation chose; where there is none, of `val`, which also chose the epoch:",
         "then the last epoch's stands beside it. Several seeds: mean, with the least and the largest. Commands also",
         "need `--data.root`, and `--seed` for seeds other than 0.",
         "",

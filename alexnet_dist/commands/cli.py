@@ -11,7 +11,7 @@ from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
 from alexnet_dist.machine import tune_allocator
 from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_environment, was_launched
 
-VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "estimate", "doctor")
+VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
 DEBUG = "--debug"
 
 

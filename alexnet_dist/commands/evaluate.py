@@ -40,6 +40,8 @@ examples:
 
 The settings below replace those the network was trained with."""
 
+UNKNOWN_SETTINGS = {"train": {"epochs": 1}}  # of a model folder that no run has written; the data must then be given
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
@@ -109,7 +111,7 @@ def evaluate_model(
 
     folder = find_model_folder(path)
     card = read_card(folder)
-    settings = flatten(card.source["settings"])
+    settings = flatten(card.source.get("settings", UNKNOWN_SETTINGS))
     if given.get("data.val") is not None:  # another set takes the place of the fold that was held out
         settings |= {"data.folds": None, "data.fold": None}
     config = build_config({**settings, **given})

@@ -138,7 +138,7 @@ def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, in
     sizes, reasons = [(side, side)] * len(paths), [""] * len(paths)
     for position, path in enumerate(paths):
         try:
-            width, height, _ = read_header(Path(path), _max_pixels(card))
+            width, height, _ = read_header(Path(path), card.max_pixels)
             _check_crop(width, height, card)
             sizes[position] = (width, height)
         except UnreadableImageError as error:
@@ -160,14 +160,8 @@ def _check_crop(width: int, height: int, card: ModelCard) -> None:
     ((wide, high),) = resize_shapes(np.array([[width, height]]), card.evaluation.resize).tolist()
     if min(wide, high) < card.evaluation.crop_size:
         raise UnreadableImageError(f"too small: {wide} x {high}, the crop is {card.evaluation.crop_size}")
-    if wide * high > max(_max_pixels(card), DEFAULT_MAX_PIXELS):
+    if wide * high > max(card.max_pixels, DEFAULT_MAX_PIXELS):
         raise UnreadableImageError(f"too many pixels when resized ({wide}x{high})")
-
-
-def _max_pixels(card: ModelCard) -> int:
-    """The limit that the model was trained with."""
-    data = card.source.get("settings", {}).get("data", {})
-    return int(data.get("max_pixels", DataConfig().max_pixels))
 
 
 def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
@@ -181,7 +175,7 @@ def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list
     zeros = np.zeros(count, np.int64)
     index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
     plan = Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False)
-    settings = DataConfig(workers=0, max_pixels=_max_pixels(card))
+    settings = DataConfig(workers=0, max_pixels=card.max_pixels)
     loader = build_loader(runtime, settings, index, plan, card.normalization, channels_last=True)
     return next(loader.batches(0, 1))
 

@@ -23,7 +23,8 @@ from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.preflight import check_signal
 from alexnet_dist.commands.same_data import find_same_images
-from alexnet_dist.commands.splits import Splits, build_splits, find_root
+from alexnet_dist.commands.splits import Splits, build_splits, cache_dir, find_root
+from alexnet_dist.commands.starting_weights import load_starting_weights
 from alexnet_dist.commands.strategy import check_strategy, cut_network, replicate_network
 from alexnet_dist.commands.tracking import open_trackers
 from alexnet_dist.config import Config
@@ -32,23 +33,16 @@ from alexnet_dist.data.engines import REFERENCE, check_engine, choose_engine
 from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
-from alexnet_dist.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import AlexNet, build_model
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint, load_weights
+from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.loop import Cadence, Trainer
-from alexnet_dist.training.model_folder import (
-    ModelCard,
-    find_model_folder,
-    read_card,
-    read_model_weights,
-    read_pretrained,
-    save_model_folder,
-)
+from alexnet_dist.training.model_folder import ModelCard, read_model_weights, save_model_folder
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
     METRICS,
@@ -93,6 +87,7 @@ class Session:
         self.config = config
         self.runtime = runtime or join_processes(config, before.get("precision"))
         self._leave = self.runtime.close if runtime is None else lambda: None
+        self.origin: dict[str, Any] | None = before.get("pretrained")
         check_engine(config.data.engine)
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
@@ -243,22 +238,14 @@ class Session:
         config = self.config
         model = build_model(self.spec, config.seed)
         if fresh and config.model.pretrained is not None:
-            self.runtime.on_main(lambda: self._check_pretrained_classes(str(config.model.pretrained)))
-            load_weights(model, read_pretrained(config.model.pretrained), config.model.pretrained)
+            self.origin = load_starting_weights(
+                self.runtime, model, config.model.pretrained, cache_dir(config.data), self.splits.train.classes
+            )
         if fresh and self.runtime.is_main:
             self.signal = check_signal(model, self._build_loader(self.splits.train, training=True, engine=REFERENCE))
         partition = cut_network(config.parallel, model, self.runtime)
         place_model(model, self.runtime, config.channels_last)
         return model, partition
-
-    def _check_pretrained_classes(self, name: str) -> None:
-        if not Path(name).is_dir():
-            return
-        theirs, ours = read_card(find_model_folder(Path(name))).classes, self.splits.train.classes
-        for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
-            if their != our:
-                why = f"class {position} is {their!r} there and {our!r} in the data"
-                raise CheckpointError("the weights were trained for other classes", where=name, why=why)
 
     def _build_caches(self) -> None:
         sets = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
@@ -313,13 +300,14 @@ class Session:
         return opened[0] if opened else None
 
     def _save_model(self, weights: dict[str, Tensor], note: dict[str, Any]) -> None:
+        origin = {"pretrained": self.origin} if self.origin else {}
         card = ModelCard(
             variant=self.config.model.variant,
             spec=self.spec,
             classes=self.splits.train.classes,
             evaluation=build_augmentation(self.config.augment, self.spec.image_size).for_evaluation(),
             normalization=build_normalization(self.config.augment, self.spec.in_channels),
-            source={"run": self.folder.name, **note, "settings": dataclasses.asdict(self.config)},
+            source={"run": self.folder.name, **note, **origin, "settings": dataclasses.asdict(self.config)},
         )
         save_model_folder(self.folder / "model", weights, card)
 
@@ -339,6 +327,7 @@ class Session:
             "engine": self.engine,
             "engine_reason": self.engine_reason,
             "batch": str(self.sizes),
+            "pretrained": self.origin,
             "data": self.data_facts,
             **({"signal": self.signal} if self.signal else {}),
         }

@@ -159,6 +159,34 @@ def decode_image(
         return np.ascontiguousarray(upright if window is None else cut_window(upright, window))
 
 
+def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
+    """A picture that Pillow has opened or made, by the contract at the top of this module.
+
+    Args:
+        image: of any mode; it is not changed.
+        channels: 3 (RGB) or 1 (gray).
+
+    Returns:
+        uint8 (H, W, channels), C-contiguous and writable, upright.
+
+    Raises:
+        UnreadableImageError: a file that cannot be decoded, or pixels without an 8-bit value.
+    """
+    _silence_pillow()
+    try:
+        orientation = _read_orientation(image)
+        picture = image.copy()  # decodes
+        picture.format = image.format
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)  # see `decode_image`
+        stored = _convert_pixels(picture, channels)
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableImageError(_describe_failure(error)) from error
+    return np.ascontiguousarray(_UPRIGHT[orientation](stored) if orientation in _UPRIGHT else stored)
+
+
 def cut_window(image: Pixels, window: Sequence[int]) -> Pixels:
     """The part x, y, width, height of an image (H, W, C).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import http.client
 import logging
 import socket
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
-from torchvision.datasets.utils import USER_AGENT, check_integrity, download_url
+from torchvision.datasets.utils import USER_AGENT, download_url
 
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
 from alexnet_dist.durable import disk_errors_named
@@ -25,57 +26,67 @@ logger = logging.getLogger("alexnet_dist")
 ANSWER_SECONDS = 12.0  # a name server may take longer to say that it knows nothing
 STALL_SECONDS = 10.0  # a transfer that stands still for so long has ended
 
+_ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of digits
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def fetch_file(urls: Sequence[str], path: Path, md5: str, instead: str) -> None:
+def fetch_file(urls: Sequence[str], path: Path, digest: str, instead: str) -> None:
     """Fetch a file unless it is there, intact.
 
     Args:
         urls: where it can be had; the next is tried when one fails.
         path: where it goes, in the cache folder.
-        md5: what it must have.
+        digest: the md5 or sha256 it must have, in hexadecimal.
         instead: what a user without a network can do.
 
     Raises:
         MachineError: no network, a transfer that was cut short or altered, or a folder that cannot be written.
     """
     with disk_errors_named(path, CACHE_SETTING):
-        if check_integrity(path, md5):  # before the lock: the folder may be read-only by now
+        if has_digest(path, digest):  # before the lock: the folder may be read-only by now
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
-            if check_integrity(path, md5):  # another process may have fetched it while this one waited
+            if has_digest(path, digest):  # another process may have fetched it while this one waited
                 return
-            reasons = list(_try_each(urls, path, md5))
-    if not check_integrity(path, md5):
+            reasons = list(_try_each(urls, path, digest))
+    if not has_digest(path, digest):
         raise MachineError(f"cannot fetch {path.name}", where=urls[0], why=reasons[0], remedy=instead)
 
 
-def _try_each(urls: Sequence[str], path: Path, md5: str) -> Iterator[str]:
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether a file is there with this md5 or sha256, in hexadecimal."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _ALGORITHMS[len(digest)]).hexdigest() == digest
+
+
+def _try_each(urls: Sequence[str], path: Path, digest: str) -> Iterator[str]:
     """Fetch from the first place that works; the reasons why others did not."""
     for url in urls:
         logger.info("fetching %s", url)
-        reason = _fetch(url, path, md5)
+        reason = _fetch(url, path, digest)
         if not reason:
             return
         path.unlink(missing_ok=True)
         yield reason
 
 
-def _fetch(url: str, path: Path, md5: str) -> str:
+def _fetch(url: str, path: Path, digest: str) -> str:
     """Fetch with torchvision; why that failed, or nothing."""
     try:
         _await_answer(url)
+        path.unlink(missing_ok=True)  # torchvision would keep a damaged file
         with _stalls_end():
-            download_url(url, str(path.parent), path.name, md5)
+            download_url(url, str(path.parent), path.name)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         reason = error.reason if type(error) is urllib.error.URLError else error
         return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
-    except RuntimeError:
-        return "what arrived has another md5: it was cut short or altered on the way"
+    if not has_digest(path, digest):
+        return f"what arrived has another {_ALGORITHMS[len(digest)]}: it was cut short or altered on the way"
     return ""
 
 

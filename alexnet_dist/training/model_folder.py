@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alexnet_dist.config import DataConfig
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.durable import MANIFEST, find_damage, write_folder
-from alexnet_dist.errors import CheckpointError, MachineError
+from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.training.checkpoint import pack_tensors
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-TORCHVISION = "torchvision"
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,20 @@ class ModelCard:
     normalization: Normalization
     source: dict[str, Any]
 
+    @property
+    def max_pixels(self) -> int:
+        """The limit on a picture's size that the network was trained with."""
+        data = self.source.get("settings", {}).get("data", {})
+        return int(data.get("max_pixels", DataConfig().max_pixels))
+
 
 def save_model_folder(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:
     """Replace model/ at once. Equal weights give a byte-identical model.safetensors."""
-    weights = pack_tensors(tensors)
+    write_folder(folder, pack_model(tensors, card))
+
+
+def pack_model(tensors: dict[str, Tensor], card: ModelCard) -> dict[str, bytes]:
+    """The files of a model folder, by name; see `save_model_folder`."""
     values = {
         "format": FORMAT,
         "variant": card.variant,
@@ -56,7 +66,7 @@ def save_model_folder(folder: Path, tensors: dict[str, Tensor], card: ModelCard)
         "source": card.source,
     }
     config = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
-    write_folder(folder, {WEIGHTS: weights, CONFIG: config})
+    return {WEIGHTS: pack_tensors(tensors), CONFIG: config}
 
 
 def find_model_folder(path: Path) -> Path:
@@ -107,19 +117,6 @@ def read_model_weights(folder: Path) -> dict[str, Tensor]:
     return read_weights_file(folder / WEIGHTS)
 
 
-def read_pretrained(name: str) -> dict[str, Tensor]:
-    """The weights that `model.pretrained` names: a file, a model or run folder, or `torchvision`.
-
-    Raises:
-        CheckpointError: missing, damaged, or not only weights.
-        MachineError: torchvision's weights cannot be downloaded.
-    """
-    if name == TORCHVISION:
-        return _download_torchvision_weights()
-    path = Path(name)
-    return read_weights_file(path) if path.is_file() else read_model_weights(find_model_folder(path))
-
-
 def read_weights_file(path: Path) -> dict[str, Tensor]:
     """A .safetensors file, or a .pt file that holds tensors and nothing else.
 
@@ -141,19 +138,6 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise CheckpointError("cannot read weights", where=str(path), why="it is no state dict")
     return {str(name).removeprefix("module."): value for name, value in values.items()}
-
-
-def _download_torchvision_weights() -> dict[str, Tensor]:
-    from torchvision.models import AlexNet_Weights
-
-    try:
-        return dict(AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        raise MachineError(
-            "cannot download torchvision's weights",
-            why=str(error),
-            remedy="get the file where there is a network and give its path as model.pretrained",
-        ) from error
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from alexnet_dist.training.trackers import read_rows
 
 Outcome = tuple[int, list[str], str]
 
+OTHER_WORDS = {"predict": ["picture.jpg"], "export": ["--out", "nowhere/a.onnx"]}  # that a verb needs beside --model
+
 
 def call(verb: str, *words: str, processes: int = 1) -> Outcome:
     """Run a verb in forked processes: exit code, error lines of all of them, everything on stderr."""
@@ -310,16 +312,16 @@ def test_a_named_checkpoint_that_is_damaged(config: Path, finished: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
-@pytest.mark.parametrize("verb", ["evaluate", "predict"])
-def test_damaged_model(finished: Path, damage: Callable[[Path], None], verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
+def test_damaged_model(finished: Path, damage: Callable[[Path], None], verb: str) -> None:
     damage(finished / "model" / "model.safetensors")
-    words = [str(tmp_path / "picture.jpg")] if verb == "predict" else []
+    words = OTHER_WORDS.get(verb, [])
     assert_refused(call(verb, "--model", str(finished), *words), 4, "damaged model")
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+@pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
 def test_missing_model(tmp_path: Path, verb: str) -> None:
-    words = [str(tmp_path / "picture.jpg")] if verb == "predict" else []
+    words = OTHER_WORDS.get(verb, [])
     assert_refused(call(verb, "--model", str(tmp_path / "nothing"), *words), 4, "no model", "nothing")
 
 
@@ -330,9 +332,26 @@ def test_pretrained_weights_of_another_shape(config: Path, finished: Path, tmp_p
     assert call("train", *words)[0] == 0
 
 
-def test_pretrained_weights_for_other_classes(on_pictures: list[str], finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_pretrained_weights_for_as_many_other_classes(
+    on_pictures: list[str], finished: Path, pictures: Path, tmp_path: Path, processes: int
+) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(pictures / part / "dog", pictures / part / "fox")
     words = [*on_pictures, "--output_dir", str(tmp_path / "other"), "--model.pretrained", str(finished)]
-    assert_refused(call("train", *words), 4, "class 0", "'cat'")
+    outcome = call("train", *words, processes=processes)
+    assert_refused(outcome, 4, "class 0", "'cat'", "model.safetensors")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_network_for_torchvisions_weights(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    words = ["--config", str(config), "--model.pretrained", "torchvision", "--data.cache_dir", str(tmp_path / "cache")]
+    outcome = call("train", *words, processes=processes)
+    assert_refused(outcome, 5, "cannot fetch alexnet-owt-7be5be79.pth", "refused", "--model.pretrained FILE")
 
 
 def test_evaluation_on_other_classes(on_pictures: list[str], pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""`export`: a trained network as one file for other programs, compared with PyTorch before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alexnet_dist.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.settings import build_config, new_parser
+
+if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped option should not wait for it
+    from torch import Tensor
+
+    from alexnet_dist.training.export import Difference
+    from alexnet_dist.training.model_folder import ModelCard
+
+EXAMPLES = """Write a trained network as one file for other programs.
+
+examples:
+  python launch/export.py --model runs/digits --out digits.onnx --check
+  python launch/export.py --model runs/digits/model --format torch_export --out digits.pt2 --check --images 3.png 7.png
+  python launch/export.py --model runs/cat_dog --format torchvision --out cat_dog.safetensors
+
+onnx and torch_export take the bytes of pictures that are resized and cropped, (batch, channels, side, side) uint8, and
+give logits and probabilities; names of the classes and what to do before stand in the file. torchvision is the state
+dict of torchvision.models.alexnet. --check runs the file on pictures and writes it only if it agrees with PyTorch."""
+
+FORMATS = ("onnx", "torch_export", "torchvision")
+NUM_CHECKED = 16  # pictures of a validation set
+TOLERANCE = 1e-4  # of probabilities, and of logits in units of the largest where that is above 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; its exit code."""
+    parser = new_parser("export", EXAMPLES)
+    parser.add_argument("--model", type=str, help="a run folder or its model/")
+    parser.add_argument("--format", type=str, default="onnx", choices=list(FORMATS), help="of the file")
+    parser.add_argument("--out", type=str, help="file to write")
+    parser.add_argument("--check", action="store_true", help="compare the file with PyTorch on pictures")
+    parser.add_argument(
+        "--images", type=str, nargs="*", default=[], help="to check with (default: of the run's validation set)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    try:
+        options = parser.parse_args(list(argv))
+    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's)
+        raise UsageError("cannot read the command line", why=str(error), remedy="see --help") from None
+    if options.model is None or options.out is None:
+        raise UsageError("--model and --out are needed", remedy="see --help")
+    if options.images and not options.check:
+        raise UsageError("--images has no effect", why="nothing is checked", remedy="add --check")
+    export_model(Path(options.model), options.format, Path(options.out), options.check, options.images)
+    return 0
+
+
+def export_model(path: Path, kind: str, out: Path, check: bool = False, images: Sequence[str] = ()) -> None:
+    """Write a trained network as one file, and say so.
+
+    Args:
+        path: run folder or model folder.
+        kind: one of FORMATS.
+        out: file to write.
+        check: compare with PyTorch first.
+        images: files to compare on; without any, pictures of the run's validation set.
+
+    Raises:
+        CheckpointError: no model there, a damaged one, one that the format cannot hold, or a file that disagrees.
+        UsageError: nothing to compare on.
+        DataError: a picture that cannot be used.
+        MachineError: a package is missing, or the file cannot be written.
+    """
+    from alexnet_dist.durable import write_file
+    from alexnet_dist.models import AlexNet
+    from alexnet_dist.training import export
+    from alexnet_dist.training.checkpoint import load_weights
+    from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
+
+    folder = find_model_folder(path)
+    card = read_card(folder)
+    network = AlexNet(card.spec).eval()
+    load_weights(network, read_model_weights(folder), str(folder))
+    pixels = find_pixels(card, images) if check else None
+    data = export.FORMATS[kind].pack(network, card)
+    if pixels is not None:
+        difference = export.compare(export.FORMATS[kind], data, network, card, pixels)
+        report_difference(difference, len(pixels), kind)
+    write_file(out, data, setting="out")
+    shape = f"{card.spec.in_channels} x {card.spec.image_size} x {card.spec.image_size}"
+    print(f"wrote {out}: {kind}, {len(data) / 1e6:.1f} MB, pictures of {shape}, {card.spec.num_classes} outputs")
+
+
+def report_difference(difference: Difference, num_pictures: int, kind: str) -> None:
+    """Print how far the file is from PyTorch.
+
+    Raises:
+        CheckpointError: further than it may be.
+    """
+    logit, largest, probability = difference
+    text = (
+        f"largest difference from PyTorch on {num_pictures} pictures: {logit:.1e} of a logit (the largest is "
+        f"{largest:.3g}), {probability:.1e} of a probability"
+    )
+    if not (logit <= TOLERANCE * max(1.0, largest) and probability <= TOLERANCE):  # nor with NaN
+        raise CheckpointError(
+            "the exported network is another", where=kind, why=text, remedy="nothing was written; please report it"
+        )
+    print(text)
+
+
+def find_pixels(card: ModelCard, images: Sequence[str]) -> Tensor:
+    """The pictures to check on, (B, C, S, S) uint8.
+
+    Raises:
+        UsageError: none are named, and the run's validation set is not there.
+        DataError: a file that cannot be used.
+    """
+    pixels = _read_images(card, images) if images else _read_validation_set(card)  # (B, S, S, C)
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _read_images(card: ModelCard, images: Sequence[str]) -> Tensor:
+    import torch
+
+    from alexnet_dist.data.decode import UnreadableImageError
+    from alexnet_dist.data.preprocess import crop_pictures
+
+    made = []
+    for image in images:
+        try:
+            made.append(crop_pictures([image], card.evaluation, card.spec.in_channels, card.max_pixels))
+        except UnreadableImageError as error:
+            raise DataError(
+                "cannot read a picture", where=image, why=str(error), remedy="leave it out of --images"
+            ) from None
+    return torch.cat(made)  # (B, S, S, C)
+
+
+def _read_validation_set(card: ModelCard) -> Tensor:
+    import numpy as np
+    import torch
+
+    from alexnet_dist.commands.evaluate import find_split
+    from alexnet_dist.config import flatten
+    from alexnet_dist.data.plan import Plan
+    from alexnet_dist.data.torchvision_engine import PixelBatches
+
+    try:
+        config = build_config(flatten(card.source["settings"]))
+        index = find_split(config, card, "val", progress=False)
+    except (DataError, UsageError, CheckpointError, KeyError) as error:
+        why = str(error) if not isinstance(error, KeyError) else "the model does not say what it was trained on"
+        raise UsageError("no pictures to check on", why=why, remedy="name some: --images PATH...") from None
+    plan = Plan(index.sizes, card.evaluation, global_batch_size=1, seed=0, shuffle=False)
+    batches = PixelBatches(plan, index, card.spec.in_channels, card.max_pixels, shard_id=0, num_shards=1)
+    chosen = np.unique(np.linspace(0, len(index) - 1, NUM_CHECKED).astype(int))  # spread over the classes
+    made = [batches[step] for step in chosen.tolist()]
+    readable = [batch.pixels for batch in made if batch.mask.all()]  # (1, S, S, C) each
+    if not readable:
+        raise DataError("no pictures to check on", why="none can be read", remedy="name some: --images PATH...")
+    return torch.cat(readable)

@@ -1,0 +1,113 @@
+"""`AlexNet.from_pretrained`: a trained network with its classes and its preprocessing, from a folder or from the hub.
+
+The folder is the run's model/, and `save_pretrained` writes such a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from torch import Tensor
+
+from alexnet_dist import models
+from alexnet_dist.data.preprocess import Picture, crop_pictures
+from alexnet_dist.durable import MANIFEST, write_into_folder
+from alexnet_dist.errors import CheckpointError, MachineError
+from alexnet_dist.training.checkpoint import load_weights
+from alexnet_dist.training.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    ModelCard,
+    find_model_folder,
+    pack_model,
+    read_card,
+    read_model_weights,
+)
+
+_ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+
+
+class AlexNet(
+    models.AlexNet,
+    PyTorchModelHubMixin,
+    library_name="alexnet_dist",
+    pipeline_tag="image-classification",
+    tags=["alexnet"],
+):
+    """The network with what a user of its weights needs beside them.
+
+    Images: (B, in_channels, image_size, image_size), as `preprocess` gives them. Logits: (B, num_classes).
+    `save_pretrained(folder)` and `push_to_hub(repo_id)` are huggingface_hub's; the folder they write is one that
+    evaluate, predict and export accept.
+
+    Args:
+        card: network, classes, preprocessing, and where the weights come from.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card.spec)
+        self.card = card
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the outputs."""
+        return self.card.classes
+
+    def preprocess(self, pictures: Picture | Iterable[Picture]) -> Tensor:
+        """What evaluation makes of pictures, on the network's device: (B, in_channels, image_size, image_size) float32.
+
+        Args:
+            pictures: one, or several: paths, bytes of files, or pictures of Pillow's.
+
+        Raises:
+            UnreadableImageError: a file that cannot be used.
+            DataError: a picture that is smaller than the crop.
+        """
+        several = [pictures] if isinstance(pictures, _ONE_PICTURE) else pictures
+        channels, card = self.spec.in_channels, self.card
+        pixels = crop_pictures(several, card.evaluation, channels, card.max_pixels)  # (B, S, S, C)
+        images = card.normalization(pixels, torch.zeros(len(pixels), 3), channels_last=False)  # (B, C, S, S)
+        return images.to(next(self.parameters()).device)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> Self:
+        """A network in evaluation mode, on the CPU, in float32.
+
+        Args:
+            pretrained_model_name_or_path: a run folder, its model/, a folder of `save_pretrained`, or the id of a model
+                on the Hugging Face hub. A folder that is there goes first.
+            download: revision, cache_dir, token, force_download, local_files_only; see huggingface_hub.
+
+        Raises:
+            CheckpointError: no model there, or a damaged one.
+            MachineError: the hub does not give it.
+        """
+        folder = _find_folder(pretrained_model_name_or_path, download)
+        model = cls(read_card(folder))
+        load_weights(model, read_model_weights(folder), str(folder))
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """The hub's way to say how its `save_pretrained` writes."""
+        write_into_folder(save_directory, pack_model(self.state_dict(), self.card), "save_directory")
+
+
+def _find_folder(name: str | Path, download: dict[str, Any]) -> Path:
+    if Path(name).exists():
+        return find_model_folder(Path(name))
+    remedy = "give a run folder or its model/ after training, or the id of a model on the hub"
+    try:
+        folder = Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, MANIFEST], **download))
+    except HFValidationError:
+        raise CheckpointError("no model", where=str(name), why="no such folder", remedy=remedy) from None
+    except Exception as error:  # the transport's errors are of kinds of its own
+        why = f"no such folder, and the hub does not give it: {str(error).strip().partition(chr(10))[0]}"
+        raise MachineError("no model", where=str(name), why=why, remedy=remedy) from error
+    return find_model_folder(folder)
