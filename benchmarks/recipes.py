@@ -19,12 +19,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark
+from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROSSVAL_FOLDS = 5
@@ -125,7 +125,12 @@ def measure(options: argparse.Namespace) -> Report:
         for pack in {RECIPES[name].pack for name in options.only if RECIPES[name].has_manifests}:
             words = [str(REPOSITORY / "launch" / "prepare.py"), *MANIFESTS, "--data", str(options.data_root / pack)]
             subprocess.run([sys.executable, *words], check=True, cwd=folder)
-        report.rows.extend(pool.map(lambda task: run_recipe(*task, options, Path(folder)), tasks))
+        running = [pool.submit(run_recipe, *task, options, Path(folder)) for task in tasks]
+        for done in as_completed(running):
+            report.rows.append(done.result())
+            if options.out is not None:  # hours of training should not wait for the last run
+                write_json(options.out, asdict(report))
+    report.rows.sort(key=lambda row: (list(RECIPES).index(row["recipe"]), row["seed"]))
     return report
 
 
@@ -174,7 +179,21 @@ def read_training(run: Path) -> dict[str, Any]:
     }
 
 
-READERS = {"train": read_training}
+def read_crossval(run: Path) -> dict[str, Any]:
+    """What a cross-validation says of itself: the mean over its folds, with their deviation."""
+    found = json.loads((run / "crossval.json").read_text(encoding="utf-8"))
+    return {
+        **read_training(run / "fold-1"),
+        "split": f"{found['num_folds']} folds",
+        "top1": found["mean"]["top1"],
+        "std": found["std"]["top1"],
+        "last_top1": None,
+        "folds": [fold["top1"] for fold in found["folds"]],
+        "train_seconds": found["train_seconds"],
+    }
+
+
+READERS = {"train": read_training, "crossval": read_crossval}
 
 
 def keep_run(run: Path, folder: Path | None) -> None:
@@ -229,6 +248,8 @@ def format_rows(name: str, recipe: Recipe, found: Sequence[tuple[int, dict[str, 
     for machine in dict.fromkeys(number for number, _ in found):
         rows = [row for number, row in found if number == machine]
         top1 = describe_percent([row["top1"] for row in rows])
+        if "std" in rows[0]:
+            top1 += f", deviation {100 * rows[0]['std']:.2f} points"
         if rows[0]["last_top1"] is not None:
             top1 += f"; last {describe_percent([row['last_top1'] for row in rows])}"
         seconds = f"{statistics.median(row['train_seconds'] for row in rows):,.0f}"

@@ -4,12 +4,12 @@ Protocol: `launch/train.py` runs with each strategy and number of processes, and
 is equal: fp32, dropout off, the same global batch, a rate at which the loss falls from the start. Every strategy makes
 the updates of one device, but for the order in which numbers are added, which training then makes larger step by step.
 
-A row has the loss at the first update, after each quarter and at the end, and the largest difference from one
-process over the first 20 updates (target: 1e-3). A ratio is the mean difference of the losses of all updates from one process,
+A row has the loss at the first update, after each quarter and at the end, and the largest difference from one process
+over the first 20 updates (target: 1e-3). A ratio is the mean difference of the losses of all updates from one process,
 over the mean difference between the two seeds: 1 means that the strategy matters as much as the seed.
 
-Images come from --data.root (train/ and val/ folders), or are made. A full run trains the `paper` network for two epochs
-under ddp, towers and hybrid on 2 and on 4 processes of one machine, over gloo on CPUs.
+Images come from --data.root (train/ and val/ folders), or are made. A full run trains the `paper` network for two
+epochs under ddp, towers and hybrid on 2 and on 4 processes of one machine, over gloo on CPUs.
 """
 
 from __future__ import annotations
