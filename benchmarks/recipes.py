@@ -68,8 +68,8 @@ CAT_DOG_PUBLISHED = (
     *("--augment.resize", "227", "--augment.crop", "centre", "--augment.horizontal_flip", "0"),
 )
 NOTES_PUBLISHED = ("--train.epochs", "10", *AS_PUBLISHED, "--augment.horizontal_flip", "0")
-MANIFESTS = ("manifest", "--train", "train_data", "--test", "test_data", "--out", "manifests")
-FROM_MANIFESTS = ("--data.train", "$PWD/manifests/train.txt", "--data.test", "$PWD/manifests/test.txt")
+MANIFESTS = ("manifest", "--train", "train_data", "--test", "test_data", "--out", "lists")
+FROM_MANIFESTS = ("--data.train", "$PWD/lists/train.txt", "--data.test", "$PWD/lists/test.txt")
 RECIPES = {
     "fruits": Recipe("fruits", "fruits10", "91.67 % (test, 100 epochs)"),
     "fashion_mnist": Recipe("fashion_mnist", "fashion_mnist", "none", seeds=1),

@@ -111,10 +111,7 @@ def evaluate_model(
 
     folder = find_model_folder(path)
     card = read_card(folder)
-    settings = flatten(card.source.get("settings", UNKNOWN_SETTINGS))
-    if given.get("data.val") is not None:  # another set takes the place of the fold that was held out
-        settings |= {"data.folds": None, "data.fold": None}
-    config = build_config({**settings, **given})
+    config = _settle_settings(card, given)
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
@@ -139,6 +136,14 @@ def evaluate_model(
         _draw(folder, card, config, runtime.alone(), split, index, said)
     facts = {"model": str(path), "split": split, "views": plan.augmentation.views}
     return {**facts, **result, "num_bad_files": num_bad_files}
+
+
+def _settle_settings(card: ModelCard, given: dict[str, Any]) -> Config:
+    """The settings of a model's run, and those given in their place."""
+    settings = flatten(card.source.get("settings", UNKNOWN_SETTINGS))
+    if given.get("data.val") is not None:  # another set takes the place of the fold that was held out
+        settings |= {"data.folds": None, "data.fold": None}
+    return build_config({**settings, **given})
 
 
 def _draw(

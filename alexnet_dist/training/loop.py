@@ -40,7 +40,8 @@ class TrainState:
         step: updates made.
         samples_seen: real images that went into them.
         evaluated_step: step of the last evaluation, -1 before the first.
-        best_top1, best_top5, best_epoch, best_step: of the best evaluation; None before one.
+        best_top1, best_top5, best_loss, best_epoch, best_step: of the best evaluation: the highest top-1, and of
+            equals the lowest loss; None before one.
         stalled: evaluations since the best one.
         final_top1: of the last evaluation.
         plateau: what the plateau schedule remembers.
@@ -54,6 +55,7 @@ class TrainState:
     evaluated_step: int = -1
     best_top1: float | None = None
     best_top5: float | None = None
+    best_loss: float | None = None
     best_epoch: int | None = None
     best_step: int | None = None
     stalled: int = 0
@@ -62,6 +64,14 @@ class TrainState:
     window: Totals = field(default_factory=Totals)
     epoch_totals: Totals = field(default_factory=Totals)
     train_seconds: float = 0.0
+
+    def is_best(self, result: Evaluation) -> bool:
+        """Whether an evaluation beats the best so far. A small set is soon all right: then the loss still tells."""
+        if self.best_top1 is None:
+            return True
+        if result.top1 == self.best_top1 and self.best_loss is not None:
+            return result.loss < self.best_loss
+        return result.top1 > self.best_top1
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
@@ -346,12 +356,11 @@ class Trainer:
             )
         state.final_top1 = result.top1
         state.plateau.observe(result.top1, self.schedule.patience)
-        if state.best_top1 is None or result.top1 > state.best_top1:
-            state.best_top1, state.best_top5 = result.top1, result.top5
-            state.best_epoch, state.best_step, state.stalled = self.epoch, state.step, 0
+        state.stalled = 0 if state.best_top1 is None or result.top1 > state.best_top1 else state.stalled + 1
+        if state.is_best(result):
+            state.best_top1, state.best_top5, state.best_loss = result.top1, result.top5, result.loss
+            state.best_epoch, state.best_step = self.epoch, state.step
             self._save_model({"step": state.step, "epoch": self.epoch, "val_top1": result.top1})
-        else:
-            state.stalled += 1
         return result
 
     def _save_model(self, note: dict[str, Any]) -> None:

@@ -547,7 +547,7 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"map_norm": "yes"}, "map_norm must be one of True, False"),
         ({"adaptive_pool": 0}, "adaptive_pool must be a whole number of at least 1"),
         ({"dropout_position": "nowhere"}, "dropout_position must be one of after_fc, before_fc"),
-        ({"init": "zeros"}, "init must be one of source2012, torch, kaiming"),
+        ({"init": "zeros"}, "init must be one of source2012, paper_text, torch, kaiming"),
         ({"image_size": 48}, "the smallest is 64"),
         ({"image_size": 63}, "the smallest is 64"),
         ({"image_size": 1}, "the smallest is 64"),

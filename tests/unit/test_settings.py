@@ -290,7 +290,8 @@ def test_shipped_config_shows_its_command_and_builds_its_network(name: str) -> N
     config = load_config(name, {})
     first = (CONFIG_FOLDER / name).read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
-    assert "launch/train.py --config " + Path(name).stem in first
+    verb = "crossval" if name.startswith("rmsprop_kfold") else "train"
+    assert f"launch/{verb}.py --config {Path(name).stem}" in first
     with torch.device("meta"):
         model = AlexNet(build_spec(config.model, num_classes=10))
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
