@@ -126,16 +126,9 @@ def train(settings: dict[str, object], run: Path, processes: int = 1) -> None:
     words = [str(TRAIN), *(f"--{key}={value}" for key, value in settings.items()), f"--output_dir={run}"]
     launcher, environment = [sys.executable], dict(os.environ)
     if processes > 1:
-        launcher += [
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-        ]
-        launcher += ["--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", str(processes)]
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no"]
+        launcher += ["--dynamo_backend", "no"]
         threads = str(max(1, available_cores() // processes))
         environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
     done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, check=False)

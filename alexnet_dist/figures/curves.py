@@ -77,8 +77,8 @@ def find_drops(logged: Sequence[Row]) -> list[int]:
 
 
 def find_best(evaluations: Sequence[Row]) -> Row | None:
-    """The first evaluation with the highest top-1: its weights are in model/."""
-    return max(evaluations, key=lambda row: row["top1"], default=None)
+    """The evaluation with the highest top-1, of equals the one with the lowest loss: its weights are in model/."""
+    return max(evaluations, key=lambda row: (row["top1"], -row["loss"]), default=None)
 
 
 def _plot(axes: Axes, rows: Sequence[Row], key: str, scale: float, per_unit: float, **style: Any) -> None:

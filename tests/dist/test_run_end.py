@@ -22,6 +22,7 @@ from alexnet_dist.errors import UsageError
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.training import loop
 from alexnet_dist.training.checkpoint import list_checkpoints
+from alexnet_dist.training.evaluate import Evaluation
 from alexnet_dist.training.loop import TrainState
 from alexnet_dist.training.trackers import read_rows
 
@@ -299,6 +300,16 @@ def test_a_checkpoint_from_before_early_stop_is_read() -> None:
     values = asdict(TrainState(step=7, best_top1=0.5, stalled=3))
     del values["stalled"]
     assert TrainState.from_json(values) == TrainState(step=7, best_top1=0.5, stalled=0)
+
+
+@pytest.mark.parametrize(
+    ("top1", "loss", "expected"),
+    [(0.51, 9.0, True), (0.49, 0.1, False), (0.5, 0.9, True), (0.5, 1.0, False), (0.5, 1.1, False)],
+)
+def test_of_equally_good_evaluations_the_lower_loss_is_the_best(top1: float, loss: float, expected: bool) -> None:
+    state = TrainState(best_top1=0.5, best_loss=1.0)
+    assert state.is_best(Evaluation(loss=loss, top1=top1, top5=1.0, num_examples=8)) is expected
+    assert TrainState().is_best(Evaluation(loss=loss, top1=top1, top5=1.0, num_examples=8))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
