@@ -12,7 +12,9 @@ from typing import Any
 
 from _report import format_cell
 
-BENCHMARKS = ("startup", "model", "normalization", "loader", "curves", "end_to_end", "parallel")
+BENCHMARKS = (
+    *("startup", "model", "normalization", "original", "loader", "curves", "end_to_end", "parallel", "strategy_curves"),
+)
 EXAMPLES = """Run all benchmarks; writes FOLDER/NAME.json for each and FOLDER/README.md.
 
 examples:

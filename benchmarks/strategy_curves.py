@@ -40,12 +40,14 @@ class Effort:
     """How much is trained.
 
     Args:
+        strategies: that are compared with one process.
         processes: numbers of processes.
         epochs: of each run.
         batch_size: images of an update.
         num_images: images made where no --data.root is given.
     """
 
+    strategies: tuple[str, ...]
     processes: tuple[int, ...]
     epochs: int
     batch_size: int
@@ -60,7 +62,10 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> Report:
     """Train under every strategy, and compare."""
     effort = pick_effort(
-        options, full=Effort((2, 4), 2, 64, 512), quick=Effort((2,), 1, 16, 64), tiny=Effort((2,), 1, 8, 16)
+        options,
+        full=Effort(STRATEGIES, (2, 4), 2, 64, 512),
+        quick=Effort(STRATEGIES, (2,), 1, 16, 64),
+        tiny=Effort(STRATEGIES[1:2], (2,), 1, 8, 16),
     )
     report = Report(describe_environment(options))
     with tempfile.TemporaryDirectory() as name:
@@ -71,7 +76,7 @@ def measure(options: argparse.Namespace) -> Report:
         alone, other = (run_once({**settings, "seed": seed}, folder / f"seed-{seed}") for seed in (0, 1))
         report.rows += [describe_run("one process", 1, alone, alone), describe_run("another seed", 1, other, alone)]
         for processes in effort.processes:
-            for strategy in STRATEGIES:
+            for strategy in effort.strategies:
                 words = {**settings, "seed": 0, "parallel.strategy": strategy}
                 losses = run_once(words, folder / f"{strategy}-{processes}", processes)
                 report.rows.append(describe_run(strategy, processes, losses, alone))

@@ -31,6 +31,8 @@ RATIOS = {
         *["cache/model"] * ON_GPU,
     },
     "curves": {"cache/other_seed", *["dali/other_seed"] * HAS_DALI},
+    "original": set(),
+    "strategy_curves": {"towers@2/other_seed"},
     "end_to_end": {"end_to_end/limit"},
     "parallel": {
         *("hybrid/ddp_fp32", "hybrid/ddp_bf16", "towers/ddp_fp32", "ddp_bf16/ddp_fp32", "hybrid_bf16/ddp_bf16"),
