@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +17,18 @@ from _timing import interleave
 from torch import nn
 
 from alexnet_dist.commands.build import place_model
+from alexnet_dist.commands.measure_compute import measure_compute
 from alexnet_dist.commands.strategy import cut_network, replicate_network
-from alexnet_dist.config import ParallelConfig
+from alexnet_dist.config import Config, ParallelConfig, TrainConfig
 from alexnet_dist.config_checks import TWO_TOWERS
 from alexnet_dist.machine import available_cores, tune_allocator
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.collectives import Wire
-from alexnet_dist.parallel.cost_model import Strategy
+from alexnet_dist.parallel.cost_model import Strategy, predict
 from alexnet_dist.parallel.mesh import build_mesh
+from alexnet_dist.parallel.network_size import measure_network
+from alexnet_dist.parallel.peers import introduce, list_machines
+from alexnet_dist.parallel.probe import links_from_probe, probe_links
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
 
@@ -37,6 +41,8 @@ ARMS = {
     "hybrid_bf16": ParallelConfig(strategy="hybrid", gradient_compression="bf16"),
 }
 ALONE = "one_process"
+PROBE_SECONDS = 2.0
+SETTINGS = Config(train=TrainConfig(max_steps=1))  # doctor's without a configuration
 
 
 @dataclass(eq=False)
@@ -48,12 +54,14 @@ class Arm:
         forward: the replicated network.
         wire: between the parts of the network, None where it is whole.
         predicted: what an update sends, in closed form.
+        strategy: for the cost model.
     """
 
     step: Callable[[], None]
     forward: nn.Module
     wire: Wire | None
     predicted: Traffic
+    strategy: Strategy
 
     def count(self) -> float:
         """Bytes that this process has sent for activations so far."""
@@ -70,6 +78,7 @@ def main() -> int:
     names = [name for name in names if options.variant in TWO_TOWERS or name != "towers"]
     arms = {name: build_arm(ARMS[name], spec, options) for name in names}
     windows = {name: build_window(arm.step, runtime, options.steps) for name, arm in arms.items()}
+    estimated = estimate_seconds(arms, spec, runtime, options)
     if options.alone:
         windows[ALONE] = build_window(build_alone(spec, runtime, options), runtime, options.steps)
     for window in windows.values():  # DDP makes its final buckets after the first update
@@ -78,7 +87,7 @@ def main() -> int:
     traffic = {name: count_traffic(arm, runtime) for name, arm in arms.items()}
     if runtime.is_main:
         facts = {"device": runtime.device.type, "precision": runtime.precision, "world_size": runtime.world_size}
-        write_json(options.out, {**facts, "seconds": seconds, "traffic": traffic})
+        write_json(options.out, {**facts, "seconds": seconds, "estimated": estimated, "traffic": traffic})
     runtime.close()
     return 0
 
@@ -114,7 +123,24 @@ def build_arm(parallel: ParallelConfig, spec: AlexNetSpec, options: argparse.Nam
         exchange_bytes=4 if runtime.precision == "fp32" else 2,
     )
     predicted = predict_traffic(spec, strategy, runtime.world_size, options.images)
-    return Arm(lambda: trainer(batch), forward, partition.wire, predicted)
+    return Arm(lambda: trainer(batch), forward, partition.wire, predicted, strategy)
+
+
+def estimate_seconds(
+    arms: Mapping[str, Arm], spec: AlexNetSpec, runtime: Runtime, options: argparse.Namespace
+) -> dict[str, float]:
+    """What `estimate` says of an update of each arm, from the links and the computing that `doctor` would measure."""
+    machines = list_machines(introduce(runtime))
+    links = links_from_probe(probe_links(runtime.device, machines, PROBE_SECONDS), max(map(len, machines)))
+    compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds=PROBE_SECONDS)
+    network, activation_bytes = measure_network(spec), 4 if runtime.precision == "fp32" else 2
+    return {
+        name: predict(
+            network, arm.strategy, runtime.world_size, options.images, compute, links, activation_bytes
+        ).step_seconds
+        for name, arm in arms.items()
+        if ARMS[name].hybrid_schedule == ParallelConfig().hybrid_schedule  # the model knows no other
+    }
 
 
 def build_alone(spec: AlexNetSpec, runtime: Runtime, options: argparse.Namespace) -> Callable[[], None]:

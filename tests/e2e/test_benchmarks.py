@@ -37,6 +37,7 @@ RATIOS = {
     "parallel": {
         *("hybrid/ddp_fp32", "hybrid/ddp_bf16", "towers/ddp_fp32", "ddp_bf16/ddp_fp32", "hybrid_bf16/ddp_bf16"),
         *("hybrid_batch_by_batch/hybrid", "ddp_fp32/one_process", "towers/one_process", "hybrid/one_process"),
+        *(f"estimate/{arm}" for arm in ("ddp_fp32", "ddp_bf16", "towers", "hybrid", "hybrid_bf16")),
     },
 }
 
