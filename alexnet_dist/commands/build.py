@@ -102,8 +102,17 @@ class BatchSizes:
         return f"{self.global_} = {self.micro} x {self.replicas} replicas x {self.accumulation} accumulation"
 
 
-def settle_batch_sizes(global_size: int, micro_size: int | None, replicas: int, num_train: int) -> BatchSizes:
+def settle_batch_sizes(
+    global_size: int, micro_size: int | None, replicas: int, num_train: int, holders: str = "processes"
+) -> BatchSizes:
     """Check the arithmetic of a batch.
+
+    Args:
+        global_size: samples per update.
+        micro_size: samples per replica per forward; None = its whole share.
+        replicas: copies of the network.
+        num_train: images of the training set.
+        holders: what hold a copy each, for messages.
 
     Raises:
         UsageError: sizes that do not divide; the line names the nearest that do.
@@ -113,8 +122,8 @@ def settle_batch_sizes(global_size: int, micro_size: int | None, replicas: int, 
         lower = global_size // replicas * replicas
         near = " or ".join(str(size) for size in (lower, lower + replicas) if size)
         raise UsageError(
-            f"train.global_batch_size {global_size} cannot be shared by {replicas} processes",
-            remedy=f"use {near}, or another number of processes",
+            f"train.global_batch_size {global_size} cannot be shared by {replicas} {holders}",
+            remedy=f"use {near}, or another number of {holders}",
         )
     per_replica = global_size // replicas
     micro = micro_size or per_replica
@@ -123,7 +132,7 @@ def settle_batch_sizes(global_size: int, micro_size: int | None, replicas: int, 
         near = " or ".join(str(size) for size in sorted(divisors, key=lambda size: abs(size - micro))[:2])
         raise UsageError(
             f"train.micro_batch_size {micro} does not divide {per_replica}",
-            why=f"global batch {global_size} over {replicas} processes",
+            why=f"global batch {global_size} over {replicas} {holders}",
             remedy=f"use {near}",
         )
     if global_size > num_train:

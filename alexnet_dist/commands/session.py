@@ -136,10 +136,9 @@ class Session:
         return choose_engine(self.config.data.engine, kept, loader)
 
     def _settle_sizes(self) -> BatchSizes:
-        train = self.config.train
-        return settle_batch_sizes(
-            train.global_batch_size, train.micro_batch_size, self.runtime.dp_size, len(self.splits.train)
-        )
+        train, replicas, num_train = self.config.train, self.runtime.dp_size, len(self.splits.train)
+        holders = "pairs of processes" if self.config.parallel.strategy == "towers" else "processes"
+        return settle_batch_sizes(train.global_batch_size, train.micro_batch_size, replicas, num_train, holders)
 
     # -- resume -------------------------------------------------------------------------------------------------------
 

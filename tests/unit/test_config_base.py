@@ -84,7 +84,5 @@ def test_what_is_printed_needs_no_base(tmp_path: Path) -> None:
         ({"top": "base: bottom\noptimizer: {lr: -1}\n", "bottom": BOTTOM}, "top.yaml:2"),
     ],
 )
-def test_a_base_that_cannot_be_is_refused_where_it_stands(
-    tmp_path: Path, texts: dict[str, str], expected: str
-) -> None:
+def test_a_base_that_cannot_be_is_refused_where_it_stands(tmp_path: Path, texts: dict[str, str], expected: str) -> None:
     assert expected in refusal(tmp_path, texts)

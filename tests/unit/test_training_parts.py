@@ -10,6 +10,8 @@ import torch
 from tiny import make_runtime, tiny_spec
 from torch import Tensor, nn
 
+from alexnet_dist.commands.build import settle_batch_sizes
+from alexnet_dist.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES, build_model, named_layers
 from alexnet_dist.training.metrics import Totals, count_correct, cross_entropy
 from alexnet_dist.training.optim import OPTIMIZERS, build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
@@ -301,3 +303,16 @@ def test_fp16_scaler_leaves_an_overflowing_update_out(name: str, gradient: float
     finite = math.isfinite(gradient)
     assert all(map(torch.equal, list_state(model), weights)) == (not finite)
     assert scaler.get_scale() == (16.0 if finite else 4.0)
+
+
+@pytest.mark.parametrize(
+    ("global_size", "micro_size", "words"),
+    [
+        (13, None, "13 cannot be shared by 2 pairs of processes; use 12 or 14, or another number of pairs"),
+        (12, 4, "train.micro_batch_size 4 does not divide 6: global batch 12 over 2 pairs of processes; use 3 or 6"),
+    ],
+)
+def test_sizes_that_do_not_divide_name_what_shares_them(global_size: int, micro_size: int | None, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        settle_batch_sizes(global_size, micro_size, 2, num_train=100, holders="pairs of processes")
+    assert words in str(caught.value)
