@@ -22,9 +22,11 @@ def read_commands(verb: str) -> list[list[str]]:
     return [shlex.split(words, comments=True) for words in found]
 
 
-@pytest.mark.parametrize("words", read_commands("train"), ids=" ".join)
-def test_settings_of_training_are_accepted(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", [*words, "--print_config"]) == 0
+@pytest.mark.parametrize(
+    ("verb", "words"), [(verb, words) for verb in ("train", "crossval") for words in read_commands(verb)]
+)
+def test_settings_of_training_are_accepted(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, [*words, "--print_config"]) == 0
     assert "output_dir: runs/" in capsys.readouterr().out
 
 

@@ -309,7 +309,7 @@ def test_fp16_scaler_leaves_an_overflowing_update_out(name: str, gradient: float
     ("global_size", "micro_size", "words"),
     [
         (13, None, "13 cannot be shared by 2 pairs of processes; use 12 or 14, or another number of pairs"),
-        (12, 4, "train.micro_batch_size 4 does not divide 6: global batch 12 over 2 pairs of processes; use 3 or 6"),
+        (12, 4, "train.micro_batch_size 4 does not divide 6: global batch 12 over 2 pairs of processes; use 3 or 2"),
     ],
 )
 def test_sizes_that_do_not_divide_name_what_shares_them(global_size: int, micro_size: int | None, words: str) -> None:
