@@ -25,7 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark, write_json
+from _report import (
+    Report,
+    describe_environment,
+    format_cell,
+    new_parser,
+    pick_effort,
+    run_benchmark,
+    write_json,
+)
 from _timing import divide
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -252,6 +260,12 @@ def format_page(reports: Sequence[dict[str, Any]]) -> str:
         rows = [(number, row) for number, report in enumerate(reports, 1) for row in report["rows"]]
         found = [(number, row) for number, row in rows if row["recipe"] == name]
         lines += format_rows(name, recipe, found)
+    lines.append("")
+    for number, report in enumerate(reports, start=1):
+        lines += [f"- Machine {number}: {note}" for note in report["notes"]]
+        for name, ratio in report["ratios"].items():
+            median, least, most = (format_cell(ratio[key]) for key in ("median", "min", "max"))
+            lines.append(f"- Machine {number}: {name} {median} ({least} to {most}): {ratio['what']}.")
     return "\n".join([*lines, ""])
 
 
