@@ -41,7 +41,7 @@ ARMS = {
     "hybrid_bf16": ParallelConfig(strategy="hybrid", gradient_compression="bf16"),
 }
 ALONE = "one_process"
-PROBE_SECONDS = 2.0
+PROBE, PROBE_SECONDS = "probe", 1.0
 SETTINGS = Config(train=TrainConfig(max_steps=1))  # doctor's without a configuration
 
 
@@ -78,12 +78,13 @@ def main() -> int:
     names = [name for name in names if options.variant in TWO_TOWERS or name != "towers"]
     arms = {name: build_arm(ARMS[name], spec, options) for name in names}
     windows = {name: build_window(arm.step, runtime, options.steps) for name, arm in arms.items()}
-    estimated = estimate_seconds(arms, spec, runtime, options)
+    probe, estimated = build_probe(arms, spec, runtime, options)
     if options.alone:
         windows[ALONE] = build_window(build_alone(spec, runtime, options), runtime, options.steps)
     for window in windows.values():  # DDP makes its final buckets after the first update
         window()
-    seconds = interleave(windows, options.rounds)
+    seconds = interleave({PROBE: probe, **windows}, options.rounds)
+    del seconds[PROBE]
     traffic = {name: count_traffic(arm, runtime) for name, arm in arms.items()}
     if runtime.is_main:
         facts = {"device": runtime.device.type, "precision": runtime.precision, "world_size": runtime.world_size}
@@ -126,21 +127,31 @@ def build_arm(parallel: ParallelConfig, spec: AlexNetSpec, options: argparse.Nam
     return Arm(lambda: trainer(batch), forward, partition.wire, predicted, strategy)
 
 
-def estimate_seconds(
+def build_probe(
     arms: Mapping[str, Arm], spec: AlexNetSpec, runtime: Runtime, options: argparse.Namespace
-) -> dict[str, float]:
-    """What `estimate` says of an update of each arm, from the links and the computing that `doctor` would measure."""
-    machines = list_machines(introduce(runtime))
-    links = links_from_probe(probe_links(runtime.device, machines, PROBE_SECONDS), max(map(len, machines)))
-    compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds=PROBE_SECONDS)
+) -> tuple[Callable[[], float], dict[str, list[float]]]:
+    """A window in which the links and the computing are measured as `doctor` does, and what `estimate` makes of it.
+
+    The speed of a shared machine changes by the minute, so what is foretold rests on the same round's measurement.
+    """
     network, activation_bytes = measure_network(spec), 4 if runtime.precision == "fp32" else 2
-    return {
-        name: predict(
-            network, arm.strategy, runtime.world_size, options.images, compute, links, activation_bytes
-        ).step_seconds
-        for name, arm in arms.items()
-        if ARMS[name].hybrid_schedule == ParallelConfig().hybrid_schedule  # the model knows no other
-    }
+    machines = list_machines(introduce(runtime))
+    # The model knows no other schedule.
+    known = {name: arm for name, arm in arms.items() if ARMS[name].hybrid_schedule == "at_once"}
+    estimated: dict[str, list[float]] = {name: [] for name in known}
+
+    def window() -> float:
+        began = time.perf_counter()
+        links = links_from_probe(probe_links(runtime.device, machines, PROBE_SECONDS), max(map(len, machines)))
+        compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds=PROBE_SECONDS)
+        for name, arm in known.items():
+            foretold = predict(
+                network, arm.strategy, runtime.world_size, options.images, compute, links, activation_bytes
+            )
+            estimated[name].append(foretold.step_seconds)
+        return time.perf_counter() - began
+
+    return window, estimated
 
 
 def build_alone(spec: AlexNetSpec, runtime: Runtime, options: argparse.Namespace) -> Callable[[], None]:

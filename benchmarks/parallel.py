@@ -15,9 +15,9 @@ that tc limits to 1 Gbit/s (tests/dist/two_machines.sh; Linux, root; left out, a
 Ratios of the first setting have plain names; those of the others end in @LINK_VARIANT_IMAGES. Variant torchvision has
 no towers.
 
-Estimates: before the rounds the same processes measure the link for 2 s and their own computing, as `doctor` does, and
-the cost model (alexnet_dist/parallel/cost_model.py) foretells every arm; estimate/ARM is the foretold speed over the
-measured one, round by round.
+Estimates: at the beginning of a round the same processes measure the link and their own computing, as `doctor` does,
+and the cost model (alexnet_dist/parallel/cost_model.py) foretells every arm; estimate/ARM is the foretold speed over
+the measured one, round by round.
 
 Bytes: what one process sends for an update. Counted where our collectives and DDP's buckets send it, computed in closed
 form from the network's shapes (alexnet_dist/parallel/traffic.py), and read from the cable's own counter.
@@ -157,7 +157,7 @@ def add_rows(report: Report, found: dict[str, Any], setting: Setting) -> None:
         row = {**vars(setting), "arm": arm, "seconds": Spread.of(seconds).median}
         row |= describe_speed(Spread.of([global_batch_size / value for value in seconds]))
         if arm in found["estimated"]:
-            row["estimated_images_per_second"] = global_batch_size / found["estimated"][arm]
+            row["estimated_images_per_second"] = global_batch_size / Spread.of(found["estimated"][arm]).median
         traffic = {name: value for name, value in found["traffic"].get(arm, {}).items() if value is not None}
         report.rows.append({**row, **traffic})
 
@@ -175,8 +175,11 @@ def add_ratios(report: Report, found: dict[str, Any], setting: Setting, options:
         if above in seconds and below in seconds:
             report.add_ratio(f"{name}{suffix}", divide(seconds[below], seconds[above]), what + target)
     for arm, predicted in found["estimated"].items():
-        share = Spread.of([value / predicted for value in seconds[arm]])
-        report.add_ratio(f"estimate/{arm}{suffix}", share, f"{what}; foretold over measured, target 0.75 to 1.25")
+        report.add_ratio(
+            f"estimate/{arm}{suffix}",
+            divide(seconds[arm], predicted),
+            f"{what}; foretold over measured, target 0.75 to 1.25",
+        )
     for arm in SHARES if ALONE in seconds else ():
         if arm in seconds:
             share = divide(seconds[ALONE], seconds[arm])
