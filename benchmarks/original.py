@@ -1,7 +1,7 @@
 """Does the network of 2012 train? The original's input and weights beside those of common ports of the paper.
 
 Protocol: `launch/train.py` with imagenet_subset (pixels from 0 to 255 less the mean, the 2012 program's weights) and
-common_port (inputs divided by their deviation, weights of deviation 0.01 everywhere), all else equal. Rows have the
+common_port (inputs divided by their deviation, weights of deviation 0.01 everywhere, twice the rate). Rows have the
 loss at the beginning, after each quarter and at the end, and how much the first logits of two images differ (see
 alexnet_dist/models/signal.py). --figure draws both losses beside that of an equal guess, ln(classes).
 
