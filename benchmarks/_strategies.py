@@ -140,10 +140,12 @@ def build_probe(
     known = {name: arm for name, arm in arms.items() if ARMS[name].hybrid_schedule == "at_once"}
     estimated: dict[str, list[float]] = {name: [] for name in known}
 
+    seconds = 0.1 if options.tiny else PROBE_SECONDS
+
     def window() -> float:
         began = time.perf_counter()
-        links = links_from_probe(probe_links(runtime.device, machines, PROBE_SECONDS), max(map(len, machines)))
-        compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds=PROBE_SECONDS)
+        links = links_from_probe(probe_links(runtime.device, machines, seconds), max(map(len, machines)))
+        compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds)
         for name, arm in known.items():
             foretold = predict(
                 network, arm.strategy, runtime.world_size, options.images, compute, links, activation_bytes

@@ -71,7 +71,7 @@ class Recipe:
         return first + " ".join([f"python launch/{self.verb}.py --config {self.config}", *self.words])
 
 
-FOUR_EPOCHS = ("--train.epochs", "4", "--log.plots", "false")
+FIVE_EPOCHS = ("--train.epochs", "5", "--log.plots", "false")
 TEN_EPOCHS = ("--train.epochs", "10", "--optimizer.lr", "0.02")
 AS_PUBLISHED = ("--model.init", "torch", "--schedule.name", "constant", "--schedule.warmup_steps", "0")
 CAT_DOG_PUBLISHED = (
@@ -87,7 +87,7 @@ FRUITS_PUBLISHED = (
 FROM_MANIFESTS = ("--data.train", "$PWD/lists/train.txt", "--data.test", "$PWD/lists/test.txt")
 RECIPES = {
     "fruits": Recipe("fruits", "fruits10", "91.67 % (test, 100 epochs)"),
-    "fruits, 4 epochs": Recipe("fruits", "fruits10", "97.25 % in 280 s (run as written)", FOUR_EPOCHS, seeds=2),
+    "fruits, 5 epochs": Recipe("fruits", "fruits10", "97.25 % in 280 s (run as written)", FIVE_EPOCHS, seeds=2),
     "fruits, as published": Recipe(
         "fruits", "fruits10", "97.25 % in 280 s (run as written)", FRUITS_PUBLISHED, seeds=2
     ),
@@ -154,15 +154,16 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def add_ratio(report: Report) -> None:
-    """Seconds of whole commands, import to test, where both were run alone."""
-    name, rival = "fruits, 4 epochs", "fruits, as published"
-    seconds = {
-        recipe: [row["seconds"] for row in report.rows if row["recipe"] == recipe and row["jobs"] == 1]
-        for recipe in (name, rival)
-    }
-    if all(seconds.values()):
-        what = "seconds of the whole command; target 0.25, at 97.25 % or more on the test set"
-        report.add_ratio(f"{name}/{rival}", divide(seconds[name], seconds[rival]), what)
+    """Seconds of whole commands, import to test, and of training alone, where both were run alone."""
+    name, rival = "fruits, 5 epochs", "fruits, as published"
+    for key, what in {"seconds": "the whole command", "train_seconds": "training"}.items():
+        seconds = {
+            recipe: [row[key] for row in report.rows if row["recipe"] == recipe and row["jobs"] == 1]
+            for recipe in (name, rival)
+        }
+        if all(seconds.values()):
+            words = f"seconds of {what}; target 0.25, at 97.25 % or more on the test set"
+            report.add_ratio(f"{name}/{rival}, {what}", divide(seconds[name], seconds[rival]), words)
 
 
 def run_recipe(name: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
