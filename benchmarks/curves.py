@@ -17,22 +17,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _photographs import write_photographs
 from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
-from _subject import TINY
 from _timing import Spread
+from _training import make_images, pick_losses, read_rows, share_settings, train
 
 from alexnet_dist.data.engines import ENGINES, REFERENCE, find_obstacle
-from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel.runtime import start_runtime
 
 TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
@@ -74,14 +70,13 @@ def measure(options: argparse.Namespace) -> Report:
     curves: dict[str, list[list[float]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.data_root is None:
-            write_photographs(folder / "photographs", effort.num_images, width=300, height=260)
+        make_images(options, folder, effort.num_images)
         for seed, engine in itertools.product(range(effort.seeds), engines):
             if engine != REFERENCE and seed >= effort.compared:
                 continue
             run = folder / f"{engine}-{seed}"
             train(list_settings(options, effort, folder, engine, seed), run)
-            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            rows = read_rows(run)
             curves[engine].append([row["train_loss"] for row in rows if row["event"] == "epoch"])
             report.rows.append(describe_run(engine, seed, curves[engine][-1], run))
     add_ratios(report, curves, effort)
@@ -92,19 +87,10 @@ def list_settings(
     options: argparse.Namespace, effort: Effort, folder: Path, engine: str, seed: int
 ) -> dict[str, object]:
     """The command line of a run."""
-    sets = {} if options.data_root is not None else {"data.val": "null", "data.val_fraction": 0.25}
-    network = {
-        "model.image_size": TINY["image_size"],
-        "model.conv_channels": list(TINY["conv_channels"]),
-        "model.fc_width": TINY["fc_width"],
-    }
     return {
+        **share_settings(options, folder),
         "config": "imagenet_subset",
-        "data.root": options.data_root or folder / "photographs",
-        **sets,
-        **(network if options.tiny else {}),
         "data.engine": engine,
-        "data.cache_dir": folder / "cache",
         "seed": seed,
         "device": options.device,
         "precision": options.precision,
@@ -113,27 +99,7 @@ def list_settings(
         "schedule.warmup_steps": 50,
         "train.epochs": effort.epochs,
         "train.global_batch_size": effort.batch_size,
-        "log.plots": "false",
     }
-
-
-def train(settings: dict[str, object], run: Path, processes: int = 1) -> None:
-    """One run in a process of its own, or in several on the CPU, each with its share of the cores.
-
-    Raises:
-        RuntimeError: it failed; with its last words.
-    """
-    words = [str(TRAIN), *(f"--{key}={value}" for key, value in settings.items()), f"--output_dir={run}"]
-    launcher, environment = [sys.executable], dict(os.environ)
-    if processes > 1:
-        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no"]
-        launcher += ["--dynamo_backend", "no"]
-        threads = str(max(1, available_cores() // processes))
-        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
-    done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"training failed: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def describe_run(engine: str, seed: int, losses: list[float], run: Path) -> dict[str, Any]:
@@ -142,7 +108,7 @@ def describe_run(engine: str, seed: int, losses: list[float], run: Path) -> dict
     return {
         "engine": engine,
         "seed": seed,
-        **{f"loss_{part}%": losses[(len(losses) - 1) * part // 100] for part in (0, 25, 50, 75, 100)},
+        **pick_losses(losses),
         "best_top1": summary["best_top1"],
         "images_per_second": summary["images_per_second"],
     }

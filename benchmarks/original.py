@@ -18,10 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _photographs import write_photographs
 from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
-from _subject import TINY
-from curves import train
+from _training import make_images, pick_losses, read_rows, share_settings, train
 
 from alexnet_dist.figures.comparison import draw_comparison
 from alexnet_dist.parallel.runtime import start_runtime
@@ -45,12 +43,10 @@ def measure(options: argparse.Namespace) -> Report:
     runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.data_root is None:
-            write_photographs(folder / "photographs", NUM_MADE, width=300, height=260)
+        make_images(options, folder, NUM_MADE)
         for config in NAMES:
             train(list_settings(options, folder, config, epochs), folder / config)
-            lines = (folder / config / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            runs[config] = [json.loads(line) for line in lines]
+            runs[config] = read_rows(folder / config)
             facts = json.loads((folder / config / "run.json").read_text(encoding="utf-8"))
             report.rows.append(describe_run(config, runs[config], facts))
     classes = facts["data"]["num_classes"]
@@ -62,26 +58,16 @@ def measure(options: argparse.Namespace) -> Report:
 
 def list_settings(options: argparse.Namespace, folder: Path, config: str, epochs: int) -> dict[str, object]:
     """The command line of a run."""
-    sets = {} if options.data_root is not None else {"data.val": "null", "data.val_fraction": 0.25}
-    small = {
-        "model.image_size": TINY["image_size"],
-        "model.conv_channels": list(TINY["conv_channels"]),
-        "model.fc_width": TINY["fc_width"],
-        "train.global_batch_size": 8,
-    }
     return {
+        **share_settings(options, folder),
         "config": config,
-        "data.root": options.data_root or folder / "photographs",
-        **sets,
-        **(small if options.tiny else {}),
+        **({"train.global_batch_size": 8} if options.tiny else {}),
         "data.engine": "cache",
-        "data.cache_dir": folder / "cache",
         "device": options.device,
         "precision": options.precision,
         "schedule.warmup_steps": 30,
         "train.epochs": epochs,
         "log.every_steps": 2,
-        "log.plots": "false",
     }
 
 
@@ -91,7 +77,7 @@ def describe_run(config: str, rows: list[dict[str, Any]], facts: dict[str, Any])
     top1 = [row["top1"] for row in rows if row["event"] == "eval"]
     return {
         "config": config,
-        **{f"loss_{part}%": losses[(len(losses) - 1) * part // 100] for part in (0, 25, 50, 75, 100)},
+        **pick_losses(losses),
         "val_top1": top1[-1],
         "signal_at_logits": facts["signal"]["fc8"],
     }

@@ -36,6 +36,8 @@ from _report import (
 )
 from _timing import divide
 
+from alexnet_dist.errors import UsageError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROSSVAL_FOLDS = 5
 
@@ -71,6 +73,7 @@ class Recipe:
         return first + " ".join([f"python launch/{self.verb}.py --config {self.config}", *self.words])
 
 
+ONE_EPOCH = ["--train.epochs", "1"]
 FIVE_EPOCHS = ("--train.epochs", "5", "--log.plots", "false")
 TEN_EPOCHS = ("--train.epochs", "10", "--optimizer.lr", "0.02")
 AS_PUBLISHED = ("--model.init", "torch", "--schedule.name", "constant", "--schedule.warmup_steps", "0")
@@ -134,6 +137,8 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every recipe with every seed."""
+    if options.data_root is None:
+        raise UsageError("--data.root is missing", remedy="give the folder of the packs")
     report = Report(describe_environment(options))
     counts = {
         name: pick_effort(options, full=options.seeds or RECIPES[name].seeds, quick=1, tiny=1) for name in options.only
@@ -182,7 +187,7 @@ def run_recipe(name: str, seed: int, options: argparse.Namespace, folder: Path) 
         "--seed",
         str(seed),
     ]
-    words += ["--output_dir", str(run), *pick_effort(options, full=[], quick=["--train.epochs", "1"], tiny=[])]
+    words += ["--output_dir", str(run), *pick_effort(options, full=[], quick=ONE_EPOCH, tiny=ONE_EPOCH)]
     began = time.perf_counter()
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     seconds = time.perf_counter() - began

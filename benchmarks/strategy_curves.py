@@ -15,8 +15,6 @@ epochs under ddp, towers and hybrid on 2 and on 4 processes of one machine, over
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _photographs import write_photographs
 from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark
-from _subject import TINY
 from _timing import Spread
-from curves import train
+from _training import make_images, pick_losses, read_rows, share_settings, train
+from curves import find_distance
 
 STRATEGIES = ("ddp", "towers", "hybrid")
 FIRST_UPDATES = 20
@@ -70,8 +67,7 @@ def measure(options: argparse.Namespace) -> Report:
     report = Report(describe_environment(options))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.data_root is None:
-            write_photographs(folder / "photographs", effort.num_images, width=300, height=260)
+        make_images(options, folder, effort.num_images)
         settings = list_settings(options, effort, folder)
         alone, other = (run_once({**settings, "seed": seed}, folder / f"seed-{seed}") for seed in (0, 1))
         report.rows += [describe_run("one process", 1, alone, alone), describe_run("another seed", 1, other, alone)]
@@ -82,7 +78,7 @@ def measure(options: argparse.Namespace) -> Report:
                 report.rows.append(describe_run(strategy, processes, losses, alone))
                 share = find_distance(losses, alone) / find_distance(other, alone)
                 what = f"distance of the loss from one process over that of another seed, {processes} processes"
-                report.add_ratio(f"{strategy}@{processes}/other_seed", Spread(share, share, share), what)
+                report.add_ratio(f"{strategy}@{processes}/other_seed", Spread.of([share]), what)
     largest = max(row["largest_difference"] for row in report.rows[2:])
     report.notes.append(
         f"Largest difference of a loss from one process over the first {FIRST_UPDATES} updates: {largest:.1e}; "
@@ -93,19 +89,10 @@ def measure(options: argparse.Namespace) -> Report:
 
 def list_settings(options: argparse.Namespace, effort: Effort, folder: Path) -> dict[str, object]:
     """What all runs share."""
-    sets = {} if options.data_root is not None else {"data.val": "null", "data.val_fraction": 0.25}
-    network = {
-        "model.image_size": TINY["image_size"],
-        "model.conv_channels": list(TINY["conv_channels"]),
-        "model.fc_width": TINY["fc_width"],
-    }
     return {
+        **share_settings(options, folder),
         "config": "imagenet_subset",
-        "data.root": options.data_root or folder / "photographs",
-        **sets,
-        **(network if options.tiny else {}),
         "data.engine": "cache",
-        "data.cache_dir": folder / "cache",
         "model.init": "kaiming",
         "model.dropout": 0,
         "augment.pixel_range": 1,
@@ -117,15 +104,13 @@ def list_settings(options: argparse.Namespace, effort: Effort, folder: Path) -> 
         "train.epochs": effort.epochs,
         "train.global_batch_size": effort.batch_size,
         "log.every_steps": 1,
-        "log.plots": "false",
     }
 
 
 def run_once(settings: dict[str, object], run: Path, processes: int = 1) -> list[float]:
     """The training loss of every update of a run."""
     train(settings, run, processes)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row["loss"] for row in read_rows(run) if row["event"] == "train"]
 
 
 def describe_run(strategy: str, processes: int, losses: Sequence[float], alone: Sequence[float]) -> dict[str, Any]:
@@ -134,14 +119,9 @@ def describe_run(strategy: str, processes: int, losses: Sequence[float], alone: 
     return {
         "strategy": strategy,
         "processes": processes,
-        **{f"loss_{part}%": losses[(len(losses) - 1) * part // 100] for part in (0, 25, 50, 75, 100)},
+        **pick_losses(losses),
         "largest_difference": max(abs(one - other) for one, other in pairs),
     }
-
-
-def find_distance(one: Sequence[float], other: Sequence[float]) -> float:
-    """Mean difference of two curves."""
-    return statistics.mean(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ HOMES = {
     "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
     "torch.utils.tensorboard": "alexnet_dist/parallel/",
     "nvidia": ("alexnet_dist/data/dali_", "benchmarks/"),
-    "matplotlib": ("alexnet_dist/figures/", "alexnet_dist/commands/estimate_report.py"),
+    "matplotlib": "alexnet_dist/figures/",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
     "huggingface_hub": "alexnet_dist/training/hub.py",
     "torchvision.io": "nowhere",  # a damaged file kills the process

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.commands.estimate_report import advise, draw, predict_all, to_json, write_published, write_table
+from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_published, write_table
 from alexnet_dist.commands.summary import configured_network, read_settings
 from alexnet_dist.durable import write_json
 from alexnet_dist.errors import UsageError
@@ -234,7 +234,9 @@ def show(subject: Subject, options: Namespace) -> None:
     if options.out is not None:
         write_json(Path(options.out), values)
     if options.figure is not None:
-        draw(predictions, one_process, _title(subject), Path(options.figure))
+        from alexnet_dist.figures.estimate import draw_estimate
+
+        draw_estimate(predictions, one_process, _title(subject), Path(options.figure))
 
 
 def describe(subject: Subject) -> dict[str, Any]:

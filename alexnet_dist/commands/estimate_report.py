@@ -1,15 +1,13 @@
-"""What `estimate` and `doctor` show of the cost model: predictions as a table, as JSON, as a figure, and in words."""
+"""What `estimate` and `doctor` show of the cost model: predictions as a table, as JSON, and in words."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.summary import align
-from alexnet_dist.errors import MachineError
 
 if TYPE_CHECKING:
     from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, Prediction
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")
 PUBLISHED_COLUMNS = ("run", "source", "published", "nothing hidden", "all hidden", "")
-FIGURE_INCHES, FIGURE_DPI = (11.0, 4.6), 110
 
 
 def predict_all(
@@ -129,56 +126,3 @@ def write_published(runs: Sequence[PublishedRun]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "".join(line.rstrip() + "\n" for line in lines)
-
-
-def draw(predictions: Sequence[Prediction], one_process: float, title: str, path: Path) -> None:
-    """A PNG: images per second with their bands, and bytes sent, over the number of processes.
-
-    Raises:
-        MachineError: matplotlib is not installed, or the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator
-    except ImportError:
-        remedy = "pip install 'alexnet_dist[plots]'"
-        raise MachineError("the figure needs matplotlib", why="it is not installed", remedy=remedy) from None
-    figure = Figure(figsize=FIGURE_INCHES, dpi=FIGURE_DPI, layout="constrained")
-    speed, sent = figure.subplots(1, 2)
-    counts = sorted({one.processes for one in predictions})
-    ideal = [count * one_process for count in counts]
-    speed.plot(counts, ideal, color="0.6", linestyle=":", label="one process, times their number")
-    several = [one for one in predictions if one.processes > 1]
-    for name, group in _by_label(several).items():
-        x = [one.processes for one in group]
-        (line,) = speed.plot(x, [one.images_per_second for one in group], marker="o", markersize=3.5, label=name)
-        slow, fast = (
-            [one.images / getattr(one, end) for one in group] for end in ("slowest_seconds", "fastest_seconds")
-        )
-        speed.fill_between(x, slow, fast, color=line.get_color(), alpha=0.15, linewidth=0)
-        sent.plot(x, [one.bytes_sent / 1e6 for one in group], marker="o", markersize=3.5, label=name)
-    for axes, what in ((speed, "images per second"), (sent, "MB sent by a process in a step")):
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter("")
-        axes.set_xticks(counts, [f"{count:,}" for count in counts])
-        axes.set_xlabel("processes")
-        axes.set_ylabel(what)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.suptitle(title, fontsize="medium")
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise MachineError("the figure cannot be written", where=str(path), why=str(error.strerror)) from None
-
-
-def _by_label(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """The predictions of each line of the figure: the groups that hybrid chooses are one line."""
-    lines: dict[str, list[Prediction]] = {}
-    for one in predictions:
-        plain = replace(one.strategy, shards=None)
-        lines.setdefault(str(plain), []).append(one)
-    return lines

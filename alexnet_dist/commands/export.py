@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
-from alexnet_dist.settings import build_config, new_parser
+from alexnet_dist.settings import build_config, new_parser, parse_options
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped option should not wait for it
     from torch import Tensor
@@ -42,10 +42,7 @@ def main(argv: Sequence[str]) -> int:
         "--images", type=str, nargs="*", default=[], help="to check with (default: of the run's validation set)"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    try:
-        options = parser.parse_args(list(argv))
-    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's)
-        raise UsageError("cannot read the command line", why=str(error), remedy="see --help") from None
+    options = parse_options(argv, parser)
     if options.model is None or options.out is None:
         raise UsageError("--model and --out are needed", remedy="see --help")
     if options.images and not options.check:

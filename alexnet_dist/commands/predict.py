@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from alexnet_dist.commands.picture_paths import find_pictures
 from alexnet_dist.config import DataConfig
 from alexnet_dist.errors import UsageError
-from alexnet_dist.settings import new_parser
+from alexnet_dist.settings import new_parser, parse_options
 
 if TYPE_CHECKING:
     from alexnet_dist.data.loader import Batch
@@ -65,10 +65,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--format", type=str, default="table", choices=["table", "csv", "jsonl"], help="of the rows")
     parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    try:
-        options = parser.parse_args(list(argv))
-    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's)
-        raise UsageError("cannot read the command line", why=str(error), remedy="see --help") from None
+    options = parse_options(argv, parser)
     if options.model is None or not (options.paths or options.list):
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     if options.topk < 1:

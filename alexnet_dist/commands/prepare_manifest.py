@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from alexnet_dist.commands.predict import escape_text
 from alexnet_dist.data.class_folders import join_names, list_class_folders, list_images, match_folders
@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def add_set_options(parser: object) -> None:
+def add_set_options(parser: ArgumentParser) -> None:
     """The options that say which folders are listed, and where to."""
-    add = parser.add_argument  # type: ignore[attr-defined]
+    add = parser.add_argument
     add("--data", type=str, help="folder that --train, --val and --test are relative to")
     add("--train", type=str, default="train", help="class folders of the training images; they name the classes")
     add("--val", type=str, help="class folders of validation images; null = none")

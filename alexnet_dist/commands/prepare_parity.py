@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.predict import escape_text
 from alexnet_dist.errors import DataError, MachineError, UsageError
-from alexnet_dist.settings import new_parser
+from alexnet_dist.settings import new_parser, parse_options
 
 if TYPE_CHECKING:
     import torch
@@ -47,11 +47,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
     parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of the report")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    try:
-        options = parser.parse_args(list(argv))
-    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's)
-        why = " ".join(str(error).split())
-        raise UsageError("cannot read the command line", why=why, remedy="see --help") from None
+    options = parse_options(argv, parser)
     _check_options(options)
     report = compare_folder(
         Path(options.data),

@@ -240,8 +240,9 @@ class Session:
             self.origin = load_starting_weights(
                 self.runtime, model, config.model.pretrained, cache_dir(config.data), self.splits.train.classes
             )
-        if fresh and self.runtime.is_main:
-            self.signal = check_signal(model, self._build_loader(self.splits.train, training=True, engine=REFERENCE))
+        if fresh:
+            loader = self._build_loader(self.splits.train, training=True, engine=REFERENCE)
+            self.signal = self.runtime.on_main(lambda: check_signal(model, loader))
         partition = cut_network(config.parallel, model, self.runtime)
         place_model(model, self.runtime, config.channels_last)
         return model, partition

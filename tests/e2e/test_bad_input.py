@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,35 +12,17 @@ import numpy as np
 import pytest
 import torch
 from array_files import write_fashion_mnist
-from dist_helper import run_processes
 from PIL import Image
 from tiny import tiny_config
 from torchvision.datasets import FashionMNIST
+from verbs import Outcome, call
 
-from alexnet_dist.commands.cli import run
 from alexnet_dist.settings import dump_config
 from alexnet_dist.training import run_folder
 from alexnet_dist.training.checkpoint import list_checkpoints
 from alexnet_dist.training.trackers import read_rows
 
-Outcome = tuple[int, list[str], str]
-
 OTHER_WORDS = {"predict": ["picture.jpg"], "export": ["--out", "nowhere/a.onnx"]}  # that a verb needs beside --model
-
-
-def call(verb: str, *words: str, processes: int = 1) -> Outcome:
-    """Run a verb in forked processes: exit code, error lines of all of them, everything on stderr."""
-    results = run_processes(processes, _call_here, verb, [str(word) for word in words])
-    codes = {code for code, _ in results}
-    assert len(codes) == 1, codes
-    text = "".join(text for _, text in results)
-    return codes.pop(), [line for line in text.splitlines() if line.startswith("error: ")], text
-
-
-def _call_here(verb: str, words: list[str]) -> tuple[int, str]:
-    with contextlib.redirect_stderr(io.StringIO()) as stderr, contextlib.redirect_stdout(io.StringIO()):
-        code = run(verb, words)
-    return code, stderr.getvalue()
 
 
 def assert_refused(outcome: Outcome, code: int, *parts: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_bad_input import call
 from tiny import tiny_config
+from verbs import call
 
 from alexnet_dist.durable import hash_file
 from alexnet_dist.settings import dump_config

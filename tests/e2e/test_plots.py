@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import os
 import shutil
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dist_helper import run_processes
 from images import save_jpeg
 from tiny import tiny_config
+from verbs import call_well
 
 from alexnet_dist.commands import plots
 from alexnet_dist.commands.cli import run
@@ -29,24 +27,10 @@ ALL = OF_A_SET | {"curves.png", "conv1.png", "inputs.png"}
 SHORT = {"train__epochs": 1, "log__plots": True}
 
 
-def call(verb: str, *words: object, processes: int = 1) -> str:
-    """Run a verb in forked processes that all must end well; what they print."""
-    results = run_processes(processes, _call_here, verb, [str(word) for word in words])
-    text = "".join(text for _, text in results)
-    assert {code for code, _ in results} == {0}, text
-    return text
-
-
-def _call_here(verb: str, words: list[str]) -> tuple[int, str]:
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
-        return run(verb, words), text.getvalue()
-
-
 def train(folder: Path, processes: int = 1, **overrides: Any) -> str:
     settings = folder / "tiny.yaml"
     settings.write_text(dump_config(tiny_config(folder / "run", **{**SHORT, **overrides})))
-    return call("train", "--config", settings, processes=processes)
+    return call_well("train", "--config", settings, processes=processes)
 
 
 def list_plots(run_folder: Path) -> set[str]:
@@ -168,9 +152,9 @@ def test_a_signal_while_drawing_ends_the_drawing_alone(tmp_path: Path, monkeypat
 
 def test_a_finished_run_is_drawn_again_only_where_its_figures_are_gone(copied: Path) -> None:
     words = ["--config", copied / "config.yaml", "--output_dir", copied]
-    assert "figures: " not in call("train", *words)
+    assert "figures: " not in call_well("train", *words)
     shutil.rmtree(copied / "plots")
-    assert "figures: " in call("train", *words)
+    assert "figures: " in call_well("train", *words)
     assert list_plots(copied) == ALL
 
 
@@ -178,7 +162,7 @@ def test_a_finished_run_is_drawn_again_only_where_its_figures_are_gone(copied: P
 def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name: str) -> None:
     shutil.rmtree(copied / "plots")
     words = ["--model", copied / name, "--plots", "--data.workers", "0", "--batch_size", "2"]
-    text = call("evaluate", *words, processes=processes)
+    text = call_well("evaluate", *words, processes=processes)
     assert "not drawn" not in text
     assert list_plots(copied) == ALL
     files = ("curves.png", "conv1.png", "confusion.png", "classes.csv", "inputs.png")
@@ -187,14 +171,14 @@ def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name:
 
 
 def test_evaluate_draws_the_set_that_it_evaluates(copied: Path) -> None:
-    text = call("evaluate", "--model", copied, "--split", "test", "--plots", "--ten_crop", "--data.workers", "0")
+    text = call_well("evaluate", "--model", copied, "--split", "test", "--plots", "--ten_crop", "--data.workers", "0")
     result = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert count_right(copied) == result["top1"] * 5
 
 
 def test_a_model_folder_on_its_own_has_all_but_the_curves(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "model", tmp_path / "given")
-    call("evaluate", "--model", tmp_path / "given", "--plots", "--data.workers", "0")
+    call_well("evaluate", "--model", tmp_path / "given", "--plots", "--data.workers", "0")
     assert list_plots(tmp_path / "given") == ALL - {"curves.png"}
 
 

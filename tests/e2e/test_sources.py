@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -13,29 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from array_files import list_files, write_cifar10, write_fashion_mnist
-from dist_helper import run_processes
 from PIL import Image
 from tiny import tiny_config
+from verbs import call_well
 
-from alexnet_dist.commands.cli import run
 from alexnet_dist.settings import dump_config
 from alexnet_dist.training.trackers import read_rows
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
-
-
-def call(verb: str, *words: object, processes: int = 1) -> str:
-    """Run a verb in forked processes that all must end well; what they print."""
-    results = run_processes(processes, _call_here, verb, [str(word) for word in words])
-    text = "".join(text for _, text in results)
-    assert {code for code, _ in results} == {0}, text
-    return text
-
-
-def _call_here(verb: str, words: list[str]) -> tuple[int, str]:
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
-        return run(verb, words), text.getvalue()
 
 
 def configure(tmp_path: Path, **overrides: Any) -> list[str]:
@@ -65,7 +48,7 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processe
         model__in_channels=1,
         augment__lighting=None,
     )
-    text = call("train", *words, processes=processes)
+    text = call_well("train", *words, processes=processes)
     assert "fashion_mnist: 30 train, 10 val, 20 test images" in text
     assert "predict" not in text  # which takes image files
     assert read_summary(tmp_path)["status"] == "finished"
@@ -74,7 +57,7 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processe
     with (tmp_path / "run" / "held_out.csv").open() as file:
         assert len([row for row in csv.DictReader(file) if row["path"].startswith("train/")]) == 10
     words = ["--model", str(tmp_path / "run"), "--split", "test", "--data.workers", "0"]
-    call("evaluate", *words, "--out", tmp_path / "out.json")
+    call_well("evaluate", *words, "--out", tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["num_examples"] == 20
     assert result["top1"] == pytest.approx(read_summary(tmp_path)["test_top1"], abs=1e-12)
@@ -84,7 +67,7 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processe
 def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path / "data", monkeypatch)
     words = configure(tmp_path, data__source="cifar10", data__val="test")
-    assert "cifar10: 100 train, 20 val, 0 test images" in call("train", *words)
+    assert "cifar10: 100 train, 20 val, 0 test images" in call_well("train", *words)
 
 
 @pytest.fixture
@@ -112,13 +95,13 @@ def test_manifest(tmp_path: Path, listed: Path, processes: int) -> None:
     settings = {"source": "manifest", "train": "train.txt", "val": "val.csv", "test": "test.csv"}
     settings["classes"] = "names.txt"
     words = configure(tmp_path, **{f"data__{key}": value for key, value in settings.items()})
-    text = call("train", *words, processes=processes)
+    text = call_well("train", *words, processes=processes)
     assert "manifest: 16 train, 4 val, 4 test images" in text
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classes"] == ["red fox", "cat"]
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert {row["num_examples"] for row in rows if row["event"] in ("eval", "test")} == {4}
     assert text.count("predict.py") == 1
-    call("evaluate", "--model", tmp_path / "run", "--out", tmp_path / "out.json", processes=processes)
+    call_well("evaluate", "--model", tmp_path / "run", "--out", tmp_path / "out.json", processes=processes)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["top1"] == pytest.approx(read_summary(tmp_path)["best_top1"], abs=1e-12)
     assert list_files(listed) == before
@@ -146,7 +129,7 @@ def test_two_epochs_of_the_real_fashion_mnist(tmp_path: Path) -> None:
         log__every_steps=100,
         checkpoint__every_steps=None,
     )
-    call("train", *words)
+    call_well("train", *words)
     assert read_summary(tmp_path)["epoch"] == 2
     assert read_summary(tmp_path)["test_top1"] > 0.5
     assert list_files(root) == before

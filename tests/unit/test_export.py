@@ -14,11 +14,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from cards import CARD
 from images import make_picture
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_files import CARD
 from tiny import tiny_config
 from torchvision.models import alexnet
 

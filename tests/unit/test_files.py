@@ -11,17 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from cards import CARD
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alexnet_dist import durable
 from alexnet_dist.config import Config
-from alexnet_dist.data.loader import Normalization
-from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.data.samples import BadFile
 from alexnet_dist.durable import MANIFEST, find_damage, tidy_folder, write_file, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
-from alexnet_dist.models import make_spec
 from alexnet_dist.settings import build_config
 from alexnet_dist.training import run_folder
 from alexnet_dist.training.checkpoint import (
@@ -35,7 +33,6 @@ from alexnet_dist.training.checkpoint import (
     save_checkpoint,
 )
 from alexnet_dist.training.model_folder import (
-    ModelCard,
     find_model_folder,
     read_card,
     read_model_weights,
@@ -285,15 +282,6 @@ def test_weights_that_do_not_fit_are_refused_by_name(change: dict[str, Tensor | 
 
 
 # -- model/ and weights of others -------------------------------------------------------------------------------------
-
-CARD = ModelCard(
-    variant="paper",
-    spec=make_spec("paper", num_classes=3, image_size=64, fc_width=8),
-    classes=("cat", "größe", "red fox"),
-    evaluation=Augmentation(crop_size=64, resize=(70, 72)),
-    normalization=Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)),
-    source={"step": 12, "val_top1": 0.5},
-)
 
 
 def test_model_folder_comes_back_equal_and_may_be_moved(tmp_path: Path) -> None:

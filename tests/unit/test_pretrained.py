@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cards import CARD
 from refusals import refused
-from test_files import CARD
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
