@@ -31,9 +31,10 @@ examples:
   python launch/estimate.py --published
 
 Without --images_per_second the speed of one process is measured here. --probe takes speeds and links from what
-launch/doctor.py wrote. A prediction is a band: its fast end hides communication behind the convolutions' backward pass,
-its slow end hides nothing. Links: what goes out of a machine each second, all its processes together (--link_gbits),
-and what its processes exchange among themselves (--inner_gbits, the bus bandwidth of an all-reduce)."""
+launch/doctor.py wrote. A prediction is a band: its fast end hides communication behind the convolutions' backward pass
+and is the one to expect, its slow end hides nothing. Links: what goes out of a machine each second, all its processes
+together (--link_gbits), and what its processes exchange among themselves (--inner_gbits, the bus bandwidth of an
+all-reduce)."""
 
 DEFAULT_COUNTS = tuple(2**power for power in range(11))
 DEFAULT_IMAGES = 128

@@ -25,8 +25,8 @@ LEAST_STEPS = 3
 def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images: int, seconds: float = 3.0) -> Compute:
     """Time the training step on made-up images, at two batch sizes: their difference is what images cost.
 
-    On several processes each trains alone, all at once, as they will compete for the machine in the run. The slowest
-    counts.
+    On several processes each trains alone, and all begin each step together, as in the run: where they share a machine
+    they compete for the same part of it at the same time. The slowest of each step counts: the others will wait for it.
 
     Args:
         runtime: this process.
@@ -44,6 +44,7 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
     counters = DeviceCounters.on(runtime.device)
 
     def step(batch: Batch) -> float:
+        runtime.agree(0)
         start = time.perf_counter()
         size = batch.num_images
         train_step(alone, model, optimizer, batch, micro_batch_size=size, num_images=size, counters=counters)
@@ -55,7 +56,8 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
     spent = [step(batch) + step(batch) for batch in batches]  # warm up; the first steps also allocate
     steps = max(LEAST_STEPS, *runtime.gather(int(2 * seconds / sum(spent))))
     times = [[step(batch) for batch in batches] for _ in range(steps)]
-    small, large = (max(runtime.gather(statistics.median(column))) for column in zip(*times, strict=True))
+    slowest = [list(map(max, zip(*runtime.gather(column), strict=True))) for column in zip(*times, strict=True)]
+    small, large = map(statistics.median, slowest)
     return split_times(small, large, images)
 
 

@@ -2,7 +2,8 @@
 
 Pure arithmetic, no process and no tensor. A prediction is a band: its fast end hides communication behind the backward
 pass as far as the order of the layers allows, its slow end hides nothing. Published runs lie between the two where the
-software is recent and the devices reach each other directly; `published.py` holds that.
+software is recent and the devices reach each other directly; `published.py` holds that. The fast end is the one to
+expect: the runs that were timed here over a slow cable came within a tenth of it (benchmarks/parallel.py).
 
 Words: N processes, b images per process and step. Bytes are those that one process sends, as collectives on a ring
 send them: 2 (n - 1) / n of a tensor for an all-reduce over n processes, n - 1 times its own part for an all-gather and
@@ -138,8 +139,8 @@ class Prediction:
 
     @property
     def step_seconds(self) -> float:
-        """The middle of the band."""
-        return (self.fastest_seconds + self.slowest_seconds) / 2
+        """The step to expect: the fast end."""
+        return self.fastest_seconds
 
     @property
     def images_per_second(self) -> float:
