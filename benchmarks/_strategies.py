@@ -144,7 +144,8 @@ def build_probe(
 
     def window() -> float:
         began = time.perf_counter()
-        links = links_from_probe(probe_links(runtime.device, machines, seconds), max(map(len, machines)))
+        probes = probe_links(runtime.device, machines, seconds)
+        links = links_from_probe(probes, max(map(len, machines)), runtime.device)
         compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds)
         for name, arm in known.items():
             foretold = predict(

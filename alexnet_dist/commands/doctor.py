@@ -88,7 +88,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
         _say(runtime, _describe_data(_compare_data(runtime, config) if says_data else None, len(machines)))
         probes = probe_links(runtime.device, machines, options.seconds)
         _say(runtime, _describe_links(probes, machines))
-        links = links_from_probe(probes, max(map(len, machines))) if probes else None
+        links = links_from_probe(probes, max(map(len, machines)), runtime.device) if probes else None
         images = options.images_per_process or _share(config, says_data, runtime.world_size)
         compute = _find_compute(runtime, config, network, options, images)
         if runtime.is_main:

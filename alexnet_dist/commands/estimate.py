@@ -169,6 +169,7 @@ def _stated_links(options: Namespace, per_machine: int, probed: Links | None = N
         between_latency=probed.between_latency if probed else options.link_latency_us / 1e6,
         inside_latency=probed.inside_latency if probed else options.inner_latency_us / 1e6,
         per_machine=per_machine,
+        inside_is_computed=probed is not None and probed.inside_is_computed,
     )
 
 

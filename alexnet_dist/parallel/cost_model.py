@@ -56,6 +56,8 @@ class Links:
         between_latency: seconds of one hop between machines.
         inside_latency: seconds of one hop within a machine.
         per_machine: processes on each machine.
+        inside_is_computed: whether the processors that compute also carry what stays inside a machine, as on CPUs:
+            such communication hides nowhere.
     """
 
     between: float
@@ -63,6 +65,7 @@ class Links:
     between_latency: float = 20e-6
     inside_latency: float = 10e-6
     per_machine: int = 8
+    inside_is_computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -252,14 +255,22 @@ def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
     A ring through several machines crosses each machine's link once, whatever the number of its processes there; groups
     that lie side by side share the link.
     """
-    block = transfer.members * transfer.stride
-    stays_inside = processes <= links.per_machine or links.per_machine % block == 0
-    if stays_inside:
+    if stays_inside(transfer, links, processes):
         return transfer.hops * links.inside_latency + transfer.sent / links.inside
     speed = links.between / min(transfer.stride, links.per_machine)
     if links.per_machine > 1:
         speed = min(speed, links.inside)
     return transfer.hops * links.between_latency + transfer.sent / speed
+
+
+def stays_inside(transfer: Transfer, links: Links, processes: int) -> bool:
+    """Whether every group of a transfer lies within a machine."""
+    block = transfer.members * transfer.stride
+    return processes <= links.per_machine or links.per_machine % block == 0
+
+
+def _can_hide(transfer: Transfer, links: Links, processes: int) -> bool:
+    return transfer.is_hidden and not (links.inside_is_computed and stays_inside(transfer, links, processes))
 
 
 def predict(
@@ -285,8 +296,9 @@ def predict(
     transfers = list_transfers(network, strategy, processes, images)
     share = count_held(network, strategy, processes) / network.num_parameters
     seconds = share * compute.seconds_per_update + images * compute.seconds_per_image
-    hidden = sum(transfer_seconds(transfer, links, processes) for transfer in transfers if transfer.is_hidden)
-    open_ = sum(transfer_seconds(transfer, links, processes) for transfer in transfers if not transfer.is_hidden)
+    spent = [(transfer_seconds(one, links, processes), _can_hide(one, links, processes)) for one in transfers]
+    hidden = sum(time for time, can_hide in spent if can_hide)
+    open_ = sum(time for time, can_hide in spent if not can_hide)
     cover = network.conv_backward_share * images * compute.seconds_per_image
     return Prediction(
         strategy=strategy,

@@ -113,8 +113,8 @@ def _wait(values: Tensor) -> None:
         torch.cuda.synchronize(values.device)
 
 
-def links_from_probe(probes: dict[str, LinkProbe], per_machine: int) -> Links:
-    """The cost model's links. Where one kind was not probed, the other stands for it."""
+def links_from_probe(probes: dict[str, LinkProbe], per_machine: int, device: torch.device) -> Links:
+    """The cost model's links, as `device` knows them. Where one kind was not probed, the other stands for it."""
     inside = probes.get("inside", probes.get("between"))
     between = probes.get("between", inside)
     if inside is None or between is None:
@@ -125,4 +125,5 @@ def links_from_probe(probes: dict[str, LinkProbe], per_machine: int) -> Links:
         between_latency=between.hop_seconds,
         inside_latency=inside.hop_seconds,
         per_machine=per_machine,
+        inside_is_computed=device.type == "cpu",
     )

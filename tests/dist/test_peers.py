@@ -179,11 +179,13 @@ def test_the_probe_measures_what_there_is(machines: list[list[int]], kinds: dict
 
 def test_links_follow_from_probes() -> None:
     one = LinkProbe(4, 2**20, 1e8, 4e-3)
-    links = links_from_probe({"between": one}, 1)
+    links = links_from_probe({"between": one}, 1, torch.device("cuda"))
     assert (links.between, links.inside, links.per_machine) == (1e8, 1e8, 1)
     assert links.between_latency == pytest.approx(4e-3 / all_reduce_hops(4))
+    assert not links.inside_is_computed
+    assert links_from_probe({"between": one}, 1, torch.device("cpu")).inside_is_computed
     with pytest.raises(ValueError, match="nothing was probed"):
-        links_from_probe({}, 1)
+        links_from_probe({}, 1, torch.device("cpu"))
 
 
 # -- signs of life ----------------------------------------------------------------------------------------------------

@@ -171,6 +171,13 @@ def test_the_band_of_ddp_is_the_formula_of_perf_md() -> None:
     assert found.fastest_seconds == pytest.approx(0.064 + max(0.0, fc - PAPER.conv_backward_share * 0.064) + conv)
 
 
+def test_what_computing_processors_carry_within_a_machine_hides_nowhere() -> None:
+    shared = replace(FAST, inside=1e9, inside_is_computed=True)
+    inside, across = (predict(PAPER, Strategy("ddp"), count, 64, Compute(1e-3), shared) for count in (4, 8))
+    assert inside.fastest_seconds == inside.slowest_seconds
+    assert across.fastest_seconds < across.slowest_seconds  # the cable needs no processor
+
+
 def test_what_does_not_depend_on_the_batch_shrinks_with_what_is_held() -> None:
     compute = Compute(1e-3, 0.1)
     ddp, towers, hybrid = (
