@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import sys
 import traceback
@@ -35,6 +37,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     if was_launched():
         end_with_parent()
     tune_allocator()
+    atexit.register(gc.freeze)  # else Python's last collection walks every object of every library: a second or two
     try:
         module = importlib.import_module(f"alexnet_dist.commands.{verb}")
         return int(module.main(argv))
