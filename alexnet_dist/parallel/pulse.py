@@ -26,6 +26,7 @@ LISTEN_SECONDS = 2.0  # of four beats, one must have been heard
 SILENT_TICKS = 25  # seconds, counted by a thread: a process that is suspended as a whole does not count
 DONE = "done"
 VERDICT = "pulse/verdict"
+INFORMED = "pulse/informed"  # how many know the verdict
 
 
 class Pulse:
@@ -61,7 +62,8 @@ class Pulse:
         try:
             if not store.check([VERDICT]):
                 store.compare_set(VERDICT, "", _judge(store, self._rank, self._world_size))
-            lost, _, speaker = store.get(VERDICT).decode().rpartition("|")
+            lost, survivors, speaker = store.get(VERDICT).decode().split("|")
+            _stay_until_known(store, int(survivors))
         except (dist.DistError, RuntimeError):  # whoever keeps the store is gone
             return _store_keeper(), int(os.environ.get("LOCAL_RANK", "0")) == 0
         return lost or "another process", int(speaker) == self._rank
@@ -110,15 +112,26 @@ def lost_contact(who: str, why: str) -> MachineError:
     return MachineError(f"lost contact with {who}", why=why, remedy="see its message; then start again")
 
 
+def _stay_until_known(store: Store, survivors: int) -> None:
+    """Wait until all who remain know the verdict: the store may end with this process."""
+    until = time.monotonic() + 2 * LISTEN_SECONDS
+    with contextlib.suppress(dist.DistError, RuntimeError):  # its keeper saw the last one and has ended
+        informed = store.add(INFORMED, 1)
+        while informed < survivors and time.monotonic() < until:
+            time.sleep(JOIN_SECONDS)
+            informed = store.add(INFORMED, 0)
+
+
 def _judge(store: Store, rank: int, world_size: int) -> str:
-    """Who does not count any more, and the first who does: "rank 1 on b, rank 3 on d|0"."""
+    """Who does not count any more, how many do, and the first of them: "rank 1 on b, rank 3 on d|2|0"."""
     others = [other for other in range(world_size) if other != rank]
     before = _read(store, others)
     time.sleep(LISTEN_SECONDS)
     after = _read(store, others)
     lost = [other for other, a, b in zip(others, before, after, strict=True) if a == b != DONE]
     words = ", ".join(f"rank {other}{_host(store, other)}" for other in lost)
-    return f"{words}|{min(set(range(world_size)) - set(lost))}"
+    survivors = set(range(world_size)) - set(lost)
+    return f"{words}|{len(survivors)}|{min(survivors)}"
 
 
 def _host(store: Store, rank: int) -> str:

@@ -203,6 +203,8 @@ def lose_one(port: int, way: int, messages: Path) -> str:
     """Rank 1 is killed or stopped in the middle of a row of all-reduces; what the others say."""
     pulse.SILENT_TICKS = 3
     rank = join_over_tcp(port)
+    if rank == 2:
+        pulse.LISTEN_SECONDS += 1.0  # it asks for the verdict when rank 0, which keeps the store, has long said it
     sys.stderr = (messages / f"{rank}").open("w")
     try:
         with lost_peers_named():
@@ -226,7 +228,7 @@ def find_port() -> int:
 
 def test_a_killed_process_is_named_by_one_of_the_others(tmp_path: Path) -> None:
     group = start_processes(3, lose_one, find_port(), signal.SIGKILL, tmp_path)
-    assert group.wait(40) == [0, -signal.SIGKILL, 0]
+    assert group.wait(90) == [0, -signal.SIGKILL, 0]  # most of it is the start of three processes
     said = [torch.load(group.folder / f"result-{rank}", weights_only=False) for rank in (0, 2)]
     assert said[0].startswith("True lost contact with rank 1 on ")
     assert said[1].startswith("False lost contact with rank 1 on ")
