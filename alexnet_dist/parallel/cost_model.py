@@ -3,7 +3,7 @@
 Pure arithmetic, no process and no tensor. A prediction is a band: its fast end hides communication behind the backward
 pass as far as the order of the layers allows, its slow end hides nothing. Published runs lie between the two where the
 software is recent and the devices reach each other directly; `published.py` holds that. The fast end is the one to
-expect: the runs that were timed here over a slow cable came within a tenth of it (benchmarks/parallel.py).
+expect: the runs that were timed here over a slow cable came within a fifth of it (benchmarks/parallel.py).
 
 Words: N processes, b images per process and step. Bytes are those that one process sends, as collectives on a ring
 send them: 2 (n - 1) / n of a tensor for an all-reduce over n processes, n - 1 times its own part for an all-gather and
