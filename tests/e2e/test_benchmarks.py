@@ -16,6 +16,7 @@ from images import save_jpeg
 
 from alexnet_dist.data.engines import find_obstacle
 
+pytestmark = pytest.mark.timeout(900)  # all benchmarks run in one fixture: minutes, and twice as many on a busy host
 ROOT = Path(__file__).resolve().parents[2]
 HAS_DALI, ON_GPU = find_obstacle("dali") is None, torch.cuda.is_available()
 ENGINES = ["torchvision", "cache", *["dali_cpu"] * HAS_DALI, *["dali_gpu"] * (HAS_DALI and ON_GPU)]
