@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_enviro
 
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
 DEBUG = "--debug"
+SPEAK_SECONDS = 5.0  # for rank 0, which speaks for all: launchers end every process as soon as one has ended
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +48,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
             traceback.print_exc()
         if rank_from_environment() == 0 or error.is_local:
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(SPEAK_SECONDS)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: stopped before training began; nothing to resume", file=sys.stderr)

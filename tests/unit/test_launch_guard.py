@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_dist.commands import cli
 from alexnet_dist.errors import MachineError
 from alexnet_dist.parallel.launch_guard import (
     ORPHAN_EXIT_CODE,
@@ -139,6 +140,18 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert (rank_from_environment(), world_size_from_environment()) == (1, 2)
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [cli.SPEAK_SECONDS])])
+def test_rank_0_has_time_to_speak_before_another_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, waits: list[float]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.run("summary", ["--model.variant", "none"]) == 2
+    assert slept == waits
+    assert capsys.readouterr().err.startswith("error: ") == (rank == "0")
 
 
 ORPHAN = """
