@@ -48,7 +48,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
             traceback.print_exc()
         if rank_from_environment() == 0 or error.is_local:
             print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
+        elif was_launched():
             time.sleep(SPEAK_SECONDS)
         return error.exit_code
     except KeyboardInterrupt:

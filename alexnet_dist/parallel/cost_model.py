@@ -255,7 +255,7 @@ def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
     A ring through several machines crosses each machine's link once, whatever the number of its processes there; groups
     that lie side by side share the link.
     """
-    if stays_inside(transfer, links, processes):
+    if _stays_inside(transfer, links, processes):
         return transfer.hops * links.inside_latency + transfer.sent / links.inside
     speed = links.between / min(transfer.stride, links.per_machine)
     if links.per_machine > 1:
@@ -263,14 +263,14 @@ def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
     return transfer.hops * links.between_latency + transfer.sent / speed
 
 
-def stays_inside(transfer: Transfer, links: Links, processes: int) -> bool:
+def _stays_inside(transfer: Transfer, links: Links, processes: int) -> bool:
     """Whether every group of a transfer lies within a machine."""
     block = transfer.members * transfer.stride
     return processes <= links.per_machine or links.per_machine % block == 0
 
 
 def _can_hide(transfer: Transfer, links: Links, processes: int) -> bool:
-    return transfer.is_hidden and not (links.inside_is_computed and stays_inside(transfer, links, processes))
+    return transfer.is_hidden and not (links.inside_is_computed and _stays_inside(transfer, links, processes))
 
 
 def predict(

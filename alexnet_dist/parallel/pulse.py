@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from alexnet_dist.errors import MachineError
 
-JOIN_SECONDS = 0.05  # between looks whether the processes have joined: a short run may lose one soon after
+LOOK_SECONDS = 0.05  # between looks whether others have joined or know: a short run may lose one soon after
 BEAT_SECONDS = 0.5
 LISTEN_SECONDS = 2.0  # of four beats, one must have been heard
 SILENT_TICKS = 25  # seconds, counted by a thread: a process that is suspended as a whole does not count
@@ -70,7 +70,7 @@ class Pulse:
 
     def _beat(self) -> None:
         while not dist.is_initialized():
-            if self._stop.wait(JOIN_SECONDS):
+            if self._stop.wait(LOOK_SECONDS):
                 return
         if dist.get_world_size() == 1 or not _is_over_tcp():
             return
@@ -118,7 +118,7 @@ def _stay_until_known(store: Store, survivors: int) -> None:
     with contextlib.suppress(dist.DistError, RuntimeError):  # its keeper saw the last one and has ended
         informed = store.add(INFORMED, 1)
         while informed < survivors and time.monotonic() < until:
-            time.sleep(JOIN_SECONDS)
+            time.sleep(LOOK_SECONDS)
             informed = store.add(INFORMED, 0)
 
 

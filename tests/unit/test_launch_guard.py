@@ -142,10 +142,18 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (rank_from_environment(), world_size_from_environment()) == (1, 2)
 
 
-@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [cli.SPEAK_SECONDS])])
-def test_rank_0_has_time_to_speak_before_another_ends(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, waits: list[float]
+@pytest.mark.parametrize(
+    ("rank", "launched", "waits"), [("0", True, []), ("1", True, [cli.SPEAK_SECONDS]), ("1", False, [])]
+)
+def test_rank_0_has_time_to_speak_before_a_launcher_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: str,
+    launched: bool,
+    waits: list[float],
 ) -> None:
+    monkeypatch.setattr(cli, "was_launched", lambda: launched)
+    monkeypatch.setattr(cli, "end_with_parent", lambda: None)
     slept: list[float] = []
     monkeypatch.setattr(cli.time, "sleep", slept.append)
     monkeypatch.setenv("RANK", rank)
