@@ -155,8 +155,8 @@ def _describe_links(probes: dict[str, LinkProbe], machines: Sequence[Sequence[in
         speed = probe.bus_bytes_per_second
         lines.append(
             f"link      {words[name]}: {8 * speed / 1e9:.2f} Gbit/s ({speed / 1e6:,.0f} MB/s) of bus bandwidth, "
-            f"all-reduce of {probe.tensor_bytes / 2**20:g} MiB over {probe.processes} processes; "
-            f"{1e3 * probe.latency_seconds:.2f} ms for one number"
+            f"all-reduce of {probe.tensor_bytes / 2**20:g} MiB over {probe.processes} processes; as bf16 "
+            f"{probe.compression_gain:.2f} times as fast; {1e3 * probe.latency_seconds:.2f} ms for one number"
         )
     return "\n".join(lines)
 

@@ -166,6 +166,8 @@ def _stated_links(options: Namespace, per_machine: int, probed: Links | None = N
     return Links(
         between=(between or inside) * GBIT,
         inside=(inside or between) * GBIT,
+        between_compressed=probed.between_compressed if probed and not options.link_gbits else None,
+        inside_compressed=probed.inside_compressed if probed and not options.inner_gbits else None,
         between_latency=probed.between_latency if probed else options.link_latency_us / 1e6,
         inside_latency=probed.inside_latency if probed else options.inner_latency_us / 1e6,
         per_machine=per_machine,

@@ -53,6 +53,9 @@ class Links:
     Args:
         between: bytes per second from one machine to the others, one direction, all its processes together.
         inside: bytes per second between the processes of a machine (bus bandwidth).
+        between_compressed: as `between`, for gradients in half precision, casts included; None = like all else.
+        inside_compressed: as `inside`, likewise. Where processors carry the bytes, casting and adding up half precision
+            can take as long as sending twice as much.
         between_latency: seconds of one hop between machines.
         inside_latency: seconds of one hop within a machine.
         per_machine: processes on each machine.
@@ -62,6 +65,8 @@ class Links:
 
     between: float
     inside: float
+    between_compressed: float | None = None
+    inside_compressed: float | None = None
     between_latency: float = 20e-6
     inside_latency: float = 10e-6
     per_machine: int = 8
@@ -105,6 +110,7 @@ class Transfer:
         hops: waits for a neighbour, one after another.
         is_hidden: whether it can travel while the convolutions go backward.
         is_gradient: of the parameters, averaged over replicas; else activations cross within a network, or back.
+        is_compressed: a gradient that is cast to half precision to travel, and back.
     """
 
     what: str
@@ -114,6 +120,7 @@ class Transfer:
     hops: int = 0
     is_hidden: bool = False
     is_gradient: bool = False
+    is_compressed: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +248,8 @@ def _all_reduce(
 ) -> Transfer:
     sent = 2 * (members - 1) / members * count * strategy.gradient_bytes
     hops = all_reduce_hops(members)
-    return Transfer(what, sent, members, stride, hops, is_hidden, is_gradient=True)
+    is_compressed = strategy.gradient_bytes == HALF_PRECISION
+    return Transfer(what, sent, members, stride, hops, is_hidden, is_gradient=True, is_compressed=is_compressed)
 
 
 def all_reduce_hops(members: int) -> int:
@@ -255,11 +263,14 @@ def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
     A ring through several machines crosses each machine's link once, whatever the number of its processes there; groups
     that lie side by side share the link.
     """
+    between, inside = links.between, links.inside
+    if transfer.is_compressed:
+        between, inside = links.between_compressed or between, links.inside_compressed or inside
     if _stays_inside(transfer, links, processes):
-        return transfer.hops * links.inside_latency + transfer.sent / links.inside
-    speed = links.between / min(transfer.stride, links.per_machine)
+        return transfer.hops * links.inside_latency + transfer.sent / inside
+    speed = between / min(transfer.stride, links.per_machine)
     if links.per_machine > 1:
-        speed = min(speed, links.inside)
+        speed = min(speed, inside)
     return transfer.hops * links.between_latency + transfer.sent / speed
 
 

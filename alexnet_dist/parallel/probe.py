@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alexnet_dist.parallel.cost_model import Links, all_reduce_hops
+from alexnet_dist.parallel.replicas import BUCKET_MIB
 
 SMALLEST_BYTES, LARGEST_BYTES = 2**18, 2**28
 LATENCY_CALLS = 11
@@ -28,13 +29,21 @@ class LinkProbe:
         tensor_bytes: reduced at a time.
         bus_bytes_per_second: what each process sends, 2 (n - 1) / n of the tensor, over the time: the speed of the
             slowest link on the ring.
+        compressed_bytes_per_second: the same for gradients that travel as bf16: the bytes are half as many, and the
+            time includes the casts there and back, bucket by bucket, as under DistributedDataParallel.
         latency_seconds: of an all-reduce of one number.
     """
 
     processes: int
     tensor_bytes: int
     bus_bytes_per_second: float
+    compressed_bytes_per_second: float
     latency_seconds: float
+
+    @property
+    def compression_gain(self) -> float:
+        """How much sooner gradients arrive that are compressed to bf16: 2 where casting costs nothing."""
+        return 2 * self.compressed_bytes_per_second / self.bus_bytes_per_second
 
     @property
     def hop_seconds(self) -> float:
@@ -75,33 +84,55 @@ def probe_links(device: torch.device, machines: Sequence[Sequence[int]], seconds
 
 
 def _probe(device: torch.device, group: dist.ProcessGroup, seconds: float) -> LinkProbe:
+    window = seconds / WINDOWS / 2  # the probe's two kinds share its time
     one = torch.zeros(1, device=device)
-    latencies = [_time(one, group) for _ in range(LATENCY_CALLS)]
+    latencies = [_time(_all_reduce, one, group) for _ in range(LATENCY_CALLS)]
     size = SMALLEST_BYTES
-    spent = _time(_make(size, device), group)  # the first call of a size also makes buffers
-    spent = _time(_make(size, device), group)
-    while spent < seconds / WINDOWS / 2 and size < LARGEST_BYTES:
-        size = min(LARGEST_BYTES, size * (2 if spent > seconds / WINDOWS / 8 else 4))
-        spent = _time(_make(size, device), group)
+    spent = _time(_all_reduce, _make(size, device), group)  # the first call of a size also makes buffers
+    spent = _time(_all_reduce, _make(size, device), group)
+    while spent < window / 2 and size < LARGEST_BYTES:
+        size = min(LARGEST_BYTES, size * (2 if spent > window / 8 else 4))
+        spent = _time(_all_reduce, _make(size, device), group)
     values = _make(size, device)
-    calls = max(1, min(200, int(seconds / WINDOWS / max(spent, 1e-6))))
-    times = [_time(values, group, calls) for _ in range(WINDOWS)]
+    calls = max(1, min(200, int(window / max(spent, 1e-6))))
+    _time(_all_reduce_compressed, values, group)
+    plain, compressed = (
+        statistics.median(_time(reduce, values, group, calls) for _ in range(WINDOWS))
+        for reduce in (_all_reduce, _all_reduce_compressed)
+    )
     count = dist.get_world_size(group)
     sent = 2 * (count - 1) / count * size
-    return LinkProbe(count, size, sent / statistics.median(times), statistics.median(latencies[1:]))
+    return LinkProbe(count, size, sent / plain, sent / 2 / compressed, statistics.median(latencies[1:]))
+
+
+def _all_reduce(values: Tensor, group: dist.ProcessGroup) -> None:
+    dist.all_reduce(values, group=group)
+
+
+def _all_reduce_compressed(values: Tensor, group: dist.ProcessGroup) -> None:
+    """What PyTorch's bf16_compress_hook does with each bucket of gradients."""
+    flights = []
+    for bucket in torch.split(values, BUCKET_MIB * 2**20 // values.element_size()):
+        compressed = bucket.to(torch.bfloat16).div_(group.size())
+        flights.append((bucket, compressed, dist.all_reduce(compressed, group=group, async_op=True)))
+    for bucket, compressed, work in flights:
+        work.wait()
+        bucket.copy_(compressed)
 
 
 def _make(size: int, device: torch.device) -> Tensor:
     return torch.zeros(size // 4, device=device)  # fp32
 
 
-def _time(values: Tensor, group: dist.ProcessGroup, calls: int = 1) -> float:
+def _time(
+    reduce: Callable[[Tensor, dist.ProcessGroup], None], values: Tensor, group: dist.ProcessGroup, calls: int = 1
+) -> float:
     """Seconds of one all-reduce, in the slowest process; equal in all, so that all choose alike."""
     _wait(values)
     dist.barrier(group)
     start = time.perf_counter()
     for _ in range(calls):
-        dist.all_reduce(values, group=group)
+        reduce(values, group)
     _wait(values)
     spent = torch.tensor([(time.perf_counter() - start) / calls], dtype=torch.float64, device=values.device)
     dist.all_reduce(spent, op=dist.ReduceOp.MAX, group=group)
@@ -122,6 +153,8 @@ def links_from_probe(probes: dict[str, LinkProbe], per_machine: int, device: tor
     return Links(
         between=between.bus_bytes_per_second,
         inside=inside.bus_bytes_per_second,
+        between_compressed=between.compressed_bytes_per_second,
+        inside_compressed=inside.compressed_bytes_per_second,
         between_latency=between.hop_seconds,
         inside_latency=inside.hop_seconds,
         per_machine=per_machine,

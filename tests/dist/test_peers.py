@@ -174,13 +174,16 @@ def test_the_probe_measures_what_there_is(machines: list[list[int]], kinds: dict
     assert all(other == first for other in others)
     for found in first.values():
         assert 1e6 < found.bus_bytes_per_second < 1e12
+        assert 1e6 < found.compressed_bytes_per_second < 1e12
         assert 0 < found.latency_seconds < 1
 
 
 def test_links_follow_from_probes() -> None:
-    one = LinkProbe(4, 2**20, 1e8, 4e-3)
+    one = LinkProbe(4, 2**20, 1e8, 8e7, 4e-3)
+    assert one.compression_gain == pytest.approx(1.6)
     links = links_from_probe({"between": one}, 1, torch.device("cuda"))
     assert (links.between, links.inside, links.per_machine) == (1e8, 1e8, 1)
+    assert (links.between_compressed, links.inside_compressed) == (8e7, 8e7)
     assert links.between_latency == pytest.approx(4e-3 / all_reduce_hops(4))
     assert not links.inside_is_computed
     assert links_from_probe({"between": one}, 1, torch.device("cpu")).inside_is_computed

@@ -178,6 +178,22 @@ def test_what_computing_processors_carry_within_a_machine_hides_nowhere() -> Non
     assert across.fastest_seconds < across.slowest_seconds  # the cable needs no processor
 
 
+@pytest.mark.parametrize(("processes", "name"), [(4, "inside_compressed"), (8, "between_compressed")])
+def test_gradients_in_half_precision_have_a_speed_of_their_own(processes: int, name: str) -> None:
+    """Half the bytes at half the speed gain nothing; activations do not mind."""
+    plain = replace(FAST, inside=1e9)
+    slow = replace(plain, **{name: 0.5e9})
+    for compressed in (Strategy("ddp", gradient_bytes=2), Strategy("hybrid", gradient_bytes=2)):
+        fp32 = replace(compressed, gradient_bytes=4)
+        for half, whole in zip(
+            *(list_transfers(PAPER, strategy, processes, 16) for strategy in (compressed, fp32)), strict=True
+        ):
+            same = transfer_seconds(whole, slow, processes)
+            assert transfer_seconds(half, slow, processes) == pytest.approx(same)
+            gain = 2 if half.is_gradient else 1
+            assert transfer_seconds(half, plain, processes) == pytest.approx(same / gain)
+
+
 def test_what_does_not_depend_on_the_batch_shrinks_with_what_is_held() -> None:
     compute = Compute(1e-3, 0.1)
     ddp, towers, hybrid = (

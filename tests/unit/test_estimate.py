@@ -106,6 +106,8 @@ def write_probe(path: Path, **changes: Any) -> Path:
         "links": {
             "between": 1.25e8,
             "inside": 1e9,
+            "between_compressed": 1e8,
+            "inside_compressed": 5e8,
             "between_latency": 1e-4,
             "inside_latency": 1e-5,
             "per_machine": 2,
@@ -128,6 +130,8 @@ def test_a_told_link_wins_over_the_probe(tmp_path: Path, capsys: pytest.CaptureF
     values = estimate(capsys, "--probe", probe, "--link_gbits", "100", "--processes", "4")
     assert values["links"]["between"] == 100e9 / 8
     assert values["links"]["inside"] == 1e9
+    assert values["links"]["between_compressed"] is None  # what was probed is not true of the told link
+    assert values["links"]["inside_compressed"] == 5e8
 
 
 @pytest.mark.parametrize(
