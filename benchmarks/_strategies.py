@@ -145,7 +145,7 @@ def build_probe(
     def window() -> float:
         began = time.perf_counter()
         probes = probe_links(runtime.device, machines, seconds)
-        links = links_from_probe(probes, max(map(len, machines)), runtime.device)
+        links = links_from_probe(probes, max(map(len, machines)))
         compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds)
         for name, arm in known.items():
             foretold = predict(

@@ -88,7 +88,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
         _say(runtime, _describe_data(_compare_data(runtime, config) if says_data else None, len(machines)))
         probes = probe_links(runtime.device, machines, options.seconds)
         _say(runtime, _describe_links(probes, machines))
-        links = links_from_probe(probes, max(map(len, machines)), runtime.device) if probes else None
+        links = links_from_probe(probes, max(map(len, machines))) if probes else None
         images = options.images_per_process or _share(config, says_data, runtime.world_size)
         compute = _find_compute(runtime, config, network, options, images)
         if runtime.is_main:
@@ -180,12 +180,12 @@ def _report_costs(
     """Print what each strategy costs on this job; what --out writes."""
     from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_table
     from alexnet_dist.models import spec_to_dict
-    from alexnet_dist.parallel.cost_model import Links
+    from alexnet_dist.parallel.cost_model import Link, Links
     from alexnet_dist.parallel.network_size import measure_network
 
     count, alone = runtime.world_size, images / compute.step_seconds(images)
     print(f"computing {network.variant}, {images} images: {1e3 * images / alone:,.1f} ms a step, {alone:,.1f} images/s")
-    size, joined = measure_network(network.spec), links or Links(between=1.0, inside=1.0)
+    size, joined = measure_network(network.spec), links or Links(Link(1.0), Link(1.0))
     kinds = (runtime.precision, options.exchange or runtime.precision, options.gradient_compression)
     predictions, notes = predict_all(size, [count], images, compute, joined, *(ELEMENT_BYTES[kind] for kind in kinds))
     print(f"\n{write_table(predictions, alone)}")

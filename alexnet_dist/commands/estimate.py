@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,30 +148,32 @@ def _measure_here(config: Config, spec: AlexNetSpec, images: int) -> tuple[Compu
 
 def _stated_links(options: Namespace, per_machine: int, probed: Links | None = None) -> Links:
     """Told speeds win over probed ones."""
-    from alexnet_dist.parallel.cost_model import Links
+    from alexnet_dist.parallel.cost_model import Link, Links
 
     between, inside = options.link_gbits, options.inner_gbits
     if probed is not None:
-        between = between or probed.between / GBIT
-        inside = inside or probed.inside / GBIT
-    elif between is None and inside is None:
+        links = replace(probed, per_machine=per_machine)
+        # What compressing costs over a link that is only told, nobody has measured.
+        if between is not None:
+            told = replace(probed.between, bytes_per_second=between * GBIT)
+            links = replace(links, between=told, between_compressed=None)
+        if inside is not None:
+            told = replace(probed.inside, bytes_per_second=inside * GBIT)
+            links = replace(links, inside=told, inside_compressed=None)
+        return links
+    if between is None and inside is None:
         remedy = "give --link_gbits, or --probe with what launch/doctor.py measured"
         raise UsageError("no link is told", where="command line", remedy=remedy)
-    elif per_machine > 1 and inside is None:
+    if per_machine > 1 and inside is None:
         why = f"{per_machine} processes of a machine exchange something"
         raise UsageError("--inner_gbits is missing", where="command line", why=why, remedy="give it in Gbit/s")
-    elif between is None and max(options.processes) > per_machine:
+    if between is None and max(options.processes) > per_machine:
         why = f"{max(options.processes)} processes need more than one machine of {per_machine}"
         raise UsageError("--link_gbits is missing", where="command line", why=why, remedy="give it in Gbit/s")
     return Links(
-        between=(between or inside) * GBIT,
-        inside=(inside or between) * GBIT,
-        between_compressed=probed.between_compressed if probed and not options.link_gbits else None,
-        inside_compressed=probed.inside_compressed if probed and not options.inner_gbits else None,
-        between_latency=probed.between_latency if probed else options.link_latency_us / 1e6,
-        inside_latency=probed.inside_latency if probed else options.inner_latency_us / 1e6,
+        between=Link((between or inside) * GBIT, options.link_latency_us / 1e6),
+        inside=Link((inside or between) * GBIT, options.inner_latency_us / 1e6),
         per_machine=per_machine,
-        inside_is_computed=probed is not None and probed.inside_is_computed,
     )
 
 
@@ -192,7 +194,7 @@ def read_probe(options: Namespace, given: dict[str, Any]) -> Subject:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         compute = Compute(**values["compute"])
-        links = Links(**values["links"]) if values["links"] is not None else None
+        links = Links.from_dict(values["links"]) if values["links"] is not None else None
         spec, variant = spec_from_dict(values["network"]["spec"]), values["network"]["variant"]
         images, precision = int(values["images_per_process"]), str(values["precision"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -258,24 +260,30 @@ def describe(subject: Subject) -> dict[str, Any]:
 
 
 def _headline(subject: Subject, num_parameters: int, one_process: float) -> str:
-    links = subject.links
+    between, inside = _gbits(subject.links)
+    count = subject.links.per_machine
+    within = f", {inside:,.2f} Gbit/s within, {count} processes each" if count > 1 else ""
     lines = [
         f"network   {subject.variant}, {num_parameters:,} parameters, {subject.spec.num_classes:,} classes",
         f"batch     {subject.images} images per process and step",
         f"computing {one_process:,.0f} images/s in one process, {subject.precision} ({subject.compute_from})",
-        f"links     {links.between / GBIT:,.2f} Gbit/s out of a machine"
-        + (f", {links.inside / GBIT:,.2f} Gbit/s within, {links.per_machine} processes each" * (links.per_machine > 1)),
+        f"links     {between:,.2f} Gbit/s out of a machine{within}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _title(subject: Subject) -> str:
-    links = subject.links
-    inside = f", {links.inside / GBIT:,.0f} within" if links.per_machine > 1 else ""
+    between, inside = _gbits(subject.links)
+    count = subject.links.per_machine
+    within = f", {inside:,.0f} within" if count > 1 else ""
     return (
-        f"{subject.variant}, {subject.images} images per process, {links.per_machine} process"
-        f"{'es' if links.per_machine > 1 else ''} a machine, {links.between / GBIT:,.1f} Gbit/s{inside}"
+        f"{subject.variant}, {subject.images} images per process, {count} process{'es' if count > 1 else ''} a machine, "
+        f"{between:,.1f} Gbit/s{within}"
     )
+
+
+def _gbits(links: Links) -> tuple[float, float]:
+    return links.between.bytes_per_second / GBIT, links.inside.bytes_per_second / GBIT
 
 
 def _describe_published() -> str:

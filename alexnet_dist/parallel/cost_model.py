@@ -1,9 +1,9 @@
 """What a step costs under each strategy: seconds, bytes sent and memory, from a network, a computer and its links.
 
 Pure arithmetic, no process and no tensor. A prediction is a band: its fast end hides communication behind the backward
-pass as far as the order of the layers allows, its slow end hides nothing. Published runs lie between the two where the
-software is recent and the devices reach each other directly; `published.py` holds that. The fast end is the one to
-expect: the runs that were timed here over a slow cable came within a fifth of it (benchmarks/parallel.py).
+pass as far as the order of the layers and its own need of processors allow, its slow end hides nothing. Published runs
+lie between the two where the software is recent and the devices reach each other directly; `published.py` holds that.
+The fast end is the one to expect: the runs that were timed here came within a quarter of it (benchmarks/parallel.py).
 
 Words: N processes, b images per process and step. Bytes are those that one process sends, as collectives on a ring
 send them: 2 (n - 1) / n of a tensor for an all-reduce over n processes, n - 1 times its own part for an all-gather and
@@ -13,9 +13,9 @@ for its reverse.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from alexnet_dist.parallel.hybrid import CUT_LAYERS
 from alexnet_dist.parallel.network_size import NetworkSize
@@ -47,30 +47,46 @@ class Compute:
 
 
 @dataclass(frozen=True)
-class Links:
-    """What joins the processes.
+class Link:
+    """What joins processes.
 
     Args:
-        between: bytes per second from one machine to the others, one direction, all its processes together.
-        inside: bytes per second between the processes of a machine (bus bandwidth).
+        bytes_per_second: one direction (bus bandwidth).
+        latency: seconds of one hop.
+        computed_seconds_per_byte: what sending takes from the processors that compute: that part hides nowhere. 0 where
+            it takes nothing from them, as between GPUs.
+    """
+
+    bytes_per_second: float
+    latency: float = 20e-6
+    computed_seconds_per_byte: float = 0.0
+
+
+@dataclass(frozen=True)
+class Links:
+    """What joins the processes of a job.
+
+    Args:
+        between: from one machine to the others, all its processes together.
+        inside: between the processes of a machine.
         between_compressed: as `between`, for gradients in half precision, casts included; None = like all else.
         inside_compressed: as `inside`, likewise. Where processors carry the bytes, casting and adding up half precision
             can take as long as sending twice as much.
-        between_latency: seconds of one hop between machines.
-        inside_latency: seconds of one hop within a machine.
         per_machine: processes on each machine.
-        inside_is_computed: whether the processors that compute also carry what stays inside a machine, as on CPUs:
-            such communication hides nowhere.
     """
 
-    between: float
-    inside: float
-    between_compressed: float | None = None
-    inside_compressed: float | None = None
-    between_latency: float = 20e-6
-    inside_latency: float = 10e-6
+    between: Link
+    inside: Link
+    between_compressed: Link | None = None
+    inside_compressed: Link | None = None
     per_machine: int = 8
-    inside_is_computed: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Links:
+        """Read what `dataclasses.asdict` wrote; KeyError or TypeError where it did not."""
+        names = ("between", "inside", "between_compressed", "inside_compressed")
+        links = {name: Link(**values[name]) for name in names if values[name] is not None}
+        return cls(**links, per_machine=values["per_machine"])
 
 
 @dataclass(frozen=True)
@@ -258,7 +274,13 @@ def all_reduce_hops(members: int) -> int:
 
 
 def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
-    """How long a transfer takes.
+    """How long a transfer takes."""
+    link = _pick_link(transfer, links, processes)
+    return transfer.hops * link.latency + transfer.sent / link.bytes_per_second
+
+
+def _pick_link(transfer: Transfer, links: Links, processes: int) -> Link:
+    """What a transfer crosses, at the speed that it has there.
 
     A ring through several machines crosses each machine's link once, whatever the number of its processes there; groups
     that lie side by side share the link.
@@ -266,22 +288,13 @@ def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
     between, inside = links.between, links.inside
     if transfer.is_compressed:
         between, inside = links.between_compressed or between, links.inside_compressed or inside
-    if _stays_inside(transfer, links, processes):
-        return transfer.hops * links.inside_latency + transfer.sent / inside
-    speed = between / min(transfer.stride, links.per_machine)
-    if links.per_machine > 1:
-        speed = min(speed, inside)
-    return transfer.hops * links.between_latency + transfer.sent / speed
-
-
-def _stays_inside(transfer: Transfer, links: Links, processes: int) -> bool:
-    """Whether every group of a transfer lies within a machine."""
     block = transfer.members * transfer.stride
-    return processes <= links.per_machine or links.per_machine % block == 0
-
-
-def _can_hide(transfer: Transfer, links: Links, processes: int) -> bool:
-    return transfer.is_hidden and not (links.inside_is_computed and _stays_inside(transfer, links, processes))
+    if processes <= links.per_machine or links.per_machine % block == 0:  # each group lies within a machine
+        return inside
+    speed = between.bytes_per_second / min(transfer.stride, links.per_machine)
+    if links.per_machine > 1:
+        speed = min(speed, inside.bytes_per_second)
+    return replace(between, bytes_per_second=speed)
 
 
 def predict(
@@ -307,16 +320,21 @@ def predict(
     transfers = list_transfers(network, strategy, processes, images)
     share = count_held(network, strategy, processes) / network.num_parameters
     seconds = share * compute.seconds_per_update + images * compute.seconds_per_image
-    spent = [(transfer_seconds(one, links, processes), _can_hide(one, links, processes)) for one in transfers]
-    hidden = sum(time for time, can_hide in spent if can_hide)
-    open_ = sum(time for time, can_hide in spent if not can_hide)
+    spent = [(one, transfer_seconds(one, links, processes)) for one in transfers]
+    hidden = sum(time for one, time in spent if one.is_hidden)
+    open_ = sum(time for one, time in spent if not one.is_hidden)
     cover = network.conv_backward_share * images * compute.seconds_per_image
+    computed = sum(
+        min(time, one.sent * _pick_link(one, links, processes).computed_seconds_per_byte)
+        for one, time in spent
+        if one.is_hidden
+    )
     return Prediction(
         strategy=strategy,
         processes=processes,
         images=processes * images,
         compute_seconds=seconds,
-        fastest_seconds=seconds + open_ + max(0.0, hidden - cover),
+        fastest_seconds=seconds + open_ + max(computed, hidden - cover),
         slowest_seconds=seconds + open_ + hidden,
         bytes_sent=round(sum(transfer.sent for transfer in transfers)),
         memory_bytes=_count_memory(network, strategy, processes, images, activation_bytes),

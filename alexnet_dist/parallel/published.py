@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from alexnet_dist.models.alexnet import AlexNetSpec
-from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, Strategy, predict
+from alexnet_dist.parallel.cost_model import ByteSize, Compute, Link, Links, Strategy, predict
 from alexnet_dist.parallel.network_size import NetworkSize, measure_network
 
 # tf_cnn_benchmarks' AlexNet, which every run below trained or came close to: one tower, no LRN.
@@ -90,7 +90,7 @@ def _benchmark_network() -> NetworkSize:
 
 def predict_band(run: PublishedRun) -> tuple[float, float]:
     """Slow and fast end of the efficiency that the model expects: nothing hidden, as much hidden as can be."""
-    links = Links(between=run.link, inside=run.link, per_machine=run.per_machine)
+    links = Links(between=Link(run.link), inside=Link(run.link), per_machine=run.per_machine)
     strategy = Strategy("ddp", gradient_bytes=run.gradient_bytes)
     compute = Compute(1 / run.one_device)
     prediction = predict(_benchmark_network(), strategy, run.devices, run.batch, compute, links)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from alexnet_dist.commands import same_data
 from alexnet_dist.commands.cli import run
 from alexnet_dist.commands.train import train
 from alexnet_dist.errors import AlexNetDistError, DataError, MachineError
+from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel import pulse
-from alexnet_dist.parallel.cost_model import all_reduce_hops
+from alexnet_dist.parallel.cost_model import Link, Links, all_reduce_hops
 from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
 from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
 from alexnet_dist.parallel.restart import join_restarted_group
@@ -175,28 +176,37 @@ def test_the_probe_measures_what_there_is(machines: list[list[int]], kinds: dict
     for found in first.values():
         assert 1e6 < found.bus_bytes_per_second < 1e12
         assert 1e6 < found.compressed_bytes_per_second < 1e12
+        # Each of the cores that gloo's threads run on can be busy all the time.
+        assert 0 < found.busy_seconds_per_byte * found.bus_bytes_per_second < available_cores()
+        assert 0 < found.compressed_busy_seconds_per_byte * found.compressed_bytes_per_second < available_cores()
         assert 0 < found.latency_seconds < 1
 
 
 def test_links_follow_from_probes() -> None:
-    one = LinkProbe(4, 2**20, 1e8, 8e7, 4e-3)
+    one = LinkProbe(4, 2**20, 1e8, 1e-9, 8e7, 3e-9, 4e-3)
     assert one.compression_gain == pytest.approx(1.6)
-    links = links_from_probe({"between": one}, 1, torch.device("cuda"))
-    assert (links.between, links.inside, links.per_machine) == (1e8, 1e8, 1)
-    assert (links.between_compressed, links.inside_compressed) == (8e7, 8e7)
-    assert links.between_latency == pytest.approx(4e-3 / all_reduce_hops(4))
-    assert not links.inside_is_computed
-    assert links_from_probe({"between": one}, 1, torch.device("cpu")).inside_is_computed
+    links = links_from_probe({"between": one}, 1)
+    hop = 4e-3 / all_reduce_hops(4)
+    assert links.between == links.inside == Link(1e8, hop, 1e-9)
+    assert links.between_compressed == links.inside_compressed == Link(8e7, hop, 3e-9)
+    assert links.per_machine == 1
+    assert Links.from_dict(asdict(links)) == links
     with pytest.raises(ValueError, match="nothing was probed"):
-        links_from_probe({}, 1, torch.device("cpu"))
+        links_from_probe({}, 1)
 
 
 # -- signs of life ----------------------------------------------------------------------------------------------------
 
 
+def leave_group() -> None:
+    """End the group that the helper made, when all have joined it: who still connects would find the others gone."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def join_over_tcp(port: int) -> int:
     """Join again, over a store of the kind that launchers use; this process's rank."""
-    torch.distributed.destroy_process_group()
+    leave_group()
     rank = int(os.environ["RANK"])
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
     return rank
@@ -256,7 +266,7 @@ def test_a_process_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
 
 def join_again(port: int, restarts: int) -> tuple[str, float]:
     """What a restarted worker does; the prefix of its keys, and the sum over the processes."""
-    torch.distributed.destroy_process_group()
+    leave_group()
     os.environ.update({"TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_USE_AGENT_STORE": "True"})
     os.environ["MASTER_PORT"] = str(port)
     join_restarted_group(on_gpu=False)

@@ -104,12 +104,10 @@ def write_probe(path: Path, **changes: Any) -> Path:
         "precision": "fp32",
         "compute": {"seconds_per_image": 0.01, "seconds_per_update": 0.1},
         "links": {
-            "between": 1.25e8,
-            "inside": 1e9,
-            "between_compressed": 1e8,
-            "inside_compressed": 5e8,
-            "between_latency": 1e-4,
-            "inside_latency": 1e-5,
+            "between": {"bytes_per_second": 1.25e8, "latency": 1e-4, "computed_seconds_per_byte": 3e-9},
+            "inside": {"bytes_per_second": 1e9, "latency": 1e-5},
+            "between_compressed": {"bytes_per_second": 1e8},
+            "inside_compressed": {"bytes_per_second": 5e8},
             "per_machine": 2,
         },
     }
@@ -128,10 +126,10 @@ def test_a_probe_says_what_network_speed_and_link(tmp_path: Path, capsys: pytest
 def test_a_told_link_wins_over_the_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probe = str(write_probe(tmp_path / "probe.json"))
     values = estimate(capsys, "--probe", probe, "--link_gbits", "100", "--processes", "4")
-    assert values["links"]["between"] == 100e9 / 8
-    assert values["links"]["inside"] == 1e9
-    assert values["links"]["between_compressed"] is None  # what was probed is not true of the told link
-    assert values["links"]["inside_compressed"] == 5e8
+    links = values["links"]
+    assert links["between"] == {"bytes_per_second": 100e9 / 8, "latency": 1e-4, "computed_seconds_per_byte": 3e-9}
+    assert links["between_compressed"] is None  # what was probed is not true of the told link
+    assert (links["inside"]["bytes_per_second"], links["inside_compressed"]["bytes_per_second"]) == (1e9, 5e8)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,10 @@ def test_a_mistake_is_one_line(words: list[str], line: str, capsys: pytest.Captu
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("change", [{"compute": {}}, {"links": {"speed": 1}}, {"network": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"compute": {}}, {"links": {"speed": 1}}, {"links": {"between": 1.25e8, "inside": 1e9}}, {"network": None}],
+)
 def test_a_damaged_probe_is_refused(tmp_path: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("estimate", ["--probe", str(write_probe(tmp_path / "probe.json", **change))]) == 2
     assert capsys.readouterr().err.startswith("error: not a probe")
