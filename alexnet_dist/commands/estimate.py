@@ -276,10 +276,8 @@ def _title(subject: Subject) -> str:
     between, inside = _gbits(subject.links)
     count = subject.links.per_machine
     within = f", {inside:,.0f} within" if count > 1 else ""
-    return (
-        f"{subject.variant}, {subject.images} images per process, {count} process{'es' if count > 1 else ''} a machine, "
-        f"{between:,.1f} Gbit/s{within}"
-    )
+    machine = f"{count} process{'es' if count > 1 else ''} a machine"
+    return f"{subject.variant}, {subject.images} images per process, {machine}, {between:,.1f} Gbit/s{within}"
 
 
 def _gbits(links: Links) -> tuple[float, float]:
