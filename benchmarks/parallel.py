@@ -121,8 +121,8 @@ def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, An
         out = Path(folder) / "found.json"
         words = [str(HERE / "_strategies.py"), "--variant", setting.variant, "--precision", options.precision]
         words += ["--images", str(setting.images), "--out", str(out), *["--tiny"] * options.tiny]
-        words += ["--rounds", str(pick_effort(options, full=5, quick=2, tiny=2))]
-        words += ["--steps", str(pick_effort(options, full=3, quick=1, tiny=1)), *["--few"] * options.quick]
+        words += ["--rounds", str(pick_effort(options, full=9, quick=2, tiny=2))]
+        words += ["--steps", str(pick_effort(options, full=2, quick=1, tiny=1)), *["--few"] * options.quick]
         words += ["--alone"] * (setting.link == "local")
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--dynamo_backend", "no"]
         launcher += ["--mixed_precision", "no", *describe_link(setting.link, options)]
