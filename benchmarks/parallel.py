@@ -2,9 +2,10 @@
 
 Protocol: for each link, variant and number of images per process, all arms run in the same processes, one window each
 per round, A B C D ...; one window first, in which DDP makes its final buckets. A window is timed from when all
-processes begin to when the last has ended. A full run has 5 rounds of 3 updates; --quick has two machines, the first
-four arms and 2 rounds of 1 update. A row is the median over the rounds; a ratio is of images per second, taken round by
-round. An update is all that `Trainer` does with a batch; batches are in memory.
+processes begin to when the last has ended. A full run has 9 rounds of 2 updates, many and short because a shared host's
+speed changes within seconds; --quick has two machines, the first four arms and 2 rounds of 1 update. A row is the
+median over the rounds; a ratio is of images per second, taken round by round. An update is all that `Trainer` does with
+a batch; batches are in memory.
 
 - ddp_fp32, ddp_bf16: data parallel, gradients as they are or compressed. towers, hybrid: see the README. hybrid_bf16:
   hybrid with compressed gradients. All have the same global batch: two towers share the images of two processes.

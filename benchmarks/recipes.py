@@ -76,6 +76,7 @@ class Recipe:
 ONE_EPOCH = ["--train.epochs", "1"]
 FEW_EPOCHS = ("--train.epochs", "30")  # what two cores do in minutes; an ablation stands beside the original's
 FIVE_EPOCHS = ("--train.epochs", "5", "--log.plots", "false")
+CACHED = ("--data.engine", "cache")  # on few cores decoding a thousand photographs takes longer than learning from them
 TEN_EPOCHS = ("--train.epochs", "10", "--optimizer.lr", "0.02")
 AS_PUBLISHED = ("--model.init", "torch", "--schedule.name", "constant", "--schedule.warmup_steps", "0")
 CAT_DOG_PUBLISHED = (
@@ -109,9 +110,9 @@ RECIPES = {
         seeds=1,
         has_manifests=True,
     ),
-    "imagenet_subset": Recipe("imagenet_subset", "imagenette224", "none on these classes"),
+    "imagenet_subset": Recipe("imagenet_subset", "imagenette224", "none on these classes", CACHED),
     "imagenet_few": Recipe("imagenet_few", "imagenette224", "none on these classes"),
-    "common_port": Recipe("common_port", "imagenette224", "none"),
+    "common_port": Recipe("common_port", "imagenette224", "none", CACHED),
     "imagenet_subset, 30 epochs": Recipe("imagenet_subset", "imagenette224", "none", FEW_EPOCHS, seeds=1),
     **{
         f"{name}, 30 epochs": Recipe(name, "imagenette224", published, FEW_EPOCHS, seeds=1)
