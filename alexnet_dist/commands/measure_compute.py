@@ -19,11 +19,13 @@ from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 
 LR = 1e-5  # so small that noise is not learnt: a network that diverges computes at another speed
-LEAST_STEPS = 3
+LEAST_STEPS = 5
 
 
 def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images: int, seconds: float = 3.0) -> Compute:
     """Time the training step on made-up images, at two batch sizes: their difference is what images cost.
+
+    The other size is an eighth: what is left at no images then depends little on the noise of either.
 
     On several processes each trains alone, and all begin each step together, as in the run: where they share a machine
     they compete for the same part of it at the same time. The slowest of each step counts: the others will wait for it.
@@ -32,8 +34,8 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
         runtime: this process.
         config: settings of the optimizer and of the memory layout.
         spec: the network.
-        images: per step; twice as many are tried too.
-        seconds: for each of the two sizes.
+        images: per step.
+        seconds: to spend, at least; several steps of each size are made in any case.
     """
     alone = dataclasses.replace(runtime, mesh=build_mesh(0, 1), host_group=None)
     model = build_model(spec, config.seed)
@@ -52,19 +54,26 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    batches = [_make_batch(size, spec, runtime.device, config.channels_last) for size in (images, 2 * images)]
+    others = max(1, images // 8) if images > 1 else 2
+    batches = [_make_batch(size, spec, runtime.device, config.channels_last) for size in (others, images)]
     spent = [step(batch) + step(batch) for batch in batches]  # warm up; the first steps also allocate
     steps = max(LEAST_STEPS, *runtime.gather(int(2 * seconds / sum(spent))))
     times = [[step(batch) for batch in batches] for _ in range(steps)]
     slowest = [list(map(max, zip(*runtime.gather(column), strict=True))) for column in zip(*times, strict=True)]
-    small, large = map(statistics.median, slowest)
-    return split_times(small, large, images)
+    return split_times(*zip((others, images), map(statistics.median, slowest), strict=True))
 
 
-def split_times(small: float, large: float, images: int) -> Compute:
-    """What an image and what an update costs, from steps of `images` and of twice as many; exact for the smaller."""
-    per_update = min(max(0.0, 2 * small - large), small)
-    return Compute((small - per_update) / images, per_update)
+def split_times(other: tuple[int, float], measured: tuple[int, float]) -> Compute:
+    """What an image and what an update costs.
+
+    Args:
+        other: images and seconds of a step.
+        measured: of another one, for which the result is exact.
+    """
+    (other_images, other_seconds), (images, seconds) = other, measured
+    per_image = max(0.0, (seconds - other_seconds) / (images - other_images))
+    per_update = max(0.0, seconds - images * per_image)
+    return Compute((seconds - per_update) / images, per_update)
 
 
 def _make_batch(size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool) -> Batch:

@@ -174,13 +174,19 @@ def test_several_processes_are_sent_to_doctor(
 
 
 @pytest.mark.parametrize(
-    ("small", "large", "expected"),
-    [(0.3, 0.5, (0.2 / 10, 0.1)), (0.2, 0.4, (0.02, 0.0)), (0.2, 0.5, (0.02, 0.0)), (0.2, 0.1, (0.0, 0.2))],
+    ("other", "expected"),
+    [
+        ((2, 0.14), (0.02, 0.1)),
+        ((20, 0.5), (0.02, 0.1)),
+        ((2, 0.06), (0.03, 0.0)),  # noise: an update cannot cost less than nothing
+        ((2, 0.02), (0.03, 0.0)),
+        ((2, 0.4), (0.0, 0.3)),  # nor an image
+    ],
 )
-def test_two_sizes_tell_images_from_updates(small: float, large: float, expected: tuple[float, float]) -> None:
-    compute = split_times(small, large, 10)
+def test_two_sizes_tell_images_from_updates(other: tuple[int, float], expected: tuple[float, float]) -> None:
+    compute = split_times(other, (10, 0.3))
     assert (compute.seconds_per_image, compute.seconds_per_update) == pytest.approx(expected)
-    assert compute.step_seconds(10) == pytest.approx(small)
+    assert compute.step_seconds(10) == pytest.approx(0.3)
 
 
 def read_commands() -> list[list[str]]:
