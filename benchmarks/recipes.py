@@ -5,8 +5,9 @@ the run, is the result. A recipe with a test set is judged by it, read once with
 imagenet_subset and what builds on it by their val folder, which also chooses the epoch, so theirs is the best of it,
 with the last epoch's beside it. Every row says on which device it was trained and how many runs shared it.
 
---data.root is a folder of packs: fruits10, fashion_mnist, cat_dog, cifar10, imagenette224. `--page docs/results.md
-FILE.json ...` writes the page of results from the JSON files of earlier runs, and trains nothing.
+--data.root is a folder of packs: fruits10, fashion_mnist, cat_dog, cifar10, imagenette224. With `--runs FOLDER` hours
+of training can be cut anywhere: the same command reads what has finished there and goes on with the rest. `--page
+docs/results.md FILE.json ...` writes the page of results from the JSON files of earlier runs, and trains nothing.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from _report import (
 from _timing import divide
 
 from alexnet_dist.errors import UsageError
+from alexnet_dist.machine import find_git_commit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROSSVAL_FOLDS = 5
+ROW = "row.json"  # beside what the run itself writes
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ CAT_DOG_PUBLISHED = (
     *("--augment.resize", "227", "--augment.crop", "centre", "--augment.horizontal_flip", "0"),
 )
 NOTES_PUBLISHED = ("--train.epochs", "10", *AS_PUBLISHED, "--augment.horizontal_flip", "0")
-MANIFESTS = ("manifest", "--train", "train_data", "--test", "test_data", "--out", "lists")
+LISTS = "lists"
+MANIFESTS = ("manifest", "--train", "train_data", "--test", "test_data", "--out", LISTS)
 FRUITS_PUBLISHED = (
     *("--train.epochs", "10", *AS_PUBLISHED, "--optimizer.lr", "0.001", "--precision", "fp32"),
     *("--channels_last", "false", "--log.every_steps", "1", "--data.engine", "torchvision", "--log.plots", "false"),
@@ -133,7 +137,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes to train")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--seeds", type=int, help="of each recipe; default: 3, or 1 for the long ones")
-    parser.add_argument("--keep", type=Path, help="folder in which the runs stay, without their weights")
+    parser.add_argument("--runs", type=Path, help="folder of the runs, where they stay, without their weights")
     parser.add_argument("--page", nargs="+", type=Path, help="PAGE.md FILE.json ...: write the page, train nothing")
     options, _ = parser.parse_known_args()
     if options.page:
@@ -152,11 +156,14 @@ def measure(options: argparse.Namespace) -> Report:
         name: pick_effort(options, full=options.seeds or RECIPES[name].seeds, quick=1, tiny=1) for name in options.only
     }
     tasks = [(name, seed) for seed in range(max(counts.values())) for name in counts if seed < counts[name]]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+    with tempfile.TemporaryDirectory() as forgotten, ThreadPoolExecutor(options.jobs) as pool:
+        folder = (options.runs or Path(forgotten)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         for pack in {RECIPES[name].pack for name in options.only if RECIPES[name].has_manifests}:
-            words = [str(REPOSITORY / "launch" / "prepare.py"), *MANIFESTS, "--data", str(options.data_root / pack)]
-            subprocess.run([sys.executable, *words], check=True, cwd=folder)
-        running = [pool.submit(run_recipe, *task, options, Path(folder)) for task in tasks]
+            if not (folder / LISTS).exists():
+                words = [str(REPOSITORY / "launch" / "prepare.py"), *MANIFESTS, "--data", str(options.data_root / pack)]
+                subprocess.run([sys.executable, *words], check=True, cwd=folder)
+        running = [pool.submit(run_recipe, *task, options, folder) for task in tasks]
         for done in as_completed(running):
             report.rows.append(done.result())
             if options.out is not None:  # hours of training should not wait for the last run
@@ -171,7 +178,7 @@ def add_ratio(report: Report) -> None:
     name, rival = "fruits, 5 epochs", "fruits, as published"
     for key, what in {"seconds": "the whole command", "train_seconds": "training"}.items():
         seconds = {
-            recipe: [row[key] for row in report.rows if row["recipe"] == recipe and row["jobs"] == 1]
+            recipe: [row[key] for row in report.rows if row["recipe"] == recipe and row["jobs"] == 1 and row[key]]
             for recipe in (name, rival)
         }
         if all(seconds.values()):
@@ -180,13 +187,17 @@ def add_ratio(report: Report) -> None:
 
 
 def run_recipe(name: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train a recipe once; its row.
+    """Train a recipe once, or the rest of it, or nothing where its row is there; the row.
 
     Raises:
         RuntimeError: it failed; with its last words.
     """
     recipe = RECIPES[name]
     run = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    if (run / ROW).is_file():
+        kept: dict[str, Any] = json.loads((run / ROW).read_text(encoding="utf-8"))
+        return kept
+    is_whole = not run.exists()
     words = [sys.executable, str(REPOSITORY / "launch" / f"{recipe.verb}.py"), "--config", recipe.config]
     words += [
         *(word.replace("$PWD", str(folder)) for word in recipe.words),
@@ -201,9 +212,11 @@ def run_recipe(name: str, seed: int, options: argparse.Namespace, folder: Path) 
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}")
-    row = {"recipe": name, "seed": seed, "jobs": options.jobs, "seconds": seconds, "command": recipe.command}
-    row |= READERS[recipe.verb](run)
-    keep_run(run, options.keep)
+    row = {"recipe": name, "seed": seed, "jobs": options.jobs, "commit": find_git_commit(), "command": recipe.command}
+    row |= {"seconds": seconds if is_whole else None, **READERS[recipe.verb](run)}
+    for heavy in (*run.rglob("checkpoints"), *run.rglob("model")):
+        shutil.rmtree(heavy)
+    write_json(run / ROW, row)
     print(f"{name}, seed {seed}: {row['top1']:.4f}", flush=True)
     return row
 
@@ -243,15 +256,6 @@ def read_crossval(run: Path) -> dict[str, Any]:
 READERS = {"train": read_training, "crossval": read_crossval}
 
 
-def keep_run(run: Path, folder: Path | None) -> None:
-    """Move what a run wrote into a folder, or forget it; weights and states are large and go."""
-    for heavy in (*run.rglob("checkpoints"), *run.rglob("model")):
-        shutil.rmtree(heavy, ignore_errors=True)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.move(run, folder / run.name)
-
-
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +270,7 @@ def format_page(reports: Sequence[dict[str, Any]]) -> str:
         "need `--data.root`, and `--seed` for seeds other than 0. The `val` of imagenette has 400 images, so a figure",
         "of about 50 % has a standard error of 2.5 points: more than the published price of any ablation.",
         "",
-        *(describe_machine(number, report["environment"]) for number, report in enumerate(reports, start=1)),
+        *(describe_machine(number, report) for number, report in enumerate(reports, start=1)),
         "",
         "| recipe | published | top-1 here | of | seeds | epochs | seconds | machine | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -284,13 +288,15 @@ def format_page(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def describe_machine(number: int, environment: dict[str, Any]) -> str:
+def describe_machine(number: int, report: dict[str, Any]) -> str:
     """Where the rows of a file were measured."""
+    environment = report["environment"]
     versions = environment["versions"]
     hardware = ", ".join(environment["gpus"]) or environment["cpu"]
+    commits = dict.fromkeys(row.get("commit", environment["git_commit"]) for row in report["rows"])
     return (
         f"- Machine {number}: {hardware}, {environment['cores']} cores, torch {versions['torch']}, commit "
-        f"{environment['git_commit']}, {environment['time']}"
+        f"{' and '.join(commits)}, {environment['time']}"
     )
 
 

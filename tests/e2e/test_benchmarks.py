@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -40,6 +41,16 @@ RATIOS = {
         *("hybrid_batch_by_batch/hybrid", "ddp_fp32/one_process", "towers/one_process", "hybrid/one_process"),
         *(f"estimate/{arm}" for arm in ("ddp_fp32", "ddp_bf16", "towers", "hybrid", "hybrid_bf16")),
     },
+}
+
+
+ENVIRONMENT = {
+    "gpus": [],
+    "cpu": "a CPU",
+    "cores": 2,
+    "versions": {"torch": "2"},
+    "git_commit": "another",
+    "time": "now",
 }
 
 
@@ -122,6 +133,24 @@ def test_images_may_lie_below_train_or_directly_below_the_root(
     index = find_images(tmp_path / "images", tmp_path / "elsewhere", 0)
     assert index.paths == ("class-0/0.jpg", "class-0/2.jpg", "class-1/1.jpg", "class-1/3.jpg")
     assert index.classes == ("class-0", "class-1")
+
+
+def test_recipes_go_on_with_runs_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    recipes = importlib.import_module("recipes")
+    monkeypatch.setitem(recipes.RECIPES, "smoke", recipes.Recipe("smoke", ".", "none"))
+    options = argparse.Namespace(data_root=tmp_path, jobs=1, tiny=True, quick=False)
+    run = tmp_path / "smoke-0"
+    run.mkdir()  # of an earlier start, so the seconds of this one are not those of the command
+    row = recipes.run_recipe("smoke", 0, options, tmp_path)
+    assert (row["epochs"], row["seconds"]) == (1, None)
+    assert row["train_seconds"] > 0
+    assert (run / "summary.json").is_file()
+    assert not (run / "checkpoints").exists()
+    monkeypatch.delattr(recipes.subprocess, "run")
+    assert recipes.run_recipe("smoke", 0, options, tmp_path) == row
+    page = recipes.format_page([{"environment": ENVIRONMENT, "rows": [row], "notes": [], "ratios": {}}])
+    assert f"commit {row['commit']}, " in page
 
 
 def test_page_is_made_from_the_json(results: Path) -> None:
