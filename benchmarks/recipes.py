@@ -57,6 +57,7 @@ class Recipe:
         seeds: how many times it is trained.
         verb: train, or crossval.
         has_manifests: whether manifests are written first, in the folder of the runs.
+        needs: what a machine may lack, so that it is trained only where --only names it.
     """
 
     config: str
@@ -66,6 +67,7 @@ class Recipe:
     seeds: int = 3
     verb: str = "train"
     has_manifests: bool = False
+    needs: str = ""
 
     @property
     def command(self) -> str:
@@ -104,6 +106,12 @@ RECIPES = {
     "rmsprop_kfold": Recipe(
         "rmsprop_kfold", "imagenette224", "none", ("--folds", str(CROSSVAL_FOLDS)), seeds=1, verb="crossval"
     ),
+    "rmsprop_kfold_pretrained": Recipe(
+        *("rmsprop_kfold_pretrained", "imagenette224", "none", ("--folds", str(CROSSVAL_FOLDS))),
+        seeds=1,
+        verb="crossval",
+        needs="torchvision's weights, which are downloaded",
+    ),
     "cat_dog": Recipe("cat_dog", "cat_dog", "none"),
     "cat_dog, as published": Recipe("cat_dog", "cat_dog", "50 % (run here as written)", CAT_DOG_PUBLISHED, seeds=1),
     "paper_notes_cifar10": Recipe("paper_notes_cifar10", "cifar10", "none"),
@@ -117,6 +125,7 @@ RECIPES = {
     "imagenet_subset": Recipe("imagenet_subset", "imagenette224", "none on these classes", CACHED),
     "imagenet_few": Recipe("imagenet_few", "imagenette224", "none on these classes"),
     "common_port": Recipe("common_port", "imagenette224", "none", CACHED),
+    "paper_imagenet": Recipe("paper_imagenet", "imagenet", "59.3 % (ImageNet 2012, val)", seeds=1, needs="ImageNet"),
     "imagenet_subset, 30 epochs": Recipe("imagenet_subset", "imagenette224", "none", FEW_EPOCHS, seeds=1),
     **{
         f"{name}, 30 epochs": Recipe(name, "imagenette224", published, FEW_EPOCHS, seeds=1)
@@ -134,7 +143,8 @@ RECIPES = {
 def main() -> int:
     """Train, or write the page; the exit code."""
     parser = new_parser("recipes", "What every recipe reaches.")
-    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="recipes to train")
+    usual = [name for name, recipe in RECIPES.items() if not recipe.needs]
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=usual, help="recipes to train")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--seeds", type=int, help="of each recipe; default: 3, or 1 for the long ones")
     parser.add_argument("--runs", type=Path, help="folder of the runs, where they stay, without their weights")
@@ -270,9 +280,11 @@ def format_page(reports: Sequence[dict[str, Any]]) -> str:
         "need `--data.root`, and `--seed` for seeds other than 0. The `val` of imagenette has 400 images, so a figure",
         "of about 50 % has a standard error of 2.5 points: more than the published price of any ablation.",
         "",
-        *(describe_machine(number, report) for number, report in enumerate(reports, start=1)),
+        "Where and when, by the number in the column `measured`:",
         "",
-        "| recipe | published | top-1 here | of | seeds | epochs | seconds | machine | command |",
+        *(describe_measurement(number, report) for number, report in enumerate(reports, start=1)),
+        "",
+        "| recipe | published | top-1 here | of | seeds | epochs | seconds | measured | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, recipe in RECIPES.items():
@@ -281,32 +293,33 @@ def format_page(reports: Sequence[dict[str, Any]]) -> str:
         lines += format_rows(name, recipe, found)
     lines.append("")
     for number, report in enumerate(reports, start=1):
-        lines += [f"- Machine {number}: {note}" for note in report["notes"]]
+        lines += [f"- {number}: {note}" for note in report["notes"]]
         for name, ratio in report["ratios"].items():
             median, least, most = (format_cell(ratio[key]) for key in ("median", "min", "max"))
-            lines.append(f"- Machine {number}: {name} {median} ({least} to {most}): {ratio['what']}.")
+            lines.append(f"- {number}: {name} {median} ({least} to {most}): {ratio['what']}.")
     return "\n".join([*lines, ""])
 
 
-def describe_machine(number: int, report: dict[str, Any]) -> str:
+def describe_measurement(number: int, report: dict[str, Any]) -> str:
     """Where the rows of a file were measured."""
     environment = report["environment"]
     versions = environment["versions"]
     hardware = ", ".join(environment["gpus"]) or environment["cpu"]
     commits = dict.fromkeys(row.get("commit", environment["git_commit"]) for row in report["rows"])
     return (
-        f"- Machine {number}: {hardware}, {environment['cores']} cores, torch {versions['torch']}, commit "
+        f"{number}. {hardware}, {environment['cores']} cores, torch {versions['torch']}, commit "
         f"{' and '.join(commits)}, {environment['time']}"
     )
 
 
 def format_rows(name: str, recipe: Recipe, found: Sequence[tuple[int, dict[str, Any]]]) -> list[str]:
-    """One line for each machine on which a recipe was trained."""
+    """One line for each file in which a recipe stands."""
     if not found:
-        return [f"| {name} | {recipe.published} | not measured | | | | | | `{recipe.command}` |"]
+        state = f"not measured: needs {recipe.needs}" if recipe.needs else "not measured"
+        return [f"| {name} | {recipe.published} | {state} | | | | | | `{recipe.command}` |"]
     lines = []
-    for machine in dict.fromkeys(number for number, _ in found):
-        rows = [row for number, row in found if number == machine]
+    for measured in dict.fromkeys(number for number, _ in found):
+        rows = [row for number, row in found if number == measured]
         top1 = describe_percent([row["top1"] for row in rows])
         if "std" in rows[0]:
             top1 += f", deviation {100 * rows[0]['std']:.2f} points"
@@ -316,7 +329,7 @@ def format_rows(name: str, recipe: Recipe, found: Sequence[tuple[int, dict[str, 
         if rows[0]["jobs"] > 1:
             seconds += f" ({rows[0]['jobs']} runs at once)"
         cells = [name, recipe.published, top1, rows[0]["split"], str(len(rows)), str(rows[0]["epochs"]), seconds]
-        lines.append(f"| {' | '.join(cells)} | {machine} | `{rows[0]['command']}` |")
+        lines.append(f"| {' | '.join(cells)} | {measured} | `{rows[0]['command']}` |")
     return lines
 
 
