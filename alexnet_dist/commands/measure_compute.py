@@ -54,13 +54,13 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    others = max(1, images // 8) if images > 1 else 2
-    batches = [_make_batch(size, spec, runtime.device, config.channels_last) for size in (others, images)]
+    other = max(1, images // 8) if images > 1 else 2
+    batches = [_make_batch(size, spec, runtime.device, config.channels_last) for size in (other, images)]
     spent = [step(batch) + step(batch) for batch in batches]  # warm up; the first steps also allocate
     steps = max(LEAST_STEPS, *runtime.gather(int(2 * seconds / sum(spent))))
     times = [[step(batch) for batch in batches] for _ in range(steps)]
     slowest = [list(map(max, zip(*runtime.gather(column), strict=True))) for column in zip(*times, strict=True)]
-    return split_times(*zip((others, images), map(statistics.median, slowest), strict=True))
+    return split_times(*zip((other, images), map(statistics.median, slowest), strict=True))
 
 
 def split_times(other: tuple[int, float], measured: tuple[int, float]) -> Compute:
