@@ -24,13 +24,14 @@ from alexnet_dist.config_checks import TWO_TOWERS
 from alexnet_dist.machine import available_cores, tune_allocator
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.collectives import Wire
-from alexnet_dist.parallel.cost_model import Strategy, predict
+from alexnet_dist.parallel.cost_model import predict
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.network_size import measure_network
 from alexnet_dist.parallel.peers import introduce, list_machines
 from alexnet_dist.parallel.probe import links_from_probe, probe_links
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
+from alexnet_dist.parallel.transfers import Strategy
 
 ARMS = {
     "ddp_fp32": ParallelConfig(),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key s
 
     from alexnet_dist.config import Config
     from alexnet_dist.models import AlexNetSpec
-    from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links
+    from alexnet_dist.parallel.cost_model import Compute, Links
+    from alexnet_dist.parallel.transfers import ByteSize
 
 EXAMPLES = """Predict step time, images per second, bytes sent and memory of each strategy.
 

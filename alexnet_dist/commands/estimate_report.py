@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.commands.summary import align
 
 if TYPE_CHECKING:
-    from alexnet_dist.parallel.cost_model import ByteSize, Compute, Links, Prediction
+    from alexnet_dist.parallel.cost_model import Compute, Links, Prediction
     from alexnet_dist.parallel.network_size import NetworkSize
     from alexnet_dist.parallel.published import PublishedRun
+    from alexnet_dist.parallel.transfers import ByteSize
 
 COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")
 PUBLISHED_COLUMNS = ("run", "source", "published", "nothing hidden", "all hidden", "")
@@ -40,7 +41,8 @@ def predict_all(
         exchange_bytes: of an activation on its way.
         gradient_bytes: of a gradient on its way under towers and hybrid; ddp is shown with both sizes.
     """
-    from alexnet_dist.parallel.cost_model import Strategy, choose_shards, predict, refuse
+    from alexnet_dist.parallel.cost_model import choose_shards, predict
+    from alexnet_dist.parallel.transfers import Strategy, refuse
 
     strategies = (
         Strategy("ddp"),

@@ -5,27 +5,29 @@ pass as far as the order of the layers and its own need of processors allow, its
 lie between the two where the software is recent and the devices reach each other directly; `published.py` holds that.
 The fast end is the one to expect: the runs that were timed here came within a quarter of it (benchmarks/parallel.py).
 
-Words: N processes, b images per process and step. Bytes are those that one process sends, as collectives on a ring
-send them: 2 (n - 1) / n of a tensor for an all-reduce over n processes, n - 1 times its own part for an all-gather and
-for its reverse.
+What is sent stands in `transfers.py`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from alexnet_dist.parallel.hybrid import CUT_LAYERS
 from alexnet_dist.parallel.network_size import NetworkSize
-from alexnet_dist.parallel.towers import NUM_TOWERS
-
-StrategyName = Literal["ddp", "towers", "hybrid"]
-ByteSize = Literal[2, 4]
+from alexnet_dist.parallel.transfers import (
+    HALF_PRECISION,
+    ByteSize,
+    Strategy,
+    Transfer,
+    count_held,
+    list_transfers,
+    meeting_points,
+    refuse,
+)
 
 STATE_BYTES = 12  # of a parameter: fp32 weight, gradient and momentum
-HALF_PRECISION = 2  # bytes; autocast keeps such a copy of the parameters during the step
 INDEX_BYTES = 8  # max pooling keeps an int64 for each output
 
 
@@ -90,56 +92,6 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """A way to spread the work.
-
-    Args:
-        name: as in parallel.strategy.
-        gradient_bytes: of a gradient on its way: 4, or 2 where it is compressed to half precision.
-        exchange_bytes: of an activation or its gradient on its way between towers or shards.
-        shards: processes that share fc6 and fc7 under hybrid; None = all.
-    """
-
-    name: StrategyName
-    gradient_bytes: ByteSize = 4
-    exchange_bytes: ByteSize = 4
-    shards: int | None = None
-
-    def __str__(self) -> str:
-        kind = {2: "bf16", 4: "fp32"}
-        if self.name == "ddp":
-            return f"ddp {kind[self.gradient_bytes]}"
-        suffix = f" of {self.shards}" if self.shards else ""
-        compressed = f", gradients {kind[2]}" if self.gradient_bytes == HALF_PRECISION else ""
-        return f"{self.name}{suffix} {kind[self.exchange_bytes]}{compressed}"
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Collectives of one kind in a step.
-
-    Args:
-        what: is sent.
-        sent: bytes that one process sends.
-        members: processes in the group.
-        stride: distance between neighbouring ranks of the group; as many groups lie side by side.
-        hops: waits for a neighbour, one after another.
-        is_hidden: whether it can travel while the convolutions go backward.
-        is_gradient: of the parameters, averaged over replicas; else activations cross within a network, or back.
-        is_compressed: a gradient that is cast to half precision to travel, and back.
-    """
-
-    what: str
-    sent: float
-    members: int
-    stride: int = 1
-    hops: int = 0
-    is_hidden: bool = False
-    is_gradient: bool = False
-    is_compressed: bool = False
-
-
-@dataclass(frozen=True)
 class Prediction:
     """A step under one strategy.
 
@@ -174,109 +126,16 @@ class Prediction:
         return self.images / self.step_seconds
 
 
-def refuse(network: NetworkSize, strategy: Strategy, processes: int) -> str | None:
-    """Why a strategy cannot be used on so many processes; None where it can."""
-    if strategy.name == "towers":
-        if not network.has_towers:
-            return "the network has no two towers"
-        if processes % NUM_TOWERS:
-            return "needs an even number of processes"
-    if strategy.name == "hybrid":
-        shards = strategy.shards or processes
-        if network.groups["fc6"] > 1:
-            return "fc6 and fc7 are in groups"
-        if network.fc_width % shards:
-            return f"{shards} shards do not divide fc6's {network.fc_width} outputs"
-        if processes % shards:
-            return f"{processes} processes do not make groups of {shards}"
-    return None
-
-
-def list_transfers(network: NetworkSize, strategy: Strategy, processes: int, images: int) -> list[Transfer]:
-    """What one process sends in a step.
-
-    Args:
-        network: which.
-        strategy: how it is spread; it must not be refused.
-        processes: in all.
-        images: per process and step.
-    """
-    transfers = {"ddp": _ddp, "towers": _towers, "hybrid": _hybrid}[strategy.name](network, strategy, processes, images)
-    return [transfer for transfer in transfers if transfer.members > 1]
-
-
-def _ddp(network: NetworkSize, strategy: Strategy, processes: int, images: int) -> list[Transfer]:
-    fully_connected = network.num_parameters - network.num_convolution
-    return [
-        _all_reduce("fully connected gradients", fully_connected, strategy, processes, is_hidden=True),
-        _all_reduce("convolution gradients", network.num_convolution, strategy, processes),
-    ]
-
-
-def _towers(network: NetworkSize, strategy: Strategy, processes: int, images: int) -> list[Transfer]:
-    """A pair works on the images of two processes, each on half of the network.
-
-    A layer in one group first gathers the other tower's half of its input; going backward, each tower sends the
-    gradient of the other's half. What both contribute to fc8's outputs is added up, for which nothing returns.
-    """
-    pair_images = NUM_TOWERS * images
-    met = meeting_points(network)
-    half = sum(network.inputs[name] for name in met) // NUM_TOWERS * pair_images * strategy.exchange_bytes
-    logits = pair_images * network.num_classes * strategy.exchange_bytes
-    replicas = processes // NUM_TOWERS
-    bias = network.num_classes  # of fc8, which both towers hold
-    fully_connected = (network.num_parameters - network.num_convolution + bias) // NUM_TOWERS
-    return [
-        Transfer("activations", half + logits, NUM_TOWERS, hops=len(met) + 1),
-        Transfer("their gradients", half, NUM_TOWERS, hops=len(met)),
-        _all_reduce("fully connected gradients", fully_connected, strategy, replicas, NUM_TOWERS, is_hidden=True),
-        _all_reduce("convolution gradients", network.num_convolution // NUM_TOWERS, strategy, replicas, NUM_TOWERS),
-    ]
-
-
-def meeting_points(network: NetworkSize) -> list[str]:
-    """Layers that read both towers whole: conv3, fc6 and fc7 of the paper's network. fc8 reads each on its own."""
-    return [name for name, groups in network.groups.items() if groups == 1 and name not in ("conv1", "fc8")]
-
-
-def _hybrid(network: NetworkSize, strategy: Strategy, processes: int, images: int) -> list[Transfer]:
-    """fc6 and fc7 see the images of their group, each process with its share of the outputs; fc8 is data parallel.
-
-    fc6 and fc7 gather their inputs from the whole group; fc7's outputs go back to the process whose image they are of.
-    """
-    shards = strategy.shards or processes
-    gathered = (shards - 1) * images * sum(network.inputs[name] for name in CUT_LAYERS)
-    returned = (shards - 1) / shards * images * network.inputs["fc8"]
-    sent = (gathered + returned) * strategy.exchange_bytes
-    hops = (len(CUT_LAYERS) + 1) * (shards - 1)
-    share = sum(network.parameters[name] for name in CUT_LAYERS) // shards
-    return [
-        Transfer("activations", sent, shards, hops=hops),
-        Transfer("their gradients", sent, shards, hops=hops),
-        _all_reduce("fc6 and fc7 gradients", share, strategy, processes // shards, shards, is_hidden=True),
-        _all_reduce("fc8 gradients", network.parameters["fc8"], strategy, processes, is_hidden=True),
-        _all_reduce("convolution gradients", network.num_convolution, strategy, processes),
-    ]
-
-
-def _all_reduce(
-    what: str, count: int, strategy: Strategy, members: int, stride: int = 1, is_hidden: bool = False
-) -> Transfer:
-    sent = 2 * (members - 1) / members * count * strategy.gradient_bytes
-    hops = all_reduce_hops(members)
-    is_compressed = strategy.gradient_bytes == HALF_PRECISION
-    return Transfer(what, sent, members, stride, hops, is_hidden, is_gradient=True, is_compressed=is_compressed)
-
-
-def all_reduce_hops(members: int) -> int:
-    """Waits of a small all-reduce, which libraries do along a tree: up and down."""
-    return 2 * math.ceil(math.log2(members))
-
-
 def transfer_seconds(transfer: Transfer, links: Links, processes: int) -> float:
     """How long a transfer takes."""
     link = _pick_link(transfer, links, processes)
     return transfer.hops * link.latency + transfer.sent / link.bytes_per_second
+
+
+def _computed_seconds(transfer: Transfer, links: Links, processes: int) -> float:
+    """What a transfer takes from the processors that compute: no more than its time."""
+    computed = transfer.sent * _pick_link(transfer, links, processes).computed_seconds_per_byte
+    return min(computed, transfer_seconds(transfer, links, processes))
 
 
 def _pick_link(transfer: Transfer, links: Links, processes: int) -> Link:
@@ -320,41 +179,28 @@ def predict(
     transfers = list_transfers(network, strategy, processes, images)
     share = count_held(network, strategy, processes) / network.num_parameters
     seconds = share * compute.seconds_per_update + images * compute.seconds_per_image
-    spent = [(one, transfer_seconds(one, links, processes)) for one in transfers]
-    hidden = sum(time for one, time in spent if one.is_hidden)
-    open_ = sum(time for one, time in spent if not one.is_hidden)
+    hidden = [transfer for transfer in transfers if transfer.is_hidden]
+    hidden_seconds = sum(transfer_seconds(transfer, links, processes) for transfer in hidden)
+    open_seconds = sum(transfer_seconds(transfer, links, processes) for transfer in transfers if not transfer.is_hidden)
     cover = network.conv_backward_share * images * compute.seconds_per_image
-    computed = sum(
-        min(time, one.sent * _pick_link(one, links, processes).computed_seconds_per_byte)
-        for one, time in spent
-        if one.is_hidden
-    )
+    waited = max(hidden_seconds - cover, sum(_computed_seconds(transfer, links, processes) for transfer in hidden))
     return Prediction(
         strategy=strategy,
         processes=processes,
         images=processes * images,
         compute_seconds=seconds,
-        fastest_seconds=seconds + open_ + max(computed, hidden - cover),
-        slowest_seconds=seconds + open_ + hidden,
+        fastest_seconds=seconds + open_seconds + waited,
+        slowest_seconds=seconds + open_seconds + hidden_seconds,
         bytes_sent=round(sum(transfer.sent for transfer in transfers)),
         memory_bytes=_count_memory(network, strategy, processes, images, activation_bytes),
     )
-
-
-def count_held(network: NetworkSize, strategy: Strategy, processes: int) -> int:
-    """Parameters that one process holds."""
-    if strategy.name == "towers":
-        return (network.num_parameters + network.num_classes) // NUM_TOWERS  # both hold fc8's bias
-    if strategy.name == "hybrid":
-        sharded = sum(network.parameters[name] for name in CUT_LAYERS)
-        return network.num_parameters - sharded + sharded // (strategy.shards or processes)
-    return network.num_parameters
 
 
 def _count_memory(
     network: NetworkSize, strategy: Strategy, processes: int, images: int, activation_bytes: ByteSize
 ) -> int:
     held = count_held(network, strategy, processes)
+    # Autocast keeps such a copy of the parameters during the step.
     copy = HALF_PRECISION if activation_bytes == HALF_PRECISION else 0
     on_the_way = HALF_PRECISION if strategy.gradient_bytes == HALF_PRECISION and processes > 1 else 0
     gathered = 0  # numbers that a process holds in addition, because others made them

@@ -6,14 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alexnet_dist.parallel.cost_model import Link, Links, all_reduce_hops
-from alexnet_dist.parallel.replicas import BUCKET_MIB
+from alexnet_dist.parallel.cost_model import Link, Links
+from alexnet_dist.parallel.replicas import BUCKET_MIB, COMPRESSION_HOOKS
+from alexnet_dist.parallel.transfers import all_reduce_hops
 
 SMALLEST_BYTES, LARGEST_BYTES = 2**18, 2**28
 LATENCY_CALLS = 11
@@ -148,14 +149,12 @@ def _all_reduce(values: Tensor, group: dist.ProcessGroup) -> None:
 
 
 def _all_reduce_compressed(values: Tensor, group: dist.ProcessGroup) -> None:
-    """What PyTorch's bf16_compress_hook does with each bucket of gradients."""
-    flights = []
-    for bucket in torch.split(values, BUCKET_MIB * 2**20 // values.element_size()):
-        compressed = bucket.to(torch.bfloat16).div_(group.size())
-        flights.append((bucket, compressed, dist.all_reduce(compressed, group=group, async_op=True)))
-    for bucket, compressed, work in flights:
-        work.wait()
-        bucket.copy_(compressed)
+    """What DistributedDataParallel does with its buckets."""
+    hook: Any = COMPRESSION_HOOKS["bf16"]
+    buckets = torch.split(values, BUCKET_MIB * 2**20 // values.element_size())
+    # The hook takes a bucket as a tuple, too; a GradBucket cannot be made from Python.
+    for flight in [hook(group, (bucket,)) for bucket in buckets]:
+        flight.wait()
 
 
 def _make(size: int, device: torch.device) -> Tensor:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from alexnet_dist.models.alexnet import AlexNetSpec
-from alexnet_dist.parallel.cost_model import ByteSize, Compute, Link, Links, Strategy, predict
+from alexnet_dist.parallel.cost_model import Compute, Link, Links, predict
 from alexnet_dist.parallel.network_size import NetworkSize, measure_network
+from alexnet_dist.parallel.transfers import ByteSize, Strategy
 
 # tf_cnn_benchmarks' AlexNet, which every run below trained or came close to: one tower, no LRN.
 BENCHMARK_NETWORK = AlexNetSpec(

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from alexnet_dist.models import AlexNetSpec
-from alexnet_dist.parallel.cost_model import Strategy, list_transfers
 from alexnet_dist.parallel.network_size import measure_network
+from alexnet_dist.parallel.transfers import Strategy, list_transfers
 
 HALF_BYTES, FLOAT_BYTES = 2, 4
 

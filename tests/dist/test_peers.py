@@ -23,7 +23,8 @@ from alexnet_dist.commands.train import train
 from alexnet_dist.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel import pulse
-from alexnet_dist.parallel.cost_model import Link, Links, all_reduce_hops
+from alexnet_dist.parallel.cost_model import Link, Links
+from alexnet_dist.parallel.transfers import all_reduce_hops
 from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
 from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
 from alexnet_dist.parallel.restart import join_restarted_group
