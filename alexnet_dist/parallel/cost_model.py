@@ -3,7 +3,7 @@
 Pure arithmetic, no process and no tensor. A prediction is a band: its fast end hides communication behind the backward
 pass as far as the order of the layers and its own need of processors allow, its slow end hides nothing. Published runs
 lie between the two where the software is recent and the devices reach each other directly; `published.py` holds that.
-The fast end is the one to expect: the runs that were timed here came within a quarter of it (benchmarks/parallel.py).
+The fast end is the one to expect; benchmarks/parallel.py says how far from it timed runs were.
 
 What is sent stands in `transfers.py`.
 """
