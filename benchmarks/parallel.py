@@ -105,11 +105,11 @@ def measure_settings(report: Report, settings: Sequence[Setting], options: argpa
 
 
 def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Setting]]:
-    """Those over the slow cable; those without a limit, for what a strategy itself costs, of the first variant only."""
+    """Those over the slow cable; those without a limit, for what a strategy itself costs."""
     variants = options.variants or pick_effort(options, full=["paper", "torchvision"], quick=["paper"], tiny=["paper"])
     sizes = options.sizes or pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
-    limited = starmap(Setting, product(["two_machines"], variants, sizes))
-    return [] if options.tiny else list(limited), [Setting("local", variants[0], size) for size in sizes]
+    limited, local = (list(starmap(Setting, product([link], variants, sizes))) for link in ("two_machines", "local"))
+    return [] if options.tiny else limited, local
 
 
 def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, Any] | None:
