@@ -13,8 +13,8 @@ a batch; batches are in memory.
 
 Links: `local`, processes of one machine; `two_machines`, two network namespaces of one core each, joined by a cable
 that tc limits to 1 Gbit/s (tests/dist/two_machines.sh; Linux, root; left out, and said so, where that is not allowed).
-Ratios of the first setting have plain names; those of the others end in @LINK_VARIANT_IMAGES. Variant torchvision has
-no towers.
+A ratio has a plain name in the first setting that has it; in the others it ends in @LINK_VARIANT_IMAGES. Variant
+torchvision has no towers.
 
 Estimates: at the beginning of a round the same processes measure the link and their own computing, as `doctor` does,
 and the cost model (alexnet_dist/parallel/cost_model.py) foretells every arm; estimate/ARM is the foretold speed over
@@ -69,11 +69,14 @@ class Setting:
     variant: str
     images: int
 
+    def __str__(self) -> str:
+        return f"{self.link}_{self.variant}_{self.images}"
+
 
 def main() -> int:
     """Run the benchmark; the exit code."""
     parser = new_parser("parallel", "Strategies side by side, on one machine and over a slow cable.")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: paper, torchvision")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: torchvision, paper")
     parser.add_argument("--sizes", type=int, nargs="+", help="images per process; default: 16, 64")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
     parser.add_argument("--processes", type=int, default=2, help="on one machine; even. Default: 2")
@@ -106,7 +109,7 @@ def measure_settings(report: Report, settings: Sequence[Setting], options: argpa
 
 def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Setting]]:
     """Those over the slow cable; those without a limit, for what a strategy itself costs."""
-    variants = options.variants or pick_effort(options, full=["paper", "torchvision"], quick=["paper"], tiny=["paper"])
+    variants = options.variants or pick_effort(options, full=["torchvision", "paper"], quick=["paper"], tiny=["paper"])
     sizes = options.sizes or pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
     limited, local = (list(starmap(Setting, product([link], variants, sizes))) for link in ("two_machines", "local"))
     return [] if options.tiny else limited, local
@@ -169,22 +172,22 @@ def add_ratios(report: Report, found: dict[str, Any], setting: Setting, options:
     is_limited = setting.link == "two_machines"
     where = f"{options.rate} cable" if is_limited else f"{found['world_size']} processes of one machine"
     what = f"images per second, {setting.variant}, {found['precision']}, {where}, {images} images per process"
-    suffix = f"@{setting.link}_{setting.variant}_{images}" if report.ratios else ""
+
+    def add(name: str, ratio: Spread, what: str) -> None:
+        report.add_ratio(f"{name}@{setting}" if name in report.ratios else name, ratio, what)
+
     for name, targets in RATIOS.items():
         above, below = name.split("/")
         target = f"; {targets[images]}" if is_limited and images in targets else ""
         if above in seconds and below in seconds:
-            report.add_ratio(f"{name}{suffix}", divide(seconds[below], seconds[above]), what + target)
+            add(name, divide(seconds[below], seconds[above]), what + target)
     for arm, predicted in found["estimated"].items():
-        report.add_ratio(
-            f"estimate/{arm}{suffix}",
-            divide(seconds[arm], predicted),
-            f"{what}; foretold over measured, target 0.75 to 1.25",
-        )
+        accuracy = divide(seconds[arm], predicted)
+        add(f"estimate/{arm}", accuracy, f"{what}; foretold over measured, target 0.75 to 1.25")
     for arm in SHARES if ALONE in seconds else ():
         if arm in seconds:
             share = divide(seconds[ALONE], seconds[arm])
-            report.add_ratio(f"{arm}/{ALONE}{suffix}", share, f"{what}; {ALONE} has the same cores")
+            add(f"{arm}/{ALONE}", share, f"{what}; {ALONE} has the same cores")
 
 
 if __name__ == "__main__":
