@@ -308,7 +308,7 @@ def describe_measurement(number: int, report: dict[str, Any]) -> str:
     commits = dict.fromkeys(row.get("commit", environment["git_commit"]) for row in report["rows"])
     return (
         f"{number}. {hardware}, {environment['cores']} cores, torch {versions['torch']}, commit "
-        f"{' and '.join(commits)}, {environment['time']}"
+        f"{', '.join(commits)}, {environment['time']}"
     )
 
 
