@@ -11,8 +11,6 @@ from alexnet_dist.models import AlexNetSpec
 from alexnet_dist.parallel.network_size import measure_network
 from alexnet_dist.parallel.transfers import Strategy, list_transfers
 
-HALF_BYTES, FLOAT_BYTES = 2, 4
-
 
 @dataclass(frozen=True)
 class Traffic:
@@ -57,6 +55,6 @@ def count_gradient_bytes(forward: nn.Module) -> float:
         filled = sum(int(size) for size in (facts.get("rebuilt_bucket_sizes") or facts["bucket_sizes"]).split(","))
         narrow = "compress" in facts.get("comm_hook", "")
         sent = 2 * (facts["world_size"] - 1) / facts["world_size"] * filled
-        total += sent / (FLOAT_BYTES // HALF_BYTES if narrow else 1)
+        total += sent / 2 if narrow else sent  # buckets are fp32, compressed ones travel in half precision
         forward = forward.module
     return total

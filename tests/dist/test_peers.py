@@ -24,11 +24,11 @@ from alexnet_dist.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel import pulse
 from alexnet_dist.parallel.cost_model import Link, Links
-from alexnet_dist.parallel.transfers import all_reduce_hops
 from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
 from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
 from alexnet_dist.parallel.restart import join_restarted_group
 from alexnet_dist.parallel.runtime import lost_peers_named
+from alexnet_dist.parallel.transfers import all_reduce_hops
 
 CPU = torch.device("cpu")
 TINY = ["--model.image_size", "64", "--model.conv_channels", "[8,16,16,16,16]", "--model.fc_width", "16"]

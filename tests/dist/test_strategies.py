@@ -28,9 +28,9 @@ from alexnet_dist.commands.strategy import replicate_network
 from alexnet_dist.config import OptimizerConfig
 from alexnet_dist.models import named_layers
 from alexnet_dist.parallel import collectives
-from alexnet_dist.parallel.transfers import Strategy
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
+from alexnet_dist.parallel.transfers import Strategy
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.optim import build_optimizer, optimizer_tensors
 from alexnet_dist.training.step import DeviceCounters, train_step
