@@ -13,6 +13,7 @@ a batch; batches are in memory.
 
 Links: `local`, processes of one machine; `two_machines`, two network namespaces of one core each, joined by a cable
 that tc limits to 1 Gbit/s (tests/dist/two_machines.sh; Linux, root; left out, and said so, where that is not allowed).
+With --share_gpu both of them compute on the one GPU of this machine and talk over NCCL; `local` is then left out.
 A ratio has a plain name in the first setting that has it; in the others it ends in @LINK_VARIANT_IMAGES. Variant
 torchvision has no towers.
 
@@ -81,6 +82,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: bf16")
     parser.add_argument("--processes", type=int, default=2, help="on one machine; even. Default: 2")
     parser.add_argument("--rate", default="1gbit", help="of the cable between two machines, in tc's words")
+    parser.add_argument("--share_gpu", action="store_true", help="two machines, both with the GPU of this one")
     return run_benchmark(parser, measure)
 
 
@@ -88,7 +90,7 @@ def measure(options: argparse.Namespace) -> Report:
     """Every link with every number of images per process."""
     report = Report(describe_environment(options))
     tune_allocator()  # the processes inherit a part of it
-    report.environment["device"] = "cuda" if torch.cuda.device_count() >= options.processes else "cpu"
+    report.environment["device"] = "cuda" if uses_gpu(options) else "cpu"
     limited, local = list_settings(options)
     measure_settings(report, limited, options)
     if limited and not report.rows:
@@ -112,7 +114,12 @@ def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Sett
     variants = options.variants or pick_effort(options, full=["torchvision", "paper"], quick=["paper"], tiny=["paper"])
     sizes = options.sizes or pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
     limited, local = (list(starmap(Setting, product([link], variants, sizes))) for link in ("two_machines", "local"))
-    return [] if options.tiny else limited, local
+    return [] if options.tiny else limited, [] if options.share_gpu else local
+
+
+def uses_gpu(options: argparse.Namespace) -> bool:
+    """Whether each process has a GPU, or its share of one."""
+    return torch.cuda.device_count() >= (1 if options.share_gpu else options.processes)
 
 
 def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -131,7 +138,9 @@ def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, An
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--dynamo_backend", "no"]
         launcher += ["--mixed_precision", "no", *describe_link(setting.link, options)]
         prefix = [str(TWO_MACHINES), options.rate] if setting.link == "two_machines" else []
-        gpus = {} if torch.cuda.device_count() >= options.processes else {"ACCELERATE_USE_CPU": "true"}
+        # NCCL refuses a GPU that two processes of one machine share; this is its name of a machine.
+        prefix += ["env", "NCCL_HOSTID=MACHINE_RANK"] if options.share_gpu else []
+        gpus = {} if uses_gpu(options) else {"ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(
             [*prefix, *launcher, *words], env={**os.environ, **gpus}, capture_output=True, text=True, cwd=HERE
         )
@@ -170,7 +179,8 @@ def add_ratios(report: Report, found: dict[str, Any], setting: Setting, options:
     """What one strategy gains over another, and what each costs against one process."""
     seconds, images = found["seconds"], setting.images
     is_limited = setting.link == "two_machines"
-    where = f"{options.rate} cable" if is_limited else f"{found['world_size']} processes of one machine"
+    cable = f"{options.rate} cable" + ", one GPU shared" * options.share_gpu
+    where = cable if is_limited else f"{found['world_size']} processes of one machine"
     what = f"images per second, {setting.variant}, {found['precision']}, {where}, {images} images per process"
 
     def add(name: str, ratio: Spread, what: str) -> None:

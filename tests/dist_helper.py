@@ -1,7 +1,8 @@
-"""N processes that train together, forked from the warm test process: a file store, no ports."""
+"""N processes that train together: forked from the warm test process, or, on a GPU, started anew. No ports."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 TIMEOUT_SECONDS = 90
+GPU_TIMEOUT_SECONDS = 240
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,51 @@ def _fork(rank: int, world_size: int, folder: Path, body: Callable[..., Any], ar
         os._exit(status)
 
 
+def run_gpu_processes(world_size: int, body: Callable[..., Any], *args: Any) -> list[Any]:
+    """As `run_processes`, over NCCL and on one GPU, which no forked process could use.
+
+    NCCL wants a GPU for each process of a machine. So each says that it is a machine of its own, and they talk through
+    sockets: all is as it would be on several machines, but slow.
+
+    Raises:
+        AssertionError: a process failed or took too long.
+    """
+    context = multiprocessing.get_context("spawn")
+    folder = Path(tempfile.mkdtemp(prefix="group-"))
+    words = [(rank, world_size, folder, body, args) for rank in range(world_size)]
+    children = [context.Process(target=_run_on_gpu, args=of_rank) for of_rank in words]
+    try:
+        for child in children:
+            child.start()
+        deadline = time.monotonic() + GPU_TIMEOUT_SECONDS
+        for child in children:
+            child.join(max(0.0, deadline - time.monotonic()))
+        errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
+        statuses = [child.exitcode for child in children]
+        assert statuses == [0] * world_size, f"exit statuses {statuses}\n" + "\n".join(errors)
+        return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world_size)]
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+        shutil.rmtree(folder)
+
+
+def _run_on_gpu(rank: int, world_size: int, folder: Path, body: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.backends.cudnn.allow_tf32 = False  # a convolution of PyTorch's default rounds to 10 bits
+    os.environ.update({"NCCL_HOSTID": f"machine-{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"})
+    try:
+        if world_size > 1:
+            _enter_environment(rank, world_size, local_rank=0, processes_here=1)
+            store = f"file://{folder / 'store'}"
+            torch.cuda.set_device(0)
+            torch.distributed.init_process_group("nccl", init_method=store, rank=rank, world_size=world_size)
+        torch.save(body(*args), folder / f"result-{rank}")
+    except BaseException:
+        (folder / f"error-{rank}").write_text(traceback.format_exc())
+        raise
+
+
 def _forget_worker_server() -> None:
     """The server that the test process may have started is not this child's."""
     from multiprocessing.forkserver import _forkserver
@@ -131,9 +178,14 @@ def _join(rank: int, world_size: int, folder: Path) -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if world_size == 1:
         return
-    local = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    os.environ.update({key: str(value) for key, value in local.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"})
+    _enter_environment(rank, world_size, local_rank=rank, processes_here=world_size)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
     )
+
+
+def _enter_environment(rank: int, world_size: int, *, local_rank: int, processes_here: int) -> None:
+    """What a launcher says."""
+    numbers = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": processes_here}
+    os.environ.update({key: str(value) for key, value in numbers.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from dist_helper import run_processes
 from strategies import (
+    BATCH_SIZE,
     NUM_IMAGES,
     Case,
     backward_once,
@@ -20,21 +21,17 @@ from strategies import (
     hybrid,
     start_case,
     towers,
+    train_twenty_updates,
 )
 from tiny import tiny_loader, worst_difference
 from torch import Tensor
 
 from alexnet_dist.commands.strategy import replicate_network
-from alexnet_dist.config import OptimizerConfig
 from alexnet_dist.models import named_layers
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
 from alexnet_dist.parallel.transfers import Strategy
-from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.training.optim import build_optimizer, optimizer_tensors
-from alexnet_dist.training.step import DeviceCounters, train_step
-from alexnet_dist.training.update_rules import merged_norms
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 CASES = [
@@ -177,43 +174,6 @@ def test_shards_draw_masks_of_their_own() -> None:
 
 
 # -- twenty updates ---------------------------------------------------------------------------------------------------
-
-NUM_STEPS, BATCH_SIZE, TRAIN_IMAGES = 20, 12, 37  # the fourth batch of an epoch holds a single image
-RULES: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.02, "bias_lr_factor": 2.0, "bias_weight_decay": 0.0},
-    "lars": {"lr": 1.0, "trust_coefficient": 0.02},
-}
-
-
-def train_twenty_updates(case: Case, dtype: torch.dtype, rule: str, micro_batch_size: int) -> dict[str, Tensor]:
-    runtime = start_case(case)
-    model, partition = cut_tiny(case, runtime, dtype)
-    norms = merged_norms(partition.find_cut(model), runtime.sum_over_parts)
-    settings = asdict(OptimizerConfig(name=rule, **RULES[rule]))  # type: ignore[arg-type]
-    optimizer = build_optimizer(model, **settings, layer_norms=norms)
-    accumulates = micro_batch_size * runtime.dp_size < BATCH_SIZE
-    forward = replicate_network(
-        case.parallel, model, partition, compiled=False, accumulates=accumulates, runtime=runtime
-    )
-    counters, gate = DeviceCounters.on(runtime.device), BatchGate(runtime, skip_bad_files=False)
-    seen = 0
-    for batch in tiny_loader(runtime, TRAIN_IMAGES, BATCH_SIZE, training=True).batches(0, NUM_STEPS):
-        num_images = gate.admit(batch)
-        seen += num_images
-        batch = batch._replace(images=batch.images.to(dtype))
-        train_step(
-            runtime,
-            forward,
-            optimizer,
-            batch,
-            micro_batch_size=micro_batch_size,
-            num_images=num_images,
-            counters=counters,
-        )
-    assert seen == NUM_STEPS // 4 * TRAIN_IMAGES
-    state = {**model.state_dict(), **optimizer_tensors(optimizer, model)}
-    return {**partition.merge(state), "sums": counters.sums}
-
 
 @pytest.fixture(scope="module")
 def trained_alone() -> Callable[[Case, torch.dtype, str], dict[str, Tensor]]:
