@@ -15,7 +15,7 @@ from alexnet_dist.training.update_rules import LARS, LayerNorms, RMSprop, own_no
 # Fused: one pass over parameters, gradients and state. On a CPU the plain ones take 20 times as long for AlexNet's
 # 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": lambda groups, lr, momentum, **_: torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True),
+    "sgd": lambda groups, lr, momentum, **_: _build_sgd(groups, lr, momentum),
     "adam": lambda groups, lr, momentum, **_: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True),
     "rmsprop": lambda groups, lr, momentum, **_: RMSprop(groups, lr=lr, momentum=momentum),
     "lars": lambda groups, lr, momentum, **of_lars: LARS(groups, lr=lr, momentum=momentum, **of_lars),
@@ -45,6 +45,18 @@ def build_optimizer(
     """
     groups = group_parameters(model, **grouping)
     return OPTIMIZERS[name](groups, lr, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
+
+
+def _build_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
+    """Torch's fused SGD, with its momentum at zero.
+
+    By itself it takes memory that nobody has written, and counts on the first update to write it. If that one is left
+    out, as fp16's mostly is while its loss scale is being found, the next adds to whatever was there.
+    """
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    for parameter in (p for group in groups for p in group["params"] if momentum):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def group_parameters(

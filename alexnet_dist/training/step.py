@@ -20,7 +20,8 @@ class DeviceCounters:
 
     Args:
         sums: (2,) float64, loss and correct images over all replicas.
-        diverged: () float32, 1 as soon as a loss was not finite; from then on no update is made.
+        diverged: () float32, 1 while the sum of losses is not finite, and then no update is made. Log points set the
+            sums to 0 again, after they have looked at it.
     """
 
     sums: Tensor
@@ -60,13 +61,14 @@ def train_step(
         with torch.enable_grad() if is_last else hold_gradients(model):
             with runtime.autocast():
                 logits = model(images[micro_step])  # (b, classes)
-            losses = cross_entropy(logits, labels[micro_step]) * mask[micro_step]  # (b,)
+            loss_sum = (cross_entropy(logits, labels[micro_step]) * mask[micro_step]).sum()
             # DDP averages over the replicas; what is wanted is the sum.
-            runtime.backward(losses.sum() * (runtime.dp_size / num_images))
+            runtime.backward(loss_sum * (runtime.dp_size / num_images))
         correct = count_correct(logits.detach(), labels[micro_step], 1) * mask[micro_step]
-        sums += torch.stack([losses.detach().sum(), correct.sum()])
+        sums += torch.stack([loss_sum.detach(), correct.sum()])
 
     counters.sums.add_(runtime.sum_over_replicas(sums))
-    counters.diverged.copy_(torch.maximum(counters.diverged, 1.0 - torch.isfinite(sums[0]).float()))
+    # A sum that is not finite stays so, and 0 times it is not 0: two kernels, where torch.isfinite takes six.
+    torch.ne(counters.sums[0] * 0, 0, out=counters.diverged)
     runtime.update(optimizer, counters.diverged)
     optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -276,6 +277,27 @@ def test_blocked_update_leaves_weights_and_state_bit_for_bit(name: str, warm_ste
     assert all(torch.equal(bits_of(new), bits_of(old)) for new, old in zip(list_state(model), weights, strict=True))
     after = optimizer_tensors(optimizer, model)
     assert all(torch.equal(bits_of(after[key]), bits_of(value)) for key, value in state.items())
+
+
+@pytest.fixture
+def _unwritten_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_unwritten_memory_is_nan")
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_a_first_update_that_is_blocked_leaves_no_trace_in_those_that_follow(name: str) -> None:
+    disturbed, model = make_model(), make_model()
+    optimizer = make_optimizer(disturbed, name)
+    for parameter in disturbed.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    make_runtime().update(optimizer, torch.ones(()))
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    update(disturbed, optimizer, 3)
+    update(model, make_optimizer(model, name), 3)
+    assert all(map(torch.equal, list_state(disturbed), list_state(model)))
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
