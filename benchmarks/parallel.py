@@ -44,6 +44,7 @@ import torch
 from _report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
 from _timing import Spread, divide
 
+from alexnet_dist.errors import MachineError
 from alexnet_dist.machine import tune_allocator
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,13 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Every link with every number of images per process."""
+    """Every link with every number of images per process.
+
+    Raises:
+        MachineError: no GPU to share.
+    """
+    if options.share_gpu and not torch.cuda.is_available():
+        raise MachineError("no CUDA device", why="--share_gpu is given", remedy="leave it out")
     report = Report(describe_environment(options))
     tune_allocator()  # the processes inherit a part of it
     report.environment["device"] = "cuda" if uses_gpu(options) else "cpu"
@@ -114,7 +121,7 @@ def list_settings(options: argparse.Namespace) -> tuple[list[Setting], list[Sett
     variants = options.variants or pick_effort(options, full=["torchvision", "paper"], quick=["paper"], tiny=["paper"])
     sizes = options.sizes or pick_effort(options, full=[16, 64], quick=[16], tiny=[2])
     limited, local = (list(starmap(Setting, product([link], variants, sizes))) for link in ("two_machines", "local"))
-    return [] if options.tiny else limited, [] if options.share_gpu else local
+    return [] if options.tiny and not options.share_gpu else limited, [] if options.share_gpu else local
 
 
 def uses_gpu(options: argparse.Namespace) -> bool:

@@ -54,8 +54,9 @@ def _build_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> Opti
     out, as fp16's mostly is while its loss scale is being found, the next adds to whatever was there.
     """
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
-    for parameter in (p for group in groups for p in group["params"] if momentum):
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    if momentum:
+        for parameter in (p for group in groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 

@@ -167,3 +167,10 @@ def test_help_begins_with_two_examples(name: str) -> None:
     assert done.returncode == 0
     head = done.stdout.partition("options:")[0]
     assert head.count(f"python benchmarks/{name}.py") == 2
+
+
+@pytest.mark.skipif(ON_GPU, reason="this machine has a GPU to share")
+def test_figures_of_a_cpu_are_not_called_those_of_a_gpu() -> None:
+    done = run_script("parallel", "--share_gpu", "--tiny")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == "error: no CUDA device: --share_gpu is given; leave it out\n"
