@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from alexnet_dist.errors import UsageError
 from alexnet_dist.models import AlexNet, AlexNetSpec, named_layers
@@ -42,6 +43,7 @@ class ShardedClassifier(nn.Sequential):
         modules = list(self)
         fc6, fc7, fc8 = (place for place, module in enumerate(modules) if isinstance(module, nn.Linear))
         wire, num_shards = self.wire, self.wire.num_parts
+        late = _late_gradients(modules[fc8])
         # A shard sees the images of K processes, so the average over all processes would count it K times.
         features = scale_gradient(_run(modules[:fc6], features), num_shards)
         batches = torch.split(features, -(-len(features) // self.num_batches))  # (b / num_batches, F) each
@@ -49,7 +51,8 @@ class ShardedClassifier(nn.Sequential):
         hidden6 = [begin_gather(_run(modules[fc6:fc7], end(batch)), wire, COLUMNS) for batch in gathered]
         hidden7 = [begin_return(_run(modules[fc7:fc8], end(batch)), wire) for batch in hidden6]
         mine = torch.cat([end(batch) for batch in hidden7])  # (b, W)
-        return _run(modules[fc8:], scale_gradient(mine, 1 / num_shards))  # (b, num_classes)
+        mine = scale_gradient(mine, 1 / num_shards)
+        return _run(modules[fc8 + 1 :], functional_call(modules[fc8], late, (mine,)))  # (b, num_classes)
 
 
 def check_hybrid(spec: AlexNetSpec, num_parts: int) -> None:
@@ -99,6 +102,15 @@ def cut_into_shards(
         cut_layer(layer, mesh, dict.fromkeys(names, 0))
     model.classifier = ShardedClassifier(model.classifier, wire, 1 if schedule == "at_once" else mesh.num_parts)
     return Partition(mesh, dims, wire)
+
+
+def _late_gradients(layer: nn.Module) -> dict[str, Tensor]:
+    """A layer's parameters, with gradients that come as late in a backward pass as this call comes in the forward pass.
+
+    Autograd runs what is ready in the reverse order of the forward pass. Used as they are, fc8's parameters have their
+    gradients first of all, and the activations of the backward pass would wait in the cable behind fc8's 16 MB.
+    """
+    return {name: parameter.view_as(parameter) for name, parameter in layer.named_parameters()}
 
 
 def _run(modules: Iterable[nn.Module], values: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alexnet_dist.parallel.cost_model import Link, Links
-from alexnet_dist.parallel.replicas import BUCKET_MIB, COMPRESSION_HOOKS
+from alexnet_dist.parallel.replicas import COMPRESSION_HOOKS
 from alexnet_dist.parallel.transfers import all_reduce_hops
 
 SMALLEST_BYTES, LARGEST_BYTES = 2**18, 2**28
 LATENCY_CALLS = 11
 WINDOWS = 4  # measurements that share the probe's seconds
+PIECE_MIB = 4  # casts of one piece run while another travels, as with DistributedDataParallel's buckets
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LinkProbe:
         bus_bytes_per_second: 2 (n - 1) / n of the tensor over the time: the speed of the slowest link on the ring.
         busy_seconds_per_byte: that a process's cores work for it; 0 where the tensor is on a GPU.
         compressed_bytes_per_second: the same for gradients that travel as bf16: the bytes are half as many, and the
-            time includes the casts there and back, bucket by bucket, as under DistributedDataParallel.
+            time includes the casts there and back, piece by piece, as under DistributedDataParallel.
         compressed_busy_seconds_per_byte: likewise.
         latency_seconds: of an all-reduce of one number.
     """
@@ -151,9 +152,9 @@ def _all_reduce(values: Tensor, group: dist.ProcessGroup) -> None:
 def _all_reduce_compressed(values: Tensor, group: dist.ProcessGroup) -> None:
     """What DistributedDataParallel does with its buckets."""
     hook: Any = COMPRESSION_HOOKS["bf16"]
-    buckets = torch.split(values, BUCKET_MIB * 2**20 // values.element_size())
+    pieces = torch.split(values, PIECE_MIB * 2**20 // values.element_size())
     # The hook takes a bucket as a tuple, too; a GradBucket cannot be made from Python.
-    for flight in [hook(group, (bucket,)) for bucket in buckets]:
+    for flight in [hook(group, (piece,)) for piece in pieces]:
         flight.wait()
 
 

@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexnet_dist.parallel.mesh import Mesh
 
-# PyTorch's 25 MiB would hold fc8 and all convolutions, and send nothing before the last of them is computed.
-BUCKET_MIB = 4
+# A bucket for each layer, but for conv1: a gradient travels while those of the layers before it are computed. PyTorch's
+# 25 MiB would hold fc8 and all convolutions, and send nothing before the last of them is computed.
+BUCKET_MIB = 1
 COMPRESSION_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
 
 

@@ -315,3 +315,28 @@ def count_exchanges(case: Case) -> tuple[int, int]:
 @pytest.mark.parametrize(("schedule", "expected"), [("at_once", (3, 1)), ("batch_by_batch", (6, 2))])
 def test_batch_by_batch_sends_while_it_computes(schedule: str, expected: tuple[int, int]) -> None:
     assert run_processes(2, count_exchanges, hybrid(2, None, schedule)) == [expected] * 2
+
+
+def list_arrivals(case: Case) -> list[str]:
+    """What a backward pass ends, in order: exchanges, and the gradients of the weights around them."""
+    model, _ = cut_tiny(case, start_case(case), torch.float32)
+    logits = model(draw_images(torch.float32)[0])
+    arrivals: list[str] = []
+    land = collectives._Flight.land
+
+    def noted_land(flight: collectives._Flight) -> Tensor:
+        arrivals.append("exchange")
+        return land(flight)
+
+    collectives._Flight.land = noted_land  # type: ignore[method-assign]
+    layers = named_layers(model)
+    for name in ("conv5", "fc8"):
+        layers[name].weight.register_post_accumulate_grad_hook(lambda _, name=name: arrivals.append(name))
+    logits.sum().backward()
+    return arrivals
+
+
+@pytest.mark.parametrize(("schedule", "num_exchanges"), [("at_once", 3), ("batch_by_batch", 6)])
+def test_gradient_of_fc8_waits_until_no_activation_is_to_be_sent(schedule: str, num_exchanges: int) -> None:
+    expected = [*["exchange"] * num_exchanges, "fc8", "conv5"]
+    assert run_processes(2, list_arrivals, hybrid(2, None, schedule)) == [expected] * 2
