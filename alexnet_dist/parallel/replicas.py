@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alexnet_dist.parallel.mesh import Mesh
 
-# A bucket for each layer, but for conv1: a gradient travels while those of the layers before it are computed. PyTorch's
+# A bucket for each layer of that size: a gradient travels while those of the layers before it are computed. PyTorch's
 # 25 MiB would hold fc8 and all convolutions, and send nothing before the last of them is computed.
 BUCKET_MIB = 1
 COMPRESSION_HOOKS = {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}
