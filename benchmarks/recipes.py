@@ -307,7 +307,7 @@ def describe_measurement(number: int, report: dict[str, Any]) -> str:
     environment = report["environment"]
     versions = environment["versions"]
     hardware = ", ".join(environment["gpus"]) or environment["cpu"]
-    commits = dict.fromkeys(row.get("commit", environment["git_commit"]) for row in report["rows"])
+    commits = dict.fromkeys(row.get("commit") or environment["git_commit"] or "unknown" for row in report["rows"])
     return (
         f"{number}. {hardware}, {environment['cores']} cores, torch {versions['torch']}, commit "
         f"{', '.join(commits)}, {environment['time']}"
