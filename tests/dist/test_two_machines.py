@@ -44,6 +44,7 @@ def test_a_pair_of_towers_trains_over_the_cable(tmp_path: Path) -> None:
     settings = {
         "parallel.strategy": "towers",
         "output_dir": str(tmp_path / "run"),
+        "model.init": "source2012",
         "augment.pixel_range": "255",
         "data.synthetic_images": "64",
         "data.workers": "0",

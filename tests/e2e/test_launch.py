@@ -105,3 +105,13 @@ def test_a_launcher_that_gives_something_else_is_refused(
     assert len(ours) == 1
     assert ours[0].startswith(line)
     assert not run.exists()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "hybrid"])
+def test_smoke_reaches_what_it_promises_on_two_processes(tmp_path: Path, strategy: str) -> None:
+    words = ["--config", "smoke", "--parallel.strategy", strategy, "--log.plots", "false", "--data.workers", "0"]
+    process = launch([*TWO_PROCESSES, TRAIN, *words, "--output_dir", str(tmp_path / "run")])
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["best_top1"] > 0.5  # chance is 0.25
