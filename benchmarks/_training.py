@@ -28,9 +28,10 @@ def make_images(options: argparse.Namespace, folder: Path, count: int) -> None:
 
 
 def share_settings(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """What the command lines of all runs have: images, a place for caches, a toy network with --tiny, no figures."""
+    """What all command lines have: images, a place for caches, no figures; with --tiny a toy network and no workers."""
     sets = {} if options.data_root is not None else {"data.val": "null", "data.val_fraction": 0.25}
-    network = {
+    toy = {
+        "data.workers": 0,
         "model.image_size": TINY["image_size"],
         "model.conv_channels": list(TINY["conv_channels"]),
         "model.fc_width": TINY["fc_width"],
@@ -38,7 +39,7 @@ def share_settings(options: argparse.Namespace, folder: Path) -> dict[str, objec
     return {
         "data.root": options.data_root or folder / MADE,
         **sets,
-        **(network if options.tiny else {}),
+        **(toy if options.tiny else {}),
         "data.cache_dir": folder / "cache",
         "log.plots": "false",
     }
