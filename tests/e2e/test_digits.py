@@ -27,12 +27,15 @@ def train_digits(folder: Path, words: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained like the default, with narrow fully connected layers: half a minute.
+    """Trained like the default, with narrow fully connected layers: half a minute, a whole one without AVX-512.
 
-    In fp32, also on a CPU with AMX: in bf16 logits depend a little on which images share a batch.
+    In fp32, also on a CPU with AMX: in bf16 logits depend a little on which images share a batch. With Kaiming's
+    initialisation: five epochs gave 94 to 96 % for each of three seeds and two rates, where torch's ends, by the CPU's
+    rounding alone, on either side of the test's 90 % after seven.
     """
     folder = tmp_path_factory.mktemp("digits") / "run"
-    words = ["--model.fc_width", "256", "--train.epochs", "7", "--optimizer.lr", "0.001", "--precision", "fp32"]
+    words = ["--model.fc_width", "256", "--model.init", "kaiming", "--train.epochs", "5"]
+    words += ["--optimizer.lr", "0.001", "--precision", "fp32"]
     assert run_processes(1, train_digits, folder, words) == [0]
     return folder
 
