@@ -217,7 +217,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "srun": "while [[ $1 == --* ]]; do shift; done\n"
         'for node in 0 1; do SLURM_NODEID=$node "$@" & pids+=($!); done\n'
         'code=0; for pid in "${pids[@]}"; do wait "$pid" || code=$?; done; exit $code',
-        "scontrol": '[ "$*" = "show hostnames n[1-2]" ] && echo 127.0.0.1 && echo 127.0.0.2',
+        # Slow with its second line: a reader that has gone by then would end it, and the job, with SIGPIPE.
+        "scontrol": '[ "$*" = "show hostnames n[1-2]" ] && echo 127.0.0.1 && sleep 0.2 && echo 127.0.0.2',
         "accelerate": f'exec {sys.executable} -m accelerate.commands.launch "${{@:2}}"',
     }
     for name, text in stubs.items():
