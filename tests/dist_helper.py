@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT_SECONDS = 180  # of a hang: the longest, a training, takes a third of it alone on a core without AMX
+TIMEOUT_SECONDS = 90
 GPU_TIMEOUT_SECONDS = 240
 
 
