@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits
 
-# A file's tests share what they have trained; files in their own order begin with the longest.
+# A file's tests share what they have trained. In their own order the slow files, of few tests, come first and not last.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
