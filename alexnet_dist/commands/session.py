@@ -41,8 +41,8 @@ from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.training.loop import Cadence, Trainer
-from alexnet_dist.training.model_folder import ModelCard, read_model_weights, save_model_folder
+from alexnet_dist.training.loop import Cadence, Trainer, TrainState
+from alexnet_dist.training.model_folder import CONFIG, ModelCard, read_model_weights, save_model_folder
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
     METRICS,
@@ -231,7 +231,18 @@ class Session:
         )
         if loaded is not None:
             trainer.restore(loaded)
+            self._drop_lost_best(trainer.state)
         return trainer
+
+    def _drop_lost_best(self, state: TrainState) -> None:
+        """Notice that model/ is of later updates than the checkpoint: the best weights it knows of are overwritten.
+
+        The updates are made again, but on other processes, or on a GPU, they need not come out as well.
+        """
+        card = self.runtime.on_main(lambda: read_json(self.folder / "model" / CONFIG))
+        if card.get("source", {}).get("step", 0) > state.step:
+            logger.info("model/ is of later updates than this checkpoint: the next evaluation replaces it")
+            state.best_step = None
 
     def _build_model(self, fresh: bool) -> tuple[AlexNet, Partition]:
         config = self.config

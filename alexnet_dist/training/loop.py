@@ -41,7 +41,7 @@ class TrainState:
         samples_seen: real images that went into them.
         evaluated_step: step of the last evaluation, -1 before the first.
         best_top1, best_top5, best_loss, best_epoch, best_step: of the best evaluation: the highest top-1, and of
-            equals the lowest loss; None before one.
+            equals the lowest loss; None before one. No best_step: its weights are lost, and the next one is the best.
         stalled: evaluations since the best one.
         final_top1: of the last evaluation.
         plateau: what the plateau schedule remembers.
@@ -67,7 +67,7 @@ class TrainState:
 
     def is_best(self, result: Evaluation) -> bool:
         """Whether an evaluation beats the best so far. A small set is soon all right: then the loss still tells."""
-        if self.best_top1 is None:
+        if self.best_top1 is None or self.best_step is None:
             return True
         if result.top1 == self.best_top1 and self.best_loss is not None:
             return result.loss < self.best_loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
 from alexnet_dist.training import loop
-from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints
+from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from alexnet_dist.training.trackers import read_rows
 
 LAST_STEP = 20
@@ -192,3 +193,25 @@ def test_a_damaged_checkpoint_is_passed_over(reference: tuple[int, Path], tmp_pa
     run_processes(world_size, train_tiny, folder, {})
     assert resumed_steps(folder)[-1] == int(previous.name[5:])
     assert_same_run(folder, undisturbed)
+
+
+def keep_each_model(folder: Path) -> None:
+    loop.TrainState.is_best = lambda state, result: True  # type: ignore[method-assign]
+    train_tiny(folder, {"train__epochs": 2})
+
+
+def test_best_figures_are_those_of_the_weights_in_model(tmp_path: Path) -> None:
+    """Killed between model/ and the next checkpoint, then trained again to a worse evaluation than an earlier best."""
+    folder = tmp_path / "run"
+    run_processes(1, keep_each_model, folder)
+    newest, before = list_checkpoints(folder / "checkpoints")[:2]
+    shutil.rmtree(newest)
+    checkpoint = load_checkpoint(before)
+    checkpoint.state["train"]["best_top1"] = 2.0
+    save_checkpoint(folder / "checkpoints", 6, checkpoint, keep=3)
+    run_processes(1, train_tiny, folder, {"train__epochs": 2})
+    summary = json.loads((folder / "summary.json").read_text())
+    source = json.loads((folder / "model" / "config.json").read_text())["source"]
+    assert resumed_steps(folder)[-1] == 6
+    assert (source["step"], source["epoch"]) == (8, 2)
+    assert (summary["best_epoch"], summary["best_top1"]) == (source["epoch"], source["val_top1"])
