@@ -307,7 +307,7 @@ def test_a_checkpoint_from_before_early_stop_is_read() -> None:
     [(0.51, 9.0, True), (0.49, 0.1, False), (0.5, 0.9, True), (0.5, 1.0, False), (0.5, 1.1, False)],
 )
 def test_of_equally_good_evaluations_the_lower_loss_is_the_best(top1: float, loss: float, expected: bool) -> None:
-    state = TrainState(best_top1=0.5, best_loss=1.0)
+    state = TrainState(best_top1=0.5, best_loss=1.0, best_step=4)
     assert state.is_best(Evaluation(loss=loss, top1=top1, top5=1.0, num_examples=8)) is expected
     assert TrainState().is_best(Evaluation(loss=loss, top1=top1, top5=1.0, num_examples=8))
 
