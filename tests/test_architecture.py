@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +165,10 @@ def test_checker_finds_a_planted_violation(path: str, source: str, expected: str
 )
 def test_checker_lets_good_code_pass(path: str, source: str) -> None:
     assert find_violations(source, path) == []
+
+
+def test_pytest_looks_into_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
+    skipped = pytestconfig.getini("norecursedirs")
+    assert "dist" in folders
+    assert [name for name in folders if any(fnmatch.fnmatch(name, pattern) for pattern in skipped)] == []
