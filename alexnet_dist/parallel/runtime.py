@@ -275,11 +275,11 @@ def choose_precision(requested: str, on_gpu: bool) -> tuple[str, str]:
         return requested, "asked for"
     if on_gpu:
         return ("bf16", "CUDA") if torch.cuda.is_bf16_supported() else ("fp32", "this GPU has no bf16")
-    return ("bf16", "this CPU has AMX") if _cpu_has_amx() else ("fp32", "this CPU has no AMX")
-
-
-def _cpu_has_amx() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported())
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16", "this CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "fp32", "this CPU has no AMX; its AVX-512 computes in bf16, too: --precision bf16"
+    return "fp32", "this CPU has no AMX"
 
 
 def _check_launcher_precision(chosen: str) -> None:
