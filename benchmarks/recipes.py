@@ -83,7 +83,6 @@ FEW_EPOCHS = ("--train.epochs", "30")  # what two cores do in minutes; an ablati
 BF16 = ("--precision", "bf16")  # what auto takes on a GPU and with AMX; AVX-512 has it, too, at 1.8 times fp32's pace
 FOUR_EPOCHS = ("--train.epochs", "4")  # what two slow cores do in an hour
 FIVE_EPOCHS = ("--train.epochs", "5", "--log.plots", "false")
-CACHED = ("--data.engine", "cache")  # on few cores decoding a thousand photographs takes longer than learning from them
 TEN_EPOCHS = ("--train.epochs", "10", "--optimizer.lr", "0.02")
 AS_PUBLISHED = ("--model.init", "torch", "--schedule.name", "constant", "--schedule.warmup_steps", "0")
 CAT_DOG_PUBLISHED = (
@@ -123,9 +122,9 @@ RECIPES = {
         seeds=1,
         has_manifests=True,
     ),
-    "imagenet_subset": Recipe("imagenet_subset", "imagenette224", "none on these classes", CACHED),
+    "imagenet_subset": Recipe("imagenet_subset", "imagenette224", "none on these classes"),
     "imagenet_few": Recipe("imagenet_few", "imagenette224", "none on these classes"),
-    "common_port": Recipe("common_port", "imagenette224", "none", CACHED),
+    "common_port": Recipe("common_port", "imagenette224", "none"),
     "paper_imagenet": Recipe("paper_imagenet", "imagenet", "59.3 % (ImageNet 2012, val)", seeds=1, needs="ImageNet"),
     "imagenet_subset, 30 epochs": Recipe("imagenet_subset", "imagenette224", "none", FEW_EPOCHS, seeds=1),
     **{
