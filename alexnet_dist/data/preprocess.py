@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -14,12 +16,14 @@ from alexnet_dist.data.decode import (
     DEFAULT_MAX_PIXELS,
     ImageSource,
     Pixels,
+    UnreadableImageError,
     convert_picture,
     cut_window,
     decode_image,
 )
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.torchvision_engine import cut_pixels, resize_pixels
+from alexnet_dist.errors import DataError
 
 Picture: TypeAlias = ImageSource | Image.Image
 
@@ -39,12 +43,25 @@ def crop_pictures(
         (B, S, S, C) uint8.
 
     Raises:
-        UnreadableImageError: a file that cannot be used.
-        DataError: a picture that is smaller than the crop.
+        UnreadableImageError: a file that cannot be used; a note, as of `add_note`, says which of the pictures.
+        DataError: a picture that is smaller than the crop; likewise.
     """
-    crops = [_crop_centre(_decode(picture, channels, max_pixels), recipe) for picture in pictures]
+    crops = []
+    for position, picture in enumerate(pictures):
+        with _errors_noted(position, picture):
+            crops.append(_crop_centre(_decode(picture, channels, max_pixels), recipe))
     side = recipe.crop_size
     return torch.from_numpy(np.stack(crops) if crops else np.empty((0, side, side, channels), np.uint8))
+
+
+@contextmanager
+def _errors_noted(position: int, picture: Picture) -> Iterator[None]:
+    try:
+        yield
+    except (UnreadableImageError, DataError) as error:
+        path = f": {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else ""
+        error.add_note(f"pictures[{position}]{path}")
+        raise
 
 
 def _decode(picture: Picture, channels: int, max_pixels: int) -> Pixels:

@@ -67,8 +67,8 @@ class AlexNet(
             pictures: one, or several: paths, bytes of files, or pictures of Pillow's.
 
         Raises:
-            UnreadableImageError: a file that cannot be used.
-            DataError: a picture that is smaller than the crop.
+            UnreadableImageError: a file that cannot be used; the traceback's last line says which of the pictures.
+            DataError: a picture that is smaller than the crop; likewise.
         """
         several = [pictures] if isinstance(pictures, _ONE_PICTURE) else pictures
         channels, card = self.spec.in_channels, self.card

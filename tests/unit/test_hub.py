@@ -143,6 +143,16 @@ def test_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         make_model(resize=None).preprocess(Image.new("RGB", (40, 80)))
 
 
+def test_a_refusal_says_which_picture(tmp_path: Path) -> None:
+    good, missing = Image.new("RGB", (80, 80)), tmp_path / "missing.jpg"
+    with pytest.raises(UnreadableImageError) as refused:
+        make_model().preprocess([good, missing, good])
+    assert refused.value.__notes__ == [f"pictures[1]: {missing}"]
+    with pytest.raises(DataError) as refused_size:
+        make_model(resize=None).preprocess([good, good, Image.new("RGB", (40, 80))])
+    assert refused_size.value.__notes__ == ["pictures[2]"]
+
+
 @pytest.mark.parametrize("name", ["nothing", "somebody/nothing", "three/parts/long"])
 def test_a_model_that_is_nowhere(tmp_path: Path, name: str) -> None:
     with pytest.raises((CheckpointError, MachineError), match=f"no model \\({name}\\): no such folder.*; give a run"):
