@@ -261,6 +261,9 @@ def test_measuring_leaves_no_process_no_thread_and_no_changed_generator(
     before = describe_process()
     speeds = measure(monkeypatch, make_loader(index, workers=1), sleep_before_each)
     assert min(speeds.values()) > 0
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":  # DataLoader tells it to end, and does not wait for that
+            thread.join(timeout=10)
     assert describe_process() == before
     torch.rand(1)
     assert describe_process() != before
