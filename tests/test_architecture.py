@@ -47,7 +47,7 @@ HOMES = {
     "pickle": "nowhere",
 }
 PRINTING = ("alexnet_dist/commands/", "launch/", "benchmarks/")
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
 
 
 def find_violations(source: str, path: str) -> list[str]:
@@ -145,7 +145,7 @@ def test_file_keeps_the_rules(path: str) -> None:
         ("alexnet_dist/training/toy.py", "torch.load('x', weights_only=False)", "torch.load without"),
         ("alexnet_dist/data/toy.py", "np.load('x', allow_pickle=True)", "pickles"),
         ("alexnet_dist/training/toy.py", "print('x')", "print"),
-        ("alexnet_dist/training/toy.py", "x = 1\n" * 401, "more than 400 lines"),
+        ("alexnet_dist/training/toy.py", "x = 1\n" * 601, "more than 600 lines"),
         ("alexnet_dist/training/toy.py", "def f():\n" + "    x = 1\n" * 60, "f has more than 60 lines"),
     ],
 )
