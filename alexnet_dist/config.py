@@ -327,8 +327,9 @@ class Config:
     """run folder; null = runs/NAME-OF-CONFIG"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = cuda where there is one"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; fp16 needs CUDA"""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; tf32 (float32 with factors of 10 bits) and fp16 need
+    CUDA"""
     channels_last: bool = True
     """memory layout of the network and its batches"""
     compile: bool = False
@@ -351,8 +352,9 @@ class EvaluationConfig:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = cuda where there is one"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; fp16 needs CUDA"""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; tf32 (float32 with factors of 10 bits) and fp16 need
+    CUDA"""
     channels_last: bool = True
     """memory layout of the network and its batches"""
     data: DataConfig = field(default_factory=DataConfig)

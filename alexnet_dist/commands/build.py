@@ -16,7 +16,7 @@ from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 
 # What autocast makes of the network's input: the loader writes it at once, in half the memory.
-INPUT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INPUT_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def join_processes(config: Config, kept_precision: str | None) -> Runtime:

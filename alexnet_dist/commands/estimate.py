@@ -40,7 +40,7 @@ all-reduce)."""
 DEFAULT_COUNTS = tuple(2**power for power in range(11))
 DEFAULT_IMAGES = 128
 GBIT = 1e9 / 8  # bytes
-ELEMENT_BYTES: dict[str, ByteSize] = {"fp32": 4, "bf16": 2, "fp16": 2}
+ELEMENT_BYTES: dict[str, ByteSize] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ def cut_crops(pixels: Tensor, crops: Any, side: int, scale: Tensor, bias: Tensor
     """As `batch_pixels.cut_crops`, for tensors on a GPU."""
     rows, channels = bias.shape
     made = torch.empty((rows, side, side, channels), dtype=dtype, device=pixels.device)
-    grid = (triton.cdiv(side * side * channels, BLOCK), rows)
-    _cut[grid](pixels, made, crops.starts, crops.strides, crops.flips, scale, bias, side, channels, BLOCK)
+    blocks = triton.cdiv(side * side * channels, BLOCK)  # of a row
+    # The kernel reads all tensors as dense. Its grid has one axis, as CUDA allows 65,535 programs on the others.
+    dense = [part.contiguous() for part in (crops.starts, crops.strides, crops.flips, scale, bias)]
+    if rows:
+        _cut[(rows * blocks,)](pixels.contiguous(), made, *dense, blocks, side, channels, BLOCK)
     return made
 
 
@@ -30,13 +33,14 @@ def _cut(
     flips_ptr,
     scale_ptr,
     bias_ptr,
+    blocks,
     side: tl.constexpr,
     channels: tl.constexpr,
     block: tl.constexpr,
 ):
-    row = tl.program_id(1).to(tl.int64)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     size: tl.constexpr = side * side * channels
-    place = tl.program_id(0) * block + tl.arange(0, block)
+    place = (tl.program_id(0) % blocks) * block + tl.arange(0, block)
     inside = place < size
     channel = place % channels
     x, y = (place // channels) % side, place // (channels * side)

@@ -10,6 +10,7 @@ y = x * s**-beta, and dx = g * s**-beta - 2 * beta * weight * x * w(g * x * s**(
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,7 +58,9 @@ def _is_channels_last(x: Tensor) -> bool:
 def _launch(
     kernel: Any, x: Tensor, tensors: tuple[Tensor, ...], settings: tuple[int, int, float, float, float]
 ) -> None:
-    step = 1 if _is_channels_last(x) else x[0, 0].numel()
+    step = 1 if _is_channels_last(x) else math.prod(x.shape[2:])
+    if not x.numel():
+        return
     grid = (triton.cdiv(x.numel(), BLOCK),)
     group, reach, weight, beta, k = settings
     kernel[grid](*tensors, x.numel(), step, x.shape[1], weight, k, beta, group, reach, BLOCK)

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
-from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
+from alexnet_dist.errors import AlexNetDistError, MachineError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.parallel.launch_guard import (
     check_half_set_environment,
@@ -31,12 +31,16 @@ from alexnet_dist.parallel.launch_guard import (
     world_size_from_environment,
 )
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
+from alexnet_dist.parallel.precision import (
+    MIXED_PRECISION,
+    check_launcher_precision,
+    choose_precision,
+    settle_float32,
+)
 from alexnet_dist.parallel.pulse import Pulse, lost_contact
 from alexnet_dist.parallel.restart import join_restarted_group
 
 T = TypeVar("T")
-
-MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Runtime:
         device: where the network lives.
         mesh: this process's place among the others.
         processes_here: processes on this machine.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
         precision_reason: why that one.
         host_group: processes as a group that exchanges host memory (gloo), None for one process.
     """
@@ -224,14 +228,15 @@ def start_runtime(
 
     Args:
         device: auto, cpu or cuda.
-        precision: auto, fp32, bf16 or fp16.
+        precision: auto, fp32, tf32, bf16 or fp16.
         kept_precision: what auto meant when the run began; None at its beginning.
         strategy: ddp, towers or hybrid.
         shard_size: processes over which hybrid spreads fc6 and fc7; None = all.
 
     Raises:
         UsageError: the launcher was told another precision, or the strategy cannot use so many processes.
-        MachineError: no CUDA where it was asked for, or a launcher that did not start what it was asked for.
+        MachineError: no CUDA where it was asked for, a launcher that did not start what it was asked for, or an
+            environment that computes otherwise.
     """
     check_half_set_environment()
     if device == "cuda" and not torch.cuda.is_available():
@@ -243,7 +248,8 @@ def start_runtime(
         chosen, reason = choose_precision(kept_precision, on_gpu)[0], "chosen when the run began"
     else:
         chosen, reason = choose_precision(precision, on_gpu)
-    _check_launcher_precision(chosen)
+    check_launcher_precision(chosen)
+    settle_float32(chosen, on_gpu)
     join_restarted_group(on_gpu)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=MIXED_PRECISION[chosen])
     world_size = accelerator.num_processes
@@ -261,34 +267,6 @@ def start_runtime(
         precision_reason=reason,
         host_group=_join_host_group(world_size),
     )
-
-
-def choose_precision(requested: str, on_gpu: bool) -> tuple[str, str]:
-    """The precision to compute in, and the reason.
-
-    Raises:
-        MachineError: fp16 without CUDA.
-    """
-    if requested == "fp16" and not on_gpu:
-        raise MachineError("fp16 needs a CUDA device", why="there is none", remedy="set --precision bf16 or fp32")
-    if requested != "auto":
-        return requested, "asked for"
-    if on_gpu:
-        return ("bf16", "CUDA") if torch.cuda.is_bf16_supported() else ("fp32", "this GPU has no bf16")
-    if torch.cpu._is_amx_tile_supported():
-        return "bf16", "this CPU has AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "fp32", "this CPU has no AMX; its AVX-512 computes in bf16, too: --precision bf16"
-    return "fp32", "this CPU has no AMX"
-
-
-def _check_launcher_precision(chosen: str) -> None:
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launcher not in ("no", MIXED_PRECISION[chosen]):
-        raise UsageError(
-            f"the launcher's --mixed_precision {launcher} and precision {chosen} differ",
-            remedy=f"leave --mixed_precision out or set --precision {launcher}",
-        )
 
 
 def _join_host_group(world_size: int) -> dist.ProcessGroup | None:

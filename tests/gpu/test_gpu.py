@@ -37,6 +37,21 @@ def test_smoke_run(tmp_path: Path, precision: str, channels_last: bool) -> None:
     assert (facts["device"], facts["precision"]) == ("cuda", precision)
 
 
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs TF32")
+def test_float32_is_computed_in_float32() -> None:
+    """A convolution of PyTorch's default on a GPU is 1e-3 away; asked for as tf32, it still is."""
+    dice = torch.Generator().manual_seed(0)
+    images, weight = torch.randn(8, 64, 27, 27, generator=dice), torch.randn(96, 64, 5, 5, generator=dice)
+    exact = torch.nn.functional.conv2d(images.double(), weight.double())
+    errors = {}
+    for precision in ("tf32", "fp32"):
+        start_runtime("cuda", precision)
+        made = torch.nn.functional.conv2d(images.cuda(), weight.cuda()).double().cpu()
+        errors[precision] = float((made - exact).norm() / exact.norm())
+    assert errors["fp32"] < 1e-6
+    assert errors["tf32"] > 1e-5
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_stopped_run_goes_on(tmp_path: Path, precision: str) -> None:
     for steps in (10, 20):

@@ -71,6 +71,43 @@ def test_bytes_stay_bytes(cut: Callable[..., Tensor]) -> None:
     assert torch.equal(made.cpu().float(), cut_by_hand(pixels, crops, ones, zeros))
 
 
+def spread(tensor: Tensor) -> Tensor:
+    """The same values with gaps between them."""
+    return torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)[..., 0]
+
+
+def test_numbers_may_lie_apart() -> None:
+    """A column of a table, a slice of a batch: what is no dense tensor is read as what it holds."""
+    pixels, crops, scale, bias = draw_crops(3)
+    apart = Crops(*(spread(part) for part in crops))
+    assert not any(part.is_contiguous() for part in apart)
+    made = crop_kernel.cut_crops(spread(pixels), apart, SIDE, spread(scale), spread(bias), torch.float32)
+    assert torch.equal(made, crop_kernel.cut_crops(pixels, crops, SIDE, scale, bias, torch.float32))
+
+
+@pytest.mark.parametrize("rows", [70_000, 0])
+def test_any_number_of_rows_fits_the_grid(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA starts at most 65,535 programs along all axes but the first."""
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(crop_kernel, "_cut", Recorder(grids))
+    numbers = torch.zeros(rows, dtype=torch.int64)
+    crops = Crops(numbers, numbers, torch.zeros(rows, 2, dtype=torch.bool))
+    made = crop_kernel.cut_crops(torch.zeros(9), crops, 2, torch.ones(1), torch.zeros(rows, 1), torch.uint8)
+    assert made.shape == (rows, 2, 2, 1)
+    assert grids == ([(rows,)] if rows else [])
+
+
+class Recorder:
+    """In place of a kernel: keeps the grids that it is started with."""
+
+    def __init__(self, grids: list[tuple[int, ...]]) -> None:
+        self.grids = grids
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        self.grids.append(grid)
+        return lambda *_: None
+
+
 @pytest.mark.parametrize("defect", ["starts", "strides", "flips"])
 def test_a_wrong_number_is_noticed(defect: str) -> None:
     pixels, crops, scale, bias = draw_crops(3)
@@ -149,3 +186,11 @@ def test_lrn_joined_over_the_towers_is_noticed() -> None:
     expected = run_both_ways(LocalResponseNorm(groups=2), maps, grad)
     joined = run_both_ways(Kernel(LocalResponseNorm(groups=1)), maps.to(DEVICE), grad.to(DEVICE))
     assert all(not torch.allclose(one.cpu(), other, rtol=1e-3) for one, other in zip(joined, expected, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_lrn_of_no_images_is_none(memory_format: torch.memory_format) -> None:
+    maps = torch.empty(0, 8, 3, 3, device=DEVICE).contiguous(memory_format=memory_format).requires_grad_()
+    made = NormaliseOnDevice.apply(lay_dense(maps), 2, 2, 1e-4, 0.75, 2.0)
+    made.sum().backward()
+    assert made.shape == maps.grad.shape == (0, 8, 3, 3)  # type: ignore[union-attr]

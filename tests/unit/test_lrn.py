@@ -74,6 +74,14 @@ def test_result_does_not_depend_on_the_images_beside_it(images: int) -> None:
 
 
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("layer", [LocalResponseNorm(groups=2), MapResponseNorm()], ids=["lrn", "map"])
+def test_no_images_are_fine(layer: nn.Module, memory_format: torch.memory_format) -> None:
+    maps = make_maps((0, 8, 5, 5)).contiguous(memory_format=memory_format)
+    output, gradient = forward_and_gradient(layer, maps, maps)
+    assert output.shape == gradient.shape == maps.shape
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_keeps_type_and_memory_format(memory_format: torch.memory_format, groups: int, dtype: torch.dtype) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from alexnet_dist.commands.build import settle_batch_sizes
 from alexnet_dist.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES, build_model, named_layers
-from alexnet_dist.parallel.runtime import choose_precision
 from alexnet_dist.training.metrics import Totals, count_correct, cross_entropy
 from alexnet_dist.training.optim import OPTIMIZERS, build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
 
@@ -339,20 +338,3 @@ def test_sizes_that_do_not_divide_name_what_shares_them(global_size: int, micro_
     with pytest.raises(UsageError) as caught:
         settle_batch_sizes(global_size, micro_size, 2, num_train=100, holders="pairs of processes")
     assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("amx", "avx512_bf16", "precision", "reason"),
-    [
-        (True, True, "bf16", "this CPU has AMX"),
-        (False, True, "fp32", "this CPU has no AMX; its AVX-512 computes in bf16, too: --precision bf16"),
-        (False, False, "fp32", "this CPU has no AMX"),
-    ],
-)
-def test_a_cpu_computes_in_bf16_by_itself_only_with_amx(
-    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512_bf16: bool, precision: str, reason: str
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    assert choose_precision("auto", on_gpu=False) == (precision, reason)
-    assert choose_precision("bf16", on_gpu=False) == ("bf16", "asked for")
