@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from alexnet_dist.errors import MachineError
+from alexnet_dist.text import escape_cell, unescape_cell
 
 MANIFEST = "manifest.json"
 TEMPORARY, REPLACED = ".tmp", ".old"
@@ -60,10 +61,30 @@ def write_file(path: Path, data: bytes, setting: str = "output_dir") -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]], setting: str = "output_dir") -> None:
-    """Replace a CSV file at once; names that are not UTF-8 keep their bytes."""
+    """Replace a CSV file at once; `read_csv` gives the texts back, whatever characters and bytes are in them."""
+    write_file(path, format_csv([header, *rows]).encode(), setting)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that `write_csv` wrote, by the names of its header.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no CSV file.
+    """
+    text = path.read_bytes().decode("utf-8", "surrogateescape")  # earlier versions wrote names that are not UTF-8
+    try:
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        return [dict(zip(header, map(unescape_cell, row), strict=True)) for row in rows]
+    except csv.Error as error:
+        raise ValueError(f"no CSV file: {error}") from error
+
+
+def format_csv(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of texts as CSV: a line each, whatever is in them, and no cell that a spreadsheet would compute."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_file(path, text.getvalue().encode("utf-8", "surrogateescape"), setting)
+    csv.writer(text, lineterminator="\n").writerows(map(escape_cell, row) for row in rows)
+    return text.getvalue()
 
 
 def write_json(path: Path, value: Any) -> None:

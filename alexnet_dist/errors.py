@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from alexnet_dist.text import escape_text, shorten
+
+LONGEST_LINE = 200  # characters with a short path; a longer line loses the middle of its longest parts
+_COMMON_PATH, _LONGEST_PATH = 40, 120  # a path of more than the first makes the line longer
+_SHORTEST_PART, _LONGEST_REMEDY = 60, 300
+
 
 class AlexNetDistError(Exception):
     """An error that a user can mend.
@@ -17,20 +23,15 @@ class AlexNetDistError(Exception):
         where: the file, line, key or command it concerns.
         why: the reason.
         remedy: what to do about it.
+
+    The parts may hold names and values from anywhere, of any length: the line is made printable and is cut here.
     """
 
     exit_code = 1
     is_local = False  # True: the other processes of the run do not know of it, so this one must say it
 
     def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
-        line = what
-        if where:
-            line += f" ({where})"
-        if why:
-            line += f": {why}"
-        if remedy:
-            line += f"; {remedy}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(_join_parts(what, where, why, remedy))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between processes, whatever their constructor takes."""
@@ -83,6 +84,17 @@ class InterruptedRunError(AlexNetDistError):
     def __init__(self, what: str, *, signal_number: int, remedy: str) -> None:
         super().__init__(what, remedy=remedy)
         self.exit_code = 128 + signal_number
+
+
+def _join_parts(*texts: str) -> str:
+    """`WHAT (WHERE): WHY; REMEDY` of the parts that are not empty, in about LONGEST_LINE characters."""
+    what, where, why, remedy = (escape_text(" ".join(text.split())) for text in texts)
+    where, remedy = shorten(where, _LONGEST_PATH), shorten(remedy, _LONGEST_REMEDY)
+    limit = LONGEST_LINE + max(0, len(where) - _COMMON_PATH)
+    others = len(f"{what} ({where}): ; {remedy}")
+    why = shorten(why, max(_SHORTEST_PART, limit - others))
+    what = shorten(what, max(_SHORTEST_PART, limit - others + len(what) - len(why)))
+    return what + (f" ({where})" if where else "") + (f": {why}" if why else "") + (f"; {remedy}" if remedy else "")
 
 
 def _rebuild(kind: type[AlexNetDistError], line: str, state: dict[str, Any]) -> AlexNetDistError:

@@ -22,6 +22,8 @@ LAYERS = {
     "settings": 0,
     "machine": 0,
     "shipped": 0,
+    "streams": 0,
+    "text": 0,
     "models": 1,
     "data": 1,
     "parallel": 2,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
 from alexnet_dist.machine import tune_allocator
 from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_environment, was_launched
+from alexnet_dist.streams import usable_streams, write_output
 
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
 DEBUG = "--debug"
@@ -23,10 +24,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`alexnet-dist VERB ...`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in VERBS:
-        asked_for_help = bool(words) and words[0] in ("-h", "--help")
-        print(f"usage: alexnet-dist VERB ...\n\nverbs: {', '.join(VERBS)}; each has its --help")
-        sys.exit(0 if asked_for_help else 2)
+        with usable_streams():
+            sys.exit(write_output(lambda: _print_usage(words)))
     sys.exit(run(words[0], words[1:]))
+
+
+def _print_usage(words: Sequence[str]) -> int:
+    print(f"usage: alexnet-dist VERB ...\n\nverbs: {', '.join(VERBS)}; each has its --help")
+    return 0 if words and words[0] in ("-h", "--help") else 2
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -36,13 +41,18 @@ def run(verb: str, argv: Sequence[str]) -> int:
         verb: its name.
         argv: the words after it. `--debug` shows tracebacks.
     """
+    with usable_streams():
+        return _run(verb, argv)
+
+
+def _run(verb: str, argv: Sequence[str]) -> int:
     if was_launched():
         end_with_parent()
     tune_allocator()
     atexit.register(gc.freeze)  # else Python's last collection walks every object of every library: a second or two
     try:
         module = importlib.import_module(f"alexnet_dist.commands.{verb}")
-        return int(module.main(argv))
+        return write_output(lambda: int(module.main(argv)))
     except AlexNetDistError as error:
         if DEBUG in argv:
             traceback.print_exc()

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.commands.predict import escape_text
 from alexnet_dist.config import Config, EvaluationConfig, flatten
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
@@ -176,7 +175,7 @@ def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:
     """
     met = sorted((bad.path, bad.reason) for bad in gate.gather_bad_files())
     for path, reason in met:
-        logger.warning("left out: %s: %s", escape_text(path), reason)
+        logger.warning("left out: %s: %s", path, reason)
     return len(index.bad_files) + len(met)
 
 

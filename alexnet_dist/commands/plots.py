@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alexnet_dist.commands.build import build_augmentation, build_loader, place_model
 from alexnet_dist.commands.evaluate import plan_evaluation
-from alexnet_dist.commands.predict import escape_text, name_class
+from alexnet_dist.commands.predict import name_class
 from alexnet_dist.commands.session import Session
 from alexnet_dist.config import Config
 from alexnet_dist.data.engines import REFERENCE
@@ -31,6 +31,7 @@ from alexnet_dist.figures.curves import draw_curves
 from alexnet_dist.figures.filters import draw_filters
 from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.text import escape_text
 from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate

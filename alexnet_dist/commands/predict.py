@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from alexnet_dist.commands.picture_paths import find_pictures
 from alexnet_dist.config import DataConfig
+from alexnet_dist.durable import format_csv
 from alexnet_dist.errors import UsageError
 from alexnet_dist.settings import new_parser, parse_options
+from alexnet_dist.text import escape_text
 
 if TYPE_CHECKING:
     from alexnet_dist.data.loader import Batch
@@ -72,8 +71,6 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--topk must be 1 or more")
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
     print(WRITERS[options.format](predictions), end="")
     return 3 if any(prediction.error for prediction in predictions) else 0
 
@@ -198,14 +195,12 @@ def write_table(predictions: Sequence[Prediction]) -> str:
 
 def write_csv(predictions: Sequence[Prediction]) -> str:
     """A header and a row per file; the top k as class:probability, joined with spaces."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "class", "confidence", "topk", "error"))
+    rows = [("path", "class", "confidence", "topk", "error")]
     for row in predictions:
         ranked = " ".join(f"{name}:{value:.6f}" for name, value in row.top)
         confidence = "" if row.confidence is None else f"{row.confidence:.6f}"
-        writer.writerow((row.path, row.label or "", confidence, ranked, row.error or ""))
-    return text.getvalue()
+        rows.append((row.path, row.label or "", confidence, ranked, row.error or ""))
+    return format_csv(rows)
 
 
 def write_jsonl(predictions: Sequence[Prediction]) -> str:
@@ -214,17 +209,12 @@ def write_jsonl(predictions: Sequence[Prediction]) -> str:
     for row in predictions:
         ranked = [{"class": name, "confidence": value} for name, value in row.top]
         values = {"path": row.path, "class": row.label, "confidence": row.confidence, "topk": ranked}
-        lines.append(json.dumps({**values, "error": row.error}, ensure_ascii=False) + "\n")
+        lines.append(json.dumps({**values, "error": row.error}) + "\n")
     return "".join(lines)
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def escape_text(text: str) -> str:
-    """Control characters made visible: a file's name must not drive the terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 WRITERS = {"table": write_table, "csv": write_csv, "jsonl": write_jsonl}

@@ -10,13 +10,13 @@ from typing import TypeAlias
 
 from jsonargparse import ArgumentParser, Namespace
 
-from alexnet_dist.commands.predict import escape_text
 from alexnet_dist.data.class_folders import join_names, list_class_folders, list_images, match_folders
 from alexnet_dist.data.manifest import CLASS_LIST
 from alexnet_dist.data.manifest_write import format_class_list, format_manifest
 from alexnet_dist.durable import disk_errors_named, write_file
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
+from alexnet_dist.text import escape_text
 
 EXAMPLES = """List class folders in manifests, files of `path label` lines, with a class list beside them.
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.commands.predict import escape_text
 from alexnet_dist.errors import DataError, MachineError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
+from alexnet_dist.text import escape_text
 
 if TYPE_CHECKING:
     import torch

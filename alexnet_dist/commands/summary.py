@@ -189,7 +189,7 @@ def write_json(network: Network, layers: Sequence[LayerSummary]) -> str:
         "totals": {**totals, "bytes_fp32": BYTES_OF_FP32 * totals["parameters"]},
         "shares": {kind: _shares(layers, kind) for kind in PARTS},
     }
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(values, indent=2) + "\n"
 
 
 WRITERS = {"table": write_table, "json": write_json}

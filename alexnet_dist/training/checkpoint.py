@@ -86,20 +86,20 @@ def choose_checkpoint(folder: Path, named: str | None) -> tuple[Path | None, lis
         if damage is not None:
             raise CheckpointError("cannot resume from this checkpoint", where=str(path), why=damage)
         return path, []
-    notes: list[str] = []
+    damages: list[tuple[str, str]] = []
     for path in list_checkpoints(folder):
         damage = find_checkpoint_damage(path)
         if damage is None:
-            return path, notes
-        notes.append(f"checkpoint {path.name} is damaged ({damage}): passed over")
-    if notes:
+            return path, [f"checkpoint {name} is damaged ({text}): passed over" for name, text in damages]
+        damages.append((path.name, damage))
+    if damages:
         raise CheckpointError(
             "no intact checkpoint",
             where=str(folder),
-            why="; ".join(notes),
-            remedy="start afresh with --new, which keeps this folder under another name",
+            why=", ".join(f"{name} ({damage})" for name, damage in damages),
+            remedy="start afresh with --new",
         )
-    return None, notes
+    return None, []
 
 
 def find_checkpoint_damage(path: Path) -> str | None:

@@ -85,7 +85,7 @@ def describe(card: ModelCard, scale_inside: bool) -> dict[str, str]:
     return {
         "variant": card.variant,
         "made_by": ", ".join(f"{name} {versions[name]}" for name in ("alexnet_dist", "torch") if name in versions),
-        **{name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()},
+        **{name: json.dumps(value) for name, value in texts.items()},
     }
 
 

@@ -65,7 +65,7 @@ def pack_model(tensors: dict[str, Tensor], card: ModelCard) -> dict[str, bytes]:
         "preprocessing": {"evaluation": asdict(card.evaluation), "normalization": asdict(card.normalization)},
         "source": card.source,
     }
-    config = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+    config = (json.dumps(values, indent=2) + "\n").encode()
     return {WEIGHTS: pack_tensors(tensors), CONFIG: config}
 
 

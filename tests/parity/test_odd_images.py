@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import importlib.util
 import io
@@ -29,6 +28,7 @@ from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Batch, Loader, Normalization
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder
+from alexnet_dist.durable import read_csv
 from alexnet_dist.models import build_model
 from alexnet_dist.settings import dump_config
 from alexnet_dist.training.model_folder import ModelCard, save_model_folder
@@ -417,8 +417,7 @@ def training_words(root: Path, engine: str, **settings: Any) -> list[str]:
 
 
 def read_bad_files(path: Path) -> dict[str, str]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    return {row["path"]: row["reason"] for row in read_csv(path)}
 
 
 @EVERY_ENGINE

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 import shutil
@@ -20,6 +19,7 @@ from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_
 from alexnet_dist.data.decode import decode_image
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder, scan_manifest
 from alexnet_dist.data.verify import read_verdicts, verify_files
+from alexnet_dist.durable import read_csv
 from alexnet_dist.errors import MachineError, MemoryExhaustedError
 
 CUT = "cat/1.jpg"  # has a good header and half of its pixels
@@ -343,8 +343,7 @@ def verb_words(root: Path, *words: str) -> list[str]:
 
 
 def read_out(root: Path) -> list[dict[str, str]]:
-    with (root.parent.parent / "bad.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(root.parent.parent / "bad.csv")
 
 
 def test_verb_lists_all_bad_files_of_all_sets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alexnet_dist.durable import read_csv, write_csv
+from alexnet_dist.errors import LONGEST_LINE, DataError, UsageError
+from alexnet_dist.text import escape_cell, escape_text, quote_word, shorten, unescape_cell
+from alexnet_dist.training.run_folder import silence_logging, start_logging
+
+LATIN = os.fsdecode(b"caf\xe9")  # not UTF-8
+ODD = [
+    "plain",
+    "猫 ä",
+    LATIN,
+    "\x1b]0;title\x07",
+    "two\r\nlines",
+    "\r",
+    "right \u202e left",
+    "line\u2028separator",
+    "\x9b31m",
+    "back\\slash",
+    "C:\\new\\x41",
+    "\\\\n\n\\",
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-1",
+    "@sum",
+    "'=1",
+    "''",
+    "'quoted'",
+    'a,"b"',
+    " padded ",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_nothing_that_a_terminal_obeys_is_left(text: str) -> None:
+    shown = escape_text(text)
+    assert shown.isprintable()
+    shown.encode()
+    assert escape_text(shown) == shown
+    assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31m", r"\x1b[31m"),
+        ("a\nb\r", r"a\nb\r"),
+        ("\u202e\u2028", r"\u202e\u2028"),
+        (LATIN, r"caf\udce9"),
+        ("猫", "猫"),
+    ],
+)
+def test_escapes_are_those_of_json_and_python(text: str, shown: str) -> None:
+    assert escape_text(text) == shown
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_cell_comes_back_and_is_no_formula(text: str) -> None:
+    cell = escape_cell(text)
+    assert unescape_cell(cell) == text
+    assert cell.isprintable()
+    assert not cell.startswith(("=", "+", "-", "@"))
+
+
+@pytest.mark.parametrize("text", ["plain", "back\\slash", "'quoted'", "猫 ä", "a,b"])
+def test_a_cell_of_common_characters_stays_as_it_is(text: str) -> None:
+    assert escape_cell(text) == text
+
+
+def test_a_table_has_a_row_a_line_whatever_is_in_it(tmp_path: Path) -> None:
+    write_csv(tmp_path / "table.csv", ("path", "class"), [(text, text[::-1]) for text in ODD])
+    data = (tmp_path / "table.csv").read_bytes()
+    assert data.decode().count("\n") == len(ODD) + 1
+    assert b"\r" not in data
+    assert read_csv(tmp_path / "table.csv") == [{"path": text, "class": text[::-1]} for text in ODD]
+
+
+def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "held_out.csv").write_bytes(b"path,class\ntrain/caf\xe9/1.jpg,caf\xe9\n=a/2.jpg,=a\n")
+    classes = [row["class"] for row in read_csv(tmp_path / "held_out.csv")]
+    assert classes == [LATIN, "=a"]
+
+
+@pytest.mark.parametrize("text", [text for text in ODD if "\0" not in text])
+def test_a_shell_reads_a_quoted_word_as_it_was(text: str) -> None:
+    word = quote_word(text)
+    assert word.isprintable()
+    printed = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True).stdout
+    assert printed == os.fsencode(text)
+
+
+def test_a_shortened_text_keeps_both_ends() -> None:
+    assert shorten("abc", 3) == "abc"
+    assert shorten("a" * 50 + "b" * 50, 13) == "aaaaa...bbbbb"
+
+
+@pytest.mark.parametrize("part", ["what", "where", "why"])
+def test_an_error_line_is_short_and_keeps_its_remedy(part: str) -> None:
+    parts = {
+        "what": "wrong value",
+        "where": "a.yaml:3",
+        "why": "expected int",
+        part: "9" * 10**6,
+    }
+    line = str(UsageError(**parts, remedy="set --train.epochs 3"))
+    assert len(line) <= LONGEST_LINE + (80 if part == "where" else 0)  # a long path may make it longer
+    assert line.endswith("; set --train.epochs 3")
+
+
+def test_an_error_line_is_one_printable_line() -> None:
+    line = str(DataError("unreadable image", where=f"\x1b[2J/{LATIN}\u2028", why="a\nb", remedy="remove '\u202egpj'"))
+    assert line == r"unreadable image (\x1b[2J/caf\udce9): a b; remove '\u202egpj'"
+
+
+def test_log_lines_are_printable_and_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("alexnet_dist")
+    try:
+        start_logging(tmp_path / "run.log")
+        logger.warning("left out: %s", f"\x1b]0;x\x07{LATIN}\nnext")
+    finally:
+        silence_logging()
+    line = r"left out: \x1b]0;x\x07caf\udce9\nnext" + "\n"
+    assert (tmp_path / "run.log").read_text().endswith(f" WARNING {line}")
+    assert capfd.readouterr().err == line
