@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from alexnet_dist.durable import find_damage, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError
+from alexnet_dist.training.weights_file import check_kinds
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -127,17 +128,19 @@ def pack_tensors(tensors: dict[str, Tensor]) -> bytes:
     return bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str, remedy: str = "") -> None:
     """Copy weights into a network of the same shape.
 
     Args:
         model: the network.
         tensors: by the network's own names.
         where: file or folder they come from, for the message.
+        remedy: for weights of another shape, where more is known than that.
 
     Raises:
-        CheckpointError: a name or a shape differs.
+        CheckpointError: a name or a shape differs, or they are no plain floating-point numbers.
     """
+    check_kinds(tensors, where)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in [*wanted, *found]:
@@ -147,6 +150,6 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str) -> No
                 "the weights do not fit the network",
                 where=where,
                 why=f"{name} is {there} there and {here} here",
-                remedy="use the variant, image size and number of classes they were trained with",
+                remedy=remedy or "use the variant, image size and number of classes they were trained with",
             )
     model.load_state_dict(tensors)

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet_dist.config import DataConfig
@@ -18,6 +16,7 @@ from alexnet_dist.durable import MANIFEST, find_damage, write_folder
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.training.checkpoint import pack_tensors
+from alexnet_dist.training.weights_file import read_weights_file
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -114,30 +113,7 @@ def read_model_weights(folder: Path) -> dict[str, Tensor]:
     damage = find_damage(folder, (WEIGHTS,)) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise CheckpointError("damaged model", where=str(folder), why=damage)
-    return read_weights_file(folder / WEIGHTS)
-
-
-def read_weights_file(path: Path) -> dict[str, Tensor]:
-    """A .safetensors file, or a .pt file that holds tensors and nothing else.
-
-    Raises:
-        CheckpointError: damaged, or a pickle that would run code; there is no way around that.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch's unpickler raises whatever the bytes lead it to: KeyError, struct.error, ...
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError("cannot read weights", where=str(path), why=first) from error
-    for key in ("state_dict", "model"):
-        if isinstance(values, dict) and isinstance(values.get(key), dict):
-            values = values[key]
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise CheckpointError("cannot read weights", where=str(path), why="it is no state dict")
-    return {str(name).removeprefix("module."): value for name, value in values.items()}
+    return read_weights_file(folder / WEIGHTS).tensors
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from alexnet_dist.data.download import fetch_file
 from alexnet_dist.durable import hash_file
 from alexnet_dist.errors import CheckpointError
-from alexnet_dist.models import AlexNet, named_layers
+from alexnet_dist.models import VARIANTS, AlexNet, named_layers
 from alexnet_dist.parallel.partition import name_tensors
 from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.model_folder import (
@@ -19,8 +20,9 @@ from alexnet_dist.training.model_folder import (
     find_model_folder,
     read_card,
     read_model_weights,
-    read_weights_file,
 )
+from alexnet_dist.training.weights_file import check_kinds, read_weights_file
+from alexnet_dist.training.weights_names import fit_names
 
 TORCHVISION = "torchvision"
 # Of AlexNet_Weights.IMAGENET1K_V1. Its name holds the first 8 digits, which is all that torch.hub would compare.
@@ -36,12 +38,14 @@ class Pretrained:
         weights: by name.
         sha256: of the file that holds them.
         card: what is known of them, where they come from a model folder.
+        notes: lines on how the file was read.
     """
 
     name: str
     weights: dict[str, Tensor]
     sha256: str
     card: ModelCard | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
@@ -57,7 +61,8 @@ def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
     """
     path = fetch_torchvision_weights(cache_dir) if name == TORCHVISION else Path(name)
     if path.is_file():
-        return Pretrained(name, read_weights_file(path), hash_file(path))
+        found = read_weights_file(path)
+        return Pretrained(name, found.tensors, hash_file(path), notes=tuple(found.notes))
     folder = find_model_folder(path)
     return Pretrained(name, read_model_weights(folder), hash_file(folder / WEIGHTS), read_card(folder))
 
@@ -77,10 +82,12 @@ def fetch_torchvision_weights(cache_dir: Path) -> Path:
 
 
 def load_pretrained(model: AlexNet, pretrained: Pretrained, classes: tuple[str, ...]) -> list[str]:
-    """Copy weights into a network with fresh ones; a line for each layer that is not taken over as it is.
+    """Copy weights into a network with fresh ones; a line for all that is not taken over as it is.
 
-    A last layer with another number of outputs keeps its fresh weights. The first layer of a gray network takes the sum
-    over the channels of a colour network's: on gray pictures, whose channels are equal, both give the same maps.
+    Names lose the prefixes of other programs. A last layer with another number of outputs keeps its fresh weights, and
+    so do the layers at the end for which there are none: a backbone has no classifier. The first layer of a gray
+    network takes the sum over the channels of a colour network's: on gray pictures, whose channels are equal, both give
+    the same maps.
 
     Args:
         model: the network, whole.
@@ -88,28 +95,67 @@ def load_pretrained(model: AlexNet, pretrained: Pretrained, classes: tuple[str, 
         classes: of the data, in the order of the outputs.
 
     Raises:
-        CheckpointError: other layers differ, or as many outputs stand for other classes.
+        CheckpointError: other layers differ, weights that are no finite floating-point numbers, or as many outputs that
+            stand for other classes.
     """
-    weights, notes = dict(pretrained.weights), []
-    layers = named_layers(model)
-    first = name_tensors(model, layers["conv1"], ("weight",))["weight"]
-    last = name_tensors(model, layers["fc8"], ("weight", "bias"))
-    if _is_colour_for_gray(model, weights.get(first)):
+    fresh, layers = model.state_dict(), _name_layers(model)
+    weights, notes = fit_names(pretrained.weights, fresh, pretrained.name)
+    check_kinds(weights, pretrained.name)
+    notes = [*pretrained.notes, *notes]
+    first, last = layers["conv1"]["weight"], layers["fc8"]
+    if _is_colour_for_gray(fresh[first], weights.get(first)):
         weights[first] = weights[first].sum(1, keepdim=True)  # (96, 1, 11, 11)
         notes.append("conv1 reads gray: the sum of its weights for red, green and blue")
-    ours, theirs = (_count_outputs(tensors, last) for tensors in (model.state_dict(), weights))
+    ours, theirs = (_count_outputs(tensors, last) for tensors in (fresh, weights))
+    missing = _find_missing_end(layers, weights)
     if theirs not in (None, ours):
-        fresh = model.state_dict()
         weights.update({path: fresh[path] for path in last.values()})
         notes.append(f"fc8 is new: {ours} outputs here, {theirs} there")
+    elif missing:
+        weights.update({path: fresh[path] for layer in missing for path in layers[layer].values()})
+        notes.append(f"new, as the file has no weights for them: {', '.join(missing)}")
     elif pretrained.card is not None:
         _check_same_classes(pretrained.card.classes, classes, pretrained.name)
-    load_weights(model, weights, pretrained.name)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()} - {"float32"}
+    notes += [f"{dtype} in the file, float32 here" for dtype in sorted(dtypes)]
+    load_weights(model, weights, pretrained.name, _suggest_variant(weights))
+    _check_finite(model, pretrained.name)
     return notes
 
 
-def _is_colour_for_gray(model: AlexNet, weight: Tensor | None) -> bool:
-    return model.spec.in_channels == 1 and weight is not None and weight.dim() == 4 and weight.shape[1] == 3
+def _name_layers(model: AlexNet) -> dict[str, dict[str, str]]:
+    """{layer: {weight or bias: its name in the network}}."""
+    return {name: name_tensors(model, layer, ("weight", "bias")) for name, layer in named_layers(model).items()}
+
+
+def _is_colour_for_gray(ours: Tensor, theirs: Tensor | None) -> bool:
+    return ours.shape[1] == 1 and theirs is not None and theirs.shape == (ours.shape[0], 3, *ours.shape[2:])
+
+
+def _find_missing_end(layers: dict[str, dict[str, str]], weights: dict[str, Tensor]) -> list[str]:
+    """The layers at the network's end without any tensor; none where a convolution is among them."""
+    names = list(layers)
+    while names and not any(path in weights for path in layers[names[-1]].values()):
+        names.pop()
+    return list(layers)[len(names) :] if "conv5" in names else []
+
+
+def _suggest_variant(weights: dict[str, Tensor]) -> str:
+    """What to do about weights of another shape, where their convolutions are those of one of our networks."""
+    shapes = {name: tensor.shape for name, tensor in weights.items() if name.startswith("features.")}
+    for name, spec in VARIANTS.items():
+        with torch.device("meta"):
+            theirs = AlexNet(spec).features.state_dict(prefix="features.")
+        if shapes == {path: tensor.shape for path, tensor in theirs.items()}:
+            return f"they are of --model.variant {name}; use the image size and widths they were trained with, too"
+    return ""
+
+
+def _check_finite(model: AlexNet, where: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            why = f"{name} holds NaN or infinity"
+            raise CheckpointError("these weights cannot be used", where=where, why=why, remedy="take an earlier file")
 
 
 def _count_outputs(weights: dict[str, Tensor], last: dict[str, str]) -> int | None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import pickle
 import random
 import shutil
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from cards import CARD
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alexnet_dist import durable
@@ -36,7 +34,6 @@ from alexnet_dist.training.model_folder import (
     find_model_folder,
     read_card,
     read_model_weights,
-    read_weights_file,
     save_model_folder,
 )
 from alexnet_dist.training.run_folder import open_run_folder, settle_settings, write_bad_files
@@ -317,65 +314,6 @@ def test_bit_flip_in_model_weights_is_found(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"sha256 of model\.safetensors differs"):
         read_model_weights(tmp_path / "model")
-
-
-@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_foreign_weights_are_read(tmp_path: Path, wrap: Any, prefix: str) -> None:
-    weights = make_checkpoint().weights
-    torch.save(wrap({prefix + name: tensor for name, tensor in weights.items()}), tmp_path / "a.pt")
-    back = read_weights_file(tmp_path / "a.pt")
-    assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
-
-
-class Malicious:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.canary),)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, write: Any) -> None:
-    path, canary = tmp_path / "weights.pt", tmp_path / "canary"
-    write({"a": Malicious(canary)}, path)
-    with pytest.raises(CheckpointError, match=r"cannot read weights .*weights\.pt"):
-        read_weights_file(path)
-    assert not canary.exists()
-
-
-def test_that_pickle_would_run_code_if_it_were_trusted(tmp_path: Path) -> None:
-    torch.save({"a": Malicious(tmp_path / "canary")}, tmp_path / "weights.pt")
-    torch.load(tmp_path / "weights.pt", weights_only=False)
-    assert (tmp_path / "canary").exists()
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04.", b"\xff" * 40, b"PK\x03\x04" + bytes(50)])
-def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match="cannot read weights"):
-        read_weights_file(tmp_path / name)
-
-
-@pytest.mark.parametrize("value", [[torch.zeros(1)], {"a": 1}, torch.zeros(1), {"optimizer": {"a": torch.zeros(1)}}])
-def test_tensors_that_are_no_state_dict_are_refused(tmp_path: Path, value: Any) -> None:
-    torch.save(value, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="it is no state dict"):
-        read_weights_file(tmp_path / "a.pt")
-
-
-def test_cut_safetensors_file_is_refused(tmp_path: Path) -> None:
-    save_file(make_checkpoint().weights, tmp_path / "a.safetensors")
-    data = (tmp_path / "a.safetensors").read_bytes()
-    (tmp_path / "a.safetensors").write_bytes(data[:-7])
-    with pytest.raises(CheckpointError, match="cannot read weights"):
-        read_weights_file(tmp_path / "a.safetensors")
 
 
 # -- the run folder ---------------------------------------------------------------------------------------------------
