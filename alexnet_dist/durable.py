@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alexnet_dist.errors import MachineError
+from alexnet_dist.errors import DivergedError, MachineError
 from alexnet_dist.text import escape_cell, unescape_cell
 
 MANIFEST = "manifest.json"
@@ -88,8 +89,40 @@ def format_csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file at once."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Replace a JSON file at once; see `format_json`."""
+    write_file(path, (format_json(value, path.name, indent=2) + "\n").encode())
+
+
+def format_json(value: Any, name: str, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """JSON as every reader takes it, in ASCII: the one place where it is made.
+
+    Args:
+        value: what is written.
+        name: of the file or the row; for the message.
+        indent, sort_keys: as of `json.dumps`.
+
+    Raises:
+        DivergedError: a number in it is not finite. JSON knows no NaN and no infinity.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, indent=indent, sort_keys=sort_keys)
+    except ValueError:
+        broken = [key for key, number in _walk_numbers(value) if not math.isfinite(number)]
+        if not broken:
+            raise
+        where, remedy = f"{broken[0]} of {name}", "start again from before it"
+        raise DivergedError("a number is not finite", where=where, why="JSON cannot hold it", remedy=remedy) from None
+
+
+def _walk_numbers(value: Any, key: str = "a value") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _walk_numbers(inner, str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _walk_numbers(inner, key)
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
@@ -142,7 +175,7 @@ def write_into_folder(folder: Path, files: dict[str, bytes], setting: str) -> No
 
 
 def _list_digests(digests: dict[str, str]) -> bytes:
-    return (json.dumps({"sha256": digests}, indent=2) + "\n").encode()
+    return (format_json({"sha256": digests}, MANIFEST, indent=2) + "\n").encode()
 
 
 def _swap(new: Path, folder: Path) -> None:

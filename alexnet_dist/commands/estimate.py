@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_published, write_table
 from alexnet_dist.commands.summary import configured_network, read_settings
-from alexnet_dist.durable import write_json
+from alexnet_dist.durable import format_json, write_json
 from alexnet_dist.errors import UsageError
 from alexnet_dist.parallel.launch_guard import world_size_from_environment
 from alexnet_dist.settings import new_parser, parse_arguments
@@ -233,7 +233,7 @@ def show(subject: Subject, options: Namespace) -> None:
     }
     values["advice"] = advise(predictions)
     if options.format == "json":
-        print(json.dumps(values, indent=2))
+        print(format_json(values, "the estimate", indent=2))
     else:
         print(_headline(subject, network.num_parameters, one_process))
         print(write_table(predictions, one_process))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.config import Config, EvaluationConfig, flatten
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
-from alexnet_dist.durable import write_json
+from alexnet_dist.durable import format_json, write_json
 from alexnet_dist.errors import CheckpointError, UsageError
 from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.settings import build_config, new_parser, parse_arguments
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         plots=options.plots,
     )
     if result is not None:
-        print(json.dumps(result, indent=2))
+        print(format_json(result, "the result", indent=2))
     if result is not None and options.out is not None:
         write_json(Path(options.out), result)
     return 0
@@ -126,7 +125,7 @@ def evaluate_model(
         if engine == "cache":
             build_caches(runtime, config.data, [loader], gate.stop)
         said: list[Predictions] = []
-        result = asdict(evaluate(runtime, model, loader, gate.admit, observe=said.append if plots else None))
+        result = asdict(evaluate(runtime, model, loader, gate.admit, said.append if plots else None, where=str(path)))
         num_bad_files = report_bad_files(index, gate)
         said = [part for parts in runtime.gather(said) for part in parts]
     if not runtime.is_main:

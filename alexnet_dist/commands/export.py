@@ -63,6 +63,7 @@ def export_model(path: Path, kind: str, out: Path, check: bool = False, images: 
 
     Raises:
         CheckpointError: no model there, a damaged one, one that the format cannot hold, or a file that disagrees.
+        DivergedError: weights, or outputs on the pictures to compare on, are not finite.
         UsageError: nothing to compare on.
         DataError: a picture that cannot be used.
         MachineError: a package is missing, or the file cannot be written.
@@ -70,13 +71,15 @@ def export_model(path: Path, kind: str, out: Path, check: bool = False, images: 
     from alexnet_dist.durable import write_file
     from alexnet_dist.models import AlexNet
     from alexnet_dist.training import export
-    from alexnet_dist.training.checkpoint import load_weights
+    from alexnet_dist.training.checkpoint import check_finite, load_weights
     from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
 
     folder = find_model_folder(path)
     card = read_card(folder)
     network = AlexNet(card.spec).eval()
-    load_weights(network, read_model_weights(folder), str(folder))
+    weights = read_model_weights(folder)
+    check_finite(weights, str(folder), remedy="export weights of an earlier step")
+    load_weights(network, weights, str(folder))
     pixels = find_pixels(card, images) if check else None
     data = export.FORMATS[kind].pack(network, card)
     if pixels is not None:

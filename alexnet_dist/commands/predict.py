@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from alexnet_dist.commands.picture_paths import find_pictures
 from alexnet_dist.config import DataConfig
-from alexnet_dist.durable import format_csv
-from alexnet_dist.errors import UsageError
+from alexnet_dist.durable import format_csv, format_json
+from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
 from alexnet_dist.text import escape_text
 
@@ -30,9 +29,11 @@ examples:
   find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
 
 A path is an image file, a folder (its images at any depth, sorted) or a quoted pattern. A file that cannot be read
-gets a row with its error; the exit code is then 3."""
+gets a row with its error; the exit code is then 3. Where the network's output for a picture is not finite, the row
+says so; the exit code is then 4, or 3 if there are files that cannot be read, too."""
 
 BATCH_SIZE = 64
+NOT_FINITE = "the network's output is not finite: use other weights"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Prediction:
         label: the likeliest class; None for a file that cannot be read.
         confidence: its softmax probability, 0 to 1.
         top: the likeliest classes with their probabilities, best first.
-        error: why the file cannot be read.
+        error: why the file cannot be read, or that the network's output is not finite.
+        exit_code: 3 in the first case, 4 in the second.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Prediction:
     confidence: float | None
     top: list[tuple[str, float]]
     error: str | None = None
+    exit_code: int = 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device))
     print(WRITERS[options.format](predictions), end="")
-    return 3 if any(prediction.error for prediction in predictions) else 0
+    return min((prediction.exit_code for prediction in predictions if prediction.error), default=0)
 
 
 def predict_files(model_path: Path, paths: Sequence[str], topk: int, device: str = "auto") -> Iterator[Prediction]:
@@ -113,11 +116,16 @@ def _predict_batch(
     undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
     is_image = batch.mask.bool().tolist()
     with torch.no_grad():
-        top = model(batch.images).softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
+        logits = model(batch.images)  # (B, classes)
+    top = logits.softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
+    is_finite = logits.isfinite().all(dim=1).tolist()
     for position, path in enumerate(paths):
         if not is_image[position]:
             reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
-            yield Prediction(path, None, None, [], reason)
+            yield Prediction(path, None, None, [], reason, DataError.exit_code)
+            continue
+        if not is_finite[position]:
+            yield Prediction(path, None, None, [], NOT_FINITE, CheckpointError.exit_code)
             continue
         names = [name_class(card, label) for label in top.indices[position].tolist()]
         ranked = list(zip(names, top.values[position].tolist(), strict=True))
@@ -209,7 +217,7 @@ def write_jsonl(predictions: Sequence[Prediction]) -> str:
     for row in predictions:
         ranked = [{"class": name, "confidence": value} for name, value in row.top]
         values = {"path": row.path, "class": row.label, "confidence": row.confidence, "topk": ranked}
-        lines.append(json.dumps({**values, "error": row.error}) + "\n")
+        lines.append(format_json({**values, "error": row.error}, row.path) + "\n")
     return "".join(lines)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.durable import format_json
 from alexnet_dist.errors import DataError, MachineError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
 from alexnet_dist.text import escape_text
@@ -249,7 +249,7 @@ def write_table(report: dict[str, Any]) -> str:
 
 def write_json(report: dict[str, Any]) -> str:
     """The report as one JSON object."""
-    return json.dumps(report, indent=2) + "\n"
+    return format_json(report, "the report", indent=2) + "\n"
 
 
 WRITERS = {"table": write_table, "json": write_json}

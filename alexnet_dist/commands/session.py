@@ -359,7 +359,8 @@ class Session:
             trainer.log(self._test_row)
             return
         trainer.load_weights(read_model_weights(self.folder / "model"), "model/")
-        result = evaluate(self.runtime, trainer.model, self._build_loader(self.splits.test, False), trainer.gate.admit)
+        loader, where = self._build_loader(self.splits.test, False), "test set, weights of model/"
+        result = evaluate(self.runtime, trainer.model, loader, trainer.gate.admit, where=where)
         row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch}
         self._test_row = {**row, **dataclasses.asdict(result)}
         trainer.log(self._test_row)

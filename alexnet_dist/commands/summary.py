@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.config import Config, DataConfig
+from alexnet_dist.durable import format_json
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.settings import build_config, load_config, new_parser, parse_arguments
 
@@ -189,7 +189,7 @@ def write_json(network: Network, layers: Sequence[LayerSummary]) -> str:
         "totals": {**totals, "bytes_fp32": BYTES_OF_FP32 * totals["parameters"]},
         "shares": {kind: _shares(layers, kind) for kind in PARTS},
     }
-    return json.dumps(values, indent=2) + "\n"
+    return format_json(values, "the summary", indent=2) + "\n"
 
 
 WRITERS = {"table": write_table, "json": write_json}

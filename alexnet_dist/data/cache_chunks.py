@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.durable import replacing
+from alexnet_dist.durable import format_json, replacing
 from alexnet_dist.errors import MachineError
 
 _SEAL_BYTES, _LENGTH_BYTES = hashlib.sha256().digest_size, 8
@@ -121,7 +121,7 @@ def map_pixels(path: Path, num_bytes: int) -> Tensor:
 
 
 def _pack_footer(footer: Footer) -> bytes:
-    text = json.dumps(dataclasses.asdict(footer)).encode()
+    text = format_json(dataclasses.asdict(footer), "a chunk's footer").encode()
     return text + hashlib.sha256(text).digest() + len(text).to_bytes(_LENGTH_BYTES, "little")
 
 

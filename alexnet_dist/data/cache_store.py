@@ -29,7 +29,7 @@ from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.plan import StepPlan, resize_shapes
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.data.torchvision_engine import resize_pixels
-from alexnet_dist.durable import write_json
+from alexnet_dist.durable import format_json, write_json
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.machine import list_versions
 
@@ -170,7 +170,7 @@ def _hash_contents(index: SampleIndex, resize: Resize, channels: int, max_pixels
         "max_pixels": max_pixels,
         "pixels": repr(index.pixels),
     }
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    digest = hashlib.sha256(format_json(recipe, "a cache's key", sort_keys=True).encode())
     for values in (index.byte_sizes.astype("<i8"), index.sizes.astype("<i8")):
         digest.update(values.tobytes())
     digest.update(b"\0".join(map(os.fsencode, index.paths)))  # no path holds a zero byte

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from alexnet_dist.durable import find_damage, write_folder
+from alexnet_dist.durable import find_damage, format_json, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError
 from alexnet_dist.training.weights_file import check_kinds
 
@@ -42,23 +42,36 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) 
     """Write checkpoints/step-NNNNNNNN and delete all but the newest `keep`.
 
     Raises:
-        DivergedError: a weight is not finite.
+        DivergedError: a weight is not finite; see `check_finite`.
         MachineError: the disk is full or cannot be written; older checkpoints are untouched.
     """
-    broken = [name for name, tensor in checkpoint.weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise DivergedError("a weight is not finite", where=f"step {step}, {broken[0]}", remedy="lower optimizer.lr")
+    check_finite(checkpoint.weights, f"step {step}")
     path = folder / f"step-{step:08d}"
     state = {"format": FORMAT, "step": step, **checkpoint.state}
     files = {
         WEIGHTS: pack_tensors(checkpoint.weights),
         OPTIMIZER: pack_tensors(checkpoint.optimizer),
-        STATE: (json.dumps(state, indent=2) + "\n").encode(),
+        STATE: (format_json(state, STATE, indent=2) + "\n").encode(),
     }
     write_folder(path, files)
     for old in list_checkpoints(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str, remedy: str = "lower optimizer.lr") -> None:
+    """Refuse weights that no one could use: an update may break them although its loss was finite.
+
+    Args:
+        weights: by name.
+        where, remedy: for the message.
+
+    Raises:
+        DivergedError: one is not finite.
+    """
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise DivergedError("a weight is not finite", where=f"{where}, {broken[0]}", remedy=remedy)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

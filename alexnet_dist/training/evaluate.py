@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_dist.data.loader import Batch, Loader
+from alexnet_dist.errors import DataError, DivergedError
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.metrics import average_views, count_correct, cross_entropy
+from alexnet_dist.training.metrics import average_views, count_correct, cross_entropy, is_finite
 from alexnet_dist.training.predictions import Predictions, rate_images
 
 
@@ -37,6 +38,9 @@ def evaluate(
     loader: Loader,
     admit: Callable[[Batch], object],
     observe: Callable[[Predictions], object] | None = None,
+    *,
+    where: str = "evaluation",
+    remedy: str = "use weights of an earlier step",
 ) -> Evaluation:
     """Run the network over a loader's whole set.
 
@@ -49,40 +53,52 @@ def evaluate(
         loader: of the set, unshuffled.
         admit: called with every batch before it is used; raises (in all processes together) to stop.
         observe: called with what the network says of each image of this process; the device is then waited for.
+        where, remedy: for the message where the network's outputs are not finite.
+
+    Raises:
+        DivergedError: an image has a logit or a loss that is not finite; in all processes alike.
+        DataError: no image of the set could be read; likewise.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)  # loss, top-1, top-5
+    sums = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # loss, top-1, top-5, images not finite
     visits = torch.zeros(loader.plan.num_images, dtype=torch.int64)
     num_examples, views = 0, loader.plan.augmentation.views
     try:
         for batch in loader.batches(0, loader.plan.steps_per_epoch):
             admit(batch)
             ids, labels, mask = batch.ids[::views], batch.labels[::views], batch.mask[::views]  # (B,) each
-            scores = _score_batch(runtime, model, batch, views)
-            sums += _sum_batch(scores, labels, mask)
+            logits = _run_network(runtime, model, batch)  # (B * views, classes)
+            scores = logits if views == 1 else average_views(logits, views)  # (B, classes)
+            sums += _sum_batch(logits.view(len(scores), -1), scores, labels, mask)
             if observe is not None:
                 observe(rate_images(ids, scores, labels, mask))
             visits += torch.bincount(ids[ids >= 0], minlength=len(visits))
             num_examples += batch.num_images
     finally:
         model.train(was_training)
-    loss_sum, num_top1, num_top5 = runtime.sum_over_replicas(sums).tolist()
-    (count,) = runtime.agree(runtime.count_once(num_examples))
+    count, num_broken = runtime.agree(runtime.count_once(num_examples), runtime.count_once(int(sums[3].item())))
+    loss_sum, num_top1, num_top5, _ = runtime.sum_over_replicas(sums).tolist()
     assert bool((runtime.sum_on_host(visits * runtime.count_once(1)) == 1).all()), (
         "evaluation did not visit each image exactly once"
     )
-    return Evaluation(loss_sum / max(count, 1), num_top1 / max(count, 1), num_top5 / max(count, 1), count)
+    if num_broken:
+        why = f"logits or losses of {num_broken} of {count} images"
+        raise DivergedError("the network's outputs are not finite", where=where, why=why, remedy=remedy)
+    if count == 0:
+        raise DataError("no image could be read", where=where, remedy="bring the files back and start again")
+    return Evaluation(loss_sum / count, num_top1 / count, num_top5 / count, count)
 
 
-def _score_batch(runtime: Runtime, model: nn.Module, batch: Batch, views: int) -> Tensor:
-    with torch.no_grad():
-        with runtime.autocast():
-            logits: Tensor = model(batch.images)  # (B * views, classes)
-        return logits if views == 1 else average_views(logits, views)  # (B, classes)
+def _run_network(runtime: Runtime, model: nn.Module, batch: Batch) -> Tensor:
+    with torch.no_grad(), runtime.autocast():
+        logits: Tensor = model(batch.images)
+        return logits
 
 
-def _sum_batch(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    loss = (cross_entropy(scores, labels) * mask).sum()
-    correct = [(count_correct(scores, labels, k) * mask).sum() for k in (1, 5)]
-    return torch.stack([loss, *correct]).double()
+def _sum_batch(logits: Tensor, scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Sums over real images: loss, top-1, top-5, not finite; `logits` are those of all views in one row, (B, n)."""
+    losses = cross_entropy(scores, labels)
+    columns = (losses, *(count_correct(scores, labels, k) for k in (1, 5)), ~is_finite(logits, losses))  # (B,) each
+    # In float64: a sum of finite losses is finite. What fills a batch up may be anything, and counts nowhere.
+    return torch.stack([column.double().where(mask.bool(), 0).sum() for column in columns])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from alexnet_dist.data.loader import Normalization
-from alexnet_dist.errors import CheckpointError, MachineError
+from alexnet_dist.durable import format_json
+from alexnet_dist.errors import CheckpointError, DivergedError, MachineError
 from alexnet_dist.machine import list_versions
 from alexnet_dist.models import VARIANTS, AlexNet, AlexNetSpec, spec_to_dict
 from alexnet_dist.training.model_folder import ModelCard
@@ -85,7 +85,7 @@ def describe(card: ModelCard, scale_inside: bool) -> dict[str, str]:
     return {
         "variant": card.variant,
         "made_by": ", ".join(f"{name} {versions[name]}" for name in ("alexnet_dist", "torch") if name in versions),
-        **{name: json.dumps(value) for name, value in texts.items()},
+        **{name: format_json(value, name) for name, value in texts.items()},
     }
 
 
@@ -207,8 +207,14 @@ def compare(kind: Format, data: bytes, network: AlexNet, card: ModelCard, pixels
         network: the network it was made from.
         card: of the model.
         pixels: (B, C, S, S) uint8.
+
+    Raises:
+        DivergedError: the network's own logits are not finite.
     """
     ours = network(_normalize(card, pixels))  # (B, num_classes)
+    if not ours.isfinite().all():
+        remedy = "export weights of an earlier step"
+        raise DivergedError("the network's outputs are not finite", where="pictures of --check", remedy=remedy)
     theirs = kind.run(data, card, pixels)  # (B, num_classes)
     probability = (ours.softmax(dim=1) - theirs.softmax(dim=1)).abs().max()
     return Difference(float((ours - theirs).abs().max()), float(ours.abs().max()), float(probability))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,10 +17,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.errors import DivergedError, InterruptedRunError
+from alexnet_dist.errors import DataError, DivergedError, InterruptedRunError
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_weights, save_checkpoint
+from alexnet_dist.training.checkpoint import Checkpoint, check_finite, list_checkpoints, load_weights, save_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
@@ -75,7 +76,12 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
-        """What `asdict` gave; fields that an older checkpoint lacks keep their defaults."""
+        """What `asdict` gave; fields that an older checkpoint lacks keep their defaults.
+
+        A best evaluation whose loss was not finite is none: older versions took note of such.
+        """
+        if not math.isfinite(values.get("best_loss") or 0.0):
+            values = {key: value for key, value in values.items() if not key.startswith("best_")}
         return cls(
             **{
                 **values,
@@ -297,9 +303,12 @@ class Trainer:
         """Read the device's counters into the window: the only place where training waits for the device."""
         loss_sum, num_correct = self._counters.sums.tolist()
         if self._counters.diverged.item():
-            self._raise_diverged()
+            where, why = f"at or before step {self.state.step}", "no update was made from it"
+            raise DivergedError("the loss is not finite", where=where, why=why, remedy=self._diverged_remedy())
         self._counters.sums.zero_()
         window = self.state.window
+        if window.num_steps and not window.num_images:
+            self._raise_no_image()
         window.loss_sum += loss_sum
         window.num_correct += num_correct
         now = time.perf_counter()
@@ -307,14 +316,19 @@ class Trainer:
         self.state.train_seconds += now - self._clock
         self._clock = now
 
-    def _raise_diverged(self) -> None:
-        saved = list_checkpoints(self.folder / "checkpoints")
-        raise DivergedError(
-            "the loss is not finite",
-            where=f"at or before step {self.state.step}",
-            why="no update was made from it",
-            remedy=f"the last good checkpoint is {saved[0].name if saved else 'none'}; lower optimizer.lr or warm up",
+    def _raise_no_image(self) -> None:
+        step, bad_files = self.state.step, sorted((bad.path, bad.reason) for bad in self.gate.gather_bad_files())
+        raise DataError(
+            "no image could be read",
+            where=f"updates {step - self.state.window.num_steps + 1} to {step}",
+            why=": ".join(bad_files[-1]) if bad_files else "the batches were empty",
+            remedy="bring the files back and start again",
         )
+
+    def _diverged_remedy(self) -> str:
+        saved = list_checkpoints(self.folder / "checkpoints")
+        last = f"the last good checkpoint is {saved[0].name}" if saved else "there is no checkpoint yet"
+        return f"{last}; lower optimizer.lr or warm up"
 
     def _restart_clock(self) -> None:
         self._clock = time.perf_counter()
@@ -348,7 +362,14 @@ class Trainer:
         """Evaluate on the validation set, log it, keep the weights if they are the best."""
         assert self.val_loader is not None
         state = self.state
-        result = evaluate(self.runtime, self.model, self.val_loader, self.gate.admit)
+        result = evaluate(
+            self.runtime,
+            self.model,
+            self.val_loader,
+            self.gate.admit,
+            where=f"validation at step {state.step}",
+            remedy=self._diverged_remedy(),
+        )
         self.log({"event": "eval", "split": "val", "step": state.step, "epoch": self.epoch, **asdict(result)})
         if self.runtime.is_main:
             logger.info(
@@ -365,7 +386,12 @@ class Trainer:
 
     def _save_model(self, note: dict[str, Any]) -> None:
         weights = self.partition.merge(self.model.state_dict())
-        self.runtime.on_main(lambda: self.save_model(weights, note))
+
+        def save() -> None:
+            check_finite(weights, f"step {self.state.step}", self._diverged_remedy())
+            self.save_model(weights, note)
+
+        self.runtime.on_main(save)
 
     def _log_epoch(self, result: Evaluation | None) -> None:
         totals = self.state.epoch_totals

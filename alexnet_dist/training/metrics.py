@@ -31,6 +31,11 @@ def average_views(logits: Tensor, views: int) -> Tensor:
     return logs.view(-1, views, logs.shape[1]).logsumexp(dim=1) - math.log(views)  # (B, classes)
 
 
+def is_finite(logits: Tensor, losses: Tensor) -> Tensor:
+    """Whether an image's logits, of all its views, and its loss are finite: (B, n) and (B,) to (B,) bool."""
+    return logits.isfinite().all(dim=1) & losses.isfinite()
+
+
 @dataclass
 class Totals:
     """Sums over images since some moment, on the host.

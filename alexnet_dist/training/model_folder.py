@@ -12,7 +12,7 @@ from torch import Tensor
 from alexnet_dist.config import DataConfig
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
-from alexnet_dist.durable import MANIFEST, find_damage, write_folder
+from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folder
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.training.checkpoint import pack_tensors
@@ -64,7 +64,7 @@ def pack_model(tensors: dict[str, Tensor], card: ModelCard) -> dict[str, bytes]:
         "preprocessing": {"evaluation": asdict(card.evaluation), "normalization": asdict(card.normalization)},
         "source": card.source,
     }
-    config = (json.dumps(values, indent=2) + "\n").encode()
+    config = (format_json(values, CONFIG, indent=2) + "\n").encode()
     return {WEIGHTS: pack_tensors(tensors), CONFIG: config}
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from alexnet_dist.durable import disk_errors_named
+from alexnet_dist.durable import disk_errors_named, format_json
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -43,9 +43,15 @@ class MetricsFile:
             self._file.seek(0, os.SEEK_END)
 
     def log(self, row: Row) -> None:
-        """Append a row."""
+        """Append a row.
+
+        Raises:
+            DivergedError: a number in it is not finite: such a row is written nowhere.
+            MachineError: the disk is full or the file cannot be written.
+        """
+        line = (format_json(row, Path(self._file.name).name) + "\n").encode()
         with disk_errors_named(Path(self._file.name)):
-            self._file.write((json.dumps(row) + "\n").encode())
+            self._file.write(line)
             self._file.flush()
 
     def sync(self) -> int:
@@ -98,7 +104,7 @@ class Trackers:
         """Write a row everywhere.
 
         Raises:
-            MachineError: metrics.jsonl cannot be written.
+            DivergedError, MachineError: see `MetricsFile.log`; the mirrors then get nothing.
         """
         self._metrics.log(row)
         for name, mirror in list(self._mirrors.items()):

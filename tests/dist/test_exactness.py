@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from dist_helper import run_processes
 from tiny import tiny_loader, tiny_spec, worst_difference
 
@@ -17,10 +19,11 @@ from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Batch, Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFile, synthetic_index
-from alexnet_dist.errors import DataError, InterruptedRunError
+from alexnet_dist.errors import DataError, DivergedError, InterruptedRunError
 from alexnet_dist.models import build_model
 from alexnet_dist.parallel.replicas import average_over_replicas
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.training import evaluate as evaluation
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.optim import build_optimizer
@@ -123,6 +126,64 @@ def test_evaluation_counts_each_image_once(world_size: int, num_images: int, per
 def test_evaluation_refuses_to_count_an_image_twice() -> None:
     with pytest.raises(AssertionError, match="exactly once"):
         run_processes(2, evaluate_tiny, 7, 4, True)
+
+
+class _Breaking(nn.Module):
+    """A network whose logits of the images with a bright corner, and of what fills a batch up, are broken.
+
+    Args:
+        network: the network.
+        value: NaN, an infinity, or a number so large that the loss is infinite although the logits are not.
+    """
+
+    def __init__(self, network: nn.Module, value: float) -> None:
+        super().__init__()
+        self.network, self.value = network, value
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.network(images)
+        broken = is_bright(images) | (images == 0).all(dim=(1, 2, 3))
+        logits[broken] = torch.tensor([0.0, self.value, -self.value])
+        return logits
+
+
+def is_bright(images: torch.Tensor) -> torch.Tensor:
+    return images[:, 0, 0, 0] > 0.2
+
+
+def evaluate_broken(num_images: int, batch_size: int, value: float, defect: bool = False) -> tuple[int, str]:
+    """How many images are bright, and the message; no message where the evaluation was taken for good."""
+    if defect:
+        evaluation.is_finite = lambda logits, losses: logits.isfinite().all(dim=1)
+    runtime = start_runtime("cpu", "fp32")
+    loader = tiny_loader(runtime, num_images, batch_size, training=False)
+    network = build_model(tiny_spec(), seed=0).to(memory_format=torch.channels_last)
+    batches = loader.batches(0, loader.plan.steps_per_epoch)
+    (bright,) = runtime.agree(sum(int((is_bright(batch.images) & batch.mask.bool()).sum()) for batch in batches))
+    gate = BatchGate(runtime, skip_bad_files=False)
+    try:
+        evaluate(runtime, _Breaking(network, value), loader, gate.admit, where="here")
+    except DivergedError as error:
+        return bright, str(error)
+    return bright, ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_images_whose_outputs_are_not_finite_are_counted(world_size: int, value: float) -> None:
+    results = run_processes(world_size, evaluate_broken, 13, 2 * world_size, value)
+    assert len(set(results)) == 1  # every process ends alike
+    bright, message = results[0]
+    assert 0 < bright < 13
+    assert message.startswith(f"the network's outputs are not finite (here): logits or losses of {bright} of 13 images")
+
+
+def test_a_loss_that_is_not_looked_at_is_noticed() -> None:
+    assert run_processes(2, evaluate_broken, 13, 4, 3e38, True)[0][1] == ""
+
+
+def test_large_logits_with_a_finite_loss_are_let_pass() -> None:
+    assert run_processes(2, evaluate_broken, 13, 4, 1e37)[0][1] == ""
 
 
 def empty_batch(num_images: int = 1, bad_files: list[BadFile] | None = None) -> Batch:

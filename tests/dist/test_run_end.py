@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -267,10 +268,10 @@ def test_a_stop_before_the_last_evaluation_is_made_good(stopped: Path, tmp_path:
 def _stop_before_evaluation(folder: Path) -> None:
     evaluate = loop.evaluate
 
-    def ask_to_stop(runtime: Any, model: Any, loader: Any, admit: Any) -> Any:
+    def ask_to_stop(*parts: Any, **words: Any) -> Any:
         if sum(row["event"] == "eval" for row in read_rows(folder / "metrics.jsonl")) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(runtime, model, loader, admit)
+        return evaluate(*parts, **words)
 
     loop.evaluate = ask_to_stop
     train_tiny(folder, STALLED)
@@ -300,6 +301,15 @@ def test_a_checkpoint_from_before_early_stop_is_read() -> None:
     values = asdict(TrainState(step=7, best_top1=0.5, stalled=3))
     del values["stalled"]
     assert TrainState.from_json(values) == TrainState(step=7, best_top1=0.5, stalled=0)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(0.5, 0.9), (math.nan, None), (math.inf, None)])
+def test_a_best_evaluation_that_was_not_finite_is_forgotten(loss: float, expected: float | None) -> None:
+    values = asdict(TrainState(step=7, best_top1=0.9, best_top5=1.0, best_loss=loss, best_epoch=1, best_step=4))
+    state = TrainState.from_json(values)
+    assert (state.step, state.best_top1) == (7, expected)
+    good = Evaluation(loss=2.0, top1=0.1, top5=1.0, num_examples=8)
+    assert state.is_best(good) is (expected is None)
 
 
 @pytest.mark.parametrize(

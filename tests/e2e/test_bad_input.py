@@ -15,11 +15,12 @@ from array_files import write_fashion_mnist
 from PIL import Image
 from tiny import tiny_config
 from torchvision.datasets import FashionMNIST
-from verbs import Outcome, call
+from verbs import Outcome, call, call_with_output
 
 from alexnet_dist.settings import dump_config
 from alexnet_dist.training import run_folder
 from alexnet_dist.training.checkpoint import list_checkpoints
+from alexnet_dist.training.model_folder import read_card, read_model_weights, save_model_folder
 from alexnet_dist.training.trackers import read_rows
 
 OTHER_WORDS = {"predict": ["picture.jpg"], "export": ["--out", "nowhere/a.onnx"]}  # that a verb needs beside --model
@@ -162,6 +163,34 @@ def test_a_loss_that_is_not_finite_makes_no_update(config: Path, tmp_path: Path,
     assert all(np.isfinite(row.get("loss", 0.0)) for row in read_rows(tmp_path / "other" / "metrics.jsonl"))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("part", ["validation", "no validation", "in an epoch"])
+def test_an_update_that_breaks_the_weights_although_its_loss_is_finite(
+    on_pictures: list[str], tmp_path: Path, processes: int, part: str
+) -> None:
+    """The model is untouched, no checkpoint holds such weights, and every line is JSON."""
+    run = tmp_path / "run"
+    extra = {
+        "validation": ["--train.global_batch_size", "24", "--checkpoint.every_steps", "9"],
+        "no validation": ["--train.global_batch_size", "22", "--checkpoint.every_steps", "9", "--data.val", "null"],
+        "in an epoch": ["--checkpoint.every_steps", "1"],
+    }[part]
+    words = [*on_pictures, "--log.every_steps", "1", *extra]
+    code, _, text = call("train", *words, "--train.epochs", "2" if part == "in an epoch" else "4")  # 4 updates
+    assert code == 0, text
+    model = {path.name: path.read_bytes() for path in (run / "model").iterdir()}
+    settings = (run / "config.yaml").read_text()
+    lr = "1.0e+36" if part == "validation" else "1.0e+39"  # weights of 1e33, which are numbers, and of infinity
+    (run / "config.yaml").write_text(settings.replace("lr: 0.01", f"lr: {lr}"))
+    outcome = call("train", *words, "--train.epochs", "5", "--optimizer.lr", lr, processes=processes)
+    assert_refused(outcome, 6, "not finite", "step 5", "optimizer.lr")
+    assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == model
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        assert all(tensor.isfinite().all() for tensor in _load(checkpoint / "weights.safetensors").values())
+    for text in ((run / "metrics.jsonl").read_text().splitlines(), [(run / "summary.json").read_text()]):
+        assert [json.loads(line, parse_constant=pytest.fail) for line in text]
+
+
 def _load(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -206,6 +235,19 @@ def test_a_bad_file_is_left_out_and_listed(
     assert {row["num_examples"] for row in rows if row["event"] == "eval"} == {7}
     assert max(row["samples_seen"] for row in rows if row["event"] == "train") == 2 * 23
     assert sorted((path, path.stat().st_size) for path in pictures.rglob("*.jpg")) == before
+
+
+@pytest.mark.parametrize(("part", "where"), [("train", "updates 1 to 2"), ("val", "validation at step 2")])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_set_of_which_no_image_can_be_read_ends_the_run(
+    on_pictures: list[str], pictures: Path, tmp_path: Path, processes: int, part: str, where: str
+) -> None:
+    """Also where bad files are left out: headers are good, and nothing but them."""
+    for path in (pictures / part).rglob("*.jpg"):
+        truncate(path)
+    words = [*on_pictures, "--data.on_bad_file", "skip"]
+    assert_refused(call("train", *words, processes=processes), 3, "no image could be read", where)
+    assert not (tmp_path / "run" / "model").exists()
 
 
 # -- manifests and torchvision's files --------------------------------------------------------------------------------
@@ -297,6 +339,29 @@ def test_damaged_model(finished: Path, damage: Callable[[Path], None], verb: str
     damage(finished / "model" / "model.safetensors")
     words = OTHER_WORDS.get(verb, [])
     assert_refused(call(verb, "--model", str(finished), *words), 4, "damaged model")
+
+
+def test_a_network_of_nan_says_nothing(finished: Path, pictures: Path, tmp_path: Path) -> None:
+    """Exit code 6 of evaluate and export; a row with its error, and 4, of predict; 3 where a file cannot be read."""
+    card, weights = read_card(finished / "model"), read_model_weights(finished / "model")
+    weights["classifier.6.bias"][0] = float("nan")
+    save_model_folder(finished / "model", weights, card)
+    for words in ([], ["--ten_crop"]):
+        assert_refused(call("evaluate", "--model", finished, *words), 6, "not finite", "5 of 5 images")
+    out = tmp_path / "net.safetensors"
+    exporting = ["export", "--model", finished, "--format", "torch_export", "--out", out]
+    exporting = ["export", "--model", finished, "--format", "torch_export", "--out", out]
+    for words in ([], ["--check"]):
+        assert_refused(call(*exporting, *words), 6, "not finite")
+    assert not out.exists()
+    good, bad = pictures / "val" / "cat" / "00.jpg", tmp_path / "bad.jpg"
+    empty(bad)
+    for paths, expected in (([good], 4), ([good, bad], 3)):
+        code, errors, output = call_with_output("predict", "--model", finished, *paths, "--format", "jsonl")
+        assert code == expected, errors
+        rows = [json.loads(line, parse_constant=pytest.fail) for line in output.splitlines()]
+        assert (rows[0]["class"], rows[0]["confidence"], rows[0]["topk"]) == (None, None, [])
+        assert "not finite" in rows[0]["error"]
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from alexnet_dist import durable
 from alexnet_dist.config import Config
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.durable import MANIFEST, find_damage, tidy_folder, write_file, write_folder
+from alexnet_dist.durable import MANIFEST, find_damage, format_json, tidy_folder, write_file, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
 from alexnet_dist.settings import build_config
 from alexnet_dist.training import run_folder
@@ -42,6 +42,17 @@ from alexnet_dist.training.trackers import MetricsFile, read_rows, rename_for_di
 
 def list_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_json_does_not_know_is_named_and_not_written(tmp_path: Path, value: float) -> None:
+    with pytest.raises(DivergedError, match=r"not finite \(loss of metrics.jsonl\)"):
+        MetricsFile(tmp_path / "metrics.jsonl", 0).log({"event": "eval", "top1": 0.9, "loss": value})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    with pytest.raises(DivergedError, match=r"lr of a\.json"):
+        durable.write_json(tmp_path / "a.json", {"settings": [{"lr": value}]})
+    assert not (tmp_path / "a.json").exists()
+    assert format_json({"loss": 1.5}, "a") == '{"loss": 1.5}'
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import SampleIndex, scan_folder
-from alexnet_dist.errors import DataError
+from alexnet_dist.errors import DataError, DivergedError
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings import dump_config
 from alexnet_dist.training.evaluate import Evaluation, evaluate
@@ -250,6 +250,41 @@ def test_an_image_twice_in_a_batch_is_refused(folder: Path, views: int) -> None:
     plan = _RepeatingPlan(index.sizes, loader.plan.augmentation, 11, 0, False)
     with pytest.raises(AssertionError, match="exactly once"):
         evaluate(runtime, make_network(), replace(loader, plan=plan), BatchGate(runtime, skip_bad_files=False).admit)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_view_whose_logits_are_not_finite_ends_the_evaluation(folder: Path, value: float) -> None:
+    index, runtime = scan(folder), make_runtime()
+    network = make_network()
+
+    def breaking(images: Tensor) -> Tensor:
+        logits: Tensor = network(images)
+        logits[17, 0] = value  # one of ten views of the second image
+        return logits
+
+    loader = make_loader(index, runtime, images=len(index))
+    gate = BatchGate(runtime, skip_bad_files=False)
+    with pytest.raises(DivergedError, match=f"of 1 of {len(index)} images"):
+        evaluate(runtime, _Function(breaking), loader, gate.admit)
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+
+def test_a_set_of_which_no_image_can_be_read_has_no_result(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "val", tmp_path / "val")
+    index, runtime = scan(tmp_path), make_runtime()
+    for path in list_pictures(index):
+        path.write_bytes(b"")
+    loader, gate = make_loader(index, runtime), BatchGate(runtime, skip_bad_files=True)
+    with pytest.raises(DataError, match="no image could be read"):
+        evaluate(runtime, make_network(), loader, gate.admit)
 
 
 def test_averaged_probabilities_sum_to_one_and_may_be_tiny() -> None:
