@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
-from alexnet_dist.config import Config, flatten, walk_fields
+from alexnet_dist.config import Config, flatten, nest, walk_fields
 from alexnet_dist.config_checks import PERIODS, check_config
 from alexnet_dist.errors import UsageError
 from alexnet_dist.shipped import find_yaml, shipped_folder
@@ -193,7 +193,7 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     _refuse_lookalikes(values, places)
     parser = _settings_parser()
     try:
-        namespace = parser.parse_object(_nest(values))
+        namespace = parser.parse_object(nest(values))
         config = parser.instantiate(namespace).as_dict()
     except Exception as error:  # noqa: BLE001 (as above)
         raise _explain(error, values, places) from None
@@ -273,17 +273,6 @@ def _settings_parser() -> ArgumentParser:
 
 def _all_keys() -> list[str]:
     return [key for key, _ in walk_fields(Config)]
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, last = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested
 
 
 def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None:

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.config import Config, EvaluationConfig, flatten
+from alexnet_dist.config import Config, EvaluationConfig
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.durable import format_json, write_json
 from alexnet_dist.errors import CheckpointError, UsageError
 from alexnet_dist.figures.canvas import check_matplotlib
-from alexnet_dist.settings import build_config, new_parser, parse_arguments
+from alexnet_dist.settings import build_config, new_parser, parse_arguments, read_yaml
 
 if TYPE_CHECKING:
     from alexnet_dist.data.plan import Augmentation, Plan
@@ -38,7 +38,8 @@ examples:
 
 The settings below replace those the network was trained with."""
 
-UNKNOWN_SETTINGS = {"train": {"epochs": 1}}  # of a model folder that no run has written; the data must then be given
+UNKNOWN_SETTINGS = {"train.epochs": 1}  # of a model folder that no run has written; the data must then be given
+SPLITTING = ("data.val_fraction", "data.folds", "data.fold")  # settings that say which images are held out
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,15 +106,15 @@ def evaluate_model(
     from alexnet_dist.training.evaluate import evaluate
     from alexnet_dist.training.gate import BatchGate
     from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
-    from alexnet_dist.training.run_folder import silence_logging, start_logging
+    from alexnet_dist.training.run_folder import find_run, silence_logging, start_logging
 
     folder = find_model_folder(path)
     card = read_card(folder)
-    config = _settle_settings(card, given)
+    config = settle_settings(folder, card, given)
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
-        index = runtime.main_first(lambda: find_split(config, card, split, progress=runtime.is_main))
+        index = runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, find_run(folder)))
         model = AlexNet(card.spec)
         load_weights(model, read_model_weights(folder), str(folder))
         place_model(model, runtime, config.channels_last)
@@ -136,12 +137,36 @@ def evaluate_model(
     return {**facts, **result, "num_bad_files": num_bad_files}
 
 
-def _settle_settings(card: ModelCard, given: dict[str, Any]) -> Config:
-    """The settings of a model's run, and those given in their place."""
-    settings = flatten(card.source.get("settings", UNKNOWN_SETTINGS))
-    if given.get("data.val") is not None:  # another set takes the place of the fold that was held out
-        settings |= {"data.folds": None, "data.fold": None}
-    return build_config({**settings, **given})
+def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Config:
+    """The settings of a model's run, and those given in their place.
+
+    A run's own are in its config.yaml. Away from its run, a model says nothing of where images lie.
+
+    Args:
+        folder: the model folder.
+        card: what it says.
+        given: settings that replace the stored ones, {dotted name: value}.
+
+    Raises:
+        UsageError: settings that cannot be meant; or given ones would hold out other images than the run did.
+    """
+    from alexnet_dist.training.model_folder import CONFIG
+    from alexnet_dist.training.run_folder import SETTINGS, find_run
+
+    run = find_run(folder)
+    source = folder / CONFIG if run is None else run / SETTINGS
+    values = {**UNKNOWN_SETTINGS, **card.settings} if run is None else read_yaml(source)[0]
+    if values.get("train.max_steps") is not None:
+        values["train.epochs"] = None
+    places = {key: str(source) for key in values if key not in given}
+    if given.get("data.val") is not None:  # another set takes the place of the images that were held out
+        return build_config({**values, "data.folds": None, "data.fold": None, **given}, places)
+    config = build_config({**values, **given}, places)
+    changed = [key for key in SPLITTING if key in given and given[key] != values.get(key, given[key])]
+    if changed:
+        why = "the run has settled which images were held out"
+        raise UsageError(f"{changed[0]} has no effect", why=why, remedy="leave it out, or give a set with --data.val")
+    return config
 
 
 def _draw(
@@ -154,15 +179,19 @@ def _draw(
     said: Sequence[Predictions],
 ) -> None:
     """The figures of a run, and of a set that has been evaluated."""
-    from alexnet_dist.commands.plots import Judged, Subject, draw_figures, find_run_folder
-    from alexnet_dist.commands.splits import build_splits
+    from alexnet_dist.commands.plots import Judged, Subject, draw_figures
+    from alexnet_dist.commands.splits import restore_splits
     from alexnet_dist.data.engines import REFERENCE
     from alexnet_dist.training.predictions import join_predictions
+    from alexnet_dist.training.run_folder import find_run
 
+    run = find_run(folder)
     # The cache of the training set may be on another machine.
-    subject = Subject(find_run_folder(folder), folder, card, config, runtime, REFERENCE)
+    subject = Subject(run or folder, folder, card, config, runtime, REFERENCE)
     judged = Judged(split, index, join_predictions(said))
-    draw_figures(subject, judged, lambda: build_splits(config.data, config.seed, progress=True).train)
+    draw_figures(
+        subject, judged, lambda: restore_splits(config.data, config.seed, True, run, card.data_fingerprint).train
+    )
 
 
 def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:
@@ -214,24 +243,34 @@ def plan_evaluation(
     return plan
 
 
-def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:
-    """The images of one set, numbered by the model's classes.
+def find_split(config: Config, card: ModelCard, split: str, progress: bool, run: Path | None = None) -> SampleIndex:
+    """The images of one set, numbered by the model's classes; those that were held out are those of the run.
+
+    Args:
+        config: the settings.
+        card: of the model.
+        split: val or test.
+        progress: show a bar where the scan takes long.
+        run: the run folder; None where it is not known.
 
     Raises:
         CheckpointError: the data has a class that the model has not.
-        DataError: the settings have no such set.
+        UsageError: the settings have no such set.
+        DataError: the held-out images are not known, or changed; or a set is missing or damaged.
     """
-    from alexnet_dist.commands.splits import build_splits, find_part, find_root, scan_split
+    from alexnet_dist.commands.splits import find_part, find_root, restore_splits, scan_split
     from alexnet_dist.data.class_folders import list_class_folders
 
     name = getattr(config.data, split)
-    if config.data.source == "synthetic" or name is None:
-        splits = build_splits(config.data, config.seed, progress)
+    if config.data.source == "synthetic" or (name is None and split == "val"):
+        splits = restore_splits(config.data, config.seed, progress, run, card.data_fingerprint)
         index = splits.val if split == "val" else splits.test
         if index is None:
-            raise UsageError(f"there is no {split} set", remedy=f"set --data.{split}; --help says what it names")
+            raise _no_set_error(split)
         check_classes(index.classes, card)
         return index
+    if name is None:
+        raise _no_set_error(split)
     if config.data.source in ARRAY_SOURCES:
         index = find_part(config.data, split)
         check_classes(index.classes, card)
@@ -242,6 +281,10 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool) -> S
     if folder.is_dir():
         check_classes(tuple(list_class_folders(folder)), card, only_known=True)
     return scan_split(config.data, folder, card.classes, progress)
+
+
+def _no_set_error(split: str) -> UsageError:
+    return UsageError(f"there is no {split} set", remedy=f"set --data.{split}; --help says what it names")
 
 
 def _find_listed(config: Config, card: ModelCard, name: str, progress: bool) -> SampleIndex:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
-from alexnet_dist.settings import build_config, new_parser, parse_options
+from alexnet_dist.settings import new_parser, parse_options
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped option should not wait for it
     from torch import Tensor
@@ -80,7 +80,7 @@ def export_model(path: Path, kind: str, out: Path, check: bool = False, images: 
     weights = read_model_weights(folder)
     check_finite(weights, str(folder), remedy="export weights of an earlier step")
     load_weights(network, weights, str(folder))
-    pixels = find_pixels(card, images) if check else None
+    pixels = find_pixels(folder, card, images) if check else None
     data = export.FORMATS[kind].pack(network, card)
     if pixels is not None:
         difference = export.compare(export.FORMATS[kind], data, network, card, pixels)
@@ -108,14 +108,14 @@ def report_difference(difference: Difference, num_pictures: int, kind: str) -> N
     print(text)
 
 
-def find_pixels(card: ModelCard, images: Sequence[str]) -> Tensor:
+def find_pixels(folder: Path, card: ModelCard, images: Sequence[str]) -> Tensor:
     """The pictures to check on, (B, C, S, S) uint8.
 
     Raises:
         UsageError: none are named, and the run's validation set is not there.
         DataError: a file that cannot be used.
     """
-    pixels = _read_images(card, images) if images else _read_validation_set(card)  # (B, S, S, C)
+    pixels = _read_images(card, images) if images else _read_validation_set(folder, card)  # (B, S, S, C)
     return pixels.permute(0, 3, 1, 2).contiguous()
 
 
@@ -136,20 +136,19 @@ def _read_images(card: ModelCard, images: Sequence[str]) -> Tensor:
     return torch.cat(made)  # (B, S, S, C)
 
 
-def _read_validation_set(card: ModelCard) -> Tensor:
+def _read_validation_set(folder: Path, card: ModelCard) -> Tensor:
     import numpy as np
     import torch
 
-    from alexnet_dist.commands.evaluate import find_split
-    from alexnet_dist.config import flatten
+    from alexnet_dist.commands.evaluate import find_split, settle_settings
     from alexnet_dist.data.plan import Plan
     from alexnet_dist.data.torchvision_engine import PixelBatches
+    from alexnet_dist.training.run_folder import find_run
 
     try:
-        config = build_config(flatten(card.source["settings"]))
-        index = find_split(config, card, "val", progress=False)
-    except (DataError, UsageError, CheckpointError, KeyError) as error:
-        why = str(error) if not isinstance(error, KeyError) else "the model does not say what it was trained on"
+        index = find_split(settle_settings(folder, card, {}), card, "val", progress=False, run=find_run(folder))
+    except (DataError, UsageError, CheckpointError) as error:
+        why = str(error).partition(";")[0]
         raise UsageError("no pictures to check on", why=why, remedy="name some: --images PATH...") from None
     plan = Plan(index.sizes, card.evaluation, global_batch_size=1, seed=0, shuffle=False)
     batches = PixelBatches(plan, index, card.spec.in_channels, card.max_pixels, shard_id=0, num_shards=1)

@@ -94,11 +94,6 @@ class Subject:
         return escape_text(name_class(self.card, label))
 
 
-def find_run_folder(model: Path) -> Path:
-    """The run folder around a model folder; the model folder itself where it stands on its own."""
-    return model.parent if (model.parent / METRICS).is_file() else model
-
-
 def draw_after_training(session: Session) -> None:
     """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
 

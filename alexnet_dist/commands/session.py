@@ -41,8 +41,15 @@ from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.held_out import write_held_out
 from alexnet_dist.training.loop import Cadence, Trainer, TrainState
-from alexnet_dist.training.model_folder import CONFIG, ModelCard, read_model_weights, save_model_folder
+from alexnet_dist.training.model_folder import (
+    CONFIG,
+    ModelCard,
+    describe_source,
+    read_model_weights,
+    save_model_folder,
+)
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
     METRICS,
@@ -55,7 +62,6 @@ from alexnet_dist.training.run_folder import (
     silence_logging,
     start_logging,
     update_run_json,
-    write_held_out,
     write_summary,
 )
 from alexnet_dist.training.schedule import Schedule
@@ -311,14 +317,17 @@ class Session:
         return opened[0] if opened else None
 
     def _save_model(self, weights: dict[str, Tensor], note: dict[str, Any]) -> None:
-        origin = {"pretrained": self.origin} if self.origin else {}
         card = ModelCard(
             variant=self.config.model.variant,
             spec=self.spec,
             classes=self.splits.train.classes,
             evaluation=build_augmentation(self.config.augment, self.spec.image_size).for_evaluation(),
             normalization=build_normalization(self.config.augment, self.spec.in_channels),
-            source={"run": self.folder.name, **note, **origin, "settings": dataclasses.asdict(self.config)},
+            source={
+                "run": self.folder.name,
+                **note,
+                **describe_source(self.config, self.origin, self.splits.fingerprint),
+            },
         )
         save_model_folder(self.folder / "model", weights, card)
 
@@ -341,9 +350,10 @@ class Session:
             "pretrained": self.origin,
             "data": self.data_facts,
             **({"signal": self.signal} if self.signal else {}),
+            "held_out": None,
         }
         if self.splits.is_held_out and self.splits.val is not None:
-            write_held_out(self.folder, self.splits.val, self._data_root())
+            facts["held_out"] = write_held_out(self.folder, self.splits.val, self._data_root())
         return update_run_json(self.folder, facts, {"step": step, "processes": runtime.world_size})
 
     def is_finished(self) -> bool:

@@ -19,7 +19,8 @@ from alexnet_dist.data.folds import split_fold
 from alexnet_dist.data.manifest_labels import find_class_lists
 from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
-from alexnet_dist.training.run_folder import default_cache_dir
+from alexnet_dist.training.held_out import HELD_OUT, split_as_listed
+from alexnet_dist.training.run_folder import RUN, default_cache_dir, read_json
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -82,6 +83,40 @@ def cut_splits(sets: Sets, data: DataConfig, seed: int) -> Splits:
     if is_held_out:
         train, val = split_validation(train, data.val_fraction, seed)
     return Splits(train, val, test, is_held_out)
+
+
+def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None, trained_on: str | None) -> Splits:
+    """The sets of a run that has trained: no image that it has learnt from is held out.
+
+    Args:
+        data: the settings.
+        seed: of the run.
+        progress: show a bar where the scan takes long.
+        run: the run folder, whose held_out.csv says which images were held out; None where it is not known.
+        trained_on: the fingerprint of the run's sets, as the model says.
+
+    Raises:
+        DataError: nothing says which images were held out; or they changed; or as `build_splits`.
+    """
+    check_fold_is_chosen(data)
+    sets = find_sets(data, seed, progress)
+    train, val, test = sets
+    if data.folds is None and (val is not None or not data.val_fraction):
+        return Splits(train, val, test, is_held_out=False)
+    facts = read_json(run / RUN).get("data") if run is not None else None
+    facts = facts if isinstance(facts, dict) else {}
+    if run is not None and (run / HELD_OUT).is_file():
+        splits = Splits(*split_as_listed(run, train, find_root(data)), test, is_held_out=True)
+        if splits.fingerprint != facts.get("fingerprint"):
+            counts = f"{facts.get('num_train', '?')} then, {len(splits.train)} now, beside the held-out ones"
+            logger.warning("the images changed since the run began (%s); val is as listed in %s", counts, HELD_OUT)
+        return splits
+    splits = cut_splits(sets, data, seed)
+    if splits.fingerprint not in (facts.get("fingerprint"), trained_on):
+        why = f"{HELD_OUT} of the run is not there, and images drawn anew may be ones that the network has learnt from"
+        remedy = f"{'restore it' if run else 'evaluate the run folder'}, or give a set with --data.val"
+        raise DataError("the held-out images are not known", where=str(run or ""), why=why, remedy=remedy)
+    return splits
 
 
 def find_root(data: DataConfig) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alexnet_dist.config import DataConfig
+from alexnet_dist.config import Config, DataConfig, flatten, nest
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folder
@@ -20,6 +20,17 @@ from alexnet_dist.training.weights_file import read_weights_file
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+# Settings that go with the weights: numbers and words of ours. Paths and names of a user's stay in the run folder.
+_TRAVELLING = (
+    *("seed", "precision", "channels_last", "model.", "augment.", "optimizer.", "schedule.", "train.", "parallel."),
+    *("data.source", "data.val_fraction", "data.folds", "data.fold", "data.on_bad_file", "data.max_pixels"),
+    "data.synthetic_",
+)
+_STAYING = ("model.pretrained",)
+# Of models of older versions: where images are read. They also said where something is written: nobody asks for that.
+_READ_BEFORE = ("data.root", "data.train", "data.val", "data.test", "data.classes")
 
 
 @dataclass(frozen=True)
@@ -43,10 +54,39 @@ class ModelCard:
     source: dict[str, Any]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The run's settings as far as they go with the weights, {dotted name: value}."""
+        settings = self.source.get("settings")
+        values = flatten(settings) if isinstance(settings, dict) else {}
+        return {key: value for key, value in values.items() if _travels(key) or key in _READ_BEFORE}
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """Of the sets that the network was trained and chosen with; None where it is not known."""
+        return self.source.get("data_fingerprint")
+
+    @property
     def max_pixels(self) -> int:
         """The limit on a picture's size that the network was trained with."""
         data = self.source.get("settings", {}).get("data", {})
         return int(data.get("max_pixels", DataConfig().max_pixels))
+
+
+def describe_source(config: Config, pretrained: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
+    """What config.json says of a run beside its name: nothing that tells of the machine or its user.
+
+    Args:
+        config: all settings of the run.
+        pretrained: what run.json says of the weights that it began with; None = fresh ones.
+        fingerprint: of the run's sets.
+    """
+    origin = {"pretrained": {**pretrained, "weights": Path(pretrained["weights"]).name}} if pretrained else {}
+    settings = {key: value for key, value in flatten(config).items() if _travels(key)}
+    return {**origin, "data_fingerprint": fingerprint, "settings": nest(settings)}
+
+
+def _travels(key: str) -> bool:
+    return key.startswith(_TRAVELLING) and key not in _STAYING
 
 
 def save_model_folder(folder: Path, tensors: dict[str, Tensor], card: ModelCard) -> None:

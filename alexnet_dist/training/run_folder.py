@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from alexnet_dist.config import Config, flatten
-from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
+from alexnet_dist.data.samples import BadFile, BadFilesError
 from alexnet_dist.durable import disk_errors_named, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
@@ -126,6 +126,13 @@ def compare_settings(folder: Path, config: Config) -> list[str]:
     return changed
 
 
+def find_run(model: Path) -> Path | None:
+    """The run folder that a model folder is a part of; None where it stands on its own."""
+    model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
+    is_part = model.name == "model" and all((model.parent / name).is_file() for name in (SETTINGS, RUN))
+    return model.parent if is_part else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the run folder; empty when missing or cut short."""
     try:
@@ -163,15 +170,6 @@ def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> N
 def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
     """Replace bad_files.csv by the files that a scan of images refused."""
     write_bad_files(folder, [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files], root)
-
-
-def write_held_out(folder: Path, index: SampleIndex, root: Path) -> None:
-    """List the images that were kept out of the training set for validation in held_out.csv, as paths and classes."""
-    rows = [
-        (relative_path(index.root / path, root), index.classes[label])
-        for path, label in zip(index.paths, index.labels, strict=True)
-    ]
-    write_csv(folder / "held_out.csv", ("path", "class"), rows)
 
 
 def relative_path(path: Path, root: Path) -> str:

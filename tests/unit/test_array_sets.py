@@ -587,8 +587,10 @@ def test_a_synthetic_test_set() -> None:
     [("val", {"val": "test"}, 20), ("test", {"test": "test"}, 20), ("val", {"val_fraction": 0.25}, 10)],
 )
 def test_evaluation(tmp_path: Path, name: str, data: dict[str, Any], count: int) -> None:
-    card: Any = types.SimpleNamespace(classes=tuple(FashionMNIST.classes))
-    assert len(find_split(configure(tmp_path, **data), card, name, False)) == count
+    config = configure(tmp_path, **data)
+    trained_on = build_splits(config.data, config.seed, False).fingerprint if name == "val" else None
+    card: Any = types.SimpleNamespace(classes=tuple(FashionMNIST.classes), data_fingerprint=trained_on)
+    assert len(find_split(config, card, name, False)) == count
     card.classes = tuple(sorted(FashionMNIST.classes))
     line = refused(lambda: find_split(configure(tmp_path, **data), card, name, False), CheckpointError)
     assert "their order is another" in line
