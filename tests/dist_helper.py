@@ -188,4 +188,4 @@ def _enter_environment(rank: int, world_size: int, *, local_rank: int, processes
     """What a launcher says."""
     numbers = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": processes_here}
     os.environ.update({key: str(value) for key, value in numbers.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo"})

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
 from alexnet_dist.machine import tune_allocator
-from alexnet_dist.parallel.launch_guard import end_with_parent, rank_from_environment, was_launched
+from alexnet_dist.parallel.environment import check_environment, rank_from_environment
+from alexnet_dist.parallel.launch_guard import end_with_parent, was_launched
 from alexnet_dist.streams import usable_streams, write_output
 
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
+JOINING_VERBS = ("train", "evaluate", "predict", "crossval", "doctor")
 DEBUG = "--debug"
 SPEAK_SECONDS = 5.0  # for rank 0, which speaks for all: launchers end every process as soon as one has ended
 
@@ -51,6 +53,8 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     tune_allocator()
     atexit.register(gc.freeze)  # else Python's last collection walks every object of every library: a second or two
     try:
+        if verb in JOINING_VERBS and not {"-h", "--help"} & set(argv):
+            check_environment()  # before anything slow is imported
         module = importlib.import_module(f"alexnet_dist.commands.{verb}")
         return write_output(lambda: int(module.main(argv)))
     except AlexNetDistError as error:

@@ -12,7 +12,7 @@ from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, 
 from alexnet_dist.commands.summary import configured_network, read_settings
 from alexnet_dist.durable import format_json, write_json
 from alexnet_dist.errors import UsageError
-from alexnet_dist.parallel.launch_guard import world_size_from_environment
+from alexnet_dist.parallel.environment import world_size_from_environment
 from alexnet_dist.settings import new_parser, parse_arguments
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from alexnet_dist.errors import MachineError
+from alexnet_dist.parallel.environment import is_first_here
 
 LOOK_SECONDS = 0.05  # between looks whether others have joined or know: a short run may lose one soon after
 BEAT_SECONDS = 0.5
@@ -65,7 +66,7 @@ class Pulse:
             lost, survivors, speaker = store.get(VERDICT).decode().split("|")
             _stay_until_known(store, int(survivors))
         except (dist.DistError, RuntimeError):  # whoever keeps the store is gone
-            return _store_keeper(), int(os.environ.get("LOCAL_RANK", "0")) == 0
+            return _store_keeper(), is_first_here(without=0)
         return lost or "another process", int(speaker) == self._rank
 
     def _beat(self) -> None:

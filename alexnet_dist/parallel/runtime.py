@@ -18,18 +18,15 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError
 from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel.launch_guard import (
-    check_half_set_environment,
-    check_process_count,
-    was_launched,
-    world_size_from_environment,
-)
+from alexnet_dist.parallel.environment import check_environment, is_cpu_wanted, world_size_from_environment
+from alexnet_dist.parallel.launch_guard import check_process_count, was_launched
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.precision import (
     MIXED_PRECISION,
@@ -203,8 +200,7 @@ class Runtime:
 
     def renew(self) -> Runtime:
         """This process for another run: what Accelerate keeps of one, such as the loss scale of fp16, begins anew."""
-        on_cpu = self.device.type == "cpu"
-        return replace(self, accelerator=Accelerator(cpu=on_cpu, mixed_precision=MIXED_PRECISION[self.precision]))
+        return replace(self, accelerator=build_accelerator(self.device.type == "cpu", self.precision))
 
     def alone(self) -> Runtime:
         """This process by itself: nothing that it does then waits for another one."""
@@ -238,12 +234,12 @@ def start_runtime(
         MachineError: no CUDA where it was asked for, a launcher that did not start what it was asked for, or an
             environment that computes otherwise.
     """
-    check_half_set_environment()
+    check_environment()
+    if device == "cuda" and is_cpu_wanted():
+        raise MachineError("device is cuda and the environment's ACCELERATE_USE_CPU is set", remedy="unset one of them")
     if device == "cuda" and not torch.cuda.is_available():
         raise MachineError("no CUDA device", why="device is cuda", remedy="set --device cpu or auto")
-    on_gpu = (
-        device != "cpu" and torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
-    )
+    on_gpu = device != "cpu" and torch.cuda.is_available() and not is_cpu_wanted()
     if precision == "auto" and kept_precision is not None:
         chosen, reason = choose_precision(kept_precision, on_gpu)[0], "chosen when the run began"
     else:
@@ -251,7 +247,10 @@ def start_runtime(
     check_launcher_precision(chosen)
     settle_float32(chosen, on_gpu)
     join_restarted_group(on_gpu)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=MIXED_PRECISION[chosen])
+    # One process is told where to compute: Accelerate knows further devices, which nothing here was tried on. Several
+    # without a GPU are told only where their user chose the CPU: else each would be alone, which is found out below.
+    on_cpu = device == "cpu" or is_cpu_wanted() or (not on_gpu and world_size_from_environment() == 1)
+    accelerator = build_accelerator(on_cpu, chosen)
     world_size = accelerator.num_processes
     check_process_count(world_size)
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -267,6 +266,33 @@ def start_runtime(
         precision_reason=reason,
         host_group=_join_host_group(world_size),
     )
+
+
+def build_accelerator(on_cpu: bool, precision: str) -> Accelerator:
+    """An Accelerator that takes nothing from the environment but who the processes are.
+
+    Args:
+        on_cpu: keep off the GPUs.
+        precision: fp32, tf32, bf16 or fp16.
+
+    Raises:
+        MachineError: it chose something else, as a variable that we do not know may ask for.
+    """
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=MIXED_PRECISION[precision],
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    kind, device = accelerator.distributed_type, accelerator.device.type
+    is_ours = kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if not is_ours or device not in ("cpu", "cuda") or accelerator.gradient_accumulation_steps != 1:
+        raise MachineError(
+            f"Accelerate chose {kind.value} on {device}",
+            why="only plain processes on CPUs or CUDA devices compute what the settings say",
+            remedy="unset the ACCELERATE_ variables that ask for it, or set --device cpu",
+        )
+    return accelerator
 
 
 def _join_host_group(world_size: int) -> dist.ProcessGroup | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,29 +10,27 @@ import pytest
 
 from alexnet_dist.commands import cli
 from alexnet_dist.errors import MachineError
-from alexnet_dist.parallel.launch_guard import (
-    ORPHAN_EXIT_CODE,
-    check_half_set_environment,
-    check_process_count,
-    rank_from_environment,
-    requested_processes,
-    was_launched,
-    world_size_from_environment,
-)
+from alexnet_dist.parallel import launch_guard
+from alexnet_dist.parallel.environment import rank_from_environment, world_size_from_environment
+from alexnet_dist.parallel.launch_guard import ORPHAN_EXIT_CODE, check_process_count, find_requests, was_launched
 
 LAUNCH = "/usr/bin/python3 /venv/bin/accelerate launch"
+ALONE = "/usr/bin/python3 /venv/bin/accelerate-launch"
 
 
 @pytest.fixture
-def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Sets what the parent's command line looks like."""
+def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what the command lines above this process look like, the nearest first."""
 
-    def pretend(command: str, script: str = "launch/train.py") -> None:
-        line = "\0".join([*command.split(), ""]).encode()
-        monkeypatch.setattr(Path, "read_bytes", lambda path: line)
-        monkeypatch.setattr(sys, "argv", [script, "--config", "smoke"])
+    def pretend(*commands: str) -> None:
+        monkeypatch.setattr(launch_guard, "_ancestors", lambda: iter([command.split() for command in commands]))
 
+    pretend()
     return pretend
+
+
+def requested() -> int:
+    return max(count for count, _, _ in find_requests())
 
 
 @pytest.mark.parametrize(
@@ -40,60 +39,105 @@ def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         (f"{LAUNCH} --cpu --num_processes 2 launch/train.py --config smoke", 2),
         (f"{LAUNCH} --num_processes=4 launch/train.py", 4),
         (f"{LAUNCH} --num-processes 3 launch/train.py", 3),
+        (f"{ALONE} --cpu --num-processes=3 --module alexnet_dist train", 3),
         ("python -m accelerate.commands.launch --num_processes 2 launch/train.py", 2),
-        (f"{LAUNCH} launch/train.py --config smoke", None),
-        (f"{LAUNCH} launch/train.py --num_processes 9", None),  # the script's own words are not the launcher's
-        (f"{LAUNCH} --num_processes many launch/train.py", None),
-        (f"{LAUNCH} --num_processes", None),
-        ("bash -c launch/train.py --num_processes 2", None),
-        ("", None),
+        ("python -m accelerate.commands.accelerate_cli launch --num_processes 2 launch/train.py", 2),
+        (f"{LAUNCH} launch/train.py --config smoke", 1),
+        (f"{LAUNCH} launch/train.py --num_processes 9", 1),  # the script's own words are not the launcher's
+        (f"{LAUNCH} --num_processes many launch/train.py", 1),
+        (f"{LAUNCH} --num_processes", 1),
+        ("bash -c launch/train.py --num_processes 2", 1),
+        ("python launch/launch.py --num_processes 2 launch/train.py", 1),
+        ("", 1),
     ],
 )
 def test_request_is_read_from_the_launchers_words(
-    launched_by: Callable[[str], None], command: str, expected: int | None
+    launched_by: Callable[..., None], command: str, expected: int
 ) -> None:
     launched_by(command)
-    assert requested_processes() == expected
+    assert requested() == expected
+    launched_by("bash wrapper.sh", command, "zsh")
+    assert requested() == expected
 
 
+@pytest.mark.parametrize("option", ["--config_file {}", "--config-file {}", "--config_file={}", "--config-file={}"])
 @pytest.mark.parametrize(
-    ("text", "expected"), [("num_machines: 1\nnum_processes: 2\n", 2), ("num_machines: 1\n", None), (None, None)]
+    ("text", "expected"), [(None, 1), ("num_processes: 1", 1), ("num_processes: 2", 2), ("num_processes: 'two'", 1)]
 )
 def test_request_is_read_from_the_launchers_file(
-    launched_by: Callable[[str], None], tmp_path: Path, text: str | None, expected: int | None
+    launched_by: Callable[..., None], tmp_path: Path, option: str, text: str | None, expected: int
 ) -> None:
     file = tmp_path / "cpu.yaml"
     if text is not None:
-        file.write_text(text)
-    launched_by(f"{LAUNCH} --config_file {file} launch/train.py")
-    assert requested_processes() == expected
+        file.write_text(ACCELERATE_CONFIG.format(text))
+    launched_by(f"{LAUNCH} {option.format(file)} launch/train.py")
+    assert requested() == expected
 
 
-@pytest.mark.parametrize("script", ["", "accelerate"])
-def test_odd_script_names_ask_for_nothing(launched_by: Callable[[str, str], None], script: str) -> None:
-    launched_by("accelerate launch --num_processes 2 launch/train.py", script)
-    assert requested_processes() is None
+@pytest.mark.parametrize(("words", "expected"), [("", 3), ("--cpu", 1), ("--num_processes 1", 1)])
+def test_request_is_read_from_the_file_that_accelerate_config_wrote(
+    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, expected: int
+) -> None:
+    from accelerate.commands.config import config_args
+
+    file = tmp_path / "default_config.yaml"
+    file.write_text(ACCELERATE_CONFIG.format("num_processes: 3"))
+    monkeypatch.setattr(config_args, "default_config_file", str(file))
+    launched_by(f"{LAUNCH} {words} launch/train.py")
+    assert requested() == expected
 
 
-def test_parent_that_cannot_be_read_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
-        raise PermissionError
+ACCELERATE_CONFIG = """compute_environment: LOCAL_MACHINE
+distributed_type: MULTI_CPU
+machine_rank: 0
+mixed_precision: 'no'
+num_machines: 1
+{}
+use_cpu: true
+"""
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert requested_processes() is None
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ("PET_NNODES=2", 2),
+        ("PET_NPROC_PER_NODE=4", 4),
+        ("PET_NNODES=2 PET_NPROC_PER_NODE=4", 8),
+        ("PET_NNODES=2 PET_NPROC_PER_NODE=auto", 2),
+        ("PET_NNODES=2:4", 2),
+        ("PET_NNODES=1:4 PET_NPROC_PER_NODE=gpu", 1),
+        ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2", 2),
+        ("SLURM_PROCID=0 SLURM_NTASKS=2", 1),  # a batch script's own shell
+        ("SLURM_NTASKS=2 SLURM_JOB_ID=7", 1),  # a shell or a notebook inside a reservation
+    ],
+)
+def test_requests_of_the_environment(
+    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, variables: str, expected: int
+) -> None:
+    for pair in variables.split():
+        monkeypatch.setenv(*pair.split("="))
+    assert requested() == expected
+
+
+def test_ancestors_are_real_processes() -> None:
+    assert any(
+        "pytest" in word or "python" in word or "sh" in word for words in launch_guard._ancestors() for word in words
+    )
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("requested", ["2", "3"])
-def test_one_process_instead_of_several_is_refused(launched_by: Callable[[str], None], requested: str) -> None:
+def test_one_process_instead_of_several_is_refused(launched_by: Callable[..., None], requested: str) -> None:
     launched_by(f"{LAUNCH} --cpu --num_processes {requested} launch/train.py")
-    with pytest.raises(MachineError, match=f"started 1 process instead of {requested}; .*--multi_gpu"):
+    with pytest.raises(
+        MachineError, match=f"started 1 process instead of {requested} .*--multi_gpu --num_processes {requested}"
+    ):
         check_process_count(1)
 
 
-def test_strangers_are_refused(launched_by: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_are_refused(launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     launched_by(f"{LAUNCH} --num_processes 2 launch/train.py")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MachineError, match="2 processes that do not know each other"):
@@ -102,7 +146,7 @@ def test_strangers_are_refused(launched_by: Callable[[str], None], monkeypatch: 
 
 @pytest.mark.parametrize(("world_size", "joined"), [(None, 1), ("1", 1), ("2", 2)])
 def test_what_was_asked_for_is_fine(
-    launched_by: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, world_size: str | None, joined: int
+    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, world_size: str | None, joined: int
 ) -> None:
     launched_by(f"{LAUNCH} --num_processes {joined} launch/train.py")
     if world_size is not None:
@@ -110,29 +154,42 @@ def test_what_was_asked_for_is_fine(
     check_process_count(joined)
 
 
-# -- environment ------------------------------------------------------------------------------------------------------
+def test_too_few_are_refused(launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("PET_NNODES", "2")
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
+    with pytest.raises(MachineError, match=r"started 2 processes instead of 4 .*use torchrun"):
+        check_process_count(2)
+
+
+def test_a_reservation_is_named_and_not_refused(
+    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("alexnet_dist")
+    monkeypatch.setattr(logger, "propagate", True)
+    for name, value in (("SLURM_NTASKS", "2"), ("SLURM_PROCID", "0")):
+        monkeypatch.setenv(name, value)
+        check_process_count(1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "SLURM reserved 2 tasks, and this run has 1; see launch/slurm/train.sbatch"
+    ]
+
+
+# -- being launched -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("present", "missing"), [("RANK", "WORLD_SIZE, MASTER_ADDR, MASTER_PORT"), ("WORLD_SIZE", "RANK, MASTER_ADDR")]
+    ("names", "expected"),
+    [
+        (["ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_MODE"], True),
+        (["TORCHELASTIC_RUN_ID"], True),
+        (["ACCELERATE_MIXED_PRECISION"], False),  # exported for good: a run in the background outlives its shell
+    ],
 )
-def test_half_set_environment_is_refused(monkeypatch: pytest.MonkeyPatch, present: str, missing: str) -> None:
-    monkeypatch.setenv(present, "1")
-    with pytest.raises(MachineError, match=f"{present} set, {missing}"):
-        check_half_set_environment()
-
-
-@pytest.mark.parametrize("names", [(), ("RANK", "WORLD_SIZE"), ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")])
-def test_whole_and_empty_environments_are_fine(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-    [monkeypatch.setenv(name, "1") for name in names]
-    check_half_set_environment()
-
-
-@pytest.mark.parametrize("name", ["ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
-def test_launchers_are_recognised(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_launchers_are_recognised(monkeypatch: pytest.MonkeyPatch, names: list[str], expected: bool) -> None:
     assert not was_launched()
-    monkeypatch.setenv(name, "no")
-    assert was_launched()
+    [monkeypatch.setenv(name, "no") for name in names]
+    assert was_launched() == expected
 
 
 def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
