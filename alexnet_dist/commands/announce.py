@@ -20,6 +20,8 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if session.config.channels_last else "contiguous"
     begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
+    if session.begins_anew:
+        begin = f"begins from step {trainer.state.step} of another run, {checkpoint}"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
     lines = [
@@ -35,6 +37,9 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     if session.signal is not None:
         last = f"{session.signal['fc8']:.2g}"
         lines.insert(1, f"signal    images differ by {last} of the size of their logits")
+    if session.changed:
+        changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in session.changed.items())
+        lines.append(f"changed   {changes}; from step {trainer.state.step} on")
     for line in lines:
         logger.info(line)
     if trainer.is_over and session.is_finished():

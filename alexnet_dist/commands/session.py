@@ -33,20 +33,33 @@ from alexnet_dist.data.engines import REFERENCE, check_engine, choose_engine
 from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
-from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.durable import write_file
+from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import AlexNet, build_model
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.checkpoint import choose_checkpoint, load_checkpoint
+from alexnet_dist.training.checkpoint import (
+    ABANDONED,
+    Checkpoint,
+    choose_checkpoint,
+    is_inside,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    read_run_id,
+    set_aside_newer,
+)
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.held_out import write_held_out
-from alexnet_dist.training.loop import Cadence, Trainer, TrainState
+from alexnet_dist.training.loop import Cadence, Trainer
 from alexnet_dist.training.model_folder import (
-    CONFIG,
     ModelCard,
+    check_same_classes,
     describe_source,
+    find_model_step,
+    pack_card,
     read_model_weights,
     save_model_folder,
 )
@@ -55,19 +68,23 @@ from alexnet_dist.training.run_folder import (
     METRICS,
     RUN,
     SUMMARY,
+    compare_settings,
+    is_step_name,
     list_bad_files,
+    new_run_id,
     open_run_folder,
     read_json,
-    settle_settings,
+    read_run_identity,
     silence_logging,
     start_logging,
+    store_settings,
     update_run_json,
     write_summary,
 )
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.signals import StopRequest
 from alexnet_dist.training.tensorboard_mirror import check_tensorboard_installed
-from alexnet_dist.training.trackers import Row, Trackers, read_rows
+from alexnet_dist.training.trackers import Row, Trackers, find_rows_until, read_rows
 from alexnet_dist.training.update_rules import merged_norms
 
 logger = logging.getLogger("alexnet_dist")
@@ -97,6 +114,7 @@ class Session:
         check_engine(config.data.engine)
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
+        self.run_id: str | None = None  # known in the main process alone, which reads and writes run.json
         self.runtime.on_main(lambda: self._open(new))
         self.splits = self._find_images()
         self.sizes = self._settle_sizes()
@@ -107,6 +125,7 @@ class Session:
         train = config.train
         self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
         self.signal: dict[str, float] | None = None
+        self.begins_anew = self._goes_back = False
         self._test_row: Row = {}
 
     def close(self) -> None:
@@ -120,7 +139,8 @@ class Session:
             check_tensorboard_installed()
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")
-        self.changed_keys = settle_settings(self.folder, self.config)
+        self.changed = compare_settings(self.folder, self.config)
+        self.run_id, self._has_record = read_run_identity(self.folder)
 
     def _find_images(self) -> Splits:
         if not self.runtime.is_main:
@@ -156,12 +176,40 @@ class Session:
             DataError: the data changed since the run began.
             UsageError: data.root was changed, and the data there is other data.
         """
-        path, notes = self.runtime.on_main(lambda: choose_checkpoint(self.folder / "checkpoints", named))
+        path, notes, self.begins_anew = self.runtime.on_main(lambda: self._choose_checkpoint(named))
+        self._goes_back = named is not None
         for note in notes:
             logger.warning(note)
-        if path is not None:
+        if path is not None and not self.begins_anew:
             self.runtime.on_main(self._check_fingerprint)
         return path
+
+    def _choose_checkpoint(self, named: str | None) -> tuple[Path | None, list[str], bool]:
+        """The checkpoint, lines on those passed over, and whether it is another run's that this one begins with."""
+        folder = self.folder / "checkpoints"
+        if self.run_id is None and self._has_record:
+            self.run_id = new_run_id()  # a run of an older version: its checkpoints do not say whose they are
+        path, notes = choose_checkpoint(folder, named, self.run_id)
+        begins_anew = False
+        if path is not None and not is_inside(path, folder):
+            begins_anew = self._is_foreign(path, bool(list_checkpoints(folder)))
+        if self.run_id is None:
+            if path is not None and not begins_anew:
+                notes.append(f"{RUN} is not there or damaged: the run is taken to be that of {path.name}")
+                self.run_id = read_run_id(path)
+            self.run_id = self.run_id or new_run_id()
+        return path, notes, begins_anew
+
+    def _is_foreign(self, path: Path, has_own: bool) -> bool:
+        """Whether a checkpoint from elsewhere is another run's; then this one must have nothing of its own."""
+        if self.run_id is not None and read_run_id(path) == self.run_id:
+            return False
+        if has_own:
+            remedy = "leave --resume_from out to go on, or use --new to begin afresh from it"
+            raise CheckpointError(
+                "this run has checkpoints of its own", where=str(path), why="this one is of another run", remedy=remedy
+            )
+        return True
 
     def _check_fingerprint(self) -> None:
         before = read_json(self.folder / RUN).get("data", {})
@@ -171,7 +219,7 @@ class Session:
         names = [key for key in now if before.get(key) != now[key] and key != "fingerprint"]
         difference = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in names)
         why = difference or "names, sizes or classes of files differ"
-        if "data.root" in self.changed_keys:
+        if "data.root" in self.changed:
             raise UsageError("data.root holds other images than this run began with", why=why, remedy="or use --new")
         raise DataError("the images changed since this run began", why=why, remedy="restore them or use --new")
 
@@ -211,10 +259,6 @@ class Session:
             accumulates=self.sizes.accumulation > 1,
             runtime=runtime,
         )
-        metrics_bytes = loaded.state["metrics_bytes"] if loaded is not None else 0
-        self._earlier_test_row = runtime.on_main(self._read_test_row)  # before opening the file cuts it back
-        facts = runtime.on_main(lambda: self._record_start(loaded.state["step"] if loaded is not None else 0))
-        trackers = self._open_trackers(metrics_bytes, facts["wandb_id"])
         trainer = Trainer(
             runtime=runtime,
             model=model,
@@ -232,23 +276,48 @@ class Session:
             ),
             folder=self.folder,
             data_root=self._data_root(),
-            trackers=trackers,
+            trackers=None,
             save_model=self._save_model,
+            describe_model=lambda note: pack_card(self._describe_model(note)),
+            find_model_step=lambda: find_model_step(self.folder / "model"),
         )
         if loaded is not None:
-            trainer.restore(loaded)
-            self._drop_lost_best(trainer.state)
+            if self.begins_anew:
+                check_same_classes(loaded, self.splits.train.classes)
+            trainer.restore(loaded)  # before anything of the run is touched
+        self._begin_recording(trainer, loaded)
         return trainer
 
-    def _drop_lost_best(self, state: TrainState) -> None:
-        """Notice that model/ is of later updates than the checkpoint: the best weights it knows of are overwritten.
+    def _begin_recording(self, trainer: Trainer, loaded: Checkpoint | None) -> None:
+        """Cut what lies after the checkpoint, record this start, and open what is written while the run goes on."""
+        runtime = self.runtime
+        self._earlier_test_row = runtime.on_main(self._read_test_row)  # before opening the file cuts it back
+        metrics_bytes = runtime.on_main(lambda: self._settle_line(trainer, loaded))
+        facts = runtime.on_main(lambda: self._record_start(trainer.state.step, loaded))
+        trainer.trackers = self._open_trackers(metrics_bytes, facts["wandb_id"])
+        trainer.run_facts = {"run_id": self.run_id, "data_fingerprint": self.data_facts["fingerprint"]}
+        if loaded is not None:
+            trainer.settle_model()
 
-        The updates are made again, but on other processes, or on a GPU, they need not come out as well.
-        """
-        card = self.runtime.on_main(lambda: read_json(self.folder / "model" / CONFIG))
-        if card.get("source", {}).get("step", 0) > state.step:
-            logger.info("model/ is of later updates than this checkpoint: the next evaluation replaces it")
-            state.best_step = None
+    def _settle_line(self, trainer: Trainer, loaded: Checkpoint | None) -> int:
+        """Set aside what the run leaves behind by going back; how many bytes of metrics.jsonl stay."""
+        if loaded is None or self.begins_anew:
+            return 0
+        path, step, metrics = Path(loaded.where), trainer.state.step, self.folder / METRICS
+        folder = self.folder / "checkpoints"
+        if self._goes_back:
+            aside = set_aside_newer(folder, step, metrics, self.folder / "model")
+            if aside is not None:
+                logger.warning("checkpoints after step %d are left behind: they lie in %s from now on", step, aside)
+            if path.parent.name.startswith(ABANDONED) and (path.parent / METRICS).is_file():
+                write_file(metrics, (path.parent / METRICS).read_bytes())
+        metrics_bytes, note = find_rows_until(metrics, loaded.state.get("metrics_bytes", -1), step)
+        if note is not None:
+            logger.warning(note)
+        trainer.verdicts[path] = True
+        if is_inside(path, folder) and is_step_name(path):
+            prune_checkpoints(folder, path, self.config.checkpoint.keep, trainer.verdicts)
+        return metrics_bytes
 
     def _build_model(self, fresh: bool) -> tuple[AlexNet, Partition]:
         config = self.config
@@ -317,7 +386,10 @@ class Session:
         return opened[0] if opened else None
 
     def _save_model(self, weights: dict[str, Tensor], note: dict[str, Any]) -> None:
-        card = ModelCard(
+        save_model_folder(self.folder / "model", weights, self._describe_model(note))
+
+    def _describe_model(self, note: dict[str, Any]) -> ModelCard:
+        return ModelCard(
             variant=self.config.model.variant,
             spec=self.spec,
             classes=self.splits.train.classes,
@@ -329,13 +401,18 @@ class Session:
                 **describe_source(self.config, self.origin, self.splits.fingerprint),
             },
         )
-        save_model_folder(self.folder / "model", weights, card)
 
     # -- what the user sees -------------------------------------------------------------------------------------------
 
-    def _record_start(self, step: int) -> dict[str, Any]:
+    def _record_start(self, step: int, loaded: Checkpoint | None) -> dict[str, Any]:
         runtime = self.runtime
+        start: dict[str, Any] = {"step": step, "processes": runtime.world_size}
+        if self.begins_anew and loaded is not None:
+            start["begins_from"] = loaded.where
+        if self.changed:
+            start["changed"] = {key: list(values) for key, values in self.changed.items()}
         facts = {
+            "run_id": self.run_id,
             "versions": list_versions(),
             "machine": describe_machine(),
             "git_commit": find_git_commit(),
@@ -354,7 +431,9 @@ class Session:
         }
         if self.splits.is_held_out and self.splits.val is not None:
             facts["held_out"] = write_held_out(self.folder, self.splits.val, self._data_root())
-        return update_run_json(self.folder, facts, {"step": step, "processes": runtime.world_size})
+        values = update_run_json(self.folder, facts, start)
+        store_settings(self.folder, self.config)  # after the record of what is new in them
+        return values
 
     def is_finished(self) -> bool:
         """Whether the run in the folder had ended when this start began."""

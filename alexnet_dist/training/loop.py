@@ -17,16 +17,24 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.errors import DataError, DivergedError, InterruptedRunError
+from alexnet_dist.errors import CheckpointError, DataError, DivergedError, InterruptedRunError
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.checkpoint import Checkpoint, check_finite, list_checkpoints, load_weights, save_checkpoint
+from alexnet_dist.training.checkpoint import (
+    OTHERWISE,
+    Checkpoint,
+    check_finite,
+    list_checkpoints,
+    load_weights,
+    save_checkpoint,
+)
 from alexnet_dist.training.evaluate import Evaluation, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
 from alexnet_dist.training.run_folder import write_bad_files
 from alexnet_dist.training.schedule import PlateauState, Schedule
+from alexnet_dist.training.state_fields import read_fields
 from alexnet_dist.training.step import DeviceCounters, train_step
 from alexnet_dist.training.trackers import Trackers
 
@@ -75,21 +83,19 @@ class TrainState:
         return result.top1 > self.best_top1
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TrainState:
+    def from_json(cls, values: Any) -> TrainState:
         """What `asdict` gave; fields that an older checkpoint lacks keep their defaults.
 
         A best evaluation whose loss was not finite is none: older versions took note of such.
+
+        Raises:
+            ValueError: a field is unknown, missing or of another type; the text says which.
         """
-        if not math.isfinite(values.get("best_loss") or 0.0):
+        best_loss = values.get("best_loss") if isinstance(values, dict) else None
+        if isinstance(best_loss, float) and not math.isfinite(best_loss):
             values = {key: value for key, value in values.items() if not key.startswith("best_")}
-        return cls(
-            **{
-                **values,
-                "plateau": PlateauState(**values["plateau"]),
-                "window": Totals(**values["window"]),
-                "epoch_totals": Totals(**values["epoch_totals"]),
-            }
-        )
+        required = ("step", "samples_seen", "evaluated_step", "plateau", "window", "epoch_totals")
+        return read_fields(cls, values, "train", required)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,10 @@ class Trainer:
         data_root: what paths in bad_files.csv are relative to.
         trackers: metrics.jsonl and its mirrors in the main process, None elsewhere.
         save_model: writes model/ from the whole network's weights and a note on where they come from.
+        describe_model: config.json of a model folder, from such a note.
+        find_model_step: the step of the weights that model/ holds; None where it holds none that can be used.
+        run_facts: what every checkpoint says of the run that it belongs to.
+        verdicts: which checkpoints are intact, as far as that is known.
     """
 
     runtime: Runtime
@@ -150,22 +160,55 @@ class Trainer:
     data_root: Path
     trackers: Trackers | None
     save_model: Callable[[dict[str, Tensor], dict[str, Any]], None]
+    describe_model: Callable[[dict[str, Any]], bytes]
+    find_model_step: Callable[[], int | None]
+    run_facts: dict[str, Any] = field(default_factory=dict)
+    verdicts: dict[Path, bool] = field(default_factory=dict)
     state: TrainState = field(default_factory=TrainState)
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
-        self.is_done_before = False
+        self.is_done_before = self.is_model_lost = False
         self._saved = (0, -1)
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = time.perf_counter()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint."""
-        self.load_weights(checkpoint.weights, "checkpoint")
-        load_optimizer_tensors(self.optimizer, self.model, self.partition.cut(checkpoint.optimizer))
-        self.state = TrainState.from_json(checkpoint.state["train"])
-        if self.runtime.scaler is not None and checkpoint.state.get("scaler"):
-            self.runtime.scaler.load_state_dict(checkpoint.state["scaler"])
+        """Go back to a checkpoint.
+
+        Raises:
+            CheckpointError: something in it is not what a checkpoint of this run holds.
+        """
+        self.load_weights(checkpoint.weights, checkpoint.where)
+        try:
+            self.state = TrainState.from_json(checkpoint.state.get("train"))
+            if checkpoint.state.get("step", self.state.step) != self.state.step:
+                raise ValueError(f"it is of two steps, {checkpoint.state['step']} and {self.state.step}")
+            has_stepped = self.state.step > 0
+            tensors = self.partition.cut(checkpoint.optimizer)
+            load_optimizer_tensors(self.optimizer, self.model, tensors, has_stepped)
+            if self.runtime.scaler is not None and checkpoint.state.get("scaler"):
+                self.runtime.scaler.load_state_dict(checkpoint.state["scaler"])
+        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:  # the scaler's are of any kind
+            why = f"{error}" if isinstance(error, ValueError) else repr(error)
+            raise CheckpointError(
+                "cannot use this checkpoint", where=checkpoint.where, why=why, remedy=OTHERWISE
+            ) from error
+
+    def settle_model(self) -> None:
+        """Notice that model/ does not hold the best weights the checkpoint knows of: then the next ones are the best.
+
+        It may be gone, or be of later updates than the checkpoint. Those are made again, but on other processes, or on
+        a GPU, they need not come out as well.
+        """
+        state, step = self.state, self.runtime.on_main(self.find_model_step)
+        if step is not None and step <= state.step and state.best_step in (None, step):
+            return
+        self.is_model_lost, state.best_step = True, None
+        if not self.is_over and self.runtime.is_main:
+            is_later = step is not None and step > state.step
+            what = "is of later updates than" if is_later else "does not hold the best weights of"
+            logger.info(f"model/ {what} this checkpoint: the next evaluation replaces it")
 
     def load_weights(self, weights: dict[str, Tensor], where: str) -> None:
         """Take this process's part of the whole network's weights; `where` they come from is for the message."""
@@ -184,6 +227,7 @@ class Trainer:
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True)
         with logging_redirect_tqdm([logger]), self._bar:
             self._train_on()
+        self._keep_a_model()
         if self._saved != self._position:
             self._save()
         if self.stopped_early and self.runtime.is_main and not self.is_done_before:
@@ -344,7 +388,7 @@ class Trainer:
         """After an epoch's last update, or the run's: evaluate, note the best, keep its weights. Whether it was one."""
         state = self.state
         at_epoch_end = state.step > 0 and state.step % self.schedule.steps_per_epoch == 0
-        at_end = at_epoch_end or state.step == self.cadence.total_steps
+        at_end = at_epoch_end or state.step >= self.cadence.total_steps  # which fewer images may have made smaller
         if not at_end or state.evaluated_step == state.step:
             return False
         if state.window.num_steps:
@@ -384,6 +428,25 @@ class Trainer:
             self._save_model({"step": state.step, "epoch": self.epoch, "val_top1": result.top1})
         return result
 
+    def _keep_a_model(self) -> None:
+        """Where a run has ended and model/ is gone, with no evaluation left to fill it: the last weights are the best.
+
+        Their figures on the validation set are theirs from then on; the weights that were better are not there.
+        """
+        state = self.state
+        if self.runtime.on_main(self.find_model_step) is not None and not self.is_model_lost:
+            return
+        note: dict[str, Any] = {"step": state.step, "epoch": self.epoch}
+        if self.val_loader is not None:
+            result = evaluate(self.runtime, self.model, self.val_loader, self.gate.admit)
+            state.best_top1, state.best_top5, state.best_loss = result.top1, result.top5, result.loss
+            state.best_epoch, state.best_step = self.epoch, state.step
+            note["val_top1"] = result.top1
+        self._save_model(note)
+        self._saved = (0, -1)  # the checkpoint must know of it
+        if self.runtime.is_main:
+            logger.info(f"model/ did not hold the best weights: it now holds the last ones, of step {state.step}")
+
     def _save_model(self, note: dict[str, Any]) -> None:
         weights = self.partition.merge(self.model.state_dict())
 
@@ -392,6 +455,7 @@ class Trainer:
             self.save_model(weights, note)
 
         self.runtime.on_main(save)
+        self.is_model_lost = False
 
     def _log_epoch(self, result: Evaluation | None) -> None:
         totals = self.state.epoch_totals
@@ -417,10 +481,13 @@ class Trainer:
         assert self.trackers is not None
         scaler = self.runtime.scaler
         state = {
+            **self.run_facts,
             "train": asdict(self.state),
             "metrics_bytes": self.trackers.sync(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        checkpoint = Checkpoint(weights, optimizer, state)
-        save_checkpoint(self.folder / "checkpoints", self.state.step, checkpoint, self.cadence.keep)
+        note = {"step": self.state.step, "epoch": self.epoch}
+        checkpoint = Checkpoint(weights, optimizer, state, self.describe_model(note))
+        folder, keep = self.folder / "checkpoints", self.cadence.keep
+        save_checkpoint(folder, self.state.step, checkpoint, keep, self.verdicts)
         write_bad_files(self.folder, bad_files, self.data_root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folder
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
-from alexnet_dist.training.checkpoint import pack_tensors
+from alexnet_dist.training.checkpoint import Checkpoint, pack_tensors
 from alexnet_dist.training.weights_file import read_weights_file
 
 FORMAT = 1
@@ -96,6 +97,11 @@ def save_model_folder(folder: Path, tensors: dict[str, Tensor], card: ModelCard)
 
 def pack_model(tensors: dict[str, Tensor], card: ModelCard) -> dict[str, bytes]:
     """The files of a model folder, by name; see `save_model_folder`."""
+    return {WEIGHTS: pack_tensors(tensors), CONFIG: pack_card(card)}
+
+
+def pack_card(card: ModelCard) -> bytes:
+    """config.json of a model folder."""
     values = {
         "format": FORMAT,
         "variant": card.variant,
@@ -104,8 +110,36 @@ def pack_model(tensors: dict[str, Tensor], card: ModelCard) -> dict[str, bytes]:
         "preprocessing": {"evaluation": asdict(card.evaluation), "normalization": asdict(card.normalization)},
         "source": card.source,
     }
-    config = (format_json(values, CONFIG, indent=2) + "\n").encode()
-    return {WEIGHTS: pack_tensors(tensors), CONFIG: config}
+    return (format_json(values, CONFIG, indent=2) + "\n").encode()
+
+
+def check_same_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None:
+    """Refuse a checkpoint whose outputs stand for other classes; one of an older version does not say which.
+
+    Raises:
+        CheckpointError: the first class that differs is named.
+    """
+    try:
+        theirs = json.loads(checkpoint.config or b"{}").get("classes")
+    except (ValueError, RecursionError, AttributeError):
+        theirs = None
+    if isinstance(theirs, list) and tuple(theirs) != classes:
+        pairs = zip_longest(theirs, classes)
+        n, their, our = next((n, *pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        why = f"class {n} is {their!r} there and {our!r} here"
+        remedy = "to begin with the weights alone, use --model.pretrained"
+        raise CheckpointError("the checkpoint is for other classes", where=checkpoint.where, why=why, remedy=remedy)
+
+
+def find_model_step(folder: Path) -> int | None:
+    """The step of the weights in a model folder; None where it holds none that can be used."""
+    if find_damage(folder, (WEIGHTS,)) is not None:
+        return None
+    try:
+        step = read_card(folder).source.get("step")
+    except (CheckpointError, AttributeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def find_model_folder(path: Path) -> Path:

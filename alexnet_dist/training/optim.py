@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from alexnet_dist.models import named_layers
 from alexnet_dist.training.update_rules import LARS, LayerNorms, RMSprop, own_norms
 
+STEP = "step"  # Adam's count of its updates, a scalar for each parameter
+
 # Fused: one pass over parameters, gradients and state. On a CPU the plain ones take 20 times as long for AlexNet's
 # 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -121,14 +123,45 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, in each parameter's memory layout."""
-    parameters = dict(model.named_parameters())
+def load_optimizer_tensors(
+    optimizer: Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor], has_stepped: bool = True
+) -> None:
+    """Put back what `optimizer_tensors` gave, in each parameter's memory layout.
+
+    Args:
+        optimizer: from `build_optimizer`.
+        model: the network.
+        tensors: by "kind/name".
+        has_stepped: whether an update was made: before the first one, some rules have no state yet.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape; the text says which.
+    """
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    learning = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+    wanted = {f"{kind}/{name}": parameter for name, parameter in learning.items() for kind in state_kinds(optimizer)}
+    missing = [key for key in wanted if key not in tensors]
+    unknown = [key for key in tensors if key not in wanted]
+    if unknown or (missing and (tensors or has_stepped)):
+        raise ValueError(f"the optimizer's {(missing or unknown)[0]} is {'missing' if missing else 'unknown'}")
     for key, value in tensors.items():
-        kind, _, name = key.partition("/")
-        parameter = parameters[name]
-        if value.dim() == 0:
+        kind, parameter = key.partition("/")[0], wanted[key]
+        shape = torch.Size() if kind == STEP else parameter.shape
+        if value.shape != shape:
+            raise ValueError(f"the optimizer's {key} is {tuple(value.shape)} there and {tuple(shape)} here")
+        if kind == STEP:
             placed = value.to(parameter.device)
         else:
             placed = torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False).copy_(value)
         optimizer.state[parameter][kind] = placed
+
+
+def state_kinds(optimizer: Optimizer) -> tuple[str, ...]:
+    """The tensors that a rule keeps for each parameter, once it has made an update."""
+    has_momentum = bool(optimizer.defaults.get("momentum"))
+    momentum = ("momentum_buffer",) if has_momentum else ()
+    if isinstance(optimizer, torch.optim.Adam):
+        return (STEP, "exp_avg", "exp_avg_sq")
+    if isinstance(optimizer, LARS):
+        return ("momentum_buffer",)
+    return ("square_avg", *momentum) if isinstance(optimizer, RMSprop) else momentum

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -90,39 +91,30 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def settle_settings(folder: Path, config: Config) -> list[str]:
-    """Compare the settings with those the run was started with, and store them.
+def compare_settings(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Compare the settings with those the run was started with.
 
     A run without a checkpoint has nothing to go on from: it takes the new settings.
 
     Returns:
-        Keys that differ and may.
+        The settings that differ and may, {dotted name: (value before, value now)}.
 
     Raises:
         UsageError: a setting differs that may not; the line says which, and both values.
     """
-    changed = compare_settings(folder, config)
-    write_file(folder / SETTINGS, dump_config(config).encode())
-    return changed
-
-
-def compare_settings(folder: Path, config: Config) -> list[str]:
-    """What `settle_settings` gives and raises; nothing is stored."""
     path = folder / SETTINGS
-    changed: list[str] = []
-    if path.exists() and any((folder / "checkpoints").glob("step-*")):
-        values, _ = read_yaml(path)
-        before, now = flatten(build_config(values)), flatten(config)
-        changed = [key for key in now if before[key] != now[key]]
-        refused = [key for key in changed if key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)]
-        if refused:
-            difference = ", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused)
-            raise UsageError(
-                "this run was started with other settings",
-                where=str(folder),
-                why=difference,
-                remedy="use those again, or start afresh with --new",
-            )
+    if not path.exists() or not any(map(is_step_name, folder.glob("checkpoints/*"))):
+        return {}
+    before, now = flatten(build_config(read_yaml(path)[0])), flatten(config)
+    changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+    refused = [key for key in changed if key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)]
+    if refused:
+        raise UsageError(
+            "this run was started with other settings",
+            where=str(folder),
+            why=", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused),
+            remedy="use those again, or start afresh with --new",
+        )
     return changed
 
 
@@ -131,6 +123,16 @@ def find_run(model: Path) -> Path | None:
     model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
     is_part = model.name == "model" and all((model.parent / name).is_file() for name in (SETTINGS, RUN))
     return model.parent if is_part else None
+
+
+def is_step_name(path: Path) -> bool:
+    """Whether a name is a checkpoint's: `step-` and digits, which are not of other scripts and not superscript."""
+    return re.fullmatch("step-[0-9]+", path.name) is not None
+
+
+def store_settings(folder: Path, config: Config) -> None:
+    """Replace config.yaml."""
+    write_file(folder / SETTINGS, dump_config(config).encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -153,6 +155,18 @@ def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) 
     }
     write_json(folder / RUN, values)
     return values
+
+
+def read_run_identity(folder: Path) -> tuple[str | None, bool]:
+    """The run's id, None where run.json does not say it; and whether there is a run.json that can be read at all."""
+    facts = read_json(folder / RUN)
+    said = facts.get("run_id")
+    return said if isinstance(said, str) and re.fullmatch("[0-9a-f]{16}", said) else None, bool(facts)
+
+
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return secrets.token_hex(8)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

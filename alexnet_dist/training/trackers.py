@@ -78,6 +78,38 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
+def find_rows_until(path: Path, size: int, step: int) -> tuple[int, str | None]:
+    """How much of metrics.jsonl a checkpoint stands for: whole lines, none of them of a later step.
+
+    Args:
+        path: the file.
+        size: its bytes when the checkpoint was written.
+        step: of the checkpoint.
+
+    Returns:
+        Bytes to keep, and a line where the file is not what it was then.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    kept = data[:size]
+    if len(kept) == size and (not kept or (kept.endswith(b"\n") and _is_row_until(kept.rsplit(b"\n", 2)[-2], step))):
+        return size, None
+    end = position = 0
+    for line in data.split(b"\n")[:-1]:
+        position += len(line) + 1
+        if _is_row_until(line, step):
+            end = position
+    return end, f"{path.name} is not what it was at step {step}: its rows until there are kept, some may be missing"
+
+
+def _is_row_until(line: bytes, step: int) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    found = row.get("step") if isinstance(row, dict) else None
+    return isinstance(found, int) and found <= step and row.get("event") != "test"
+
+
 class Trackers:
     """metrics.jsonl and its mirrors as one.
 

@@ -14,7 +14,7 @@ from cards import CARD
 from torch import Tensor, nn
 
 from alexnet_dist import durable
-from alexnet_dist.config import Config
+from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile
 from alexnet_dist.durable import MANIFEST, find_damage, format_json, tidy_folder, write_file, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
@@ -36,7 +36,7 @@ from alexnet_dist.training.model_folder import (
     read_model_weights,
     save_model_folder,
 )
-from alexnet_dist.training.run_folder import open_run_folder, settle_settings, write_bad_files
+from alexnet_dist.training.run_folder import compare_settings, open_run_folder, store_settings, write_bad_files
 from alexnet_dist.training.trackers import MetricsFile, read_rows, rename_for_display
 
 
@@ -351,10 +351,13 @@ def make_config(**values: Any) -> Config:
 )
 def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str, value: Any) -> None:
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    assert settle_settings(tmp_path, make_config()) == []
-    assert settle_settings(tmp_path, make_config()) == []
-    assert settle_settings(tmp_path, make_config(**{key: value})) == [key]
-    assert settle_settings(tmp_path, make_config(**{key: value})) == []
+    assert compare_settings(tmp_path, make_config()) == {}
+    store_settings(tmp_path, make_config())
+    assert compare_settings(tmp_path, make_config()) == {}
+    changed, before = make_config(**{key: value}), flatten(make_config())[key]
+    assert compare_settings(tmp_path, changed) == {key: (before, value)}
+    store_settings(tmp_path, changed)
+    assert compare_settings(tmp_path, changed) == {}
 
 
 @pytest.mark.parametrize(
@@ -371,17 +374,14 @@ def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str
 )
 def test_other_changes_are_refused_with_the_difference(tmp_path: Path, key: str, value: Any) -> None:
     (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
-    settle_settings(tmp_path, make_config())
-    before = (tmp_path / "config.yaml").read_bytes()
+    store_settings(tmp_path, make_config())
     with pytest.raises(UsageError, match=rf"{key} was .*, is {value}; .*--new"):
-        settle_settings(tmp_path, make_config(**{key: value}))
-    assert (tmp_path / "config.yaml").read_bytes() == before
+        compare_settings(tmp_path, make_config(**{key: value}))
 
 
 def test_run_without_a_checkpoint_takes_new_settings(tmp_path: Path) -> None:
-    settle_settings(tmp_path, make_config())
-    assert settle_settings(tmp_path, make_config(seed=1)) == []
-    assert "seed: 1" in (tmp_path / "config.yaml").read_text()
+    store_settings(tmp_path, make_config())
+    assert compare_settings(tmp_path, make_config(seed=1)) == {}
 
 
 @pytest.fixture
