@@ -115,7 +115,7 @@ class Session:
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
         self.run_id: str | None = None  # known in the main process alone, which reads and writes run.json
-        self.runtime.on_main(lambda: self._open(new))
+        self.changed = self.runtime.on_main(lambda: self._open(new))
         self.splits = self._find_images()
         self.sizes = self._settle_sizes()
         self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
@@ -134,13 +134,14 @@ class Session:
             self.lock.release()
         self._leave()
 
-    def _open(self, new: bool) -> None:
+    def _open(self, new: bool) -> dict[str, tuple[Any, Any]]:
+        """Take the folder; the settings that differ from those that the run went on with until now."""
         if self.config.tracking.tensorboard:
             check_tensorboard_installed()
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")
-        self.changed = compare_settings(self.folder, self.config)
         self.run_id, self._has_record = read_run_identity(self.folder)
+        return compare_settings(self.folder, self.config)
 
     def _find_images(self) -> Splits:
         if not self.runtime.is_main:
