@@ -1,19 +1,27 @@
-"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
+"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder.
+
+A name that is there for a moment alone carries this project's mark, its writer and a random part
+(`model.alexnet_dist-1234-1a2b3c4d-5e6f7a8b.tmp`). Names of exactly that form are tidied up after a kill, and no others:
+a `model.old` or `x.tmp` is its user's.
+"""
 
 from __future__ import annotations
 
 import csv
 import errno
+import functools
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,19 +29,26 @@ from alexnet_dist.errors import DivergedError, MachineError
 from alexnet_dist.text import escape_cell, unescape_cell
 
 MANIFEST = "manifest.json"
-TEMPORARY, REPLACED = ".tmp", ".old"
+TEMPORARY, REPLACED = "tmp", "old"
+ABANDONED_SECONDS = 86400.0  # no write takes a day
+
+_MARKED = re.compile(
+    r"(?P<whole>.+)\.alexnet_dist-(?P<pid>[0-9]+)-(?P<machine>[0-9a-f]{8})-[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL
+)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path`, flushed to the disk, when the block ends well, and else goes.
 
-    Readers find the old file or the new one. Several processes may write at once: the last one wins.
+    Readers find the old file or the new one. Several processes may write at once: the last one wins. What killed
+    processes left of the same file goes first.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+    tidy_folder(path.parent, of=path.name)
+    beside = mark_name(path, TEMPORARY)
     try:
         with beside.open("w+b") as file:
             yield file
@@ -55,8 +70,9 @@ def write_file(path: Path, data: bytes, setting: str = "output_dir") -> None:
         setting: the one that says where; for the message.
 
     Raises:
-        MachineError: the disk is full or the folder cannot be written.
+        MachineError: the disk is full or the folder cannot be written, or a symbolic link has the file's name.
     """
+    refuse_link(path)
     with disk_errors_named(path, setting), replacing(path) as file:
         file.write(data)
 
@@ -126,22 +142,24 @@ def _walk_numbers(value: Any, key: str = "a value") -> Iterator[tuple[str, float
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Replace a folder of files at once, with each file's sha256 in manifest.json.
+    """Replace the files of a folder at once, with each file's sha256 in manifest.json.
 
-    Every file is read back before the folder takes its name.
+    Every file is read back before the folder takes its name. What lies in the old folder besides these files is its
+    user's, and moves on into the new one.
 
     Args:
         folder: its final name.
         files: contents by file name.
 
     Raises:
-        MachineError: the disk is full, or gives back something else than was written.
+        MachineError: the disk is full, or gives back something else than was written; or something else than a folder
+            has its name.
     """
-    temporary = folder.with_name(folder.name + TEMPORARY)
+    refuse_link(folder)
+    temporary = mark_name(folder, TEMPORARY)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     with disk_errors_named(folder):
         _check_space(folder.parent, sum(len(data) for data in files.values()))
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             for name, data in files.items():
@@ -151,7 +169,7 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
                     raise MachineError("a file read back differs from what was written", where=name, why="bad disk?")
             _write_synced(temporary / MANIFEST, _list_digests(digests))
             sync_folder(temporary)
-            _swap(temporary, folder)
+            _swap(temporary, folder, files)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -178,34 +196,125 @@ def _list_digests(digests: dict[str, str]) -> bytes:
     return (format_json({"sha256": digests}, MANIFEST, indent=2) + "\n").encode()
 
 
-def _swap(new: Path, folder: Path) -> None:
-    old = folder.with_name(folder.name + REPLACED)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+def _swap(new: Path, folder: Path, names: Collection[str]) -> None:
+    old = mark_name(folder, REPLACED)
+    if os.path.lexists(folder):
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file has the name of this folder", str(folder))
         os.rename(folder, old)
-    os.rename(new, folder)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        with suppress(OSError):
+            os.rename(old, folder)
+        raise
     sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_written(old, names, heir=folder)
 
 
-def tidy_folder(parent: Path, names: str) -> None:
-    """Remove what a killed process left half-written, and finish a swap it had begun.
+def remove_written(folder: Path, names: Collection[str], heir: Path | None = None) -> None:
+    """Remove a folder that `write_folder` wrote. What else lies in it is its user's, and is kept.
 
     Args:
-        parent: the folder they lie in.
-        names: which files and folders are ours, as a pattern ("step-*").
+        folder: the folder; nothing happens where there is none.
+        names: of the files that were written; manifest.json is another.
+        heir: a folder that takes what is kept, under the same names where those are free; else it stays where it is.
     """
-    for old in parent.glob(f"{names}{REPLACED}"):
-        whole = old.with_name(old.name.removesuffix(REPLACED))
-        if not whole.exists():
-            os.rename(old, whole)
-        shutil.rmtree(old, ignore_errors=True)
-    # A folder is written under its name and the suffix, a file has its writer between the two.
-    for temporary in chain(parent.glob(f"{names}{TEMPORARY}"), parent.glob(f"{names}.*{TEMPORARY}")):
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.name in names or entry.name == MANIFEST:
+                os.unlink(entry.path)
+            elif heir is not None and not os.path.lexists(heir / entry.name):
+                os.rename(entry.path, heir / entry.name)
+        os.rmdir(folder)
+
+
+# -- names that are there for a moment --------------------------------------------------------------------------------
+
+
+def mark_name(path: Path, kind: str) -> Path:
+    """A name beside `path`, of a kind TEMPORARY or REPLACED, that `tidy_folder` knows again."""
+    return path.with_name(f"{path.name}.alexnet_dist-{os.getpid()}-{_identify_machine()}-{secrets.token_hex(4)}.{kind}")
+
+
+def tidy_folder(parent: Path, of: str | None = None, alone: bool = False) -> None:
+    """Remove what killed processes left half-written in a folder, and finish swaps they had begun.
+
+    Args:
+        parent: the folder.
+        of: the file or folder whose leftovers are meant; None = all.
+        alone: the caller holds the lock under which others write here. Without it a name is left alone while its writer
+            may live.
+    """
+    found: list[re.Match[str]] = []
+    with suppress(OSError):
+        found = [match for name in os.listdir(parent) if (match := _MARKED.fullmatch(name))]
+    for match in found:
+        path = parent / match.string
+        with suppress(OSError):
+            if of in (None, match["whole"]) and (alone or _is_abandoned(path, match)):
+                _finish(path, parent / match["whole"], match["kind"])
+
+
+def is_marked(name: str) -> bool:
+    """Whether a name has the form of `mark_name`."""
+    return _MARKED.fullmatch(name) is not None
+
+
+def _finish(path: Path, whole: Path, kind: str) -> None:
+    if path.is_symlink():
+        return
+    if kind == TEMPORARY and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif kind == TEMPORARY:
+        path.unlink(missing_ok=True)
+    elif not os.path.lexists(whole):
+        os.rename(path, whole)
+    else:
+        remove_written(path, _list_written(path) | _list_written(whole), heir=whole)
+
+
+def _list_written(folder: Path) -> set[str]:
+    """Names in a folder's manifest; none where it cannot be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {str(name) for name in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]}
+    return set()
+
+
+def _is_abandoned(path: Path, match: re.Match[str]) -> bool:
+    """Whether nobody writes there any more: its writer was a process of this machine and is gone, or it is old."""
+    if match["machine"] == _identify_machine():
+        try:
+            os.kill(int(match["pid"]), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except OSError:
+            pass
+    return time.time() - path.lstat().st_mtime > ABANDONED_SECONDS
+
+
+@functools.cache
+def _identify_machine() -> str:
+    """Eight digits that tell machines, and containers with process ids of their own, apart."""
+    container = ""
+    with suppress(OSError):
+        container = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{socket.gethostname()} {container}".encode()).hexdigest()[:8]
+
+
+def refuse_link(path: Path) -> None:
+    """See to it that what is written under a name does not land elsewhere.
+
+    Raises:
+        MachineError: the name is a symbolic link.
+    """
+    if path.is_symlink():
+        raise MachineError(
+            f"{path.name} is a symbolic link",
+            where=str(path),
+            why="nothing is written through links",
+            remedy="remove the link, or put in its place what it leads to",
+        )
 
 
 def find_damage(folder: Path, names: Collection[str]) -> str | None:

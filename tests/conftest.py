@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -78,3 +79,14 @@ def _is_helper(process: psutil.Process) -> bool:
         return any(name in " ".join(process.cmdline()) for name in HELPERS)
     except psutil.Error:
         return False
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write fails when it should become durable."""
+    from alexnet_dist import durable
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable.os, "fsync", fail)

@@ -127,10 +127,11 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
     """Take the folder, look at the images and at the folds that are finished. For the main process.
 
     Raises:
-        UsageError: a finished fold was trained with other settings.
+        UsageError: a finished fold was trained with other settings, or the folder is no cross-validation of ours.
         DataError: no images, bad ones, other ones than before, or too few of a class.
     """
     from alexnet_dist.commands.crossval_table import read_result
+    from alexnet_dist.commands.places import check_output_dir
     from alexnet_dist.commands.splits import find_root, find_sets
     from alexnet_dist.data.folds import check_classes_fill_folds
     from alexnet_dist.data.samples import BadFilesError
@@ -138,8 +139,10 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
     from alexnet_dist.training.run_folder import list_bad_files, open_folder, start_logging
 
     out = Path(str(runs[0].output_dir)).parent
-    held.callback(open_folder(out, new).release)
-    tidy_folder(out, "crossval")
+    check_output_dir(str(out), config.data)
+    held.callback(open_folder(out, new, "crossval").release)
+    for folder in (out, *(Path(str(run.output_dir)) for run in runs)):
+        tidy_folder(folder, alone=folder == out)
     start_logging(None)
     try:
         sets = find_sets(config.data, config.seed, progress=True)

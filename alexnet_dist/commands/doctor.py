@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.estimate import ELEMENT_BYTES, add_wire_options
+from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.config import Config
 from alexnet_dist.durable import write_json
 from alexnet_dist.errors import UsageError
@@ -50,12 +51,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images_per_second", type=float, help="of one process alone (default: measured)")
     add_wire_options(parser)
     parser.add_argument("--out", type=str, help="JSON file to write, which launch/estimate.py --probe reads")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser)
     for name in ("seconds", "wait_seconds", "images_per_process", "images_per_second"):
         value = getattr(arguments.options, name)
         if value is not None and not value > 0:
             raise UsageError(f"--{name} is {value:g}", where="command line", remedy="give a number above 0")
+    if arguments.options.out is not None:
+        check_target(arguments.options.out, arguments.options.overwrite)
     examine(arguments.options, arguments.given)
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_published, write_table
+from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.commands.summary import configured_network, read_settings
 from alexnet_dist.durable import format_json, write_json
 from alexnet_dist.errors import UsageError
@@ -83,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--published", action="store_true", help="show published runs beside the model, and end")
     parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="JSON file to write")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--figure", type=str, help="PNG file to draw (needs the extra plots)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser)
@@ -91,6 +93,9 @@ def main(argv: Sequence[str]) -> int:
         print(_describe_published(), end="")
         return 0
     _check_numbers(options)
+    for name in ("out", "figure"):
+        if getattr(options, name) is not None:
+            check_target(getattr(options, name), options.overwrite, f"--{name}")
     subject = read_probe(options, arguments.given) if options.probe else settle_subject(options, arguments.given)
     show(subject, options)
     return 0

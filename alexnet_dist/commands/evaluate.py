@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.config import Config, EvaluationConfig
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="crops of images per process and forward")
     parser.add_argument("--plots", action="store_true", help="draw the figures of the run's plots/ again, of this set")
     parser.add_argument("--out", type=str, help="also write the JSON to this file")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser, EvaluationConfig)
     options = arguments.options
@@ -60,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model is missing", remedy="give a run folder or its model/")
     if options.batch_size < 1:
         raise UsageError("--batch_size must be 1 or more")
+    out = check_target(options.out, options.overwrite) if options.out is not None else None
     result = evaluate_model(
         Path(options.model),
         options.split,
@@ -70,8 +73,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if result is not None:
         print(format_json(result, "the result", indent=2))
-    if result is not None and options.out is not None:
-        write_json(Path(options.out), result)
+    if result is not None and out is not None:
+        write_json(out, result)
     return 0
 
 

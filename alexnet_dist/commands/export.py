@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", type=str, help="a run folder or its model/")
     parser.add_argument("--format", type=str, default="onnx", choices=list(FORMATS), help="of the file")
     parser.add_argument("--out", type=str, help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--check", action="store_true", help="compare the file with PyTorch on pictures")
     parser.add_argument(
         "--images", type=str, nargs="*", default=[], help="to check with (default: of the run's validation set)"
@@ -47,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model and --out are needed", remedy="see --help")
     if options.images and not options.check:
         raise UsageError("--images has no effect", why="nothing is checked", remedy="add --check")
-    export_model(Path(options.model), options.format, Path(options.out), options.check, options.images)
+    out = check_target(options.out, options.overwrite)
+    export_model(Path(options.model), options.format, out, options.check, options.images)
     return 0
 
 

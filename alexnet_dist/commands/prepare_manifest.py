@@ -68,6 +68,8 @@ def read_set_options(options: Namespace) -> tuple[Path, dict[str, str]]:
     for name in ("data", "out"):
         if getattr(options, name) is None:
             raise UsageError(f"--{name} is missing", where="command line", remedy="see the examples of --help")
+    if not options.out.strip():
+        raise UsageError("--out is empty", where="command line", remedy="give the folder for the lists")
     root = Path(options.data)
     names = {key: getattr(options, key) for key in SETS if getattr(options, key) is not None}
     for key, name in names.items():

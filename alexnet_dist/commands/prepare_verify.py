@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.config import DataConfig
 from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_images
 from alexnet_dist.data.manifest import read_manifest
@@ -15,6 +16,7 @@ from alexnet_dist.durable import write_csv
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.settings import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.training.ownership import is_own_table
 
 EXAMPLES = """Decode every image of the sets with the reference decoder, and list all bad files with their reasons.
 
@@ -62,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
     parser.add_argument("--workers", type=int, help="decoding threads; null = as many as there are cores")
     parser.add_argument("--again", action="store_true", help="decode the files that are known to be good, too")
-    parser.add_argument("--out", type=str, default=OUT, help="CSV of the bad files")
+    parser.add_argument("--out", type=str, help=f"CSV of the bad files; null = {OUT}, in place of an earlier list")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parse_arguments(argv, parser, DataSettings)
     options = arguments.options
@@ -71,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
     given = {"train.epochs": 1, **arguments.given}
     data = (load_config(options.config, arguments.given) if options.config else build_config(given)).data
     root = _find_image_root(data)
-    out = Path(options.out)
+    is_earlier_list = options.out is None and is_own_table(Path(OUT))
+    out = check_target(OUT if options.out is None else options.out, options.overwrite or is_earlier_list)
     _check_out(out, root)
     bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again)
     write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")

@@ -21,6 +21,7 @@ from alexnet_dist.commands.build import (
 )
 from alexnet_dist.commands.caching import build_caches
 from alexnet_dist.commands.network import build_spec
+from alexnet_dist.commands.places import check_output_dir
 from alexnet_dist.commands.preflight import check_signal
 from alexnet_dist.commands.same_data import find_same_images
 from alexnet_dist.commands.splits import Splits, build_splits, cache_dir, find_root
@@ -138,6 +139,7 @@ class Session:
         """Take the folder; the settings that differ from those that the run went on with until now."""
         if self.config.tracking.tensorboard:
             check_tensorboard_installed()
+        check_output_dir(str(self.folder), self.config.data)
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")
         self.run_id, self._has_record = read_run_identity(self.folder)

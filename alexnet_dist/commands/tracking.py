@@ -36,7 +36,11 @@ def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: st
     }
     if config.tracking.tensorboard:
         starts["TensorBoard"] = lambda rows: TensorboardMirror(
-            start_tensorboard, folder=folder / "tensorboard", settings=dump_config(config), rows=rows
+            start_tensorboard,
+            folder=folder / "tensorboard",
+            run_id=wandb_id,
+            settings=dump_config(config),
+            rows=rows,
         )
     mode, reason = choose_wandb_mode(config.tracking.wandb)
     if mode != "disabled":

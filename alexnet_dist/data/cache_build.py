@@ -108,7 +108,7 @@ def _fill(
         return
     if missing:
         (layout.folder / MANIFEST).unlink(missing_ok=True)  # until the end, the cache is not whole
-    tidy_folder(layout.folder, "*.bin")
+    tidy_folder(layout.folder, alone=True)
     counts = [len(layout.chunk_ids(number)) for number in missing]
     bar = tqdm(
         desc=f"caching images in {layout.folder}",

@@ -368,10 +368,10 @@ def start_wandb(project: str, arguments: dict[str, Any]) -> Any:
     return tracker
 
 
-def start_tensorboard(folder: Path) -> Any:
-    """Accelerate's TensorBoard tracker, started; its event file lies in `folder`."""
+def start_tensorboard(folder: Path, suffix: str) -> Any:
+    """Accelerate's TensorBoard tracker, started; its event file lies in `folder`, and its name ends with `suffix`."""
     from accelerate.tracking import TensorBoardTracker
 
-    tracker = TensorBoardTracker(folder.name, logging_dir=folder.parent)
+    tracker = TensorBoardTracker(folder.name, logging_dir=folder.parent, filename_suffix=suffix)
     tracker.start()
     return tracker

@@ -20,6 +20,7 @@ from alexnet_dist.durable import disk_errors_named, tidy_folder, write_csv, writ
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 from alexnet_dist.text import escape_text
+from alexnet_dist.training.ownership import LOCK, Kind, check_ownership, mark_folder
 
 LOCK_SECONDS = 10
 SETTINGS, RUN, SUMMARY, METRICS, PLOTS = "config.yaml", "run.json", "summary.json", "metrics.jsonl", "plots"
@@ -47,39 +48,52 @@ CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
 
 def open_run_folder(folder: Path, new: bool) -> FileLock:
     """`open_folder`, with a place for checkpoints, tidied up after a killed process."""
-    lock = open_folder(folder, new)
+    lock = open_folder(folder, new, "run")
     with disk_errors_named(folder):
         (folder / "checkpoints").mkdir(exist_ok=True)
-        tidy_folder(folder, "model")
-        tidy_folder(folder, "*.json")
-        tidy_folder(folder / "checkpoints", "step-*")
+    for place in (folder, folder / "checkpoints"):
+        tidy_folder(place, alone=True)
+    tidy_folder(folder / PLOTS)
     return lock
 
 
-def open_folder(folder: Path, new: bool) -> FileLock:
+def open_folder(folder: Path, new: bool, kind: Kind) -> FileLock:
     """Make a folder of results and take its lock. The caller keeps the lock while it runs.
 
     Args:
         folder: where.
         new: rename a folder that is there to NAME.1, NAME.2, ... and start afresh.
+        kind: of the folder.
 
     Raises:
+        UsageError: the folder was not made here; nothing in it is touched.
         MachineError: the folder cannot be written, or another run holds it.
     """
+    check_ownership(folder, kind)
     with disk_errors_named(folder):
         if new and folder.exists():
-            number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
-            _lock(folder)  # never from under a run that is going on
-            folder.rename(folder.with_name(f"{folder.name}.{number}"))
+            _move_away(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-        write_file(folder / ".probe", b"")  # a folder that can be made is not always one that can be written
-        (folder / ".probe").unlink()
+    check_ownership(folder, kind)  # somebody may have been faster
+    mark_folder(folder, kind)  # at each start: a folder that can be made is not always one that can be written
     return lock
 
 
+def _move_away(folder: Path) -> None:
+    place = folder.absolute()
+    if Path.cwd().is_relative_to(place.resolve()):
+        why = "the program was started in it"
+        remedy = "start it from the folder above and give the path from there"
+        raise UsageError("--new cannot rename this folder", where=str(place), why=why, remedy=remedy)
+    numbered = (place.with_name(f"{place.name}.{number}") for number in range(1, 10**6))
+    free = next(path for path in numbered if not os.path.lexists(path))
+    _lock(folder)  # never from under a run that is going on
+    place.rename(free)
+
+
 def _lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:

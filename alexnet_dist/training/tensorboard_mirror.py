@@ -24,8 +24,9 @@ class TensorboardMirror:
     resume leaves nothing twice and nothing out; all points of earlier starts then carry the time of the last one.
 
     Args:
-        start: makes Accelerate's tracker for a folder.
-        folder: where the event files go; older ones in it are removed.
+        start: makes Accelerate's tracker for a folder; its files' names end as it is told.
+        folder: where the event files go; those of this run's earlier starts are removed.
+        run_id: of the run, part of the files' names: others in the folder are its user's.
         settings: the run's settings as YAML.
         rows: what metrics.jsonl holds already.
 
@@ -33,12 +34,15 @@ class TensorboardMirror:
         Exception: whatever TensorBoard raises.
     """
 
-    def __init__(self, start: Callable[[Path], Any], *, folder: Path, settings: str, rows: list[Row]) -> None:
+    def __init__(
+        self, start: Callable[[Path, str], Any], *, folder: Path, run_id: str, settings: str, rows: list[Row]
+    ) -> None:
         self._folder = folder
-        for old in folder.glob("events.out.tfevents.*"):
+        suffix = f".alexnet_dist-{run_id}"
+        for old in folder.glob(f"events.out.tfevents.*{suffix}"):
             old.unlink()
         _hush_writing_thread()
-        self._tracker = start(folder)
+        self._tracker = start(folder, suffix)
         self._tracker.log({"settings": textwrap.indent(settings, "    ")}, step=0)  # indented: code, in Markdown
         for row in rows:
             self.log(row)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import netrc
 import os
+import re
 import shutil
 import socket
 import time
@@ -53,8 +55,7 @@ class WandbMirror:
         self._call, self._budget = call_with_deadline, WANDB_BUDGET_SECONDS
         self._folder, self._mode = folder, mode
         if mode == "offline":
-            for old in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
-                shutil.rmtree(old, ignore_errors=True)
+            _remove_offline_runs(folder / "wandb", run_id)
         arguments = {
             "dir": str(folder),
             "id": run_id,
@@ -108,6 +109,15 @@ class WandbMirror:
         self._tracker = None
         logger.warning("W&B %s failed (%s); the run goes on, metrics.jsonl has everything", what, " ".join(why.split()))
         return None
+
+
+def _remove_offline_runs(folder: Path, run_id: str) -> None:
+    """Remove what earlier starts of this run wrote: folders of exactly W&B's names, directly in wandb/ of the run."""
+    ours = re.compile(rf"offline-run-[0-9]{{8}}_[0-9]{{6}}-{re.escape(run_id)}")
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if ours.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _describe(tracker: Any, settings: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from verbs import call_well
 from alexnet_dist.commands import plots
 from alexnet_dist.commands.cli import run
 from alexnet_dist.settings import dump_config
+from alexnet_dist.training.ownership import mark_folder
 
 pytest.importorskip("matplotlib")
 
@@ -130,6 +131,7 @@ def test_what_cannot_be_drawn_costs_a_warning(
 
 def test_a_plots_folder_that_cannot_be_made_costs_a_warning(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    mark_folder(tmp_path / "run", "run")
     (tmp_path / "run" / "plots").write_text("in the way")
     assert "plots/ not drawn (FileExistsError" in train(tmp_path)
 

@@ -132,7 +132,9 @@ def open_trackers_here(folder: Path, size: int) -> Trackers:
     PartialState(cpu=True)
 
     def start(rows: list[Row]) -> TensorboardMirror:
-        return TensorboardMirror(start_tensorboard, folder=folder / "tensorboard", settings="a: 1\n", rows=rows)
+        return TensorboardMirror(
+            start_tensorboard, folder=folder / "tensorboard", run_id="5e6f7a8b", settings="a: 1\n", rows=rows
+        )
 
     return Trackers(MetricsFile(folder / "metrics.jsonl", size), {"TensorBoard": start})
 
@@ -160,6 +162,16 @@ def log_without_folder(folder: Path) -> str:
         trackers.finish({})
         time.sleep(0.2)  # a thread of TensorBoard's would speak by now
     return stderr.getvalue()
+
+
+def test_event_files_of_others_stay(tmp_path: Path) -> None:
+    theirs = "events.out.tfevents.1.host.2.0"
+    (tmp_path / theirs).write_bytes(b"theirs")
+    for _ in range(2):
+        mirror = TensorboardMirror(start_tensorboard, folder=tmp_path, run_id="5e6f7a8b", settings="", rows=[])
+        mirror.finish({})
+    assert (tmp_path / theirs).read_bytes() == b"theirs"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_lost_folder_costs_one_line_and_no_row(tmp_path: Path) -> None:

@@ -113,6 +113,19 @@ class BrokenTracker:
         raise BrokenPipeError("the service is gone")
 
 
+def test_only_folders_of_this_run_are_removed(tmp_path: Path) -> None:
+    names = ["offline-run-20260101_000000-5e6f7a8c", "offline-run-mine-5e6f7a8b", "run-20260101_000000-5e6f7a8b"]
+    for name in ["offline-run-20260101_000000-5e6f7a8b", *names]:
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "wandb" / "offline-run-20260101_000001-5e6f7a8b").symlink_to(tmp_path / "victim")
+    for run_id in ("5e6f7a8b", "x/../../../victim", "*"):
+        wandb_mirror._remove_offline_runs(tmp_path / "wandb", run_id)
+    left = sorted(path.name for path in (tmp_path / "wandb").iterdir())
+    assert left == sorted([*names, "offline-run-20260101_000001-5e6f7a8b"])
+    assert (tmp_path / "victim").is_dir()
+
+
 @pytest.mark.parametrize("failure", [lambda *_: BrokenTracker(), lambda *_: 1 / 0], ids=["log", "start"])
 def test_a_broken_wandb_never_ends_a_run(tmp_path: Path, failure: Any, caplog: pytest.LogCaptureFixture) -> None:
     tracking = {"project": "p", "entity": None, "name": None, "tags": []}

@@ -26,6 +26,7 @@ from alexnet_dist.data.decode import Pixels
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.torchvision_engine import resize_pixels
+from alexnet_dist.durable import TEMPORARY, mark_name
 from alexnet_dist.errors import DataError, MachineError, UsageError
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (41, 90), (44, 44), (70, 45)]
@@ -245,10 +246,13 @@ def test_a_stopped_build_goes_on_where_it_was(root: Path, decoded: collections.C
     build_some(layout, 2)
     assert not layout.is_whole
     assert len(decoded) == layout.bounds[2]
-    (layout.folder / "00003.bin.tmp").write_bytes(b"of a killed process")
+    killed, users = mark_name(layout.folder / "00003.bin", TEMPORARY), layout.folder / "00003.bin.tmp"
+    killed.write_bytes(b"of a killed process")
+    users.write_bytes(b"of its user")
     build(layout)
     assert decoded == collections.Counter(layout.index.paths)  # each once
-    assert not (layout.folder / "00003.bin.tmp").exists()
+    assert not killed.exists()
+    assert users.exists()
     assert find_differences(layout, 32) == []
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 import random
 import shutil
 from pathlib import Path
@@ -13,10 +11,9 @@ import torch
 from cards import CARD
 from torch import Tensor, nn
 
-from alexnet_dist import durable
 from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile
-from alexnet_dist.durable import MANIFEST, find_damage, format_json, tidy_folder, write_file, write_folder
+from alexnet_dist.durable import MANIFEST, format_json, write_json
 from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
 from alexnet_dist.settings import build_config
 from alexnet_dist.training import run_folder
@@ -50,75 +47,9 @@ def test_a_number_that_json_does_not_know_is_named_and_not_written(tmp_path: Pat
         MetricsFile(tmp_path / "metrics.jsonl", 0).log({"event": "eval", "top1": 0.9, "loss": value})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     with pytest.raises(DivergedError, match=r"lr of a\.json"):
-        durable.write_json(tmp_path / "a.json", {"settings": [{"lr": value}]})
+        write_json(tmp_path / "a.json", {"settings": [{"lr": value}]})
     assert not (tmp_path / "a.json").exists()
     assert format_json({"loss": 1.5}, "a") == '{"loss": 1.5}'
-
-
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every write fails when it should become durable."""
-
-    def fail(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(durable.os, "fsync", fail)
-
-
-# -- files that are whole or not there --------------------------------------------------------------------------------
-
-
-def test_write_replaces_the_file(tmp_path: Path) -> None:
-    write_file(tmp_path / "a.json", b"old")
-    write_file(tmp_path / "a.json", b"new")
-    assert (tmp_path / "a.json").read_bytes() == b"new"
-    assert list_names(tmp_path) == ["a.json"]
-
-
-@pytest.mark.usefixtures("full_disk")
-def test_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(b"old")
-    with pytest.raises(MachineError, match=r"cannot write a\.json .*No space left.*; free some space"):
-        write_file(tmp_path / "a.json", b"new")
-    assert (tmp_path / "a.json").read_bytes() == b"old"
-    assert list_names(tmp_path) == ["a.json"]
-
-
-@pytest.mark.usefixtures("full_disk")
-def test_full_disk_keeps_the_old_folder_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "a").write_bytes(b"old")
-    with pytest.raises(MachineError, match=r"cannot write model .*No space left"):
-        write_folder(tmp_path / "model", {"a": b"new"})
-    assert (tmp_path / "model" / "a").read_bytes() == b"old"
-    assert list_names(tmp_path) == ["model"]
-
-
-def test_folder_that_cannot_fit_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=3)
-    monkeypatch.setattr(durable.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(MachineError, match="are free; free some space"):
-        write_folder(tmp_path / "model", {"a": b"four"})
-    assert list_names(tmp_path) == []
-
-
-def test_disk_that_gives_back_something_else_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable, "hash_file", lambda path: "0" * 64)
-    with pytest.raises(MachineError, match="read back differs"):
-        write_folder(tmp_path / "model", {"a": b"x"})
-    assert list_names(tmp_path) == []
-
-
-@pytest.mark.parametrize("killed_at", ["before the swap", "in the swap", "after the swap"])
-def test_tidying_finishes_what_a_kill_interrupted(tmp_path: Path, killed_at: str) -> None:
-    stages = {"before the swap": ["model", "model.tmp"], "in the swap": ["model.old", "model.tmp"]}
-    for name in stages.get(killed_at, ["model", "model.old"]):
-        write_folder(tmp_path / name, {"a": b"x"})
-    (tmp_path / "run.json.tmp").write_bytes(b"half")
-    tidy_folder(tmp_path, "model")
-    tidy_folder(tmp_path, "*.json")
-    assert list_names(tmp_path) == ["model"]
-    assert find_damage(tmp_path / "model", ["a"]) is None
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

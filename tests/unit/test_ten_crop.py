@@ -341,11 +341,12 @@ def test_evaluate_takes_ten_crops(trained: Path, processes: int, tmp_path: Path)
     assert (result["views"], result["num_examples"], result["split"]) == (10, 5, "val")
     assert "margin" not in text
     assert (trained / "model" / "config.json").read_bytes() == card
-    single = json.loads(call(*words)[1])
+    assert call(*words)[0] == 2  # the file is there
+    single = json.loads(call(*words, "--overwrite")[1])
     assert single["views"] == 1
     assert single["top1"] == json.loads((trained / "summary.json").read_text())["best_top1"]
     assert single["loss"] != result["loss"]
-    larger = json.loads(call(*words, "--ten_crop", "--batch_size", "50")[1])
+    larger = json.loads(call(*words, "--overwrite", "--ten_crop", "--batch_size", "50")[1])
     assert larger["loss"] == pytest.approx(result["loss"], rel=TOLERANCE)
 
 
