@@ -15,20 +15,37 @@ from alexnet_dist.errors import MachineError
 BROKEN_PIPE_CODE = 128 + signal.SIGPIPE  # what a shell says of a program that wrote into a pipe nobody read
 
 
-class _UnfailingStream:
-    """Standard error that may be lost: what cannot be written is dropped, and no training ends for it."""
+class _WatchedStream:
+    """A stream that notes why it could not be written.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    Args:
+        stream: what is written to.
+        may_fail: whether what cannot be written is an error; else it is dropped.
+    """
+
+    def __init__(self, stream: Any, may_fail: bool) -> None:
+        self._stream, self._may_fail = stream, may_fail
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
+        self._note(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+        self._note(self._stream.flush)
+
+    def complain(self) -> None:
+        """Raise what was noted."""
+        if self.lost is not None:
+            raise self.lost
+
+    def _note(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.lost = error
+            if self._may_fail:
+                raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -41,7 +58,7 @@ def usable_streams() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.redirect_stderr(_UnfailingStream(sys.stderr)):
+    with contextlib.redirect_stderr(_WatchedStream(sys.stderr, may_fail=False)):  # no training ends for it
         yield
 
 
@@ -53,32 +70,29 @@ def write_output(action: Callable[[], int]) -> int:
     Raises:
         MachineError: standard output cannot be written.
     """
+    output = _WatchedStream(sys.stdout, may_fail=True)
     try:
-        try:
-            return action()
-        finally:  # also after --help, which ends with SystemExit
-            sys.stdout.flush()
+        with contextlib.redirect_stdout(output):
+            try:
+                return action()
+            finally:  # also after --help, which ends with SystemExit, and whose author drops errors
+                output.flush()
+                output.complain()
     except OSError:
-        lost = _drop_lost_output()
-        if lost is None:
+        if output.lost is None:
             raise
-        if isinstance(lost, BrokenPipeError):
-            return BROKEN_PIPE_CODE
-        why = lost.strerror or str(lost)
-        remedy = "free some space, or send it elsewhere"
-        raise MachineError("cannot write to standard output", why=why, remedy=remedy) from None
+    _drop_output()
+    if isinstance(output.lost, BrokenPipeError):
+        return BROKEN_PIPE_CODE
+    why = output.lost.strerror or str(output.lost)
+    raise MachineError("cannot write to standard output", why=why, remedy="free some space, or send it elsewhere")
 
 
-def _drop_lost_output() -> OSError | None:
-    """Why standard output cannot be written, if so; what waits to be written is then dropped."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # else the interpreter tries again at its end, and says so
-        os.close(nowhere)
-        return error
-    return None
+def _drop_output() -> None:
+    """Let nothing that waits to be written be tried again: the interpreter would do so at its end, and say so."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _open_closed_streams() -> None:

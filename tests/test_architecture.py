@@ -18,6 +18,7 @@ LAYERS = {
     "config": 0,
     "config_checks": 0,
     "errors": 0,
+    "extras": 0,
     "durable": 0,
     "settings": 0,
     "machine": 0,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from alexnet_dist.commands.session import Session
+from alexnet_dist.text import quote_word
 from alexnet_dist.training.loop import Trainer
 
 logger = logging.getLogger("alexnet_dist")
@@ -55,4 +56,5 @@ def say_goodbye(session: Session, summary: dict[str, Any]) -> None:
     logger.info("run folder: %s", session.folder)
     index = session.splits.val or session.splits.train
     if index.pixels is None:  # predict reads image files
-        logger.info("next: python launch/predict.py --model %s '%s'", session.folder, index.root / index.paths[0])
+        words = map(quote_word, (session.folder, index.root / index.paths[0]))
+        logger.info("next: python launch/predict.py --model %s %s", *words)

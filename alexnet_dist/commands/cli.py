@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
+from alexnet_dist.extras import explain_import_error
 from alexnet_dist.machine import tune_allocator
 from alexnet_dist.parallel.environment import check_environment, rank_from_environment
 from alexnet_dist.parallel.launch_guard import end_with_parent, was_launched
@@ -55,8 +56,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     try:
         if verb in JOINING_VERBS and not {"-h", "--help"} & set(argv):
             check_environment()  # before anything slow is imported
-        module = importlib.import_module(f"alexnet_dist.commands.{verb}")
-        return write_output(lambda: int(module.main(argv)))
+        return write_output(lambda: _call_verb(verb, argv))
     except AlexNetDistError as error:
         if DEBUG in argv:
             traceback.print_exc()
@@ -78,6 +78,17 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         line = MemoryExhaustedError("out of memory", why=first, remedy=remedy)
         print(f"error: {line}", file=sys.stderr, flush=True)
         return line.exit_code
+
+
+def _call_verb(verb: str, argv: Sequence[str]) -> int:
+    try:
+        module = importlib.import_module(f"alexnet_dist.commands.{verb}")
+        return int(module.main(argv))
+    except ImportError as error:
+        broken = explain_import_error(error)
+        if broken is None:
+            raise
+        raise broken from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

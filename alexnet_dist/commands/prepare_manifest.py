@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -16,7 +15,7 @@ from alexnet_dist.data.manifest_write import format_class_list, format_manifest
 from alexnet_dist.durable import disk_errors_named, write_file
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
-from alexnet_dist.text import escape_text
+from alexnet_dist.text import escape_text, quote_word
 
 EXAMPLES = """List class folders in manifests, files of `path label` lines, with a class list beside them.
 
@@ -148,8 +147,8 @@ def print_report(root: Path, out: Path, sets: Mapping[str, Pictures]) -> None:
         print(f"{key:<7}{len(counts):>9,}{sum(counts):>12,}  {spread:<18}{file}")
     paths = {key: os.path.abspath(out / f"{key}.txt") for key in sets}
     settings = {"source": "manifest", "root": str(root), **paths}
-    words = " ".join(f"--data.{key} {shlex.quote(value)}" for key, value in settings.items())
-    print(f"\nuse: {escape_text(words)}")
+    words = " ".join(f"--data.{key} {quote_word(value)}" for key, value in settings.items())
+    print(f"\nuse: {words}")
 
 
 def _relative(root: Path, name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.durable import write_file
-from alexnet_dist.errors import MachineError
+from alexnet_dist.extras import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,6 @@ DPI = 120
 PADDING = 0.06  # inches around each part
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 12.0, 10.0, 8.0  # points
 PLAIN: dict[str, Any] = {"parse_math": False}
-REMEDY = "pip install 'alexnet_dist[plots]'"
 
 
 def check_matplotlib() -> None:
@@ -32,12 +31,7 @@ def check_matplotlib() -> None:
     Raises:
         MachineError: it is not installed, or cannot be imported.
     """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MachineError("figures need matplotlib", why="it is not installed", remedy=REMEDY) from None
-    except Exception as error:  # noqa: BLE001 (one that was built for another numpy raises whatever it likes)
-        raise MachineError("figures need matplotlib", why=f"importing it fails: {error}", remedy=REMEDY) from None
+    import_extra("matplotlib.figure", "plots")
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -15,13 +15,13 @@ from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from alexnet_dist.durable import disk_errors_named, find_damage, format_json, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError
 from alexnet_dist.training.run_folder import is_step_name
-from alexnet_dist.training.weights_file import check_kinds
+from alexnet_dist.training.weights_file import check_kinds, read_tensors
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE, CONFIG = "weights.safetensors", "optimizer.safetensors", "state.json", "config.json"
@@ -282,7 +282,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not _is_count(state.get(key, 0)):
             raise _refuse(path, f"{key} of {STATE} is {str(state[key])[:40]!r}")
     try:
-        weights, optimizer = load_file(path / WEIGHTS), load_file(path / OPTIMIZER)
+        weights, optimizer = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
     except (OSError, ValueError, SafetensorError) as error:
         raise _refuse(path, str(error)) from error
     for name, tensor in [*weights.items(), *optimizer.items()]:

@@ -7,7 +7,6 @@ function that makes the bytes, and one that runs them as their reader would.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import warnings
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.durable import format_json
-from alexnet_dist.errors import CheckpointError, DivergedError, MachineError
+from alexnet_dist.errors import CheckpointError, DivergedError
+from alexnet_dist.extras import import_extra
 from alexnet_dist.machine import list_versions
 from alexnet_dist.models import VARIANTS, AlexNet, AlexNetSpec, spec_to_dict
 from alexnet_dist.training.model_folder import ModelCard
@@ -93,7 +93,7 @@ def pack_onnx(network: AlexNet, card: ModelCard) -> bytes:
     """An ONNX file for any number of pictures.
 
     Raises:
-        MachineError: onnx or onnxscript is not installed.
+        MachineError: a package of ONNX_PACKAGES is not installed, or cannot be imported.
     """
     check_onnx_installed()
     with _quiet():
@@ -114,14 +114,13 @@ def pack_onnx(network: AlexNet, card: ModelCard) -> bytes:
 
 
 def check_onnx_installed() -> None:
-    """See to it that the packages are there, without importing them.
+    """See to it that the packages are there and can be imported.
 
     Raises:
-        MachineError: one is not.
+        MachineError: one is not, or cannot.
     """
     for name in ONNX_PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            raise MachineError(f"{name} is not installed", remedy="pip install 'alexnet_dist[export]'")
+        import_extra(name, "export")
 
 
 def run_onnx(data: bytes, card: ModelCard, pixels: Tensor) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import shlex
 import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alexnet_dist.errors import MachineError
+from alexnet_dist.extras import import_extra
+from alexnet_dist.text import quote_word
 from alexnet_dist.training.trackers import Row, rename_for_display
 
 logger = logging.getLogger("alexnet_dist")
@@ -54,7 +53,7 @@ class TensorboardMirror:
     def finish(self, summary: Row) -> None:
         """Close the event file and say how to look at it."""
         self._tracker.finish()
-        logger.info("TensorBoard: tensorboard --logdir %s", shlex.quote(str(self._folder)))
+        logger.info("TensorBoard: tensorboard --logdir %s", quote_word(self._folder))
 
 
 def name_points(row: Row) -> Row:
@@ -64,13 +63,12 @@ def name_points(row: Row) -> Row:
 
 
 def check_tensorboard_installed() -> None:
-    """See to it that the package is there, without importing it.
+    """See to it that the package is there and can be imported.
 
     Raises:
-        MachineError: it is not.
+        MachineError: it is not, or cannot.
     """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise MachineError("tensorboard is not installed", remedy="pip install 'alexnet_dist[tensorboard]'")
+    import_extra("tensorboard.summary.writer.event_file_writer", "tensorboard")
 
 
 def _hush_writing_thread() -> None:

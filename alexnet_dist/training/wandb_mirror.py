@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from alexnet_dist.errors import MachineError
+from alexnet_dist.extras import import_extra
+from alexnet_dist.text import quote_word
 from alexnet_dist.training.trackers import Row, rename_for_display
 
 logger = logging.getLogger("alexnet_dist")
@@ -91,7 +93,7 @@ class WandbMirror:
         if self._mode == "offline":
             runs = sorted((self._folder / "wandb").glob("offline-run-*"))
             if runs:
-                logger.info("W&B offline; upload with: wandb sync %s", runs[-1])
+                logger.info("W&B offline; upload with: wandb sync %s", quote_word(runs[-1]))
 
     def _guard(self, what: str, action: Callable[[], Any]) -> Any:
         """Do something with W&B in bounded time; after a failure the run goes on without it."""
@@ -154,16 +156,16 @@ def choose_wandb_mode(requested: str) -> tuple[str, str]:
     """offline, online or disabled, and the reason.
 
     Raises:
-        MachineError: W&B was asked for and is not installed.
+        MachineError: W&B was asked for and is not installed, or cannot be imported.
     """
     if requested == "disabled":
         return "disabled", "asked for"
     try:
-        import wandb  # noqa: F401
-    except ImportError:
+        import_extra("wandb", "wandb")
+    except MachineError as error:
         if requested == "auto":
-            return "disabled", "wandb is not installed"
-        raise MachineError("wandb is not installed", remedy="pip install 'alexnet_dist[wandb]'") from None
+            return "disabled", str(error)
+        raise
     if requested == "offline":
         return "offline", "asked for"
     return _judge_network(requested)

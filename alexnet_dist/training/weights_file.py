@@ -6,6 +6,7 @@ Whose names the tensors bear is weights_names.py's business.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -71,12 +72,26 @@ def read_weights_file(path: Path) -> WeightsFile:
     try:
         _check_content(path)
         if path.suffix == ".safetensors" or _is_safetensors(path):
-            return WeightsFile(dict(load_file(path)))
+            return WeightsFile(read_tensors(path))
         return WeightsFile(_read_arrays(path)) if path.suffix == ".npz" else _unwrap(_read_pickle(path))
     except MemoryError:
         raise
     except Exception as error:  # torch's unpickler raises whatever the bytes lead it to: KeyError, struct.error, ...
         raise CheckpointError("cannot read weights", where=str(path), why=_explain(error)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError: it is damaged.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:  # safetensors opens no such path
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 class _UnusableFileError(Exception):
@@ -139,8 +154,8 @@ def _read_pickle(path: Path) -> Any:
                 stand_ins.append((_PassedOverMapping, name))
             elif _PASSED_OVER.fullmatch(name):
                 stand_ins.append((_PassedOver, name))
-    with safe_globals(stand_ins):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with safe_globals(stand_ins), path.open("rb") as file:  # torch opens no path that is not UTF-8
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _explain(error: Exception) -> str:
