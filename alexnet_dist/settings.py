@@ -258,10 +258,10 @@ def _read_mapping(
             values[key] = loader.construct_object(value_node, deep=True)
 
 
-def dump_config(config: Config) -> str:
-    """The resolved settings as YAML that `load_config` reads back."""
+def dump_config(config: Config, unicode: bool = True) -> str:
+    """The resolved settings as YAML that `load_config` reads back; without `unicode` in ASCII, with escapes."""
     values = dataclasses.asdict(config)
-    return yaml.dump(values, Dumper=_StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return yaml.dump(values, Dumper=_StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=unicode)
 
 
 @functools.cache  # reading the fields' docstrings takes a tenth of a second

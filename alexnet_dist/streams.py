@@ -88,6 +88,11 @@ def write_output(action: Callable[[], int]) -> int:
     raise MachineError("cannot write to standard output", why=why, remedy="free some space, or send it elsewhere")
 
 
+def writes_unicode() -> bool:
+    """Whether standard output has every letter."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
 def _drop_output() -> None:
     """Let nothing that waits to be written be tried again: the interpreter would do so at its end, and say so."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -20,6 +20,14 @@ from alexnet_dist.streams import usable_streams, write_output
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
 JOINING_VERBS = ("train", "evaluate", "predict", "crossval", "doctor")
 DEBUG = "--debug"
+FEWER_AT_ONCE = "halve --train.micro_batch_size: gradients then accumulate and the result stays the same"
+LESS_MEMORY = {  # what each verb can be told to take less of
+    "train": FEWER_AT_ONCE,
+    "crossval": FEWER_AT_ONCE,
+    "evaluate": "halve --batch_size: the result stays the same",
+    "predict": "name fewer pictures at a time, or free some memory",
+    "doctor": "lower --images_per_process, or free some memory",
+}
 SPEAK_SECONDS = 5.0  # for rank 0, which speaks for all: launchers end every process as soon as one has ended
 
 
@@ -27,14 +35,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`alexnet-dist VERB ...`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] not in VERBS:
-        with usable_streams():
-            sys.exit(write_output(lambda: _print_usage(words)))
+        sys.exit(_print_usage(0 if words and words[0] in ("-h", "--help") else 2))
     sys.exit(run(words[0], words[1:]))
 
 
-def _print_usage(words: Sequence[str]) -> int:
-    print(f"usage: alexnet-dist VERB ...\n\nverbs: {', '.join(VERBS)}; each has its --help")
-    return 0 if words and words[0] in ("-h", "--help") else 2
+def _print_usage(code: int) -> int:
+    text = f"usage: alexnet-dist VERB ...\n\nverbs: {', '.join(VERBS)}; each has its --help"
+    with usable_streams():
+        try:
+            return write_output(lambda: print(text) or code)
+        except AlexNetDistError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -74,8 +86,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         if DEBUG in argv:
             traceback.print_exc()
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = "halve --train.micro_batch_size: gradients then accumulate and the result stays the same"
-        line = MemoryExhaustedError("out of memory", why=first, remedy=remedy)
+        line = MemoryExhaustedError("out of memory", why=first, remedy=LESS_MEMORY.get(verb, "free some memory"))
         print(f"error: {line}", file=sys.stderr, flush=True)
         return line.exit_code
 

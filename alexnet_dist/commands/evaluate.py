@@ -71,10 +71,10 @@ def main(argv: Sequence[str]) -> int:
         ten_crop=options.ten_crop,
         plots=options.plots,
     )
-    if result is not None:
-        print(format_json(result, "the result", indent=2))
     if result is not None and out is not None:
         write_json(out, result)
+    if result is not None:
+        print(format_json(result, "the result", indent=2))
     return 0
 
 

@@ -12,6 +12,7 @@ from alexnet_dist.config_checks import check_fold_is_chosen
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import UsageError
 from alexnet_dist.settings import dump_config, load_config, new_parser, parse_arguments
+from alexnet_dist.streams import writes_unicode
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
     from alexnet_dist.commands.session import Session
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--config is missing", remedy="try --config digits")
     config = load_config(options.config, arguments.given)
     if options.print_config:
-        print(dump_config(config), end="")
+        print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
     train(config, new=options.new, resume_from=options.resume_from)
     return 0
