@@ -72,14 +72,14 @@ def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
     from alexnet_dist.commands.build import join_processes
     from alexnet_dist.commands.crossval_table import format_table, read_result, write_table
     from alexnet_dist.parallel.runtime import lost_peers_named
-    from alexnet_dist.training.run_folder import RUN, read_json
+    from alexnet_dist.training.run_folder import read_run
     from alexnet_dist.training.signals import StopRequest
 
     stop = StopRequest()  # one for all folds: a signal between two of them counts
     stop.listen()
     runs = [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]
     # All folds compute alike, although some may be trained after a restart on another machine.
-    precision = None if new else read_json(Path(str(runs[0].output_dir)) / RUN).get("precision")
+    precision = None if new else read_run(Path(str(runs[0].output_dir))).get("precision")
     with lost_peers_named(), contextlib.ExitStack() as held:
         runtime = held.enter_context(contextlib.closing(join_processes(config, precision)))
         results = runtime.on_main(lambda: _open(config, runs, new, held))
@@ -161,11 +161,11 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
 def _check_finished(run: Config, sets: Sets) -> None:
     """Refuse to put a fold into a table with folds of other settings or other images."""
     from alexnet_dist.commands.splits import cut_splits
-    from alexnet_dist.training.run_folder import RUN, compare_settings, read_json
+    from alexnet_dist.training.run_folder import compare_settings, read_run
 
     folder = Path(str(run.output_dir))
     compare_settings(folder, run)
-    before = read_json(folder / RUN).get("data", {}).get("fingerprint")
+    before = (read_run(folder).get("data") or {}).get("fingerprint")
     if before != cut_splits(sets, run.data, run.seed).fingerprint:
         why = "names, sizes or classes of files differ"
         remedy = "restore them or use --new"

@@ -12,7 +12,7 @@ from typing import Any
 from alexnet_dist.config import Config, TrainConfig
 from alexnet_dist.durable import write_csv, write_json
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
-from alexnet_dist.training.run_folder import METRICS, RUN, SUMMARY, read_json
+from alexnet_dist.training.run_folder import METRICS, SUMMARY, read_json, read_run
 from alexnet_dist.training.trackers import read_rows
 
 AVERAGED = ("top1", "top5", "loss", "best_top1", "test_top1")
@@ -57,7 +57,7 @@ def read_result(run: Config) -> FoldResult | None:
     last = rows[-1]
     return FoldResult(
         fold=run.data.fold,
-        num_train=read_json(folder / RUN)["data"]["num_train"],
+        num_train=read_run(folder)["data"]["num_train"],
         num_val=last["num_examples"],
         top1=last["top1"],
         top5=last["top5"],

@@ -48,6 +48,7 @@ from alexnet_dist.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
+    read_data_fingerprint,
     read_run_id,
     set_aside_newer,
 )
@@ -67,6 +68,7 @@ from alexnet_dist.training.model_folder import (
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.run_folder import (
     METRICS,
+    NO_COPY,
     RUN,
     SUMMARY,
     compare_settings,
@@ -75,6 +77,7 @@ from alexnet_dist.training.run_folder import (
     new_run_id,
     open_run_folder,
     read_json,
+    read_run,
     read_run_identity,
     silence_logging,
     start_logging,
@@ -107,7 +110,7 @@ class Session:
         self.stop = stop or StopRequest()
         self.stop.listen()
         self.folder = Path(config.output_dir or "run")
-        before = {} if new else read_json(self.folder / RUN)
+        before = {} if new else read_run(self.folder)
         self.config = config
         self.runtime = runtime or join_processes(config, before.get("precision"))
         self._leave = self.runtime.close if runtime is None else lambda: None
@@ -184,7 +187,7 @@ class Session:
         for note in notes:
             logger.warning(note)
         if path is not None and not self.begins_anew:
-            self.runtime.on_main(self._check_fingerprint)
+            self.runtime.on_main(partial(self._check_fingerprint, path))
         return path
 
     def _choose_checkpoint(self, named: str | None) -> tuple[Path | None, list[str], bool]:
@@ -214,10 +217,13 @@ class Session:
             )
         return True
 
-    def _check_fingerprint(self) -> None:
-        before = read_json(self.folder / RUN).get("data", {})
+    def _check_fingerprint(self, checkpoint: Path) -> None:
         now = self.data_facts
-        if not before or before["fingerprint"] == now["fingerprint"]:
+        before = read_run(self.folder).get("data") or {"fingerprint": read_data_fingerprint(checkpoint)}
+        if before["fingerprint"] is None:
+            what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
+            raise CheckpointError(what, where=str(self.folder), why=NO_COPY, remedy=remedy)
+        if before["fingerprint"] == now["fingerprint"]:
             return
         names = [key for key in now if before.get(key) != now[key] and key != "fingerprint"]
         difference = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in names)

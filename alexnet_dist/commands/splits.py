@@ -20,7 +20,7 @@ from alexnet_dist.data.manifest_labels import find_class_lists
 from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.training.held_out import HELD_OUT, split_as_listed
-from alexnet_dist.training.run_folder import RUN, default_cache_dir, read_json
+from alexnet_dist.training.run_folder import default_cache_dir, read_run
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -103,7 +103,7 @@ def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None
     train, val, test = sets
     if data.folds is None and (val is not None or not data.val_fraction):
         return Splits(train, val, test, is_held_out=False)
-    facts = read_json(run / RUN).get("data") if run is not None else None
+    facts = read_run(run).get("data") if run is not None else None
     facts = facts if isinstance(facts, dict) else {}
     if run is not None and (run / HELD_OUT).is_file():
         splits = Splits(*split_as_listed(run, train, find_root(data)), test, is_held_out=True)

@@ -229,8 +229,17 @@ def _check_run(path: Path, run_id: str | None) -> None:
 
 def read_run_id(path: Path) -> str | None:
     """The run that a checkpoint is of; None where it does not say so, or cannot be read."""
+    return _read_text(path, "run_id")
+
+
+def read_data_fingerprint(path: Path) -> str | None:
+    """The fingerprint of the images that a checkpoint was trained on; None where it does not say, or cannot be read."""
+    return _read_text(path, "data_fingerprint")
+
+
+def _read_text(path: Path, key: str) -> str | None:
     try:
-        said = _read_state(path).get("run_id")
+        said = _read_state(path).get(key)
     except CheckpointError:
         return None
     return said if isinstance(said, str) else None

@@ -15,7 +15,7 @@ from alexnet_dist.data.manifest import normalise_name
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.durable import hash_file, read_csv, write_csv
 from alexnet_dist.errors import DataError
-from alexnet_dist.training.run_folder import RUN, read_json, relative_path
+from alexnet_dist.training.run_folder import RUN, read_run, relative_path
 
 HELD_OUT = "held_out.csv"
 _REMEDY = "restore what was there, or give another set with --data.val"
@@ -47,7 +47,7 @@ def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIn
     Raises:
         DataError: the list was changed; or a listed image is gone, or is of another class or size.
     """
-    facts = read_json(run / RUN)
+    facts = read_run(run)
     class_of = _read_list(run / HELD_OUT, facts)
     paths = [normalise_name(path) for path in _place(index, index.paths, root)]
     is_held = np.array([path in class_of for path in paths], dtype=np.bool_)

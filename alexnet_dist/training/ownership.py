@@ -102,23 +102,37 @@ def is_made_here(folder: Path, kind: Kind) -> bool:
     return marked == kind if marked is not None else _LOOKS_MADE_HERE[kind](folder)
 
 
-def mark_folder(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Write the file that says who made a folder, also where it is there already; what it holds.
+def mark_folder(folder: Path, kind: Kind, facts: dict[str, Any] | None = None) -> None:
+    """Write the file that says who made a folder, also where it is there already.
+
+    Args:
+        folder: the folder.
+        kind: of the folder.
+        facts: what it is to hold besides; what it holds of other names stays.
 
     Raises:
         MachineError: the folder cannot be written.
     """
-    marker = {"kind": kind, "id": secrets.token_hex(8), **read_marker(folder)}
-    write_json(folder / MARKER, marker)
-    return marker
+    write_json(folder / MARKER, {"kind": kind, "id": secrets.token_hex(8), **read_marker(folder), **(facts or {})})
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
     """What the file says that shows who made a folder; empty where there is none, or no such file."""
     path = folder / MARKER
-    values = _read_object(path)
+    values = read_object(path)
     is_ours = values.get("kind") in WHAT_IT_IS and re.fullmatch("[0-9a-f]{16}", str(values.get("id"))) is not None
     return values if is_ours else {}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; empty where it cannot be read as one."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            return {}
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def owns(path: Path) -> bool:
@@ -134,7 +148,7 @@ def is_own_table(path: Path) -> bool:
 
 def _keeps(folder: Path, path: Path) -> bool:
     first, *rest = path.relative_to(folder).parts
-    written = _read_object(folder / MANIFEST).get("sha256")
+    written = read_object(folder / MANIFEST).get("sha256")
     if not rest and isinstance(written, dict) and (first == MANIFEST or first in written):
         return True
     kind = read_marker(folder).get("kind") or ("run" if _looks_like_run(folder) else None)
@@ -149,7 +163,7 @@ def _keeps(folder: Path, path: Path) -> bool:
 
 
 def _looks_like_run(folder: Path) -> bool:
-    facts = _read_object(folder / "run.json")
+    facts = read_object(folder / "run.json")
     is_recorded = isinstance(facts.get("versions"), dict) and isinstance(facts.get("starts"), list)
     return (is_recorded or _holds_settings_and_checkpoints(folder)) and _begin_alike(folder, "run")
 
@@ -174,7 +188,7 @@ def _is_step(path: Path) -> bool:
 
 
 def _looks_like_crossval(folder: Path) -> bool:
-    table = _read_object(folder / "crossval.json")
+    table = read_object(folder / "crossval.json")
     is_recorded = isinstance(table.get("folds"), list) and "num_folds" in table
     folds = [path for path in folder.glob("fold-*") if path.is_dir()]
     has_runs = bool(folds) and all(_looks_like_run(path) or read_marker(path) for path in folds)
@@ -206,14 +220,3 @@ def _begins_with(path: Path, words: bytes) -> bool:
     except OSError:
         return False
     return start in (words, b"")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; empty where it cannot be read as one."""
-    try:
-        if not path.is_file() or path.is_symlink() or path.stat().st_size > _MAX_BYTES:
-            return {}
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

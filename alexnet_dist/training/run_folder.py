@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from filelock import FileLock, Timeout
 from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile, BadFilesError
 from alexnet_dist.durable import disk_errors_named, tidy_folder, write_csv, write_file, write_json
-from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 from alexnet_dist.text import escape_text
-from alexnet_dist.training.ownership import LOCK, Kind, check_ownership, mark_folder
+from alexnet_dist.training.ownership import LOCK, MARKER, Kind, check_ownership, mark_folder, read_marker, read_object
+
+logger = logging.getLogger("alexnet_dist")
 
 LOCK_SECONDS = 10
+NO_COPY = "there is no copy of it"
 SETTINGS, RUN, SUMMARY, METRICS, PLOTS = "config.yaml", "run.json", "summary.json", "metrics.jsonl", "plots"
 
 # A run may go on with other values of these; data.root only where the data's fingerprint is equal.
@@ -115,11 +118,11 @@ def compare_settings(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]
 
     Raises:
         UsageError: a setting differs that may not; the line says which, and both values.
+        CheckpointError: what the settings were is not known any more.
     """
-    path = folder / SETTINGS
-    if not path.exists() or not any(map(is_step_name, folder.glob("checkpoints/*"))):
+    if not any(map(is_step_name, folder.glob("checkpoints/*"))):
         return {}
-    before, now = flatten(build_config(read_yaml(path)[0])), flatten(config)
+    before, now = flatten(_read_settings(folder)), flatten(config)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
     refused = [key for key in changed if key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)]
     if refused:
@@ -130,6 +133,20 @@ def compare_settings(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]
             remedy="use those again, or start afresh with --new",
         )
     return changed
+
+
+def _read_settings(folder: Path) -> Config:
+    """The settings that a run went on with until now: from its own copy, as config.yaml may have been edited."""
+    kept = read_marker(folder).get("settings")
+    is_there = (folder / SETTINGS).is_file()
+    if isinstance(kept, dict):
+        if not is_there:
+            logger.warning("%s is missing: it is written again", folder / SETTINGS)
+        return build_config(flatten(kept))
+    if is_there:
+        return build_config(read_yaml(folder / SETTINGS)[0])
+    remedy = "put it back, or start afresh with --new"
+    raise CheckpointError(f"{SETTINGS} of this run is missing", where=str(folder), why=NO_COPY, remedy=remedy)
 
 
 def find_run(model: Path) -> Path | None:
@@ -145,37 +162,80 @@ def is_step_name(path: Path) -> bool:
 
 
 def store_settings(folder: Path, config: Config) -> None:
-    """Replace config.yaml."""
+    """Replace config.yaml, and keep a copy of it and of what the next start needs to know of run.json."""
     write_file(folder / SETTINGS, dump_config(config).encode())
+    facts = {key: value for key, value in read_run(folder).items() if key in _FORMS and key != "starts"}
+    mark_folder(folder, "run", {"settings": dataclasses.asdict(config), "facts": facts})
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the run folder; empty when missing or cut short."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return read_object(path)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says; where it is missing or cut short, what the run's own copy says; empty without either.
+
+    Raises:
+        CheckpointError: a value that no run writes.
+    """
+    path = folder / RUN
+    facts = read_object(path)
+    if not facts:
+        copy = read_marker(folder).get("facts")
+        path, facts = folder / MARKER, copy if isinstance(copy, dict) else {}
+    for key, is_right in _FORMS.items():
+        if facts.get(key) is not None and not is_right(facts[key]):
+            why = f"{key} is {str(facts[key])[:40]!r}"
+            remedy = f"put back {path.name} as it was, or start afresh with --new"
+            raise CheckpointError("a file of this run is damaged", where=str(path), why=why, remedy=remedy)
+    return dict(facts)
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, dict) and re.fullmatch("[0-9a-f]{64}", str(value.get("fingerprint"))) is not None
+
+
+def _is_list_of_starts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(start, dict) for start in value)
+
+
+def _has_form(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+# What later starts believe of run.json.
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "run_id": _has_form("[0-9a-f]{16}"),
+    "wandb_id": _has_form("[0-9a-z]{8}"),
+    "precision": _has_form("fp32|tf32|bf16|fp16"),
+    "engine": _has_form("dali|torchvision|cache"),
+    "pretrained": lambda value: isinstance(value, dict),
+    "held_out": lambda value: isinstance(value, dict),
+    "data": _is_data,
+    "starts": _is_list_of_starts,
+}
 
 
 def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
     """Store what is known of the run, and append this start to the list of its starts."""
-    before = read_json(folder / RUN)
+    before = read_run(folder)
     values = {
         **before,
         **facts,
         "wandb_id": before.get("wandb_id") or secrets.token_hex(4),
-        "starts": [*before.get("starts", []), {"time": now(), **start}],
+        "starts": [*(before.get("starts") or []), {"time": now(), **start}],
     }
     write_json(folder / RUN, values)
     return values
 
 
 def read_run_identity(folder: Path) -> tuple[str | None, bool]:
-    """The run's id, None where run.json does not say it; and whether there is a run.json that can be read at all."""
-    facts = read_json(folder / RUN)
-    said = facts.get("run_id")
-    return said if isinstance(said, str) and re.fullmatch("[0-9a-f]{16}", said) else None, bool(facts)
+    """The run's id, None where it is not known; and whether anything is known of the run at all."""
+    facts = read_run(folder)
+    if facts and not read_object(folder / RUN):
+        logger.warning("%s is missing or damaged: it is written again from the run's own copy", folder / RUN)
+    return facts.get("run_id"), bool(facts)
 
 
 def new_run_id() -> str:
