@@ -331,7 +331,7 @@ def find_damage(folder: Path, names: Collection[str]) -> str | None:
                 return f"sha256 of {name} differs"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 

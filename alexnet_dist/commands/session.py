@@ -489,7 +489,9 @@ class Session:
             "engine": self.engine,
         }
         if self.runtime.is_main:
-            write_summary(self.folder, summary)
             assert trainer.trackers is not None
+            if status == "finished":
+                trainer.trackers.sync()  # a run whose rows are gone has not ended well
+            write_summary(self.folder, summary)
             trainer.trackers.finish(summary)
         return summary

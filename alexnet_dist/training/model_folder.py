@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,8 +18,11 @@ from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folder
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
+from alexnet_dist.parallel.environment import rank_from_environment
 from alexnet_dist.training.checkpoint import Checkpoint, pack_tensors
 from alexnet_dist.training.weights_file import read_weights_file
+
+logger = logging.getLogger("alexnet_dist")
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -133,7 +138,7 @@ def check_same_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None
 
 def find_model_step(folder: Path) -> int | None:
     """The step of the weights in a model folder; None where it holds none that can be used."""
-    if find_damage(folder, (WEIGHTS,)) is not None:
+    if find_damage(folder, (WEIGHTS, CONFIG)) is not None:
         return None
     try:
         step = read_card(folder).source.get("step")
@@ -156,11 +161,12 @@ def find_model_folder(path: Path) -> Path:
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read config.json of a model folder.
+    """Read config.json of a model folder, checked against manifest.json where there is one.
 
     Raises:
-        CheckpointError: it is damaged or of a newer version.
+        CheckpointError: it is damaged, was changed, or is of a newer version.
     """
+    _check_digest(folder, CONFIG)
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if values["format"] > FORMAT:
@@ -184,10 +190,19 @@ def read_model_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    damage = find_damage(folder, (WEIGHTS,)) if (folder / MANIFEST).is_file() else None
-    if damage is not None:
-        raise CheckpointError("damaged model", where=str(folder), why=damage)
+    _check_digest(folder, WEIGHTS)
     return read_weights_file(folder / WEIGHTS).tensors
+
+
+def _check_digest(folder: Path, name: str) -> None:
+    if not os.path.lexists(folder / MANIFEST):
+        if name == CONFIG and rank_from_environment() == 0:
+            logger.warning("%s has no %s: whether its files are what they were cannot be told", folder, MANIFEST)
+        return
+    damage = find_damage(folder, (name,))
+    if damage is not None:
+        remedy = f"put it back as it was, or remove {MANIFEST} to use the files as they are"
+        raise CheckpointError("damaged model", where=str(folder), why=damage, remedy=remedy)
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

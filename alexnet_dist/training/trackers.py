@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from alexnet_dist.durable import disk_errors_named, format_json
+from alexnet_dist.durable import disk_errors_named, format_json, refuse_link, write_file
+from alexnet_dist.errors import MachineError
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -34,13 +35,20 @@ class MetricsFile:
     Args:
         path: the file; it is made when missing.
         size: bytes to keep of what is there; what a killed process wrote after the restored step is cut off.
+
+    Raises:
+        MachineError: the file cannot be written, or is a symbolic link.
     """
 
     def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        refuse_link(path)
         with disk_errors_named(path):
-            self._file = path.open("ab")
+            if path.exists() and path.stat().st_nlink > 1:  # a backup made of second names keeps what it has
+                write_file(path, path.read_bytes())
+            self._file = path.open("a+b", buffering=0)
             self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # a larger size would add zero bytes
-            self._file.seek(0, os.SEEK_END)
+            self._size = self._file.seek(0, os.SEEK_END)
 
     def log(self, row: Row) -> None:
         """Append a row.
@@ -49,33 +57,83 @@ class MetricsFile:
             DivergedError: a number in it is not finite: such a row is written nowhere.
             MachineError: the disk is full or the file cannot be written.
         """
-        line = (format_json(row, Path(self._file.name).name) + "\n").encode()
-        with disk_errors_named(Path(self._file.name)):
-            self._file.write(line)
-            self._file.flush()
+        line = (format_json(row, self._path.name) + "\n").encode()
+        with disk_errors_named(self._path):
+            while line:  # a disk that is nearly full takes a part of it
+                num_written = self._file.write(line)
+                self._size += num_written
+                line = line[num_written:]
 
     def sync(self) -> int:
-        """Make the rows durable; the file's size in bytes."""
-        with disk_errors_named(Path(self._file.name)):
+        """Make the rows durable; the file's size in bytes.
+
+        Raises:
+            MachineError: the disk is full or the file cannot be written, or another one has its name.
+        """
+        with disk_errors_named(self._path):
             os.fsync(self._file.fileno())
-        return self._file.tell()
+            self._settle()
+        return self._size
+
+    def _settle(self) -> None:
+        """Notice what somebody did to the file while the run wrote it. One that was removed is written again."""
+        mine = os.fstat(self._file.fileno())
+        if mine.st_size != self._size:
+            logger.warning("%s was changed while the run wrote it: rows may be missing in it", self._path)
+            self._size = mine.st_size
+        try:
+            there = self._path.lstat()
+        except FileNotFoundError:
+            self._file.seek(0)
+            write_file(self._path, self._file.read())
+            self._file.close()
+            self._file = self._path.open("a+b", buffering=0)
+            logger.warning("%s was removed while the run wrote it: it is written again", self._path)
+            return
+        if not os.path.samestat(mine, there):
+            remedy = "move that one away and start the same command again"
+            raise MachineError(
+                f"another file took the place of {self._path.name}", where=str(self._path), remedy=remedy
+            )
 
     def rows(self) -> list[Row]:
         """The rows written so far, also by earlier starts."""
-        self._file.flush()
-        return read_rows(Path(self._file.name))
+        rows, damaged = _parse_rows(self._path)
+        if damaged:
+            shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            logger.warning("%s: damaged lines are left out of its mirrors: %s", self._path, shown)
+        return rows
 
     def close(self) -> None:
-        """Close the file."""
+        """Make the rows durable and close the file.
+
+        Raises:
+            MachineError: see `sync`.
+        """
+        self.sync()
         self._file.close()
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The rows of a metrics.jsonl; damaged lines, and a last one cut short by a kill, are left out."""
+    return _parse_rows(path)[0]
+
+
+def _parse_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """The rows, and the numbers of the lines that are none, from 1."""
+    rows: list[Row] = []
+    damaged: list[int] = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("event"), str):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged
 
 
 def find_rows_until(path: Path, size: int, step: int) -> tuple[int, str | None]:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cards import CARD
+from refusals import refused
 from torch import Tensor, nn
 
 from alexnet_dist.config import Config, flatten
@@ -243,19 +246,35 @@ def test_folder_without_a_model_is_refused(tmp_path: Path, path: str) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1}', '{"format": 99}', "\udcff"])
 def test_damaged_card_is_refused(tmp_path: Path, text: str) -> None:
     save_model_folder(tmp_path / "model", make_checkpoint().weights, CARD)
+    (tmp_path / "model" / "manifest.json").unlink()
     (tmp_path / "model" / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CheckpointError, match=r"damaged model|newer version"):
         read_card(tmp_path / "model")
 
 
-def test_bit_flip_in_model_weights_is_found(tmp_path: Path) -> None:
-    save_model_folder(tmp_path / "model", make_checkpoint().weights, CARD)
-    path = tmp_path / "model" / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"sha256 of model\.safetensors differs"):
-        read_model_weights(tmp_path / "model")
+@pytest.mark.parametrize(("name", "read"), [("model.safetensors", read_model_weights), ("config.json", read_card)])
+def test_bit_flip_in_a_model_is_found(
+    tmp_path: Path, name: str, read: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    save_model_folder(folder, make_checkpoint().weights, CARD)
+    data = (folder / name).read_bytes()
+    flipped = data[:-1] + bytes([data[-1] ^ 1])
+    (folder / name).write_bytes(data.replace(b'"step": 12', b'"step": 13') if name == "config.json" else flipped)
+    assert f"sha256 of {name} differs" in refused(lambda: read(folder), CheckpointError)
+    (folder / "manifest.json").unlink()  # the remedy
+    with caplog.at_level("WARNING", "alexnet_dist"):
+        read(folder)
+    assert ["has no manifest.json" in text for text in caplog.messages] == [True] * (name == "config.json")
+
+
+def test_classes_that_were_exchanged_are_found(tmp_path: Path) -> None:
+    save_model_folder(tmp_path, make_checkpoint().weights, CARD)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["classes"].reverse()
+    path.write_text(json.dumps(values, indent=2) + "\n")
+    assert "sha256 of config.json differs" in refused(lambda: read_card(tmp_path), CheckpointError)
 
 
 # -- the run folder ---------------------------------------------------------------------------------------------------
@@ -362,27 +381,88 @@ def test_no_bad_files_no_list(tmp_path: Path) -> None:
 def test_metrics_after_the_restored_step_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path, 0)
-    metrics.log({"step": 1})
+    metrics.log({"event": "train", "step": 1})
     size = metrics.sync()
-    metrics.log({"step": 2})
+    metrics.log({"event": "train", "step": 2})
     metrics.close()
     again = MetricsFile(path, size)
-    again.log({"step": 2, "again": True})
+    again.log({"event": "train", "step": 2, "again": True})
     again.close()
-    assert read_rows(path) == [{"step": 1}, {"step": 2, "again": True}]
+    assert [row["step"] for row in read_rows(path)] == [1, 2]
+    assert read_rows(path)[1]["again"]
 
 
 def test_metrics_that_somebody_removed_are_not_filled_with_zeros(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "metrics.jsonl", 500)
-    metrics.log({"step": 9})
+    metrics.log({"event": "train", "step": 9})
     metrics.close()
-    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 9}]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"event": "train", "step": 9}]
+
+
+def test_metrics_that_go_while_they_are_written_are_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, rows = tmp_path / "metrics.jsonl", [{"event": "train", "step": step} for step in range(4)]
+    metrics = MetricsFile(path, 0)
+    for row in rows[:3]:
+        metrics.log(row)
+        path.unlink()
+        size = metrics.sync()
+    metrics.log(rows[3])
+    metrics.close()
+    assert read_rows(path) == rows
+    assert path.stat().st_size > size
+    assert [f"{path} was removed" in text for text in caplog.messages] == [True] * 3
+
+
+def test_metrics_that_are_cut_while_they_are_written_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    for step in (1, 2):
+        metrics.log({"event": "train", "step": step})
+        if step == 1:
+            path.write_bytes(b"")
+    assert metrics.sync() == path.stat().st_size
+    metrics.close()
+    assert ["rows may be missing" in text for text in caplog.messages] == [True]
+
+
+def test_another_file_in_the_place_of_metrics_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    path.unlink()
+    path.write_text("mine")
+    assert "another file took the place" in refused(metrics.sync, MachineError)
+    assert path.read_text() == "mine"
+
+
+def test_a_second_name_of_metrics_keeps_what_it_has(tmp_path: Path) -> None:
+    path, backup = tmp_path / "metrics.jsonl", tmp_path / "backup.jsonl"
+    path.write_text('{"event": "train", "step": 1}\n')
+    backup.hardlink_to(path)
+    MetricsFile(path, 0).log({"event": "train", "step": 2})
+    assert [row["step"] for row in read_rows(backup)] == [1]
+    assert [row["step"] for row in read_rows(path)] == [2]
+
+
+def test_damaged_lines_are_named_and_the_others_mirrored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = '{"event": "train", "step": 1}\n'
+    path.write_bytes(f"{good}{{\n[1]\n{good}".encode() + b"\xff\n" + b"[" * 10**5 + b"\n")
+    assert len(MetricsFile(path, 10**6).rows()) == 2
+    assert [text.endswith("left out of its mirrors: 2, 3, 5, 6") for text in caplog.messages] == [True]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("", []), ('{"a": 1}\n', [{"a": 1}]), ('{"a": 1}\n{"a": 2', [{"a": 1}]), ('{"a"', [])]
+    ("text", "expected"),
+    [
+        ("", []),
+        ('{"event": "a"}\n', [{"event": "a"}]),
+        ('{"event": "a"}\n{"event": "b"', [{"event": "a"}]),
+        ('{"event"', []),
+    ],
 )
-def test_torn_last_row_is_left_out(tmp_path: Path, text: str, expected: list[dict[str, int]]) -> None:
+def test_torn_last_row_is_left_out(tmp_path: Path, text: str, expected: list[dict[str, str]]) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     assert read_rows(tmp_path / "metrics.jsonl") == expected
 
