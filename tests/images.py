@@ -101,6 +101,19 @@ def png_by_hand(width: int, height: int, depth: int, colour_type: int, rows: byt
     )
 
 
+def add_segment(jpeg: bytes, marker: int, body: bytes, behind: bytes = b"") -> bytes:
+    """With one more segment behind JFIF's, and bytes behind it that belong to no segment."""
+    where = 4 + int.from_bytes(jpeg[4:6], "big")
+    return jpeg[:where] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + behind + jpeg[where:]
+
+
+def move_to_end(png: bytes, kind: bytes) -> bytes:
+    """With a chunk moved to where it is the last before the end."""
+    start = png.index(kind) - 4
+    stop = start + 12 + int.from_bytes(png[start : start + 4], "big")
+    return png[:start] + png[stop:-12] + png[start:stop] + png[-12:]
+
+
 def replicate(gray: npt.NDArray[np.generic]) -> Pixels:
     """(H, W) to uint8 (H, W, 3)."""
     return np.stack([gray] * 3, axis=2).astype(np.uint8)
@@ -120,8 +133,15 @@ def _oriented() -> list[GoodImage]:
         data = encode(stored, **JPEG, exif=exif_block(orientation))
         images.append(GoodImage(f"exif-{orientation}.jpg", data, rgb, JPEG_TOLERANCE))
     turned = upright.transpose(STORED[6])
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:li tiff:Orientation="6"/></x:xmpmeta>'
+    png = encode(turned, format="PNG", exif=exif_block(6))
     return [
         *images,
+        GoodImage("xmp-6.jpg", add_segment(encode(turned, **JPEG), 0xE1, xmp), rgb, JPEG_TOLERANCE),
+        GoodImage("xmp-6-exif-1.jpg", add_segment(images[0].data, 0xE1, xmp), rgb, JPEG_TOLERANCE),
+        GoodImage("xmp-6.webp", encode(turned, format="WEBP", lossless=True, xmp=xmp[29:]), rgb),
+        GoodImage("xmp-6.tiff", encode(turned, format="TIFF", tiffinfo={700: xmp[29:]}), rgb),
+        GoodImage("exif-after-idat.png", move_to_end(png, b"eXIf"), rgb),
         GoodImage(
             "exif-motorola.jpg", encode(turned, **JPEG, exif=exif_block(6, big_endian=True)), rgb, JPEG_TOLERANCE
         ),
@@ -141,8 +161,11 @@ def _plain() -> list[GoodImage]:
     ink = np.dstack([rgb, np.full((HEIGHT, WIDTH), 40, np.uint8)])  # cyan, magenta, yellow, black
     on_paper = ((255 - ink[:, :, :3].astype(float)) * (255 - 40) / 255).round().astype(np.uint8)
     dot, line = make_picture(1, 1), make_picture(300, 1)
-    png = encode(image, format="PNG")
+    png, jpeg = encode(image, format="PNG"), encode(image, **JPEG)
     return [
+        GoodImage("junk.jpg", add_segment(jpeg, 0xFE, b"hello", behind=b"junk\xff\0"), rgb, JPEG_TOLERANCE),
+        GoodImage("fill-bytes.jpg", add_segment(jpeg, 0xFE, b"hello", behind=b"\xff\xff"), rgb, JPEG_TOLERANCE),
+        GoodImage("data-behind.png", png + b"behind", rgb),
         GoodImage("progressive.jpg", encode(image, **JPEG, progressive=True), rgb, JPEG_TOLERANCE),
         # The conversion rounds once more, after the two of JPEG.
         GoodImage("cmyk.jpg", encode(Image.fromarray(ink, "CMYK"), **JPEG), on_paper, JPEG_TOLERANCE + 1),

@@ -28,7 +28,8 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     lines = [
         f"model     {session.config.model.variant}, {parameters:,} parameters, {session.spec.num_classes} classes",
         f"data      {session.config.data.source}: {counts}",
-        f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}",
+        f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}"
+        + _count_odd_images(session),
         f"batch     {sizes}; {session.steps_per_epoch} steps an epoch, {session.total_steps} in all",
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{torch.get_num_threads()} threads",
@@ -46,6 +47,15 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     if trainer.is_over and session.is_finished():
         remedy = "it stopped early; use" if trainer.stopped_early else "raise train.epochs to go on, or use"
         logger.info("this run is finished; %s --new", remedy)
+
+
+def _count_odd_images(session: Session) -> str:
+    """How many files DALI gets as pixels: those of a kind, or a form, that decoders do not read alike."""
+    sets = (session.splits.train, session.splits.val, session.splits.test)
+    number = sum(int((~index.is_plain).sum()) for index in sets if index is not None and index.pixels is None)
+    if session.engine != "dali" or not number:
+        return ""
+    return f"; {number:,} images of unusual form are decoded by the reference"
 
 
 def say_goodbye(session: Session, summary: dict[str, Any]) -> None:

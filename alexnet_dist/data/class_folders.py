@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 from alexnet_dist.errors import DataError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm"),
+    *(".tif", ".tiff", ".webp", ".gif", ".avif"),
+)
 
 _LAYOUT_REMEDY = "put the images of each class into a folder of their own: ROOT/CLASS/IMAGE"
 _MOST_NAMED = 5  # a message names this many things and counts the others

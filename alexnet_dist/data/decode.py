@@ -1,25 +1,30 @@
 """What an image file means: one contract that every engine keeps.
 
-- EXIF orientation is applied (a TIFF's own orientation tag too).
+- EXIF orientation is applied wherever it stands (XMP's where there is no other, a TIFF's own tag too).
 - Gray is replicated for three channels; for one channel colours become ITU-R 601 luma, Pillow's mode "L".
 - 16-bit gray is scaled to 8 bits by value / 257, rounded. (Pillow itself reads 16-bit colour as the high byte.)
 - CMYK and YCCK are converted as Pillow does, palettes are expanded, 1-bit becomes 0 and 255.
 - Alpha is dropped: the colour stays as it is stored.
 - Animations and documents of several pages give their first frame.
-- A file that ends too early is an error, never a picture that is half gray.
+- A file that ends too early is an error, never a picture that is half gray, not even where it has an end mark.
+- A picture has a budget of pixels, memory and passes; what goes beyond it is an error before anything is decoded.
 
 The content decides the format, not the file's name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import os
 import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,21 +41,35 @@ from PIL import (  # noqa: F401
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+from alexnet_dist.data.jpeg_stream import Head, check_scans, count_scans, load_whole, read_head
+from alexnet_dist.data.png_chunks import Chunks, read_chunks
+
+with contextlib.suppress(ImportError):  # older versions of Pillow do not have it
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process or a thread for each core already
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 DEFAULT_MAX_PIXELS = 50_000_000
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+Form: TypeAlias = Head | Chunks | None
+"""How a JPEG or a PNG is made; None for other formats, and for a JPEG that has no pixels."""
 
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+_JPEG_FORMATS = frozenset({"JPEG", "MPO"})
+_TILE_TAGS, _STRIP_TAG, _BITS_TAG = (322, 323), 278, 258
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 _FORMATS_WITH_16_BIT_I = frozenset({"PNG", "PPM"})  # their 16-bit gray opens as "I" in some versions of Pillow
 _PILLOW_MODULES = re.compile(r"PIL\.")
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
 _REASON_LENGTH = 160
 _PNG_DEPTH_OFFSET = 24  # of the bits per sample, which Pillow's mode does not tell: it opens 16-bit colour as RGB
-_PREFIX_LENGTH = 16  # what Pillow's plugins look at to recognise their format
+_PREFIX_LENGTH = 30  # what Pillow's plugins look at to recognise their format
 
 # From the stored array to the upright one, by EXIF orientation.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
@@ -63,6 +82,22 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda stored: stored[:, ::-1].swapaxes(0, 1),
 }
 _TRANSPOSED = (5, 6, 7, 8)
+_BACK = {6: 8, 8: 6}  # which of the above undoes one; the others undo themselves
+
+# Memory that a picture takes while it is decoded, in bytes per pixel. At the default limit of pixels it is 450 MB.
+_MOST_BYTES_PER_PIXEL = 9
+_STRIP_PIXELS = 2**20  # are converted at once
+
+# What names of images hide besides images of FORMATS, by their first bytes and where these begin.
+_STRANGERS = {
+    (4, b"ftypavi"): "an AVIF image, which this Pillow cannot read",
+    (4, b"ftyp"): "a HEIF image or a film; convert it to JPEG",
+    (4, b"jP  "): "a JPEG 2000 image; convert it to JPEG",
+    (4, b"JXL "): "a JPEG XL image; convert it to JPEG",
+    (0, b"\xff\x0a"): "a JPEG XL image; convert it to JPEG",
+    (0, b"8BPS"): "a Photoshop file; convert it to JPEG",
+    (0, b"%PDF"): "a PDF document",
+}
 
 
 class UnreadableImageError(Exception):
@@ -89,10 +124,10 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
         max_pixels: largest width x height that is accepted.
 
     Raises:
-        UnreadableImageError: not an image, damaged header, no permission, too many pixels.
+        UnreadableImageError: not an image, damaged header, no permission; too many pixels or scans, too much memory.
     """
     with _reading(source) as stream:
-        image = _open_image(stream, max_pixels)
+        image, form = _open_image(stream, max_pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Newer versions of Pillow swap `size` themselves, older ones do not: take the stored sides.
             width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])
@@ -100,13 +135,15 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
         else:
             width, height = image.size
             orientation = _read_orientation(image)
+        if isinstance(form, Head):
+            check_scans(count_scans(stream, form, width * height))
         if orientation in _TRANSPOSED:
             width, height = height, width
-        return ImageHeader(width, height, orientation not in _UPRIGHT and _is_plain(image, stream))
+        return ImageHeader(width, height, orientation not in _UPRIGHT and _is_plain(image, form, stream))
 
 
-def _is_plain(image: ImageFile.ImageFile, stream: BinaryIO) -> bool:
-    if image.mode not in ("L", "RGB") or "transparency" in image.info:
+def _is_plain(image: ImageFile.ImageFile, form: Form, stream: BinaryIO) -> bool:
+    if form is None or not form.is_strict or image.mode not in ("L", "RGB") or "transparency" in image.info:
         return False
     if image.format == "JPEG":
         return image.info.get("adobe_transform") != 0 or image.mode == "L"  # else stored as RGB, not as YCbCr
@@ -142,9 +179,12 @@ def decode_image(
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     with _reading(source) as stream:
-        image: Image.Image = _open_image(stream, max_pixels)
+        image, form = _open_image(stream, max_pixels)
         orientation = _read_orientation(image)
-        image.load()
+        if isinstance(form, Head):
+            load_whole(image, form, stream)
+        else:
+            image.load()
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Pillow turns a TIFF upright while loading and then removes the tag.
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -153,10 +193,9 @@ def decode_image(
         if window is not None and orientation not in _UPRIGHT and image.mode in ("L", "RGB"):
             # Pillow holds a pixel in four bytes: the less of them are turned into three, the better.
             x, y, width, height = map(int, window)
-            image, window = image.crop((x, y, x + width, y + height)), None
-        stored = _convert_pixels(image, channels)
-        upright = _UPRIGHT[orientation](stored) if orientation in _UPRIGHT else stored
-        return np.ascontiguousarray(upright if window is None else cut_window(upright, window))
+            return _convert_upright(image.crop((x, y, x + width, y + height)), image.format, orientation, channels)
+        upright = _convert_upright(image, image.format, orientation, channels)
+        return upright if window is None else np.ascontiguousarray(cut_window(upright, window))
 
 
 def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
@@ -176,15 +215,13 @@ def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
     try:
         orientation = _read_orientation(image)
         picture = image.copy()  # decodes
-        picture.format = image.format
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)  # see `decode_image`
-        stored = _convert_pixels(picture, channels)
+        return _convert_upright(picture, image.format, orientation, channels)
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableImageError(_describe_failure(error)) from error
-    return np.ascontiguousarray(_UPRIGHT[orientation](stored) if orientation in _UPRIGHT else stored)
 
 
 def cut_window(image: Pixels, window: Sequence[int]) -> Pixels:
@@ -227,6 +264,17 @@ def _silence_pillow() -> None:
     front = warnings.filters[0] if warnings.filters else None
     if front is None or front[0] != "ignore" or front[3] != _PILLOW_MODULES:
         warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
+        _silence_libraries()
+
+
+@cache
+def _silence_libraries() -> None:
+    """Keep what Pillow logs, and what libtiff prints, from the terminal: it names no file, and floods it."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with contextlib.suppress(AttributeError, OSError):  # a Pillow that holds its libtiff in itself
+        libtiff = ctypes.CDLL(_imaging.__file__)
+        libtiff.TIFFSetWarningHandler(None)
+        libtiff.TIFFSetErrorHandler(None)
 
 
 def _open_bytes(source: ImageSource) -> BinaryIO:
@@ -243,24 +291,52 @@ def _describe_failure(error: Exception) -> str:
     return f"damaged image: {str(error) or type(error).__name__}"
 
 
-def _open_image(stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
-    """Read the header and hold the size against the limit.
+def _open_image(stream: BinaryIO, max_pixels: int) -> tuple[ImageFile.ImageFile, Form]:
+    """Read the header and hold size and memory against the limits.
 
     The plugins are called directly because `Image.open` has a limit of its own that warns, and forgets the reason
     when a header is damaged.
     """
     prefix = stream.read(_PREFIX_LENGTH)
     for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is not None and accept(prefix) is True:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is not None and accept is not None and accept(prefix) is True:
+            if name == "WEBP":
+                _check_size(_read_webp_size(prefix), max_pixels)  # opening takes memory for all of its pixels
             stream.seek(0)
             try:
                 image = factory(stream, "")
             except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
                 raise UnreadableImageError(f"damaged {name} header: {error}") from error
             _check_size(image.size, max_pixels)
-            return image
+            form = _read_form(image, stream)
+            _check_memory(image, form, max_pixels)
+            return image, form
     raise UnreadableImageError(_describe_stranger(prefix))
+
+
+def _read_form(image: ImageFile.ImageFile, stream: BinaryIO) -> Form:
+    """How the file is made; an EXIF block that Pillow has not seen is put where the others are."""
+    if image.format in _JPEG_FORMATS:
+        return read_head(stream)
+    if image.format != "PNG":
+        return None
+    position = stream.tell()  # Pillow goes on from there
+    chunks = read_chunks(stream)
+    stream.seek(position)
+    if chunks.exif:
+        image.info["exif"] = chunks.exif
+    return chunks
+
+
+def _read_webp_size(prefix: bytes) -> tuple[int, int]:
+    """Width and height of a WebP from its first 30 bytes."""
+    kind, numbers = prefix[12:16], int.from_bytes(prefix[21:25], "little")
+    if kind == b"VP8X":
+        return int.from_bytes(prefix[24:27], "little") + 1, int.from_bytes(prefix[27:30], "little") + 1
+    if kind == b"VP8L":
+        return (numbers & 0x3FFF) + 1, (numbers >> 14 & 0x3FFF) + 1
+    return int.from_bytes(prefix[26:28], "little") & 0x3FFF, int.from_bytes(prefix[28:30], "little") & 0x3FFF
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -271,11 +347,47 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise UnreadableImageError(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
 
 
+def _check_memory(image: ImageFile.ImageFile, form: Form, max_pixels: int) -> None:
+    """Refuse what takes more memory than an ordinary picture of `max_pixels`."""
+    limit = _MOST_BYTES_PER_PIXEL * max_pixels
+    needed = _estimate_memory(image, form)
+    if needed > limit:
+        found, most = (f"{value / 1e6:,.0f} MB" for value in (needed, limit))
+        raise UnreadableImageError(f"decoding it takes {found} of memory, data.max_pixels allows {most}")
+
+
+def _estimate_memory(image: ImageFile.ImageFile, form: Form) -> float:
+    """Bytes that decoding takes at its peak: what Pillow holds, what we make of it, and what a library needs beside."""
+    pixels = image.width * image.height
+    if isinstance(form, Head) and form.has_many_scans:
+        return pixels * (7 + 2 * form.samples_per_pixel)  # libjpeg keeps all coefficients
+    if image.format == "WEBP":
+        return pixels * 16.0  # two canvases of the animation decoder, the frame as bytes, and the picture
+    if image.format == "AVIF":
+        return pixels * 16.0
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return pixels * 7.0 + _estimate_tile(image)
+    return pixels * 7.0
+
+
+def _estimate_tile(image: TiffImagePlugin.TiffImageFile) -> float:
+    """Bytes of a tile, or a strip, of a TIFF; it may be larger than the picture."""
+    tags = image.tag_v2
+    width, height = (tags.get(tag, default) for tag, default in zip(_TILE_TAGS, image.size, strict=True))
+    if _TILE_TAGS[0] not in tags:
+        height = min(int(tags.get(_STRIP_TAG, image.height)), image.height)
+    bits = tags.get(_BITS_TAG, (1,))
+    return int(width) * int(height) * sum(map(int, bits)) / 8
+
+
 def _describe_stranger(prefix: bytes) -> str:
     if not prefix:
         return "empty file"
     if prefix.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head")):
         return "an HTML page, not an image"
+    for (start, mark), name in _STRANGERS.items():
+        if prefix.startswith(mark, start):
+            return f"not an image that can be read: {name}"
     return f"not an image ({', '.join(FORMATS)})"
 
 
@@ -292,24 +404,60 @@ def _read_orientation(image: Image.Image) -> int:
     """
     block = image.info.get("exif", b"")
     if not isinstance(block, bytes) or (b"\x12\x01" not in block and b"\x01\x12" not in block):
-        return 1  # the tag's number is not there in either byte order
+        return _read_xmp_orientation(image)  # the tag's number is not there in either byte order
     try:
         exif = Image.Exif()
         exif.load(block)
-        orientation = exif.get(_ORIENTATION_TAG, 1)
+        orientation = exif.get(_ORIENTATION_TAG)
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, OverflowError, struct.error):
         return 1
+    if orientation is None:
+        return _read_xmp_orientation(image)
     return orientation if isinstance(orientation, int) else 1
 
 
-def _convert_pixels(image: Image.Image, channels: int) -> Pixels:
-    """The loaded pixels as uint8 (H, W, channels), not yet turned upright."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _FORMATS_WITH_16_BIT_I):
+def _read_xmp_orientation(image: Image.Image) -> int:
+    """Orientation from an XMP packet, 1 where there is none."""
+    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+    if isinstance(packet, str):
+        packet = packet.encode()
+    found = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
+    return int(found[1]) if found else 1
+
+
+def _convert_upright(image: Image.Image, kind: str | None, orientation: int, channels: int) -> Pixels:
+    """The loaded pixels as uint8 (H, W, channels), upright, C-contiguous and writable.
+
+    A large picture goes strip by strip: the copies on the way are as large as a strip.
+
+    Args:
+        image: loaded; what its `info` says of transparency is dropped.
+        kind: its format.
+        orientation: as EXIF counts it.
+        channels: 3 or 1.
+    """
+    image.info.pop("transparency", None)  # alpha is dropped; Pillow would try to carry it over
+    width, height = image.size
+    if orientation not in _UPRIGHT and width * height <= _STRIP_PIXELS:
+        return _convert_pixels(image, kind, channels)
+    sides = (width, height) if orientation in _TRANSPOSED else (height, width)
+    upright = np.empty((*sides, channels), np.uint8)
+    stored = _UPRIGHT[_BACK.get(orientation, orientation)](upright) if orientation in _UPRIGHT else upright
+    step = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        strip = image if bottom - top == height else image.crop((0, top, width, bottom))
+        stored[top:bottom] = _convert_pixels(strip, kind, channels)
+    return upright
+
+
+def _convert_pixels(image: Image.Image, kind: str | None, channels: int) -> Pixels:
+    """The loaded pixels of a picture of a format as uint8 (H, W, channels), not yet turned upright."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in _FORMATS_WITH_16_BIT_I):
         return _replicate(_scale_16_bit(np.asarray(image)), channels)
     if image.mode in ("I", "F"):
-        kind = "32-bit integer" if image.mode == "I" else "floating-point"
-        raise UnreadableImageError(f"{kind} pixels have no defined 8-bit value")
-    image.info.pop("transparency", None)  # alpha is dropped; Pillow would try to carry it over
+        values = "32-bit integer" if image.mode == "I" else "floating-point"
+        raise UnreadableImageError(f"{values} pixels have no defined 8-bit value")
     if image.mode in _GRAY_MODES:
         return _replicate(np.array(image if image.mode == "L" else image.convert("L")), channels)
     colour = image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy
