@@ -29,6 +29,8 @@ class AlexNetDistError(Exception):
 
     exit_code = 1
     is_local = False  # True: the other processes of the run do not know of it, so this one must say it
+    is_shared = False  # True: every process has it, and the first one says it
+    is_said = False  # True: another process says it
 
     def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
         super().__init__(_join_parts(what, where, why, remedy))

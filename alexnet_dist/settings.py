@@ -80,10 +80,14 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     """
     own = {action.dest for action in parser._actions}
     parser.add_class_arguments(settings, None)
+    if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
+        raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
     _refuse_unknown_flags(argv, parser)
     try:
         namespace = parser.parse_args(list(argv), defaults=False)
         own_values = parser.get_defaults()
+    except (MemoryError, RecursionError):
+        raise
     except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's wrong value)
         raise _explain(error, _pair_words(argv), {}) from None
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}

@@ -20,6 +20,8 @@ LAYERS = {
     "errors": 0,
     "extras": 0,
     "durable": 0,
+    "ending": 0,
+    "exhaustion": 0,
     "settings": 0,
     "machine": 0,
     "shipped": 0,

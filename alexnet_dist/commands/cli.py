@@ -10,12 +10,14 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from alexnet_dist.errors import AlexNetDistError, MemoryExhaustedError
+from alexnet_dist.errors import AlexNetDistError
+from alexnet_dist.exhaustion import explain_exhaustion
 from alexnet_dist.extras import explain_import_error
 from alexnet_dist.machine import tune_allocator
 from alexnet_dist.parallel.environment import check_environment, rank_from_environment
 from alexnet_dist.parallel.launch_guard import end_with_parent, was_launched
 from alexnet_dist.streams import usable_streams, write_output
+from alexnet_dist.training.signals import Stopped, ending_at_once
 
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
 JOINING_VERBS = ("train", "evaluate", "predict", "crossval", "doctor")
@@ -34,9 +36,10 @@ SPEAK_SECONDS = 5.0  # for rank 0, which speaks for all: launchers end every pro
 def main(argv: Sequence[str] | None = None) -> None:
     """`alexnet-dist VERB ...`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in VERBS:
-        sys.exit(_print_usage(0 if words and words[0] in ("-h", "--help") else 2))
-    sys.exit(run(words[0], words[1:]))
+    with ending_at_once():
+        if not words or words[0] not in VERBS:
+            sys.exit(_print_usage(0 if words and words[0] in ("-h", "--help") else 2))
+        sys.exit(run(words[0], words[1:]))
 
 
 def _print_usage(code: int) -> int:
@@ -72,23 +75,21 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     except AlexNetDistError as error:
         if DEBUG in argv:
             traceback.print_exc()
-        if rank_from_environment() == 0 or error.is_local:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        elif was_launched():
-            time.sleep(SPEAK_SECONDS)
-        return error.exit_code
+        return _say(error)
+    except Stopped as stopped:
+        stopped.ending.say(stopped.number)
+        return 128 + stopped.number
     except KeyboardInterrupt:
-        print("error: stopped before training began; nothing to resume", file=sys.stderr)
+        print("error: stopped by SIGINT; start the same command again", file=sys.stderr)
         return 130
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+    except Exception as error:
+        line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory"))
+        if line is None:
             raise
         if DEBUG in argv:
             traceback.print_exc()
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        line = MemoryExhaustedError("out of memory", why=first, remedy=LESS_MEMORY.get(verb, "free some memory"))
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        return line.exit_code
+        line.is_local = True
+        return _say(line)
 
 
 def _call_verb(verb: str, argv: Sequence[str]) -> int:
@@ -96,13 +97,16 @@ def _call_verb(verb: str, argv: Sequence[str]) -> int:
         module = importlib.import_module(f"alexnet_dist.commands.{verb}")
         return int(module.main(argv))
     except ImportError as error:
-        broken = explain_import_error(error)
+        broken = None if explain_exhaustion(error) else explain_import_error(error)
         if broken is None:
             raise
         raise broken from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "not enough memory: you tried" in str(error)
+def _say(error: AlexNetDistError) -> int:
+    """Print an error, once however many processes have it; its exit code."""
+    if not error.is_said and (rank_from_environment() == 0 or error.is_local):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    elif was_launched():
+        time.sleep(SPEAK_SECONDS)
+    return error.exit_code

@@ -76,7 +76,6 @@ def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
     from alexnet_dist.training.signals import StopRequest
 
     stop = StopRequest()  # one for all folds: a signal between two of them counts
-    stop.listen()
     runs = [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]
     # All folds compute alike, although some may be trained after a restart on another machine.
     precision = None if new else read_run(Path(str(runs[0].output_dir))).get("precision")

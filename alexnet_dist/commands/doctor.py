@@ -72,15 +72,14 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
         DataError: images that are missing, or differ between machines.
     """
     from alexnet_dist.commands.summary import configured_network, read_settings
-    from alexnet_dist.parallel.peers import check_versions, introduce, limit_wait, list_machines, measure_clocks
+    from alexnet_dist.parallel.peers import check_versions, introduce, list_machines, measure_clocks
     from alexnet_dist.parallel.probe import links_from_probe, probe_links
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
     from alexnet_dist.training.run_folder import silence_logging, start_logging
 
     config, says_data = read_settings(options.config, given)
     network = configured_network(config, says_data)
-    with limit_wait(options.wait_seconds):
-        runtime = start_runtime(config.device, config.precision)
+    runtime = start_runtime(config.device, config.precision, wait_seconds=options.wait_seconds)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
         peers = introduce(runtime)

@@ -108,7 +108,6 @@ class Session:
         self, config: Config, new: bool, runtime: Runtime | None = None, stop: StopRequest | None = None
     ) -> None:
         self.stop = stop or StopRequest()
-        self.stop.listen()
         self.folder = Path(config.output_dir or "run")
         before = {} if new else read_run(self.folder)
         self.config = config

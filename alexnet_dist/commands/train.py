@@ -92,6 +92,7 @@ def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:
     checkpoint = session.find_checkpoint(resume_from)
     trainer = session.build_trainer(checkpoint)
     announce(session, trainer, checkpoint)
+    session.stop.listen()  # from here on there is something to save
     with _status_written(session, trainer):
         trainer.train()
         session.test(trainer)

@@ -12,19 +12,53 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import tempfile
 import threading
 from functools import partial
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 
-PRELOADED = ["alexnet_dist.data.torchvision_engine"]
+from alexnet_dist.errors import MachineError
+
+PRELOADED = ["alexnet_dist.data.worker_server", "alexnet_dist.data.torchvision_engine"]
+SOCKET_PATH_BYTES = 90  # a path may have 107 on Linux and 103 elsewhere; /listener-xxxxxxxx and some to spare
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def worker_context() -> BaseContext:
-    """How decoding processes are started."""
+    """How decoding processes are started.
+
+    Raises:
+        MachineError: there is no folder whose path is short enough for their sockets.
+    """
+    _find_short_folder()
     name = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(name)
     context.set_forkserver_preload(PRELOADED)
     return context
+
+
+def _find_short_folder() -> None:
+    """See to it that sockets lie in a folder whose path is short: the system takes no longer one.
+
+    multiprocessing makes a private folder below TMPDIR once, and removes it at the end. It is told another place only
+    where that one is too long.
+    """
+    usual = tempfile.gettempdir()
+    room = SOCKET_PATH_BYTES - len("/pymp-xxxxxxxx")
+    if len(os.fsencode(usual)) <= room:
+        return
+    for folder in SHORT_FOLDERS:
+        tempfile.tempdir = folder
+        try:
+            util.get_temp_dir()
+        except OSError:
+            continue
+        finally:
+            tempfile.tempdir = usual
+        return
+    why = f"{len(os.fsencode(usual))} bytes, and a socket's path has room for {room}"
+    raise MachineError("the path of TMPDIR is too long", where=usual, why=why, remedy="set TMPDIR to a shorter one")
 
 
 def start_worker_server() -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
+from alexnet_dist.ending import leave
 from alexnet_dist.errors import MachineError
 from alexnet_dist.parallel.environment import world_size_from_environment
 
@@ -44,7 +45,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == expected:
             time.sleep(POLL_SECONDS)
-        os._exit(ORPHAN_EXIT_CODE)
+        leave(ORPHAN_EXIT_CODE)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 

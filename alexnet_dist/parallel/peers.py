@@ -1,14 +1,11 @@
-"""Who takes part in a job: a view of every process, the clocks' differences, and a limit on waiting for them."""
+"""Who takes part in a job: a view of every process, and the clocks' differences."""
 
 from __future__ import annotations
 
 import os
 import platform
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,31 +109,3 @@ def measure_clocks(runtime: Runtime) -> list[tuple[float, float]]:
         rounds.append(((end - start) / 2, [clock - (start + end) / 2 for clock in clocks]))
     half_wait, offsets = min(runtime.on_main(lambda: rounds))
     return [(offset, half_wait) for offset in offsets]
-
-
-@contextmanager
-def limit_wait(seconds: float) -> Iterator[None]:
-    """End this process with exit code 5 if the block, which waits for other processes, takes longer.
-
-    torch waits half an hour, and its waits cannot be interrupted from Python.
-    """
-    error = MachineError(
-        f"not every process came within {seconds:g} s",
-        where=f"rank {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')}",
-        why=f"they meet at {os.environ.get('MASTER_ADDR', '')} port {os.environ.get('MASTER_PORT', '')}",
-        remedy="start the same command on each machine, and see that each reaches that address",
-    )
-
-    def end() -> None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")  # nobody else can speak now
-            sys.stderr.flush()
-        os._exit(error.exit_code)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

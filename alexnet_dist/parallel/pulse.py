@@ -18,8 +18,9 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from alexnet_dist.ending import leave
 from alexnet_dist.errors import MachineError
-from alexnet_dist.parallel.environment import is_first_here
+from alexnet_dist.parallel.environment import is_first_here, rank_from_environment
 
 LOOK_SECONDS = 0.05  # between looks whether others have joined or know: a short run may lose one soon after
 BEAT_SECONDS = 0.5
@@ -28,6 +29,9 @@ SILENT_TICKS = 25  # seconds, counted by a thread: a process that is suspended a
 DONE = "done"
 VERDICT = "pulse/verdict"
 INFORMED = "pulse/informed"  # how many know the verdict
+SAID = "pulse/said"  # the rank that says why the job ends
+SPEAK_SECONDS = 5.0
+SAY_SECONDS = 0.5  # for a process that closed its connections to say so
 
 
 class Pulse:
@@ -41,6 +45,7 @@ class Pulse:
         self._stop = threading.Event()
         self._rank = self._world_size = self._neighbour = self._beats = 0
         self._heard = ""
+        self._kept: Store | None = None
         self._store: Store | None = None  # of the main thread; the one that beats has its own
 
     def start(self) -> None:
@@ -58,8 +63,10 @@ class Pulse:
     def name_lost(self) -> tuple[str, bool]:
         """Who is gone, in words, and whether it is this process that should say so. Takes some seconds."""
         store = self._store
-        if store is None:
-            return "another process", False
+        if store is None:  # it went before the first sign of life
+            if rank_from_environment() > 0:
+                time.sleep(SPEAK_SECONDS)  # rank 0 says it, if it lives, and the launcher then ends this process
+            return "another process", is_first_here(without=0)
         try:
             if not store.check([VERDICT]):
                 store.compare_set(VERDICT, "", _judge(store, self._rank, self._world_size))
@@ -68,6 +75,29 @@ class Pulse:
         except (dist.DistError, RuntimeError):  # whoever keeps the store is gone
             return _store_keeper(), is_first_here(without=0)
         return lost or "another process", int(speaker) == self._rank
+
+    def claim_speech(self, otherwise: bool) -> bool:
+        """Whether it is this process that says what ended it: the first that asks. The others then say nothing.
+
+        Args:
+            otherwise: the answer where the processes cannot ask one another.
+        """
+        if self._store is None:
+            return otherwise
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            self._store.compare_set(SAID, "", str(self._rank))
+            return self._store.get(SAID).decode() == str(self._rank)
+        return otherwise
+
+    def is_said(self) -> bool:
+        """Whether another process says why it ended the job."""
+        until = time.monotonic() + SAY_SECONDS
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            while self._store is not None and time.monotonic() < until:
+                if self._store.check([SAID]):
+                    return self._store.get(SAID).decode() != str(self._rank)
+                time.sleep(LOOK_SECONDS)
+        return False
 
     def _beat(self) -> None:
         while not dist.is_initialized():
@@ -78,6 +108,7 @@ class Pulse:
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._neighbour = (self._rank + 1) % self._world_size
         try:
+            self._kept = _default_store()  # where rank 0 keeps it, it serves the others until this process has spoken
             store, self._store = _clone_store(), _clone_store()
             store.set(f"{_key(self._rank)}/host", platform.node())
             while not self._stop.wait(BEAT_SECONDS):
@@ -103,9 +134,10 @@ class Pulse:
 
     def _end(self, lost: str | None) -> None:
         error = lost_contact(lost or _store_keeper(), f"no sign of life for {SILENT_TICKS} s")
-        sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        os._exit(error.exit_code)  # the main thread waits in the network and cannot be woken
+        if lost or is_first_here(without=0):  # of a lost neighbour this process alone knows
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+        leave(error.exit_code)  # the main thread waits in the network and cannot be woken
 
 
 def lost_contact(who: str, why: str) -> MachineError:

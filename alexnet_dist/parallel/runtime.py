@@ -24,8 +24,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alexnet_dist.errors import AlexNetDistError, MachineError
+from alexnet_dist.exhaustion import explain_exhaustion
 from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel.environment import check_environment, is_cpu_wanted, world_size_from_environment
+from alexnet_dist.parallel.environment import (
+    check_environment,
+    is_cpu_wanted,
+    rank_from_environment,
+    world_size_from_environment,
+)
 from alexnet_dist.parallel.launch_guard import check_process_count, was_launched
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.precision import (
@@ -36,6 +42,7 @@ from alexnet_dist.parallel.precision import (
 )
 from alexnet_dist.parallel.pulse import Pulse, lost_contact
 from alexnet_dist.parallel.restart import join_restarted_group
+from alexnet_dist.parallel.waiting import JOIN_SECONDS, limit_wait
 
 T = TypeVar("T")
 
@@ -168,6 +175,7 @@ class Runtime:
             try:
                 result[0] = action()
             except AlexNetDistError as error:
+                error.is_shared = True
                 result[1] = error
         if self.host_group is not None:
             dist.broadcast_object_list(result, src=0, group=self.host_group)
@@ -188,6 +196,7 @@ class Runtime:
         """Raise the first process's error in every process, so that all end alike and one of them speaks."""
         for found in self.gather(error):
             if found is not None:
+                found.is_shared = True
                 raise found
 
     def seed_dropout(self, seed: int, step: int) -> None:
@@ -219,6 +228,7 @@ def start_runtime(
     *,
     strategy: str = "ddp",
     shard_size: int | None = None,
+    wait_seconds: float = JOIN_SECONDS,
 ) -> Runtime:
     """Join the other processes and settle device and precision.
 
@@ -228,6 +238,7 @@ def start_runtime(
         kept_precision: what auto meant when the run began; None at its beginning.
         strategy: ddp, towers or hybrid.
         shard_size: processes over which hybrid spreads fc6 and fc7; None = all.
+        wait_seconds: for the other processes to come; without them this process then ends with exit code 5.
 
     Raises:
         UsageError: the launcher was told another precision, or the strategy cannot use so many processes.
@@ -246,13 +257,16 @@ def start_runtime(
         chosen, reason = choose_precision(precision, on_gpu)
     check_launcher_precision(chosen)
     settle_float32(chosen, on_gpu)
-    join_restarted_group(on_gpu)
     # One process is told where to compute: Accelerate knows further devices, which nothing here was tried on. Several
     # without a GPU are told only where their user chose the CPU: else each would be alone, which is found out below.
     on_cpu = device == "cpu" or is_cpu_wanted() or (not on_gpu and world_size_from_environment() == 1)
-    accelerator = build_accelerator(on_cpu, chosen)
-    world_size = accelerator.num_processes
-    check_process_count(world_size)
+    with limit_wait(wait_seconds):
+        join_restarted_group(on_gpu)
+        accelerator = build_accelerator(on_cpu, chosen)
+        world_size = accelerator.num_processes
+        check_process_count(world_size)
+        mesh = build_mesh(accelerator.process_index, world_size, strategy, shard_size)
+        host_group = _join_host_group(world_size)
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if accelerator.device.type == "cpu" and was_launched():
         # accelerate and torchrun set OMP_NUM_THREADS=1, which would leave cores idle.
@@ -260,11 +274,11 @@ def start_runtime(
     return Runtime(
         accelerator=accelerator,
         device=accelerator.device,
-        mesh=build_mesh(accelerator.process_index, world_size, strategy, shard_size),
+        mesh=mesh,
         processes_here=processes_here,
         precision=chosen,
         precision_reason=reason,
-        host_group=_join_host_group(world_size),
+        host_group=host_group,
     )
 
 
@@ -317,17 +331,32 @@ def lost_peers_named() -> Iterator[None]:
     try:
         yield
         is_done = True
-    except (dist.DistError, RuntimeError) as error:
+    except AlexNetDistError as error:
+        _settle_speaker(error, pulse)
+        raise
+    except (dist.DistError, RuntimeError, MemoryError, OSError) as error:
         text = str(error)
         signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
-        if is_alone or isinstance(error, torch.OutOfMemoryError) or not any(s in text for s in signs):
+        exhausted = None if is_alone else explain_exhaustion(error)
+        if exhausted is not None:
+            _settle_speaker(exhausted, pulse)
+            raise exhausted from error
+        if is_alone or not any(s in text for s in signs):
             raise
-        who, is_speaker = pulse.name_lost()
+        who, is_speaker = ("another process", False) if pulse.is_said() else pulse.name_lost()
         lost = lost_contact(who, "it ended or was killed")
-        lost.is_local = is_speaker
+        lost.is_said = pulse.is_said()
+        lost.is_local = is_speaker and not lost.is_said
         raise lost from error
     finally:
         pulse.stop(is_done)
+
+
+def _settle_speaker(error: AlexNetDistError, pulse: Pulse) -> None:
+    """Of processes that end by errors of their own the first one speaks; what all have together is said by rank 0."""
+    if not error.is_shared:
+        error.is_local = pulse.claim_speech(error.is_local or rank_from_environment() == 0)
+        error.is_said = not error.is_local
 
 
 def call_with_deadline(action: Callable[[], T], seconds: float) -> T | None:
