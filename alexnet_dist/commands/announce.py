@@ -39,13 +39,17 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     if session.signal is not None:
         last = f"{session.signal['fc8']:.2g}"
         lines.insert(1, f"signal    images differ by {last} of the size of their logits")
+    if session.image_changes:
+        lines.append(f"images    {session.image_changes}; from step {trainer.state.step} on, {session.describe_plan()}")
     if session.changed:
         changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in session.changed.items())
         lines.append(f"changed   {changes}; from step {trainer.state.step} on")
     for line in lines:
         logger.info(line)
     if trainer.is_over and session.is_finished():
-        remedy = "it stopped early; use" if trainer.stopped_early else "raise train.epochs to go on, or use"
+        remedy = "raise train.epochs to go on, or use"
+        if trainer.stopped_early:
+            remedy = "it stopped early; raise train.early_stop to go on, or use"
         logger.info("this run is finished; %s --new", remedy)
 
 

@@ -151,19 +151,22 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
     check_classes_fill_folds(sets[0], len(runs))
     results = [read_result(run) for run in runs]
     for run, result in zip(runs, results, strict=True):
+        _check_fold(run, sets)
         if result is not None:
-            _check_finished(run, sets)
             print(f"fold {result.fold} of {len(runs)} is finished: top-1 {result.top1:.2%}", flush=True)
     return results
 
 
-def _check_finished(run: Config, sets: Sets) -> None:
-    """Refuse to put a fold into a table with folds of other settings or other images."""
+def _check_fold(run: Config, sets: Sets) -> None:
+    """Refuse to put a fold that was trained, or begun, into a table with folds of other settings or other images."""
     from alexnet_dist.commands.splits import cut_splits
+    from alexnet_dist.training.checkpoint import list_checkpoints
     from alexnet_dist.training.run_folder import compare_settings, read_run
 
     folder = Path(str(run.output_dir))
-    compare_settings(folder, run)
+    compare_settings(folder, run, is_whole=True)
+    if not list_checkpoints(folder / "checkpoints"):
+        return
     before = (read_run(folder).get("data") or {}).get("fingerprint")
     if before != cut_splits(sets, run.data, run.seed).fingerprint:
         why = "names, sizes or classes of files differ"

@@ -20,6 +20,7 @@ from alexnet_dist.commands.build import (
     settle_batch_sizes,
 )
 from alexnet_dist.commands.caching import build_caches
+from alexnet_dist.commands.changed_images import describe_images, name_sets, read_record, settle_images
 from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.places import check_output_dir
 from alexnet_dist.commands.preflight import check_signal
@@ -35,7 +36,7 @@ from alexnet_dist.data.loader import Loader
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.durable import write_file
-from alexnet_dist.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.errors import CheckpointError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import AlexNet, build_model
 from alexnet_dist.parallel.partition import Partition
@@ -55,6 +56,7 @@ from alexnet_dist.training.checkpoint import (
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.held_out import write_held_out
+from alexnet_dist.training.image_list import Changes, list_images, read_image_list, write_image_list
 from alexnet_dist.training.loop import Cadence, Trainer
 from alexnet_dist.training.model_folder import (
     ModelCard,
@@ -119,7 +121,7 @@ class Session:
             check_cacheable(config.augment.crop)
         self.run_id: str | None = None  # known in the main process alone, which reads and writes run.json
         self.changed = self.runtime.on_main(lambda: self._open(new))
-        self.splits = self._find_images()
+        self.splits, self.image_changes = self._keep_images(self._find_images())
         self.sizes = self._settle_sizes()
         self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
         check_strategy(config.parallel, self.spec, self.runtime)
@@ -155,10 +157,27 @@ class Session:
             find = partial(build_splits, data, seed, progress=self.runtime.is_main)
             return find_same_images(self.runtime, find)
         except BadFilesError as error:
-            self._list_bad_files(error)
+            self.list_bad_files(error)
             raise
 
-    def _list_bad_files(self, error: BadFilesError) -> None:
+    def _keep_images(self, splits: Splits) -> tuple[Splits, Changes]:
+        """The images of the run in the folder, if it goes on, and which of them changed; see `settle_images`."""
+        facts = self.runtime.on_main(self._read_data_facts)
+        record = self.runtime.on_main(lambda: read_record(self.folder, facts, splits.fingerprint))
+        self._images_before = facts
+        if record is None:
+            return splits, Changes()
+        return settle_images(splits, record, self._data_root(), "data.root" in self.changed)
+
+    def _read_data_facts(self) -> dict[str, Any]:
+        """What run.json, or else the newest checkpoint, says of the images; empty where no run goes on."""
+        checkpoints = list_checkpoints(self.folder / "checkpoints")
+        if not checkpoints:
+            return {}
+        return read_run(self.folder).get("data") or {"fingerprint": read_data_fingerprint(checkpoints[0])}
+
+    def list_bad_files(self, error: BadFilesError) -> None:
+        """Write down which files ended the run: they may be mended or removed before it goes on."""
         if self.runtime.is_main:
             list_bad_files(self.folder, error, find_root(self.config.data))
 
@@ -178,15 +197,13 @@ class Session:
 
         Raises:
             CheckpointError: damaged, and none intact or this one named.
-            DataError: the data changed since the run began.
-            UsageError: data.root was changed, and the data there is other data.
         """
         path, notes, self.begins_anew = self.runtime.on_main(lambda: self._choose_checkpoint(named))
         self._goes_back = named is not None
         for note in notes:
             logger.warning(note)
         if path is not None and not self.begins_anew:
-            self.runtime.on_main(partial(self._check_fingerprint, path))
+            self.runtime.on_main(partial(self._check_record, path))
         return path
 
     def _choose_checkpoint(self, named: str | None) -> tuple[Path | None, list[str], bool]:
@@ -216,33 +233,24 @@ class Session:
             )
         return True
 
-    def _check_fingerprint(self, checkpoint: Path) -> None:
-        now = self.data_facts
-        before = read_run(self.folder).get("data") or {"fingerprint": read_data_fingerprint(checkpoint)}
-        if before["fingerprint"] is None:
+    def _check_record(self, checkpoint: Path) -> None:
+        if not read_run(self.folder).get("data") and read_data_fingerprint(checkpoint) is None:
             what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
             raise CheckpointError(what, where=str(self.folder), why=NO_COPY, remedy=remedy)
-        if before["fingerprint"] == now["fingerprint"]:
-            return
-        names = [key for key in now if before.get(key) != now[key] and key != "fingerprint"]
-        difference = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in names)
-        why = difference or "names, sizes or classes of files differ"
-        if "data.root" in self.changed:
-            raise UsageError("data.root holds other images than this run began with", why=why, remedy="or use --new")
-        raise DataError("the images changed since this run began", why=why, remedy="restore them or use --new")
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """What run.json says about the images: their fingerprint and counts."""
-        splits = self.splits
-        return {
-            "fingerprint": splits.fingerprint,
-            "num_train": len(splits.train),
-            "num_val": len(splits.val) if splits.val else 0,
-            "num_test": len(splits.test) if splits.test else 0,
-            "num_classes": len(splits.train.classes),
-            "num_bad_files": len(self._scanned_bad_files()),
-        }
+        return {**describe_images(self.splits), "num_bad_files": len(self._scanned_bad_files())}
+
+    def describe_plan(self) -> str:
+        """What other images mean for the updates that follow, and for their evaluation."""
+        before, now = self._images_before, self.data_facts
+        counts = {key: (before.get(key), now[key]) for key in ("num_train", "num_val", "num_test")}
+        told = [f"{key[4:]} has {new} images instead of {old}" for key, (old, new) in counts.items() if old != new]
+        if counts["num_train"][0] == counts["num_train"][1]:
+            return ", ".join(["the order of the training images stays", *told])
+        return ", ".join([*told, f"the order is drawn anew, {self.steps_per_epoch} steps an epoch"])
 
     def _scanned_bad_files(self) -> set[BadFile]:
         indices = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
@@ -347,7 +355,7 @@ class Session:
         try:
             build_caches(self.runtime, self.config.data, loaders, self.stop)
         except BadFilesError as error:
-            self._list_bad_files(error)
+            self.list_bad_files(error)
             raise
 
     def _build_schedule(self) -> Schedule:
@@ -417,6 +425,8 @@ class Session:
         start: dict[str, Any] = {"step": step, "processes": runtime.world_size}
         if self.begins_anew and loaded is not None:
             start["begins_from"] = loaded.where
+        if self.image_changes:
+            start["images"] = {name: [path for _, path in keys] for name, keys in vars(self.image_changes).items()}
         if self.changed:
             start["changed"] = {key: list(values) for key, values in self.changed.items()}
         facts = {
@@ -439,6 +449,9 @@ class Session:
         }
         if self.splits.is_held_out and self.splits.val is not None:
             facts["held_out"] = write_held_out(self.folder, self.splits.val, self._data_root())
+        images = list_images(name_sets(self.splits), self._data_root())
+        if images and images != read_image_list(self.folder):
+            write_image_list(self.folder, images)
         values = update_run_json(self.folder, facts, start)
         store_settings(self.folder, self.config)  # after the record of what is new in them
         return values

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from alexnet_dist.config import DataConfig
 from alexnet_dist.config_checks import ARRAY_SOURCES, check_fold_is_chosen
@@ -38,12 +41,22 @@ class Splits:
         val: validation images; None without any.
         test: test images; None without any.
         is_held_out: whether val was kept out of the training images.
+        uncut: both of them, where it was.
     """
 
     train: SampleIndex
     val: SampleIndex | None
     test: SampleIndex | None
     is_held_out: bool
+    uncut: SampleIndex | None = None
+
+    def recut(self, held_out: Container[str]) -> Splits:
+        """The same images, of which these paths are kept out of the training images."""
+        if self.uncut is None:
+            return self
+        is_held = np.array([path in held_out for path in self.uncut.paths], dtype=np.bool_)
+        train, val = self.uncut.subset(np.flatnonzero(~is_held)), self.uncut.subset(np.flatnonzero(is_held))
+        return dataclasses.replace(self, train=train, val=dataclasses.replace(val, bad_files=()))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,11 +91,10 @@ def cut_splits(sets: Sets, data: DataConfig, seed: int) -> Splits:
     """
     train, val, test = sets
     if data.folds is not None and data.fold is not None:
-        return Splits(*split_fold(train, data.folds, data.fold, seed), test, is_held_out=True)
-    is_held_out = val is None and data.val_fraction > 0
-    if is_held_out:
-        train, val = split_validation(train, data.val_fraction, seed)
-    return Splits(train, val, test, is_held_out)
+        return Splits(*split_fold(train, data.folds, data.fold, seed), test, is_held_out=True, uncut=train)
+    if val is None and data.val_fraction > 0:
+        return Splits(*split_validation(train, data.val_fraction, seed), test, is_held_out=True, uncut=train)
+    return Splits(train, val, test, is_held_out=False)
 
 
 def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None, trained_on: str | None) -> Splits:

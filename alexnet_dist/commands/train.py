@@ -103,6 +103,7 @@ def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _status_written(session: Session, trainer: Any) -> Iterator[None]:
+    from alexnet_dist.data.samples import BadFilesError
     from alexnet_dist.errors import AlexNetDistError, InterruptedRunError
 
     try:
@@ -110,6 +111,8 @@ def _status_written(session: Session, trainer: Any) -> Iterator[None]:
     except InterruptedRunError:
         session.summarise(trainer, "interrupted")
         raise
-    except AlexNetDistError:
+    except AlexNetDistError as error:
+        if isinstance(error, BadFilesError):
+            session.list_bad_files(error)
         session.summarise(trainer, "failed")
         raise

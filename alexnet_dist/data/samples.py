@@ -49,10 +49,10 @@ class BadFile:
 class BadFilesError(DataError):
     """Unreadable images under `data.on_bad_file: fail`; `bad_files` has all of them, `root` is where they lie."""
 
-    def __init__(self, root: Path, bad_files: tuple[BadFile, ...], remedy: str) -> None:
+    def __init__(self, root: Path, bad_files: tuple[BadFile, ...], remedy: str, what: str = "unreadable image") -> None:
         first, others = bad_files[0], len(bad_files) - 1
         why = first.reason + (f" ... and {others} more" if others else "")
-        super().__init__("unreadable image", where=str(root / first.path), why=why, remedy=remedy)
+        super().__init__(what, where=str(root / first.path), why=why, remedy=remedy)
         self.root = root
         self.bad_files = bad_files
 

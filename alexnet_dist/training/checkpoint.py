@@ -58,7 +58,7 @@ def save_checkpoint(
         DivergedError: a weight is not finite; see `check_finite`.
         MachineError: the disk is full or cannot be written; older checkpoints are untouched.
     """
-    check_finite(checkpoint.weights, f"step {step}")
+    check_finite(checkpoint.weights, f"step {step}", remedy="")
     path = folder / f"step-{step:08d}"
     state = {"format": FORMAT, "step": step, **checkpoint.state}
     files = {

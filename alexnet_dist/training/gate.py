@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from alexnet_dist.data.loader import Batch
-from alexnet_dist.data.samples import BadFile
-from alexnet_dist.errors import AlexNetDistError, DataError, InterruptedRunError
+from alexnet_dist.data.samples import BadFile, BadFilesError
+from alexnet_dist.errors import AlexNetDistError, InterruptedRunError
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.signals import StopRequest
 
@@ -59,10 +60,5 @@ class BatchGate:
 def _name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
     if not bad_files:
         return None
-    first = bad_files[0]
-    return DataError(
-        "an image cannot be decoded",
-        where=first.path,
-        why=first.reason,
-        remedy="mend or remove it, or set data.on_bad_file: skip",
-    )
+    remedy = "mend or remove it, or set data.on_bad_file: skip"
+    return BadFilesError(Path(), tuple(bad_files[:1]), remedy, what="an image cannot be decoded")

@@ -28,7 +28,7 @@ def write_held_out(folder: Path, index: SampleIndex, root: Path) -> dict[str, An
         What run.json says of the list, so that a change of it, or of its images, is noticed.
     """
     names = (index.classes[label] for label in index.labels.tolist())
-    write_csv(folder / HELD_OUT, ("path", "class"), zip(_place(index, index.paths, root), names, strict=True))
+    write_csv(folder / HELD_OUT, ("path", "class"), zip(place_paths(index, index.paths, root), names, strict=True))
     return {"sha256": hash_file(folder / HELD_OUT), "num_bytes": int(index.byte_sizes.sum())}
 
 
@@ -49,9 +49,9 @@ def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIn
     """
     facts = read_run(run)
     class_of = _read_list(run / HELD_OUT, facts)
-    paths = [normalise_name(path) for path in _place(index, index.paths, root)]
+    paths = [normalise_name(path) for path in place_paths(index, index.paths, root)]
     is_held = np.array([path in class_of for path in paths], dtype=np.bool_)
-    bad_paths = _place(index, [file.path for file in index.bad_files], root)
+    bad_paths = place_paths(index, [file.path for file in index.bad_files], root)
     bad_files = dict(zip(map(normalise_name, bad_paths), index.bad_files, strict=True))
     left_out = tuple(file for path, file in bad_files.items() if path in class_of)
     others = tuple(file for path, file in bad_files.items() if path not in class_of)
@@ -91,7 +91,7 @@ def _part(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _place(index: SampleIndex, paths: Sequence[str], root: Path) -> list[str]:
+def place_paths(index: SampleIndex, paths: Sequence[str], root: Path) -> list[str]:
     """Paths of an index relative to a root, POSIX."""
     folder = relative_path(index.root, root)
     return [posixpath.normpath(posixpath.join(folder, path)) for path in paths]

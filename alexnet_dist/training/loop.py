@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,21 @@ from alexnet_dist.training.checkpoint import (
     OTHERWISE,
     Checkpoint,
     check_finite,
-    list_checkpoints,
     load_weights,
     save_checkpoint,
+    set_aside_newer,
+    step_of,
 )
+from alexnet_dist.training.divergence import find_good_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
-from alexnet_dist.training.run_folder import write_bad_files
+from alexnet_dist.training.run_folder import METRICS, write_bad_files
 from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.state_fields import read_fields
 from alexnet_dist.training.step import DeviceCounters, train_step
-from alexnet_dist.training.trackers import Trackers
+from alexnet_dist.training.trackers import Trackers, read_rows
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -225,11 +228,12 @@ class Trainer:
         done, total = self.state.step, self.cadence.total_steps
         self.is_done_before, self._saved = self.is_over, self._position
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True)
-        with logging_redirect_tqdm([logger]), self._bar:
-            self._train_on()
-        self._keep_a_model()
-        if self._saved != self._position:
-            self._save()
+        with self._divergence_settled():
+            with logging_redirect_tqdm([logger]), self._bar:
+                self._train_on()
+            self._keep_a_model()
+            if self._saved != self._position:
+                self._save()
         if self.stopped_early and self.runtime.is_main and not self.is_done_before:
             state = self.state
             logger.info(
@@ -348,7 +352,7 @@ class Trainer:
         loss_sum, num_correct = self._counters.sums.tolist()
         if self._counters.diverged.item():
             where, why = f"at or before step {self.state.step}", "no update was made from it"
-            raise DivergedError("the loss is not finite", where=where, why=why, remedy=self._diverged_remedy())
+            raise DivergedError("the loss is not finite", where=where, why=why)
         self._counters.sums.zero_()
         window = self.state.window
         if window.num_steps and not window.num_images:
@@ -369,10 +373,28 @@ class Trainer:
             remedy="bring the files back and start again",
         )
 
-    def _diverged_remedy(self) -> str:
-        saved = list_checkpoints(self.folder / "checkpoints")
-        last = f"the last good checkpoint is {saved[0].name}" if saved else "there is no checkpoint yet"
-        return f"{last}; lower optimizer.lr or warm up"
+    @contextmanager
+    def _divergence_settled(self) -> Iterator[None]:
+        """Make sure that the remedy works: set aside checkpoints that no rate could help, and name what is left."""
+        try:
+            yield
+        except DivergedError as error:
+            weights = self.partition.merge(self.model.state_dict())
+            remedy = self.runtime.on_main(lambda: self._leave_ruined(weights))
+            raise DivergedError(str(error), remedy=remedy) from error
+
+    def _leave_ruined(self, weights: dict[str, Tensor]) -> str:
+        folder, metrics = self.folder / "checkpoints", self.folder / METRICS
+        num_outputs = next(reversed(weights.values())).shape[0]
+        good = find_good_checkpoint(folder, read_rows(metrics), math.log(max(num_outputs, 2)), weights)
+        step = step_of(good) if good is not None else -1
+        aside = set_aside_newer(folder, step, metrics, self.folder / "model")
+        if aside is not None:
+            logger.warning("checkpoints after step %d hold weights beyond repair: they lie in %s", max(step, 0), aside)
+        if good is None:
+            return "there is no good checkpoint, the next start begins at step 0; lower optimizer.lr or warm up"
+        warm_up = f"warm up (schedule.warmup_steps above {step})"
+        return f"the last good checkpoint is {good.name}; lower optimizer.lr or {warm_up}"
 
     def _restart_clock(self) -> None:
         self._clock = time.perf_counter()
@@ -412,7 +434,7 @@ class Trainer:
             self.val_loader,
             self.gate.admit,
             where=f"validation at step {state.step}",
-            remedy=self._diverged_remedy(),
+            remedy="",
         )
         self.log({"event": "eval", "split": "val", "step": state.step, "epoch": self.epoch, **asdict(result)})
         if self.runtime.is_main:
@@ -451,7 +473,7 @@ class Trainer:
         weights = self.partition.merge(self.model.state_dict())
 
         def save() -> None:
-            check_finite(weights, f"step {self.state.step}", self._diverged_remedy())
+            check_finite(weights, f"step {self.state.step}", remedy="")
             self.save_model(weights, note)
 
         self.runtime.on_main(save)

@@ -33,6 +33,7 @@ OWN_FILES: dict[str, tuple[str, ...]] = {
         "summary.json",
         "held_out.csv",
         "bad_files.csv",
+        "images.csv.gz",
         "run.log",
     ),
     "crossval": ("crossval.json", "crossval.csv", "bad_files.csv"),
@@ -48,6 +49,7 @@ FIRST_WORDS = {
     "metrics.csv": b"event,",
     "held_out.csv": b"path,",
     "bad_files.csv": b"path,",
+    "images.csv.gz": b"\x1f\x8b",
     "crossval.csv": b"fold,",
 }
 _HARMLESS = {LOCK, "lost+found"}  # a start that is going on, the root of a disk

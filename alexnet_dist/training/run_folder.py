@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile, BadFilesError
-from alexnet_dist.durable import disk_errors_named, tidy_folder, write_csv, write_file, write_json
+from alexnet_dist.durable import disk_errors_named, read_csv, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 from alexnet_dist.text import escape_text
@@ -25,11 +25,15 @@ from alexnet_dist.training.ownership import LOCK, MARKER, Kind, check_ownership,
 logger = logging.getLogger("alexnet_dist")
 
 LOCK_SECONDS = 10
+MOST_REPORTED = 10_000  # bad files that run.json remembers
 NO_COPY = "there is no copy of it"
+BAD_FILES = "bad_files.csv"
 SETTINGS, RUN, SUMMARY, METRICS, PLOTS = "config.yaml", "run.json", "summary.json", "metrics.jsonl", "plots"
 
 # A run may go on with other values of these; data.root only where the data's fingerprint is equal.
 CHANGEABLE = {
+    "data.on_bad_file",
+    "data.prefetch",
     "device",
     "output_dir",
     "train.epochs",
@@ -47,6 +51,8 @@ CHANGEABLE = {
     "parallel.hybrid_schedule",
 }
 CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
+# These may change as well, and take effect from there on: the run is then no longer that of one configuration.
+FROM_HERE_ON = ("optimizer.lr", "schedule.", "train.early_stop")
 
 
 def open_run_folder(folder: Path, new: bool) -> FileLock:
@@ -108,10 +114,15 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def compare_settings(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]:
+def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> dict[str, tuple[Any, Any]]:
     """Compare the settings with those the run was started with.
 
     A run without a checkpoint has nothing to go on from: it takes the new settings.
+
+    Args:
+        folder: the run folder.
+        config: the settings.
+        is_whole: the run is one of several that must train alike: nothing of FROM_HERE_ON may change.
 
     Returns:
         The settings that differ and may, {dotted name: (value before, value now)}.
@@ -124,7 +135,8 @@ def compare_settings(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]
         return {}
     before, now = flatten(_read_settings(folder)), flatten(config)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    refused = [key for key in changed if key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)]
+    allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON
+    refused = [key for key in changed if key not in CHANGEABLE and not _is_below(key, allowed)]
     if refused:
         raise UsageError(
             "this run was started with other settings",
@@ -154,6 +166,10 @@ def find_run(model: Path) -> Path | None:
     model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
     is_part = model.name == "model" and all((model.parent / name).is_file() for name in (SETTINGS, RUN))
     return model.parent if is_part else None
+
+
+def _is_below(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
 
 
 def is_step_name(path: Path) -> bool:
@@ -252,12 +268,27 @@ def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> N
     """Replace bad_files.csv (when there are any), with paths relative to data.root."""
     rows = sorted({(relative_path(Path(bad.path), root), bad.reason) for bad in bad_files})
     if rows:
-        write_csv(folder / "bad_files.csv", ("path", "reason"), rows)
+        write_csv(folder / BAD_FILES, ("path", "reason"), rows)
 
 
 def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
-    """Replace bad_files.csv by the files that a scan of images refused."""
-    write_bad_files(folder, [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files], root)
+    """Replace bad_files.csv by the files that were refused; run.json remembers them all, see `read_reported`."""
+    bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
+    facts = read_json(folder / RUN)
+    if facts:
+        named = {relative_path(Path(bad.path), root) for bad in bad_files}
+        write_json(folder / RUN, {**facts, "bad_files": sorted(named | read_reported(folder))[:MOST_REPORTED]})
+    write_bad_files(folder, bad_files, root)
+
+
+def read_reported(folder: Path) -> set[str]:
+    """The files that the run has named as bad at any time, relative to data.root: those may be mended or removed."""
+    listed = read_json(folder / RUN).get("bad_files")
+    reported = {path for path in listed if isinstance(path, str)} if isinstance(listed, list) else set()
+    try:
+        return reported | {row["path"] for row in read_csv(folder / BAD_FILES)}
+    except (OSError, ValueError, KeyError):
+        return reported
 
 
 def relative_path(path: Path, root: Path) -> str:

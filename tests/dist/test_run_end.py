@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_spec
 
 from alexnet_dist.commands.train import train
-from alexnet_dist.errors import UsageError
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.training import loop
 from alexnet_dist.training.checkpoint import list_checkpoints
@@ -283,18 +283,14 @@ def test_all_processes_stop_together(stopped: Path, tmp_path: Path) -> None:
     assert len(read_curve(tmp_path / "run")) == len(read_curve(stopped))
 
 
-def try_patience(folder: Path, early_stop: int | None) -> str:
-    try:
-        train_tiny(folder, STALLED | {"train__early_stop": early_stop})
-    except UsageError as error:
-        return str(error)
-    return "not refused"
-
-
-@pytest.mark.parametrize("early_stop", [3, None])
-def test_another_patience_is_another_run(stopped: Path, early_stop: int | None) -> None:
-    (message,) = run_processes(1, try_patience, stopped, early_stop)
-    assert "train.early_stop" in message
+@pytest.mark.parametrize(("early_stop", "end"), [(3, STOP_STEP + 4), (None, 20)])
+def test_more_patience_goes_on(stopped: Path, tmp_path: Path, early_stop: int | None, end: int) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    run_processes(1, train_tiny, folder, STALLED | {"train__early_stop": early_stop})
+    assert (resumed_steps(folder)[-1], read_summary(folder)["step"]) == (STOP_STEP, end)
+    changed = json.loads((folder / "run.json").read_text())["starts"][-1]["changed"]
+    assert changed == {"output_dir": [str(stopped), str(folder)], "train.early_stop": [2, early_stop]}
 
 
 def test_a_checkpoint_from_before_early_stop_is_read() -> None:

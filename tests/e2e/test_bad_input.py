@@ -420,8 +420,8 @@ def test_a_pickle_that_runs_code_is_refused(config: Path, tmp_path: Path) -> Non
 
 
 def test_a_changed_setting_is_refused_with_the_difference(config: Path, finished: Path) -> None:
-    outcome = call("train", "--config", str(config), "--optimizer.lr", "0.5", "--log.every_steps", "5")
-    assert_refused(outcome, 2, "optimizer.lr was 0.01, is 0.5", "--new")
+    outcome = call("train", "--config", str(config), "--optimizer.momentum", "0.5", "--log.every_steps", "5")
+    assert_refused(outcome, 2, "optimizer.momentum was 0.9, is 0.5", "--new")
     assert "log.every_steps" not in outcome[1][0]
 
 

@@ -297,6 +297,10 @@ def make_config(**values: Any) -> Config:
         ("checkpoint.keep", 7),
         ("log.every_steps", 1),
         ("tracking.wandb", "offline"),
+        ("data.on_bad_file", "skip"),
+        ("train.early_stop", 3),
+        ("optimizer.lr", 0.5),
+        ("schedule.warmup_steps", 3),
     ],
 )
 def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str, value: Any) -> None:
@@ -313,7 +317,7 @@ def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str
     ("key", "value"),
     [
         ("seed", 1),
-        ("optimizer.lr", 0.5),
+        ("optimizer.momentum", 0.5),
         ("train.global_batch_size", 64),
         ("augment.crop", "centre"),
         ("model.dropout", 0.25),
