@@ -27,7 +27,7 @@ from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.download import fetch_file
 from alexnet_dist.data.kept_arrays import CACHE_SETTING, Array, keep_arrays
 from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.durable import disk_errors_named
+from alexnet_dist.durable import TEMPORARY, disk_errors_named, mark_name, tidy_folder
 from alexnet_dist.errors import DataError
 
 ArraySource = Literal["cifar10", "fashion_mnist"]
@@ -200,7 +200,7 @@ def _find_cifar10(part: str, root: Path | None, cache_dir: Path, download: bool)
                 _check_md5(folder / name, md5)
             return _Files(md5s, partial(_read_batches, folder, part))
     archive = _find_archive(root, cache_dir / DOWNLOADS if download else None)
-    return _Files(md5s, partial(_read_archive, archive, part, cache_dir / ARRAYS / ".unpacked"))
+    return _Files(md5s, partial(_read_archive, archive, part, cache_dir / ARRAYS / "unpacked"))
 
 
 def _list_batches(*parts: str) -> list[tuple[str, str]]:
@@ -223,10 +223,12 @@ def _find_archive(root: Path | None, downloads: Path | None) -> Path:
     return path
 
 
-def _read_archive(archive: Path, part: str, scratch: Path) -> tuple[Array, Array, Array]:
+def _read_archive(archive: Path, part: str, place: Path) -> tuple[Array, Array, Array]:
+    """Read an archive by way of a folder beside `place`, which nobody else unpacks to at the time."""
+    tidy_folder(place.parent, of=place.name, alone=True)
+    scratch = mark_name(place, TEMPORARY)
     try:
         with disk_errors_named(scratch, CACHE_SETTING):
-            shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             extract_archive(str(archive), str(scratch))
         return _read_batches(scratch / CIFAR10.base_folder, part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from filelock import FileLock
 from PIL import Image
 
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
-from alexnet_dist.durable import disk_errors_named
+from alexnet_dist.durable import TEMPORARY, disk_errors_named, mark_name, refuse_link, tidy_folder
+from alexnet_dist.errors import UsageError
 
 NUM_DIGITS = 1797
 
@@ -28,6 +29,7 @@ def prepare_digits(cache_dir: Path) -> Path:
         is a folder like any other.
 
     Raises:
+        UsageError: a folder of this name is there that holds something else.
         MachineError: the folder cannot be written.
     """
     folder = cache_dir / "digits"
@@ -37,8 +39,23 @@ def prepare_digits(cache_dir: Path) -> Path:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / ".digits.lock"):
             if not _is_complete(folder):  # another process may have written it while this one waited
+                _refuse_others(folder)
                 _replace_digits(folder)
     return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder with anything in it that is not a file of ours, before it is replaced.
+
+    Raises:
+        UsageError: there is something; the line names it.
+    """
+    refuse_link(folder)
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not re.fullmatch("[0-9]" if path.is_dir() else "[0-9]/digit-[0-9]{4}[.]jpg", name):
+            what, remedy = "the folder for the digits holds something else", f"set --{CACHE_SETTING} to another folder"
+            raise UsageError(what, where=str(folder), why=f"{name} is there", remedy=remedy)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -52,8 +69,8 @@ def _is_complete(folder: Path) -> bool:
 
 def _replace_digits(folder: Path) -> None:
     """Write beside, then rename, so that a half-written folder never has the name."""
-    suffix = f"{os.getpid()}.{secrets.token_hex(4)}"
-    beside, old = (folder.with_name(f".digits.{kind}.{suffix}") for kind in ("new", "old"))
+    tidy_folder(folder.parent, of=folder.name, alone=True)
+    beside, old = mark_name(folder, TEMPORARY), mark_name(folder, TEMPORARY)
     try:
         _write_digits(beside)
         if folder.exists():

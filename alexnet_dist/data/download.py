@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.client
 import logging
+import os
 import socket
 import threading
 import urllib.error
@@ -18,7 +19,7 @@ from filelock import FileLock
 from torchvision.datasets.utils import USER_AGENT, download_url
 
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
-from alexnet_dist.durable import disk_errors_named
+from alexnet_dist.durable import TEMPORARY, disk_errors_named, mark_name, tidy_folder
 from alexnet_dist.errors import MachineError
 
 logger = logging.getLogger("alexnet_dist")
@@ -49,6 +50,7 @@ def fetch_file(urls: Sequence[str], path: Path, digest: str, instead: str) -> No
         with FileLock(path.parent / ".lock"):
             if has_digest(path, digest):  # another process may have fetched it while this one waited
                 return
+            tidy_folder(path.parent, of=path.name, alone=True)
             reasons = list(_try_each(urls, path, digest))
     if not has_digest(path, digest):
         raise MachineError(f"cannot fetch {path.name}", where=urls[0], why=reasons[0], remedy=instead)
@@ -69,25 +71,37 @@ def _try_each(urls: Sequence[str], path: Path, digest: str) -> Iterator[str]:
         reason = _fetch(url, path, digest)
         if not reason:
             return
-        path.unlink(missing_ok=True)
         yield reason
 
 
 def _fetch(url: str, path: Path, digest: str) -> str:
-    """Fetch with torchvision; why that failed, or nothing."""
+    """Fetch with torchvision; why that failed, or nothing. The file gets its name when it is whole."""
+    beside = mark_name(path, TEMPORARY)
     try:
         _await_answer(url)
-        path.unlink(missing_ok=True)  # torchvision would keep a damaged file
         with _stalls_end():
-            download_url(url, str(path.parent), path.name)
+            download_url(url, str(path.parent), beside.name)
+        if not has_digest(beside, digest):
+            return f"what arrived has another {_ALGORITHMS[len(digest)]}: it was cut short or altered on the way"
+        _move_aside(path)
+        os.replace(beside, path)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         reason = error.reason if type(error) is urllib.error.URLError else error
         return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
-    if not has_digest(path, digest):
-        return f"what arrived has another {_ALGORITHMS[len(digest)]}: it was cut short or altered on the way"
+    finally:
+        beside.unlink(missing_ok=True)
     return ""
+
+
+def _move_aside(path: Path) -> None:
+    """Keep a file of other content under another name: it may be its user's."""
+    if os.path.lexists(path):
+        numbered = (path.with_name(f"{path.name}.{number}") for number in range(1, 10**6))
+        free = next(other for other in numbered if not os.path.lexists(other))
+        path.rename(free)
+        logger.warning("%s has other content than it should have: it is %s now", path, free.name)
 
 
 def _await_answer(url: str) -> None:

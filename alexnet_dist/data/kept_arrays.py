@@ -71,14 +71,16 @@ def _open_all(paths: dict[str, Path]) -> dict[str, Kept] | None:
 
 def _open_sealed(path: Path) -> Kept | None:
     """An intact array, or None."""
+    if not path.is_file():  # opening a named pipe would wait for ever
+        return None
     try:
         array = np.lib.format.open_memmap(path, mode="r")
         with path.open("rb") as stream:
             stream.seek(-_SEAL_BYTES, os.SEEK_END)
             seal = stream.read()
-    except (OSError, ValueError):
+        digest = _hash_array(array)
+    except (OSError, ValueError, BufferError):  # BufferError: an array in Fortran's order
         return None
-    digest = _hash_array(array)
     return Kept(array, digest.hex(), path) if digest == seal else None
 
 

@@ -40,6 +40,7 @@ from alexnet_dist.data import array_sets, download, kept_arrays
 from alexnet_dist.data.array_sets import array_index
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma
 from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.durable import TEMPORARY, mark_name
 from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.settings import build_config
 
@@ -105,7 +106,7 @@ def test_cifar10(tmp_path: Path, cifar: dict[str, Part], part: str, form: str) -
     assert found.classes == tuple(f"thing {number}" for number in range(9, -1, -1))  # by label, not sorted
     assert (found.sizes == 32).all()
     assert_holds(found, cifar[part], 3)
-    assert not list((tmp_path / "cache").rglob(".unpacked"))
+    assert not list((tmp_path / "cache").rglob("*unpacked*"))
 
 
 def test_packed_and_unpacked_files_are_the_same_data(tmp_path: Path, raw: Path, fashion: dict[str, Part]) -> None:
@@ -222,8 +223,18 @@ def _forget(path: Path) -> None:
     path.unlink()
 
 
+def _make_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _turn(path: Path) -> None:
+    array = np.asfortranarray(np.load(path))
+    np.save(path, array)
+
+
 @pytest.mark.usefixtures("fashion")
-@pytest.mark.parametrize("damage", [_cut, _cut_the_seal, _flip_a_bit, _empty, _forget])
+@pytest.mark.parametrize("damage", [_cut, _cut_the_seal, _flip_a_bit, _empty, _forget, _make_a_pipe, _turn])
 @pytest.mark.parametrize("name", ["images", "labels", "classes"])
 def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: Callable[[Path], None], name: str) -> None:
     first = index(tmp_path)
@@ -476,10 +487,42 @@ def test_transfer_that_is_cut_short(tmp_path: Path, served: Path, source: str) -
     assert len(index(tmp_path, source, download=True)) in (40, 100)
 
 
-def test_damaged_download_is_fetched_again(tmp_path: Path, served: Path) -> None:
+@pytest.mark.usefixtures("served")
+def test_damaged_download_is_fetched_again_and_kept(tmp_path: Path) -> None:
     first = index(tmp_path, download=True).fingerprint()
-    _cut(tmp_path / "cache" / "downloads" / FASHION_RAW / IMAGES)
+    path = tmp_path / "cache" / "downloads" / FASHION_RAW / IMAGES
+    path.write_bytes(b"mine")
     assert index(tmp_path, download=True).fingerprint() == first
+    assert path.with_name(f"{IMAGES}.1").read_bytes() == b"mine"
+
+
+def test_a_file_of_that_name_stays_where_nothing_better_comes(tmp_path: Path, served: Path) -> None:
+    (served / ".cut").write_text("100")
+    path = tmp_path / "cache" / "downloads" / FASHION_RAW / IMAGES
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    refused(lambda: index(tmp_path, download=True), MachineError)
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.usefixtures("served")
+def test_what_a_killed_download_left_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "downloads" / FASHION_RAW
+    folder.mkdir(parents=True)
+    left = mark_name(folder / IMAGES, TEMPORARY)
+    left.write_bytes(b"half")
+    index(tmp_path, download=True)
+    assert not left.exists()
+
+
+def test_a_folder_for_unpacking_is_its_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path / "data", monkeypatch)
+    shutil.rmtree(tmp_path / "data" / CIFAR10.base_folder)
+    for name in (".unpacked", "unpacked"):
+        (tmp_path / "cache" / "arrays" / name).mkdir(parents=True)
+        (tmp_path / "cache" / "arrays" / name / "mine").touch()
+    index(tmp_path, "cifar10")
+    assert len(list((tmp_path / "cache" / "arrays").rglob("mine"))) == 2
 
 
 @pytest.mark.usefixtures("served")

@@ -478,6 +478,16 @@ def hash_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.parametrize("name", ["README", "cats/1.jpg", "7/mine.jpg", "3/digit-1.jpg", "7/digit-0042.jpg/1.jpg"])
+def test_a_folder_of_digits_that_is_its_users_stays(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "cache" / "digits" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(UsageError, match="data.cache_dir"):
+        prepare_digits(tmp_path / "cache")
+    assert path.read_text() == "mine"
+
+
 def test_digits(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
