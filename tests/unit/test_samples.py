@@ -483,7 +483,7 @@ def test_a_folder_of_digits_that_is_its_users_stays(tmp_path: Path, name: str) -
     path = tmp_path / "cache" / "digits" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(UsageError, match="data.cache_dir"):
+    with pytest.raises(UsageError, match=r"data\.cache_dir"):
         prepare_digits(tmp_path / "cache")
     assert path.read_text() == "mine"
 
