@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,15 +187,14 @@ def _draw(
     from alexnet_dist.commands.splits import restore_splits
     from alexnet_dist.data.engines import REFERENCE
     from alexnet_dist.training.predictions import join_predictions
-    from alexnet_dist.training.run_folder import find_run
+    from alexnet_dist.training.run_folder import SUMMARY, find_run, read_json
 
     run = find_run(folder)
     # The cache of the training set may be on another machine.
     subject = Subject(run or folder, folder, card, config, runtime, REFERENCE)
     judged = Judged(split, index, join_predictions(said))
-    draw_figures(
-        subject, judged, lambda: restore_splits(config.data, config.seed, True, run, card.data_fingerprint).train
-    )
+    find_splits = partial(restore_splits, config.data, config.seed, True, run, card.data_fingerprint)
+    draw_figures(subject, judged, lambda: find_splits().train, read_json(subject.run / SUMMARY).get("step"))
 
 
 def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ from alexnet_dist.data.engines import REFERENCE
 from alexnet_dist.data.loader import Loader, Normalization
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.durable import write_csv
+from alexnet_dist.durable import refuse_link, write_csv
 from alexnet_dist.errors import MachineError
 from alexnet_dist.figures.canvas import check_matplotlib, shorten
-from alexnet_dist.figures.confusion import CLASS_COLUMNS, count_confusion, draw_confusion, tabulate_classes
+from alexnet_dist.figures.confusion import CLASS_COLUMNS, Counts, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
 from alexnet_dist.figures.filters import draw_filters
@@ -36,6 +36,7 @@ from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.model_folder import ModelCard, read_card, read_model_weights
+from alexnet_dist.training.ownership import check_ownership, is_made_here, mark_folder, read_marker
 from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions
 from alexnet_dist.training.run_folder import METRICS, PLOTS
 from alexnet_dist.training.signals import StopRequest
@@ -46,6 +47,7 @@ logger = logging.getLogger("alexnet_dist")
 CONV1 = "features.0.weight"
 NUM_PICTURES = 24  # on a contact sheet
 LONGEST_CLASS = 14  # characters of a class below a picture, beside a word and a probability
+OF_A_RUN, OF_A_SET = {"curves.png", "conv1.png", "inputs.png"}, {"classes.csv", "confusion.png", "worst.png"}
 NAMES = {"val": "validation", "test": "test"}
 
 
@@ -94,31 +96,49 @@ class Subject:
         return escape_text(name_class(self.card, label))
 
 
-def draw_after_training(session: Session) -> None:
+def draw_after_training(session: Session, step: int, ended_at: int | None) -> None:
     """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
 
-    The validation set, or without one the test set, is looked at once more, with the weights of model/.
+    The validation set, or without one the test set, is looked at once more, with the weights of model/. Where the run
+    had ended before, at the same step, only what is missing is drawn.
+
+    Args:
+        session: the run.
+        step: at which it has ended.
+        ended_at: the step at which it had ended when this start began; None where it had not.
     """
+    names = _list_missing(session, step, ended_at)
+    if not names:
+        return
     try:
         check_matplotlib()
     except MachineError as error:
         logger.info("no figures: %s", error)
         return
-    _guard(f"{PLOTS}/", lambda: _draw_run(session))
+    _guard(f"{PLOTS}/", lambda: _draw_run(session, step, names))
 
 
-def _draw_run(session: Session) -> None:
+def _list_missing(session: Session, step: int, ended_at: int | None) -> set[str]:
+    """The figures that a run which has ended at a step lacks: all, unless the last drawing was of this step."""
+    folder = session.folder / PLOTS
+    has_set = session.splits.val is not None or session.splits.test is not None
+    wanted = {*OF_A_RUN, *(OF_A_SET if has_set else ())}
+    drawn_at = read_marker(folder).get("step", ended_at)  # earlier versions did not note it
+    return {name for name in wanted if not (folder / name).is_file()} if drawn_at == step else wanted
+
+
+def _draw_run(session: Session, step: int, names: Collection[str]) -> None:
     model, splits, stop = session.folder / "model", session.splits, session.stop
     runtime = session.runtime.alone()
     subject = Subject(session.folder, model, read_card(model), session.config, runtime, session.engine)
     split, index = ("val", splits.val) if splits.val is not None else ("test", splits.test)
     judged: list[Judged] = []
-    if index is not None:
+    if index is not None and not OF_A_SET.isdisjoint(names):
         logger.info("drawing figures, with one more pass over the %s set", NAMES[split])
         predictions = partial(judge_set, subject, index, session.sizes.micro, stop)
         _guard(f"{PLOTS}/confusion.png", lambda: judged.append(Judged(split, index, predictions())))
     if not any(stop.counts()):
-        draw_figures(subject, judged[0] if judged else None, lambda: splits.train)
+        draw_figures(subject, judged[0] if judged else None, lambda: splits.train, step, names)
 
 
 def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopRequest) -> Predictions:
@@ -138,28 +158,51 @@ def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopR
     return join_predictions(parts)
 
 
-def draw_figures(subject: Subject, judged: Judged | None, find_training: Callable[[], SampleIndex]) -> None:
+def draw_figures(
+    subject: Subject,
+    judged: Judged | None,
+    find_training: Callable[[], SampleIndex],
+    step: int | None,
+    names: Collection[str] = OF_A_RUN | OF_A_SET,
+) -> None:
     """Draw what can be drawn, each figure for itself: one that fails costs a warning.
 
     Args:
         subject: what is drawn.
         judged: for the confusion matrix, the table of classes and the worst predictions; None = without these.
         find_training: gives the training images.
+        step: at which the run has ended; None where that is not known.
+        names: the figures that are wanted.
     """
     folder = subject.run / PLOTS
-    if not _guard(f"{PLOTS}/", lambda: folder.mkdir(exist_ok=True)):
+    if not _guard(f"{PLOTS}/", lambda: _open_folder(folder, subject.run)):
         return
     actions: dict[str, Callable[[], None]] = {}
     if (subject.run / METRICS).is_file():
         actions["curves.png"] = lambda: _draw_curves(subject, folder / "curves.png")
     actions["conv1.png"] = lambda: _draw_conv1(subject, folder / "conv1.png")
     if judged is not None and len(judged.predictions.ids):
-        actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder)
+        actions["classes.csv"] = lambda: _write_classes(subject, judged, folder / "classes.csv")
+        actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder / "confusion.png")
         actions["worst.png"] = lambda: _draw_worst(subject, judged, folder / "worst.png")
     actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
-    drawn = [name for name, action in actions.items() if _guard(f"{PLOTS}/{name}", action)]
+    drawn = [name for name, action in actions.items() if name in names and _guard(f"{PLOTS}/{name}", action)]
+    _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", {"step": step}))
     if drawn:
         logger.info("figures: %s (%s)", folder, ", ".join(drawn))
+
+
+def _open_folder(folder: Path, run: Path) -> None:
+    """Make the folder for figures, and note that what lies in it is of no one step from now on.
+
+    Raises:
+        UsageError: beside a model that stands on its own there are figures of somebody else's.
+    """
+    if not is_made_here(run, "run"):
+        check_ownership(folder, "plots", remedy=f"move {PLOTS}/ away")
+    refuse_link(folder)
+    folder.mkdir(exist_ok=True)
+    mark_folder(folder, "plots", {"step": None})
 
 
 def _guard(what: str, action: Callable[[], None]) -> bool:
@@ -187,15 +230,23 @@ def _draw_conv1(subject: Subject, path: Path) -> None:
     draw_filters(path, weights.float().numpy(), num_towers, title)
 
 
-def _draw_confusion(subject: Subject, judged: Judged, folder: Path) -> None:
+def _count_confusion(subject: Subject, judged: Judged) -> tuple[Counts, list[str]]:
+    """The confusion matrix, and the names of its rows."""
     rows, classes = judged.predictions, len(subject.card.classes)
     num_classes = max(classes, int(rows.predicted.max()) + 1)  # the network may have more outputs
     counts = count_confusion(rows.labels, rows.predicted, num_classes)
-    names = [name_class(subject.card, label) for label in range(num_classes)]
-    write_csv(folder / "classes.csv", CLASS_COLUMNS, tabulate_classes(counts, names))
-    right, images = int(counts.trace()), len(rows.ids)
+    return counts, [name_class(subject.card, label) for label in range(num_classes)]
+
+
+def _write_classes(subject: Subject, judged: Judged, path: Path) -> None:
+    write_csv(path, CLASS_COLUMNS, tabulate_classes(*_count_confusion(subject, judged)))
+
+
+def _draw_confusion(subject: Subject, judged: Judged, path: Path) -> None:
+    counts, names = _count_confusion(subject, judged)
+    right, images = int(counts.trace()), len(judged.predictions.ids)
     title = f"{subject.name}: {right:,} of {images:,} {NAMES[judged.split]} images right ({right / images:.1%})"
-    draw_confusion(folder / "confusion.png", counts, [escape_text(name) for name in names], title)
+    draw_confusion(path, counts, [escape_text(name) for name in names], title)
 
 
 def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:

@@ -456,6 +456,10 @@ class Session:
         store_settings(self.folder, self.config)  # after the record of what is new in them
         return values
 
+    def find_end(self) -> int | None:
+        """The step at which the run in the folder had ended when this start began; None where it had not."""
+        return read_json(self.folder / SUMMARY).get("step") if self.is_finished() else None
+
     def is_finished(self) -> bool:
         """Whether the run in the folder had ended when this start began."""
         return read_json(self.folder / SUMMARY).get("status") == "finished"

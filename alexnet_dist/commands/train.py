@@ -68,21 +68,13 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
     from alexnet_dist.parallel.runtime import lost_peers_named
 
     with lost_peers_named(), contextlib.closing(Session(config, new)) as session:
-        drawn_step = _find_drawn_step(session)
+        ended_at = session.find_end()
         summary = run_session(session, resume_from)
-    if config.log.plots and session.runtime.is_main and summary["step"] != drawn_step:
+    if config.log.plots and session.runtime.is_main:
         from alexnet_dist.commands.plots import draw_after_training
 
-        draw_after_training(session)
+        draw_after_training(session, summary["step"], ended_at)
     return summary
-
-
-def _find_drawn_step(session: Session) -> int | None:
-    """The step at which the run had ended, with its figures, before this start; None where there was no such end."""
-    from alexnet_dist.training.run_folder import PLOTS, SUMMARY, read_json
-
-    is_drawn = session.is_finished() and (session.folder / PLOTS).is_dir()
-    return read_json(session.folder / SUMMARY).get("step") if is_drawn else None
 
 
 def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:

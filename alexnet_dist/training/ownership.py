@@ -22,7 +22,7 @@ from alexnet_dist.settings import read_yaml
 Kind = Literal["run", "crossval", "plots"]
 
 MARKER, LOCK = ".alexnet_dist", ".lock"
-WHAT_IT_IS: dict[str, str] = {"run": "a run", "crossval": "a cross-validation", "plots": "figures"}
+WHAT_IT_IS: dict[str, str] = {"run": "a run", "crossval": "a cross-validation", "plots": "a folder of figures"}
 # What a run writes by name; checkpoints, model, ... are folders.
 OWN_FILES: dict[str, tuple[str, ...]] = {
     "run": (
@@ -56,13 +56,13 @@ _HARMLESS = {LOCK, "lost+found"}  # a start that is going on, the root of a disk
 _MAX_BYTES = 10**7  # of a JSON file that is looked into
 
 
-def check_ownership(folder: Path, kind: Kind, setting: str = "--output_dir") -> None:
+def check_ownership(folder: Path, kind: Kind, remedy: str = "set --output_dir to a new or empty folder") -> None:
     """Refuse a folder that holds something and that was not made here. Nothing is touched.
 
     Args:
         folder: where something of this kind is to be kept; it need not be there.
         kind: of the folder.
-        setting: what says where; for the message.
+        remedy: for the message.
 
     Raises:
         UsageError: it is somebody else's, of another kind, or holds a file of theirs under a name of ours.
@@ -74,7 +74,6 @@ def check_ownership(folder: Path, kind: Kind, setting: str = "--output_dir") -> 
     if all(name in _HARMLESS or is_marked(name) for name in names):
         return
     marked = read_marker(folder).get("kind")
-    remedy = f"set {setting} to a new or empty folder"
     if marked not in (None, kind):
         made = WHAT_IT_IS.get(str(marked), "something else")
         raise UsageError(f"this folder holds {made}, not {WHAT_IT_IS[kind]}", where=str(folder), remedy=remedy)

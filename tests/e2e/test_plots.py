@@ -19,7 +19,7 @@ from verbs import call_well
 from alexnet_dist.commands import plots
 from alexnet_dist.commands.cli import run
 from alexnet_dist.settings import dump_config
-from alexnet_dist.training.ownership import mark_folder
+from alexnet_dist.training.ownership import MARKER, mark_folder
 
 pytest.importorskip("matplotlib")
 
@@ -35,7 +35,7 @@ def train(folder: Path, processes: int = 1, **overrides: Any) -> str:
 
 
 def list_plots(run_folder: Path) -> set[str]:
-    return {path.name for path in (run_folder / "plots").iterdir()}
+    return {path.name for path in (run_folder / "plots").iterdir()} - {MARKER}
 
 
 def read_classes(run_folder: Path) -> list[dict[str, str]]:
@@ -158,6 +158,42 @@ def test_a_finished_run_is_drawn_again_only_where_its_figures_are_gone(copied: P
     shutil.rmtree(copied / "plots")
     assert "figures: " in call_well("train", *words)
     assert list_plots(copied) == ALL
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_a_figure_that_is_missing_is_drawn_at_the_next_start(copied: Path, name: str) -> None:
+    words = ["--config", copied / "config.yaml", "--output_dir", copied]
+    (copied / "plots" / name).unlink()
+    assert f"({name})" in call_well("train", *words)
+    assert list_plots(copied) == ALL
+    assert "figures: " not in call_well("train", *words)
+
+
+def test_figures_of_an_earlier_end_are_drawn_again_after_a_kill(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*args: object) -> None:
+        raise KeyboardInterrupt  # passes through, as a kill does
+
+    before = (copied / "plots" / "curves.png").read_bytes()
+    words = ["--config", str(copied / "config.yaml"), "--output_dir", str(copied), "--train.epochs", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "_draw_curves", kill)
+        assert run("train", words) == 130
+    assert (copied / "plots" / "curves.png").read_bytes() == before  # of the second epoch
+    assert "figures: " in call_well("train", *words)
+    assert (copied / "plots" / "curves.png").read_bytes() != before
+    assert "figures: " not in call_well("train", *words)
+
+
+def test_evaluate_leaves_a_users_figures_beside_a_given_model(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained / "model", tmp_path / "given")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "conv1.png").write_text("mine")
+    text = call_well("evaluate", "--model", folder, "--plots", "--data.workers", "0")
+    assert "move plots/ away" in text
+    assert [path.name for path in (folder / "plots").iterdir()] == ["conv1.png"]
+    assert (folder / "plots" / "conv1.png").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("processes", "name"), [(1, "."), (2, "model")])
