@@ -89,11 +89,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ColumnsConfig:
+    """Columns of a CSV manifest: a name in its header, or a number from 1; null = found by the usual names."""
+
+    path: str | None = None
+    """paths of the pictures: path, file, filename, image, image_id, id, ..."""
+    label: str | None = None
+    """labels: label, class, category, target, ...; else columns of 0 and 1 that are named after the classes"""
+    split: str | None = None
+    """which set a row belongs to (train, val, test): split, set, subset, ...; `none` takes all rows"""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which images, and which engine carries the plan out."""
 
     source: Literal["folder", "manifest", "cifar10", "fashion_mnist", "digits", "synthetic"] = "folder"
-    """folder: class folders of images; manifest: text or CSV files of `path label` lines; cifar10, fashion_mnist:
+    """folder: class folders of images; manifest: text files of `path label` lines, or CSV; cifar10, fashion_mnist:
     torchvision's files; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
     root: str | None = None
     """folder that train, val and test are relative to"""
@@ -106,6 +118,11 @@ class DataConfig:
     """test images, read once after training"""
     classes: str | None = None
     """class list of a manifest, a name a line; null = classes.txt beside it, or else the names that it uses"""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    image_dir: str | None = None
+    """folder below root that the paths of a manifest are relative to; null = root itself"""
+    image_suffix: str | None = None
+    """what the paths of a manifest lack at their end: .jpg for a list of ids"""
     download: bool = False
     """fetch what is missing of cifar10 or fashion_mnist into the cache folder"""
     val_fraction: float = bounded(0.1, minimum=0.0, below=1.0)

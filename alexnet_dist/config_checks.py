@@ -60,6 +60,9 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
         )
     if data.classes is not None and data.source != "manifest":
         raise _no_effect("data.classes", f"source {data.source} has its own class names", places)
+    for key in ("columns.path", "columns.label", "columns.split", "image_dir", "image_suffix"):
+        if data.source != "manifest" and flatten(data)[key] is not None:
+            raise _no_effect(f"data.{key}", f"source {data.source} reads no list", places)
     if data.download and data.source not in ARRAY_SOURCES:
         raise _no_effect("data.download", f"source {data.source} cannot be downloaded", places)
     _check_folds(data, places)

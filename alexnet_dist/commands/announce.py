@@ -9,10 +9,14 @@ from typing import Any
 import torch
 
 from alexnet_dist.commands.session import Session
+from alexnet_dist.data.class_folders import join_names
 from alexnet_dist.text import quote_word
 from alexnet_dist.training.loop import Trainer
+from alexnet_dist.training.schedule import list_unreached
 
 logger = logging.getLogger("alexnet_dist")
+
+MOST_CLASSES = 10  # in the start's lines
 
 
 def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -28,6 +32,7 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
     lines = [
         f"model     {session.config.model.variant}, {parameters:,} parameters, {session.spec.num_classes} classes",
         f"data      {session.config.data.source}: {counts}",
+        f"classes   {join_names(session.splits.train.classes, most=MOST_CLASSES)}",
         f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}"
         + _count_odd_images(session),
         f"batch     {sizes}; {session.steps_per_epoch} steps an epoch, {session.total_steps} in all",
@@ -46,6 +51,8 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
         lines.append(f"changed   {changes}; from step {trainer.state.step} on")
     for line in lines:
         logger.info(line)
+    for line in list_unreached(trainer.schedule):
+        logger.warning("schedule  %s", line)
     if trainer.is_over and session.is_finished():
         remedy = "raise train.epochs to go on, or use"
         if trainer.stopped_early:

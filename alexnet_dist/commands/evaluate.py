@@ -279,7 +279,7 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool, run:
         check_classes(index.classes, card)
         return index
     if config.data.source == "manifest":
-        return _find_listed(config, card, name, progress)
+        return _find_listed(config, card, split, progress)
     folder = find_root(config.data) / name
     if folder.is_dir():
         check_classes(tuple(list_class_folders(folder)), card, only_known=True)
@@ -290,18 +290,19 @@ def _no_set_error(split: str) -> UsageError:
     return UsageError(f"there is no {split} set", remedy=f"set --data.{split}; --help says what it names")
 
 
-def _find_listed(config: Config, card: ModelCard, name: str, progress: bool) -> SampleIndex:
+def _find_listed(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:
     """The images of a manifest. A class list beside it, or beside that of training, must be the model's."""
-    from alexnet_dist.commands.splits import find_lists, find_root, scan_listed
+    from alexnet_dist.commands.splits import find_lists, find_root, make_list_form, scan_listed
     from alexnet_dist.data.manifest import is_integer, read_manifest
 
-    root = find_root(config.data)
+    root, name = find_root(config.data), getattr(config.data, split)
     lists = find_lists(config.data, config.data.train, name)
     for names in lists.values():
         check_classes(names, card)
-    labels = {picture.label for picture in read_manifest(root, root / name, card.classes)}
+    form = make_list_form(config.data, split)
+    labels = {picture.label for picture in read_manifest(root, root / name, card.classes, form)}
     check_classes(tuple(sorted(label for label in labels if not is_integer(label))), card, only_known=True)
-    return scan_listed(config.data, root / name, card.classes, bool(lists), progress)
+    return scan_listed(config.data, split, card.classes, bool(lists), progress)
 
 
 def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = False) -> None:

@@ -132,7 +132,7 @@ def _find_image_root(data: DataConfig) -> Path:
 
 
 def _list_sets(data: DataConfig, root: Path) -> Iterator[ImageSet]:
-    from alexnet_dist.commands.splits import find_lists
+    from alexnet_dist.commands.splits import find_lists, make_list_form
 
     lists = find_lists(data, data.train, data.val, data.test) if data.source == "manifest" else {}
     classes = next(iter(lists.values()), ())
@@ -141,7 +141,8 @@ def _list_sets(data: DataConfig, root: Path) -> Iterator[ImageSet]:
         if name is None:
             continue
         if data.source == "manifest":
-            pictures = {picture.file.path: picture for picture in read_manifest(root, root / name, classes)}.values()
+            listed = read_manifest(root, root / name, classes, make_list_form(data, key))
+            pictures = {picture.file.path: picture for picture in listed}.values()
             found = [picture.file for picture in pictures if not picture.reason]
             missing = [(picture.file.path, picture.reason) for picture in pictures if picture.reason]
             yield ImageSet(key, root, found, missing, os.path.abspath(root / name))

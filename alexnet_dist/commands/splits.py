@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -19,14 +20,20 @@ from alexnet_dist.config_checks import ARRAY_SOURCES, check_fold_is_chosen
 from alexnet_dist.data.array_sets import PARTS, array_index
 from alexnet_dist.data.digits import prepare_digits
 from alexnet_dist.data.folds import split_fold
+from alexnet_dist.data.manifest import ListForm
 from alexnet_dist.data.manifest_labels import find_class_lists
+from alexnet_dist.data.manifest_table import ColumnNames
 from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.text import quote_word
 from alexnet_dist.training.held_out import HELD_OUT, split_as_listed
 from alexnet_dist.training.run_folder import default_cache_dir, read_run
 
 logger = logging.getLogger("alexnet_dist")
 
+PART_KEYS = ("train", "val", "test")  # settings that name a set
+# Names of folders and of lists that hold a set.
+TRAIN_NAMES, VAL_NAMES, TEST_NAMES = ("training", "train"), ("val", "valid", "validation", "dev"), ("test", "testing")
 SYNTHETIC_VAL_PART = 8  # one validation image for so many training images
 
 Sets: TypeAlias = tuple[SampleIndex, SampleIndex | None, SampleIndex | None]  # train, val, test
@@ -75,7 +82,9 @@ def build_splits(data: DataConfig, seed: int, progress: bool) -> Splits:
         MachineError: a download that failed, or a cache folder that cannot be written.
     """
     check_fold_is_chosen(data)
-    return cut_splits(find_sets(data, seed, progress), data, seed)
+    splits = cut_splits(find_sets(data, seed, progress), data, seed)
+    _name_unused_sets(data)
+    return splits
 
 
 def find_sets(data: DataConfig, seed: int, progress: bool) -> Sets:
@@ -155,11 +164,19 @@ def scan_split(data: DataConfig, folder: Path, classes: tuple[str, ...] | None, 
 
 
 def scan_listed(
-    data: DataConfig, manifest: Path, classes: tuple[str, ...] | None, has_positions: bool, progress: bool
+    data: DataConfig, key: str, classes: tuple[str, ...] | None, has_positions: bool, progress: bool
 ) -> SampleIndex:
-    """The images of one manifest; see `scan_manifest`."""
-    settings = _scan_settings(data, progress)
-    return scan_manifest(find_root(data), manifest, classes=classes, has_positions=has_positions, **settings)
+    """The images of one manifest, that of data.train, data.val or data.test; see `scan_manifest`."""
+    root, settings = find_root(data), _scan_settings(data, progress)
+    form = make_list_form(data, key, has_positions)
+    return scan_manifest(root, root / getattr(data, key), classes=classes, form=form, **settings)
+
+
+def make_list_form(data: DataConfig, key: str, has_positions: bool = False) -> ListForm:
+    """How the manifest of train, val or test is to be read."""
+    columns = ColumnNames(data.columns.path, data.columns.label, data.columns.split)
+    wanted = tuple(name for name in PART_KEYS if getattr(data, name) is not None)
+    return ListForm(key, wanted, columns, data.image_dir or "", data.image_suffix or "", has_positions)
 
 
 def find_lists(data: DataConfig, *names: str | None) -> dict[Path, tuple[str, ...]]:
@@ -206,18 +223,17 @@ def _find_folders(data: DataConfig, seed: int, progress: bool) -> Sets:
 
 def _find_manifests(data: DataConfig, seed: int, progress: bool) -> Sets:
     """Every set has the classes of training, and a class list beside its manifest must be training's."""
-    root = find_root(data)
     lists = find_lists(data, data.train, data.val, data.test)
     of_training = find_lists(data, data.train)
     listed = next(iter(of_training.values()), None)
-    train = scan_listed(data, root / data.train, listed, listed is not None, progress)
+    train = scan_listed(data, "train", listed, listed is not None, progress)
     for path, names in lists.items():
         if names != train.classes:
             why = _first_difference(names, train.classes)
             raise DataError("the class list is not training's", where=str(path), why=why, remedy="make them equal")
     val, test = (
-        scan_listed(data, root / name, train.classes, bool(lists), progress) if name else None
-        for name in (data.val, data.test)
+        scan_listed(data, key, train.classes, bool(lists), progress) if getattr(data, key) else None
+        for key in ("val", "test")
     )
     _warn_about_leaks(train, val, test)
     return train, val, test
@@ -268,6 +284,29 @@ def _check_part(data: DataConfig, key: str, parts: tuple[str, ...]) -> None:
         names = " or ".join(parts)
         why = f"{data.source} has the {'parts' if len(parts) > 1 else 'part'} {' and '.join(parts)}"
         raise UsageError(f"data.{key} is {part!r}", why=why, remedy=f"set --data.{key} {names}")
+
+
+def _name_unused_sets(data: DataConfig) -> None:
+    """Say that a set lies beside the training set which no setting names."""
+    if data.source not in ("folder", "manifest") or data.folds is not None:
+        return
+    root = find_root(data)
+    train = root / data.train
+    used = {root / name for name in (data.train, data.val, data.test) if name is not None}
+    with contextlib.suppress(OSError):
+        beside = [path for path in sorted(train.parent.iterdir()) if path not in used and _is_like(path, train)]
+        for key, names, purpose in (("val", VAL_NAMES, "validates on it"), ("test", TEST_NAMES, "reads it at the end")):
+            stem = train.stem.casefold()  # train_data stands beside test_data
+            wanted = {*names, *(stem.replace(word, name) for word in TRAIN_NAMES for name in names)}
+            found = [path for path in beside if path.stem.casefold() in wanted]
+            if found and getattr(data, key) is None:
+                name = quote_word(os.path.relpath(found[0], root))
+                text = "data      %s lies beside %s and is not used: --data.%s %s %s"
+                logger.warning(text, name, data.train, key, name, purpose)
+
+
+def _is_like(path: Path, other: Path) -> bool:
+    return (path.is_dir() and other.is_dir()) or (path.is_file() and path.suffix == other.suffix)
 
 
 def _first_difference(names: tuple[str, ...], others: tuple[str, ...]) -> str:

@@ -111,10 +111,10 @@ def list_images_below(folder: Path) -> list[FoundFile]:
     return files
 
 
-def join_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str], most: int = _MOST_NAMED) -> str:
     """The first few names, quoted, and how many more there are."""
-    quoted = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED])
-    return quoted if len(names) <= _MOST_NAMED else f"{quoted} and {len(names) - _MOST_NAMED} more"
+    quoted = ", ".join(f"'{name}'" for name in names[:most])
+    return quoted if len(names) <= most else f"{quoted} and {len(names) - most} more"
 
 
 def _walk_images(folder: str, prefix: str) -> Iterator[FoundFile]:

@@ -17,6 +17,7 @@ from alexnet_dist.errors import DataError
 _MOST_DIGITS = 18  # int() refuses thousands of them, and no class list is as long
 _FROM_ZERO = "labels count from 0, and these begin at 1"
 _FROM_ZERO_REMEDY = "subtract 1 from each label, or write class names"
+_FEWEST_COUNTED = 3  # lines with 1, 2, 3
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
@@ -74,6 +75,8 @@ def derive_classes(manifest: Path, pictures: Sequence[Listed]) -> tuple[str, ...
     lowest, highest = (pictures[labels.index(extreme(labels))] for extreme in (min, max))
     if min(labels) < 0:
         raise _range_error(manifest, lowest, "it is negative")
+    if len(labels) >= _FEWEST_COUNTED and labels == list(range(1, len(labels) + 1)):
+        raise _counting_error(manifest, pictures[0])
     if min(labels) == 1:
         where = f"{manifest}:{lowest.line}"
         raise DataError("no picture has label 0", where=where, why=_FROM_ZERO, remedy=_FROM_ZERO_REMEDY)
@@ -124,12 +127,20 @@ def _read_integer(label: str) -> int:
 
 def _explain_range(manifest: Path, wrong: Listed, pictures: Sequence[Listed], num_classes: int) -> DataError:
     numbers = [_read_integer(picture.label) for picture in pictures if is_integer(picture.label)]
+    if max(numbers) > num_classes and numbers == list(range(1, len(pictures) + 1)):
+        return _counting_error(manifest, pictures[0])
     if min(numbers) > 0 and max(numbers) == num_classes:
         why = f"there are {num_classes} classes; {_FROM_ZERO}"
         where = f"{manifest}:{wrong.line}"
         return DataError(f"label {wrong.label} is out of range", where=where, why=why, remedy=_FROM_ZERO_REMEDY)
     negative = _read_integer(wrong.label) < 0
     return _range_error(manifest, wrong, "it is negative" if negative else f"the last class is {num_classes - 1}")
+
+
+def _counting_error(manifest: Path, first: Listed) -> DataError:
+    why = "each line has the next number, as in ImageNet's train_cls.txt"
+    remedy = "read class folders with --data.source folder and --data.train FOLDER, or write labels"
+    return DataError("the numbers are no labels", where=f"{manifest}:{first.line}", why=why, remedy=remedy)
 
 
 def _range_error(manifest: Path, picture: Listed, why: str) -> DataError:

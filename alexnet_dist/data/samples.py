@@ -18,7 +18,7 @@ import numpy.typing as npt
 from alexnet_dist.data.class_folders import FoundFile, join_names, list_class_folders, list_images, match_folders
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, convert_to_luma, cut_window, decode_image
 from alexnet_dist.data.header_scan import Header, scan_headers
-from alexnet_dist.data.manifest import Listed, find_first_mentions, read_manifest
+from alexnet_dist.data.manifest import Listed, ListForm, find_first_mentions, read_manifest
 from alexnet_dist.data.manifest_labels import derive_classes, number_labels
 from alexnet_dist.data.synthetic import SyntheticPixels
 from alexnet_dist.data.verify import read_verdicts
@@ -182,7 +182,7 @@ def scan_manifest(
     manifest: Path,
     *,
     classes: Sequence[str] | None,
-    has_positions: bool,
+    form: ListForm,
     on_bad_file: Literal["fail", "skip"],
     cache_dir: Path,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -196,7 +196,7 @@ def scan_manifest(
         root: folder that the manifest's paths are relative to.
         manifest: the file; see data/manifest.py for its form.
         classes: in the order of their numbers; None derives them from the labels.
-        has_positions: whether an integer label is a position in `classes`; it always is one in derived numbers.
+        form: how the manifest is to be read.
         on_bad_file: raise on an unreadable or missing file, or leave it out and list it in `bad_files`.
         cache_dir: where header sizes are remembered.
         max_pixels: an image with more pixels is unreadable.
@@ -206,7 +206,7 @@ def scan_manifest(
         DataError: a manifest, line or label that cannot be meant, or nothing readable.
         BadFilesError: unreadable files under `fail`; all of them.
     """
-    pictures, labels, class_names = _list_pictures(root, manifest, classes, has_positions)
+    pictures, labels, class_names = _list_pictures(root, manifest, classes, form)
     lookup = [picture.file for picture in pictures if not picture.reason]
     found = iter(_scan_files(root, lookup, cache_dir, max_pixels, progress, os.path.abspath(manifest)))
     headers = [Header(0, 0, False, picture.reason) if picture.reason else next(found) for picture in pictures]
@@ -299,12 +299,12 @@ def _set_channels(pixels: Pixels, channels: int) -> Pixels:
 
 
 def _list_pictures(
-    root: Path, manifest: Path, classes: Sequence[str] | None, has_positions: bool
+    root: Path, manifest: Path, classes: Sequence[str] | None, form: ListForm
 ) -> tuple[list[Listed], npt.NDArray[np.int64], tuple[str, ...]]:
     """What a manifest lists, each picture once, by class and path; their labels; the classes."""
-    listed = read_manifest(root, manifest, classes or ())
+    listed = read_manifest(root, manifest, classes or (), form, tell=True)
     class_names = tuple(derive_classes(manifest, listed) if classes is None else classes)
-    has_positions = has_positions or class_names == tuple(map(str, range(len(class_names))))
+    has_positions = form.has_positions or class_names == tuple(map(str, range(len(class_names))))
     labels = number_labels(manifest, listed, class_names, has_positions)
     first = find_first_mentions(manifest, listed, labels)
     if len(first) < len(listed):

@@ -67,6 +67,27 @@ class Schedule:
         return min(1.0, (step - self.warmup_steps) / span)
 
 
+def list_unreached(schedule: Schedule) -> list[str]:
+    """What the schedule says and the run is too short for, a line each."""
+    total, epochs = schedule.total_steps, -(-schedule.total_steps // schedule.steps_per_epoch)
+    lines = []
+    if schedule.warmup_steps >= total:
+        last = schedule.constant_lr(total - 1)
+        lines.append(
+            f"warmup_steps {schedule.warmup_steps:,} takes all {total:,} updates of the run: the rate ends at "
+            f"{last:.3g}, and optimizer.lr is {schedule.base_lr:g}"
+        )
+    never = {
+        "step": (schedule.step_epochs * schedule.steps_per_epoch >= total, f"step_epochs {schedule.step_epochs:,}"),
+        "halve_every": (schedule.halve_every_steps >= total, f"halve_every_steps {schedule.halve_every_steps:,}"),
+        "plateau": (schedule.patience >= epochs, f"patience {schedule.patience:,}"),
+    }
+    is_long, words = never.get(schedule.name, (False, ""))
+    if is_long:
+        lines.append(f"{words} never drops the rate: the run has {total:,} updates in {epochs:,} epochs")
+    return lines
+
+
 FACTORS: dict[str, Callable[[Schedule, int, PlateauState], float]] = {
     "constant": lambda schedule, step, plateau: 1.0,
     "step": lambda schedule, step, plateau: (

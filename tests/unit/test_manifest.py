@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ from alexnet_dist.commands.splits import Splits, build_splits
 from alexnet_dist.config import Config
 from alexnet_dist.data import header_scan
 from alexnet_dist.data.decode import read_header
+from alexnet_dist.data.manifest import ListForm
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_manifest
 from alexnet_dist.errors import CheckpointError
@@ -44,7 +46,8 @@ def scan(root: Path, text: str | bytes, name: str = "train.txt", **settings: Any
     (root / name).write_bytes(data)
     defaults: dict[str, Any] = {"classes": None, "on_bad_file": "fail", "cache_dir": root.parent / "cache"}
     values = defaults | settings
-    return scan_manifest(root, root / name, has_positions=values["classes"] is not None, **values)
+    form = dataclasses.replace(values.pop("form", ListForm()), has_positions=values["classes"] is not None)
+    return scan_manifest(root, root / name, form=form, **values)
 
 
 def test_index_of_a_manifest(root: Path) -> None:
@@ -117,7 +120,7 @@ def test_an_absolute_path_inside_the_root_is_made_relative(root: Path, tmp_path:
         tmp_path / "link",
         tmp_path / "link" / "train.txt",
         classes=None,
-        has_positions=False,
+        form=ListForm(),
         on_bad_file="fail",
         cache_dir=tmp_path / "cache",
     )
@@ -264,11 +267,11 @@ def test_a_file_that_is_none(root: Path, spoil: Callable[[Path], None], words: l
 
 
 def test_a_manifest_without_permission(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)  # the superuser may read any file
+        patch.setattr(Path, "open", refuse)  # the superuser may read any file
         assert "Permission denied; check its permissions" in refused(lambda: split(root))
 
 
@@ -420,8 +423,8 @@ def test_a_part_of_the_training_manifest_can_be_held_out(root: Path) -> None:
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def find(root: Path, classes: tuple[str, ...], **data: Any) -> SampleIndex:
-    card: Any = types.SimpleNamespace(classes=classes)
+def find(root: Path, classes: tuple[str, ...], trained_on: str | None = None, **data: Any) -> SampleIndex:
+    card: Any = types.SimpleNamespace(classes=classes, data_fingerprint=trained_on)
     return find_split(configure(root, **{"val": "val.txt", **data}), card, "val", False)
 
 
@@ -459,6 +462,8 @@ def test_evaluation_of_a_class_that_the_model_lacks(root: Path) -> None:
 
 def test_evaluation_of_a_held_out_part_in_another_order(root: Path) -> None:
     (root / "train.txt").write_text("".join(GOOD.splitlines(keepends=True)[:4]))
-    found = find(root, ("cat", "dog"), val=None, val_fraction=0.5)
+    trained_on = split(root, val_fraction=0.5).fingerprint
+    found = find(root, ("cat", "dog"), trained_on, val=None, val_fraction=0.5)
     assert found.classes == ("cat", "dog")
-    assert "order" in refused(lambda: find(root, ("dog", "cat"), val=None, val_fraction=0.5), CheckpointError)
+    line = refused(lambda: find(root, ("dog", "cat"), trained_on, val=None, val_fraction=0.5), CheckpointError)
+    assert "order" in line

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alexnet_dist.training.schedule import FACTORS, PlateauState, Schedule
+from alexnet_dist.training.schedule import FACTORS, PlateauState, Schedule, list_unreached
 
 EPOCH, TOTAL, WARMUP = 10, 100, 5
 
@@ -101,3 +101,28 @@ def test_plateau_drops_after_its_patience(values: list[float], expected: Plateau
     state = PlateauState()
     [state.observe(value, patience=2) for value in values]
     assert state == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("constant", {"warmup_steps": 1000}, "the rate ends at 0.01, and optimizer.lr is 0.1"),
+        ("step", {"step_epochs": 10}, "step_epochs 10 never drops the rate"),
+        ("step", {"step_epochs": 9}, ""),
+        ("halve_every", {"halve_every_steps": 100}, "halve_every_steps 100 never drops the rate"),
+        ("halve_every", {"halve_every_steps": 99}, ""),
+        ("plateau", {"patience": 10}, "patience 10 never drops the rate: the run has 100 updates in 10 epochs"),
+        ("plateau", {"patience": 9}, ""),
+        ("cosine", {"warmup_steps": 99, "step_epochs": 10, "halve_every_steps": 100, "patience": 10}, ""),
+    ],
+)
+def test_what_a_run_is_too_short_for_is_said(name: str, changes: dict[str, int], words: str) -> None:
+    values = {"warmup_steps": 0, "step_epochs": 1, "halve_every_steps": 1, "patience": 1}
+    schedule = Schedule(
+        name=name, base_lr=0.1, gamma=0.5, power=1.0, steps_per_epoch=10, total_steps=100, **{**values, **changes}
+    )
+    lines = list_unreached(schedule)
+    assert len(lines) == bool(words)
+    assert words in "".join(lines)
+    if name in ("step", "halve_every"):  # the right value: the rate of the last update is the first one's or it is not
+        assert (schedule.lr(99, PlateauState()) == schedule.lr(0, PlateauState())) == bool(words)

@@ -17,6 +17,7 @@ from alexnet_dist.commands.cli import run
 from alexnet_dist.data import verify
 from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_images
 from alexnet_dist.data.decode import decode_image
+from alexnet_dist.data.manifest import ListForm
 from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder, scan_manifest
 from alexnet_dist.data.verify import read_verdicts, verify_files
 from alexnet_dist.durable import read_csv
@@ -316,7 +317,7 @@ def test_manifest_uses_what_was_found(root: Path, on_bad_file: Any) -> None:
     data = root.parent
     (data / "list.txt").write_text(f"train/{CUT} cat\ntrain/dog/0.jpg dog\n")
     settings = {"cache_dir": data.parent / "cache", "on_bad_file": on_bad_file}
-    arguments: Any = {**settings, "classes": None, "has_positions": False}
+    arguments: Any = {**settings, "classes": None, "form": ListForm()}
     assert len(scan_manifest(data, data / "list.txt", **arguments)) == 2
     run("prepare", verb_words(root, "--data.source", "manifest", "--data.train", "list.txt"))
     if on_bad_file == "fail":
