@@ -24,6 +24,7 @@ LAYERS = {
     "exhaustion": 0,
     "settings": 0,
     "machine": 0,
+    "places": 0,
     "shipped": 0,
     "streams": 0,
     "text": 0,

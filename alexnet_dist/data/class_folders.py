@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
+from alexnet_dist.data.layouts import LAYOUT_REMEDY, explain_missing_folder, refuse_other_layouts
 from alexnet_dist.errors import DataError
+from alexnet_dist.places import MOST_NAMED
 
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm"),
     *(".tif", ".tiff", ".webp", ".gif", ".avif"),
 )
 
-_LAYOUT_REMEDY = "put the images of each class into a folder of their own: ROOT/CLASS/IMAGE"
-_MOST_NAMED = 5  # a message names this many things and counts the others
+# Pictures too, and a set may be full of them; they are counted and said.
+OTHER_EXTENSIONS = (
+    *(".jp2", ".j2k", ".jxl", ".heic", ".heif", ".svg", ".ico", ".tga", ".pcx", ".psd"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".exr", ".hdr", ".dcm", ".npy", ".mat", ".pnm", ".pbm"),
+)
+# What systems and tools put beside people's folders, in small letters.
+SYSTEM_FOLDERS = {
+    *("__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found", "found.000"),
+    *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@__thumb"),
+}
+SOME_EXTENSIONS = " ".join([*IMAGE_EXTENSIONS[:4], "..."])
+Place: TypeAlias = tuple[int, int]  # device and number of a file or folder on it
+
+logger = logging.getLogger("alexnet_dist")
 
 
 class FoundFile(NamedTuple):
@@ -29,21 +48,22 @@ class FoundFile(NamedTuple):
 
 
 def list_class_folders(root: Path) -> list[str]:
-    """Names of the class folders directly below root, sorted; hidden ones and `__MACOSX` are no classes.
+    """Names of the class folders directly below root, sorted; what is hidden or the system's is no class.
 
     Raises:
-        DataError: root is missing, is a file, cannot be listed or has no class folder.
+        DataError: root is missing, is a file, cannot be listed, has no class folder or is laid out otherwise.
     """
     try:
         with os.scandir(root) as entries:
             visible = [entry for entry in entries if not _is_stray(entry.name)]
-        names = sorted(entry.name for entry in visible if _is_folder(entry))
+        names = sorted(entry.name for entry in visible if _is_folder(entry) and not _leads_upwards(entry))
     except OSError as error:
         raise _listing_error(error, root) from error
+    refuse_other_layouts(root, names, [entry.name for entry in visible])
     if not names:
         has_images = any(entry.name.lower().endswith(IMAGE_EXTENSIONS) for entry in visible)
         why = "images lie directly in it, without class folders" if has_images else "it is empty of folders"
-        raise DataError("no class folders", where=str(root), why=why, remedy=_LAYOUT_REMEDY)
+        raise DataError("no class folders", where=str(root), why=why, remedy=LAYOUT_REMEDY)
     return names
 
 
@@ -75,24 +95,30 @@ def match_folders(root: Path, folders: Sequence[str], classes: Sequence[str]) ->
 def list_images(root: Path, folders: Sequence[str]) -> list[list[FoundFile]]:
     """The image files of each class folder, at any depth, each list sorted by path.
 
+    What is passed over below root is said in a line of each kind.
+
     Raises:
-        DataError: a folder cannot be listed, or class folders hold no image (all of them are named).
+        DataError: a folder cannot be listed or lies in two classes, or class folders hold no image (all are named).
     """
-    files: list[list[FoundFile]] = []
+    walks: list[Walk] = []
     for folder in folders:
         try:
-            files.append(sorted(_walk_images(os.path.join(root, folder), folder + "/")))
+            walks.append(Walk(os.path.join(root, folder), folder + "/"))
         except OSError as error:
             raise _listing_error(error, root / folder) from error
-    empty = [folder for folder, found in zip(folders, files, strict=True) if not found]
+    _refuse_shared_folders(root, folders, walks)
+    empty = [folder for folder, walk in zip(folders, walks, strict=True) if not walk.files]
     if empty:
+        notes = _describe_passed([walk for walk in walks if not walk.files])
         raise DataError(
             f"{_count(len(empty), 'class folder')} without an image",
             where=str(root),
-            why=join_names(empty),
-            remedy=f"add images ({' '.join(IMAGE_EXTENSIONS)}) or remove the folder",
+            why="; ".join([join_names(empty), *notes]),
+            remedy=f"add images ({SOME_EXTENSIONS}) or remove the folder",
         )
-    return files
+    for note in [*_describe_passed(walks, *_find_no_classes(root)), *_describe_shared_pictures(walks)]:
+        logger.warning("%s: %s", root, note)
+    return [sorted(walk.files) for walk in walks]
 
 
 def list_images_below(folder: Path) -> list[FoundFile]:
@@ -102,45 +128,163 @@ def list_images_below(folder: Path) -> list[FoundFile]:
         DataError: the folder cannot be listed, or holds no image.
     """
     try:
-        files = sorted(_walk_images(str(folder), ""))
+        walk = Walk(str(folder), "")
     except OSError as error:
         raise _listing_error(error, folder) from error
-    if not files:
-        remedy = f"give a folder with images ({' '.join(IMAGE_EXTENSIONS)})"
-        raise DataError("a folder without an image", where=str(folder), remedy=remedy)
-    return files
+    notes = _describe_passed([walk])
+    if not walk.files:
+        remedy = f"give a folder with images ({SOME_EXTENSIONS})"
+        raise DataError("a folder without an image", where=str(folder), why="; ".join(notes), remedy=remedy)
+    for note in notes:
+        logger.warning("%s: %s", folder, note)
+    return sorted(walk.files)
 
 
-def join_names(names: Sequence[str], most: int = _MOST_NAMED) -> str:
+def join_names(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """The first few names, quoted, and how many more there are."""
     quoted = ", ".join(f"'{name}'" for name in names[:most])
     return quoted if len(names) <= most else f"{quoted} and {len(names) - most} more"
 
 
-def _walk_images(folder: str, prefix: str) -> Iterator[FoundFile]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_stray(entry.name):
+class Walk:
+    """What lies below a folder at any depth. Links are followed, each folder once, and never to one that holds it.
+
+    Args:
+        folder: where to begin.
+        prefix: of the paths of its files.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def __init__(self, folder: str, prefix: str) -> None:
+        self.files: list[FoundFile] = []
+        self.places = array("Q")  # device and number of each file, one after the other: a name is not a file
+        self.folders: dict[Place, str] = {}  # that were read, by where they lie on the disk
+        self.links: list[str] = []  # to folders, passed over since these are read already or hold the link
+        self.strays: list[str] = []
+        self.others: Counter[str] = Counter()  # extensions of pictures that nothing here decodes
+        links = [(folder, prefix)]
+        while links:  # real folders come before links, so that a picture has its own path where it has one
+            folder, prefix = links.pop(0)
+            place = folder_place(folder)
+            if place in self.folders or (os.path.islink(folder) and place in _list_holders(folder)):
+                self.links.append(prefix.rstrip("/"))
+            else:
+                links.extend(sorted(self._read_tree(folder, prefix)))
+
+    def _read_tree(self, folder: str, prefix: str) -> list[tuple[str, str]]:
+        """Take what lies below a folder; the links to other folders there, and the prefixes of their files."""
+        links: list[tuple[str, str]] = []
+        waiting = [(folder, prefix)]
+        while waiting:
+            folder, prefix = waiting.pop()
+            if self.folders.setdefault(folder_place(folder), prefix.rstrip("/")) != prefix.rstrip("/"):
+                self.links.append(prefix.rstrip("/"))  # read through another link, to this folder itself
                 continue
-            if _is_folder(entry):
-                if not _leads_upwards(entry):
-                    yield from _walk_images(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-                yield from _look_up(entry, prefix)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        below = (entry.path, f"{prefix}{entry.name}/")
+                        if _is_stray(entry.name):
+                            self.strays.append(prefix + entry.name)
+                        else:
+                            (links if entry.is_symlink() else waiting).append(below)
+                    elif not _is_stray(entry.name):
+                        self._take(entry, prefix + entry.name)
+        return links
+
+    def _take(self, entry: os.DirEntry[str], path: str) -> None:
+        name = entry.name.lower()
+        if name.endswith(IMAGE_EXTENSIONS):
+            self._look_up(entry, path)
+        elif name.endswith(OTHER_EXTENSIONS):
+            self.others[os.path.splitext(name)[1]] += 1
+
+    def _look_up(self, entry: os.DirEntry[str], path: str) -> None:
+        try:
+            status = entry.stat()
+        except OSError:
+            self.files.append(FoundFile(path, -1, 0))
+            self.places.extend((0, 0))
+            return
+        if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            self.files.append(FoundFile(path, status.st_size, status.st_mtime_ns))
+            self.places.extend((status.st_dev, status.st_ino))
 
 
-def _look_up(entry: os.DirEntry[str], prefix: str) -> Iterator[FoundFile]:
-    try:
-        status = entry.stat()
-    except OSError:
-        yield FoundFile(prefix + entry.name, -1, 0)
-        return
-    if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        yield FoundFile(prefix + entry.name, status.st_size, status.st_mtime_ns)
+def folder_place(folder: str) -> Place:
+    """Where a folder lies on the disk, whatever path leads to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _list_holders(folder: str) -> set[Place]:
+    """Where the folders lie that hold a folder: those of its path, and those of what the path's links lead to."""
+    holders = {parent for path in (os.path.abspath(folder), os.path.realpath(folder)) for parent in Path(path).parents}
+    holders |= set(Path(os.path.realpath(os.path.dirname(folder))).parents)
+    return {folder_place(str(holder)) for holder in holders}
+
+
+def _find_no_classes(root: Path) -> tuple[list[str], list[str]]:
+    """Folders beside those of the classes that are none: hidden ones and the system's, and links to what holds them."""
+    with os.scandir(root) as entries:
+        folders = sorted((entry for entry in entries if _is_folder(entry)), key=lambda entry: entry.name)
+    strays = [entry.name for entry in folders if _is_stray(entry.name)]
+    return strays, [entry.name for entry in folders if entry.name not in strays and _leads_upwards(entry)]
+
+
+def _describe_passed(walks: Sequence[Walk], strays: Sequence[str] = (), links: Sequence[str] = ()) -> list[str]:
+    """A line for each kind of thing that is passed over."""
+    links = [*links, *(path for walk in walks for path in walk.links)]
+    strays = [*strays, *(path for walk in walks for path in walk.strays)]
+    others = sum((walk.others for walk in walks), Counter[str]())
+    lines = []
+    if strays:
+        lines.append(f"{_count(len(strays), 'folder')} of the system or hidden passed over, {join_names(strays)}")
+    if links:
+        why = "to folders that are read already or hold the link"
+        lines.append(f"{_count(len(links), 'link')} passed over, {why}, {join_names(links)}")
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        lines.append(f"pictures of a kind that is not read: {kinds}")
+    return lines
+
+
+def _refuse_shared_folders(root: Path, folders: Sequence[str], walks: Sequence[Walk]) -> None:
+    """Links between classes would give the pictures of one the label of another."""
+    first: dict[Place, tuple[str, str]] = {}
+    for folder, walk in zip(folders, walks, strict=True):
+        for place, path in walk.folders.items():
+            other, other_path = first.setdefault(place, (folder, path))
+            if other != folder:
+                raise DataError(
+                    f"a folder lies in two classes, '{other}' and '{folder}'",
+                    where=str(root),
+                    why=f"'{other_path}' and '{path}' are one folder, through a link",
+                    remedy="remove the link",
+                )
+
+
+def _describe_shared_pictures(walks: Sequence[Walk]) -> list[str]:
+    """A line on files that two classes have, through links of files: one of the labels is wrong."""
+    together = b"".join(walk.places.tobytes() for walk in walks)
+    places = np.frombuffer(together, np.uint64).reshape(-1, 2)  # (N, 2)
+    label = np.repeat(np.arange(len(walks)), [len(walk.files) for walk in walks])  # (N,)
+    order = np.lexsort((label, places[:, 0], places[:, 1]))
+    ordered = places[order]
+    is_again = (ordered[1:] == ordered[:-1]).all(axis=1) & (label[order][1:] != label[order][:-1])
+    is_again &= ordered[1:].any(axis=1)  # what could not be looked up has no place
+    if not is_again.any():
+        return []
+    names = [file.path for walk in walks for file in walk.files]
+    position = int(is_again.argmax())
+    pair = join_names(sorted(names[number] for number in order[position : position + 2]))
+    return [f"{_count(int(is_again.sum()), 'picture')} in more than one class, through links ({pair} are one file)"]
 
 
 def _is_stray(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -161,11 +305,9 @@ def _leads_upwards(entry: os.DirEntry[str]) -> bool:
 
 def _listing_error(error: OSError, folder: Path) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(
-            "no such folder", where=str(folder), remedy="check data.root and the names of the sets below it"
-        )
+        return explain_missing_folder(folder)
     if isinstance(error, NotADirectoryError):
-        return DataError("not a folder", where=str(folder), why="it is a file", remedy=_LAYOUT_REMEDY)
+        return DataError("not a folder", where=str(folder), why="it is a file", remedy=LAYOUT_REMEDY)
     why = error.strerror or str(error)
     return DataError("cannot list the folder", where=str(folder), why=why, remedy="check its permissions")
 

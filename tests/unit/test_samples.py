@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,109 @@ def test_links_are_followed_but_not_in_circles(root: Path, tmp_path: Path) -> No
         "owl/a.jpg",
     ]
     assert len(index) == 12
+
+
+def test_links_between_classes_are_refused_and_end(root: Path) -> None:
+    """Each of three folders leads to the others: paths without end, and every picture would have every label."""
+    names = ("cat", "dog", "red fox")
+    for name in names:
+        for other in set(names) - {name}:
+            (root / name / other).symlink_to(f"../{other}")
+    line = refused(root)
+    assert "a folder lies in two classes, 'cat' and 'dog'" in line
+    assert "one folder, through a link; remove the link" in line
+
+
+@pytest.mark.parametrize("link", ["kitten", "dog/another"])
+def test_one_folder_with_two_labels_is_refused(root: Path, link: str) -> None:
+    (root / link).symlink_to(root / "cat")
+    assert "a folder lies in two classes" in refused(root)
+
+
+def test_folders_are_read_once_whatever_links_lead_to_them(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = scan(root).paths
+    for level in range(12):  # 2,048 ways to the last one
+        (root / "cat" / "deep" / str(level)).mkdir(parents=True)
+    for level in range(11):
+        for way in "ab":
+            (root / "cat" / "deep" / str(level) / way).symlink_to(f"../{level + 1}")
+    (root / "loop").symlink_to(root)
+    with caplog.at_level(logging.WARNING, "alexnet_dist"):
+        assert scan(root).paths == expected
+    assert "23 links passed over, to folders that are read already or hold the link, 'loop', 'cat/deep" in caplog.text
+
+
+def test_a_picture_in_two_classes_is_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "dog" / "again.jpg").symlink_to(root / "cat" / "0.jpg")
+    os.link(root / "cat" / "1.jpg", root / "red fox" / "again.jpg")
+    (root / "cat" / "twice.jpg").symlink_to("0.jpg")  # of one class: no label is wrong
+    with caplog.at_level(logging.WARNING, "alexnet_dist"):
+        scan(root)
+    assert "2 pictures in more than one class, through links" in caplog.text
+
+
+SYSTEM = [".ipynb_checkpoints", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "__MACOSX"]
+
+
+@pytest.mark.parametrize("place", ["", "cat"])
+def test_folders_of_the_system_are_passed_over_in_one_line(
+    root: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = scan(root).paths
+    for name in SYSTEM:
+        save_jpeg(root / place / name / "a.jpg")
+    with caplog.at_level(logging.WARNING, "alexnet_dist"):
+        assert scan(root).paths == expected
+    (line,) = caplog.messages
+    assert "6 folders of the system or hidden passed over" in line
+    assert sum(name in line for name in SYSTEM) == 5  # and 1 more
+
+
+def test_pictures_of_other_kinds_are_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.heic", "b.HEIC", "c.svg"):
+        (root / "cat" / name).write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "alexnet_dist"):
+        scan(root)
+    assert "pictures of a kind that is not read: 2 .heic, 1 .svg" in caplog.text
+    (root / "eel").mkdir()
+    (root / "eel" / "a.heic").write_bytes(b"")
+    assert "'eel'; pictures of a kind that is not read: 1 .heic; add images" in refused(root)
+
+
+def test_the_val_of_tiny_imagenet_becomes_class_folders_by_the_remedy(tmp_path: Path) -> None:
+    val = tmp_path / "tiny val"
+    for number in range(4):
+        save_jpeg(val / "images" / f"val_{number}.JPEG")
+    table = "".join(f"val_{number}.JPEG\tn0{number % 2}\t0\t0\t9\t9\n" for number in range(4))
+    (val / "val_annotations.txt").write_text(table)
+    line = refused(val)
+    assert "val_annotations.txt has the classes of images/" in line
+    subprocess.run(["bash", "-c", line.partition("images/; ")[2]], check=True)
+    assert scan(val).paths == ("n00/val_0.JPEG", "n00/val_2.JPEG", "n01/val_1.JPEG", "n01/val_3.JPEG")
+
+
+def test_folders_of_sets_are_no_classes(root: Path) -> None:
+    (root.parent / "val").mkdir()
+    root.rename(root.parent / "train")
+    line = refused(root.parent)
+    assert line.startswith(f"folders of sets where classes should be ({root.parent}): it holds train, val; ")
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [("valid", "val"), ("validation", "val"), ("Train", "train"), ("tets", "test")],
+)
+def test_a_missing_folder_is_said_with_what_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, missing: str
+) -> None:
+    (tmp_path / "pets" / there).mkdir(parents=True)
+    (tmp_path / "pets" / "readme.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    line = refused(Path("pets") / missing)
+    assert str(tmp_path / "pets" / missing) in line  # where it looked, whatever the working folder
+    assert "'readme.txt'" in line
+    assert f"did you mean '{there}'?" in line
+    assert f"'{tmp_path}' has 'pets'" in refused(Path("other") / missing)
 
 
 def test_link_to_nowhere_is_a_bad_file(root: Path) -> None:

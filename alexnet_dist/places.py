@@ -1,0 +1,50 @@
+"""Where a path that a user gave leads, and what lies there instead of what was looked for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+
+MOST_NAMED = 5  # a message names this many things and counts the others
+
+# What people call the same set.
+_SETS = (("val", "valid", "validation", "dev"), ("test", "testing"), ("train", "training"))
+
+
+def expand_home(path: str) -> str:
+    """A path whose `~` or `~user` is that user's folder, as a shell does it where it sees one."""
+    return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def describe_missing(path: str | os.PathLike[str]) -> tuple[str, str, str]:
+    """What to say of a path where nothing is.
+
+    Returns:
+        the absolute path; what lies beside it, or in the nearest folder above it; the name there that may be meant, ""
+        without one.
+    """
+    looked = os.path.abspath(path)
+    missing, folder = os.path.basename(looked), os.path.dirname(looked)
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        missing, folder = os.path.basename(folder), os.path.dirname(folder)
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        return looked, f"'{folder}' cannot be listed: {error.strerror}", ""
+    place = "its folder" if folder == os.path.dirname(looked) else f"'{folder}'"
+    return looked, f"{place} {_list_names(names)}", _find_near(missing, names)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    if not names:
+        return "is empty"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return "has " + ", ".join(f"'{name}'" for name in names[:MOST_NAMED]) + more
+
+
+def _find_near(missing: str, names: Sequence[str]) -> str:
+    """The name that is another spelling, another word for the same set, or nearly the same."""
+    alike = next((group for group in _SETS if missing.lower() in group), ())
+    same = [name for name in names if name.lower() == missing.lower() or name.lower() in alike]
+    return next(iter(same or difflib.get_close_matches(missing, names, n=1)), "")
