@@ -12,6 +12,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# The largest values that can be meant. What lies beyond them is a slip of the hand, and would end as a process without
+# memory, as a counter of 64 bits that overflows, or as a wait of weeks.
+MAX_EPOCHS = 1_000_000_000
+MAX_STEPS = 1_000_000_000_000  # times a batch, they still fit into 64 bits
+MAX_BATCH = 1_000_000  # images
+MAX_CLASSES = 1_000_000  # 45 times ImageNet's 21,841
+MAX_SIDE = 8_192  # pixels; with its square of 67 million, the largest picture that is decoded by default
+MAX_PIXELS = 1_000_000_000  # of a picture: 3 GB once decoded
+MAX_CHANNELS = 65_536
+MAX_WIDTH = 1_000_000  # outputs of a layer; models/alexnet.py limits the weights of all layers together
+MAX_PADDING = 1_024  # pixels, as for windows and their steps
+MAX_WINDOW = 255  # channels that LRN adds up one by one
+MAX_RATE = 1e30  # of learning; times two of its factors, float32 can still hold it
+MAX_RATE_FACTOR = 1e4
+MAX_FACTOR = 1e6  # of other scales; their squares and the pixels' together stay below float32's largest number
+MAX_IMAGES = 4_000_000  # made on the fly; their list takes 100 bytes an image
+MAX_PROCESSES = 65_536
+MAX_WORKERS = 512  # processes of some 200 MB
+MAX_PREFETCH = 1_000  # batches of 40 to 150 MB
+MAX_KEPT = 1_000_000  # checkpoints
+MAX_FOLDS = 10_000  # trainings
+
 
 def bounded(
     default: Any,
@@ -36,50 +58,50 @@ class ModelConfig:
     variant: Literal["paper", "source2012", "ungrouped", "torchvision"] = "paper"
     """paper: the text's two-tower network merged, with LRN per tower; source2012: the 2012 program's layers, field by
     field; ungrouped: one column without LRN, as most tutorials have it; torchvision: torchvision's AlexNet"""
-    num_classes: int | None = bounded(None, minimum=1)
+    num_classes: int | None = bounded(None, minimum=1, maximum=MAX_CLASSES)
     """outputs of the last layer; null = the classes of the training set"""
     in_channels: Literal[1, 3] = 3
     """channels of the input; 1 converts every picture to gray"""
-    image_size: int = bounded(224, minimum=1)
+    image_size: int = bounded(224, minimum=1, maximum=MAX_SIDE)
     """side of the network's input, and of the crop, in pixels"""
     dropout: float | None = bounded(None, minimum=0.0, below=1.0)
     """probability with which a unit of fc6 and fc7 is dropped in training"""
     pretrained: str | None = None
     """weights to start from: a .safetensors, .npz or .pt file, also of other programs, a model or run folder, or
     `torchvision` (downloads); a last layer for another number of classes starts afresh"""
-    conv_channels: list[int] | None = bounded(None, minimum=1)
+    conv_channels: list[int] | None = bounded(None, minimum=1, maximum=MAX_CHANNELS)
     """output channels of conv1 to conv5"""
-    conv_groups: list[int] | None = bounded(None, minimum=1)
+    conv_groups: list[int] | None = bounded(None, minimum=1, maximum=MAX_CHANNELS)
     """groups of conv1 to conv5; 2 keeps the towers of 2012 apart"""
-    conv1_padding: int | None = bounded(None, minimum=0)
+    conv1_padding: int | None = bounded(None, minimum=0, maximum=MAX_PADDING)
     """zero padding of conv1 in pixels"""
-    conv1_end_padding: int | None = bounded(None, minimum=0)
+    conv1_end_padding: int | None = bounded(None, minimum=0, maximum=MAX_PADDING)
     """zeros to the right of and below the image only, in pixels; the 2012 program's conv1 hung over by 3"""
     relu_after_pool: list[bool] | None = None
     """for conv1, conv2 and conv5: ReLU after the max pooling (as 2012's conv1, conv5) instead of before it"""
-    fc_width: int | None = bounded(None, minimum=1)
+    fc_width: int | None = bounded(None, minimum=1, maximum=MAX_WIDTH)
     """outputs of fc6 and of fc7"""
-    fc_groups: int | None = bounded(None, minimum=1)
+    fc_groups: int | None = bounded(None, minimum=1, maximum=MAX_WIDTH)
     """groups of fc6 and fc7; 2 keeps the towers apart in them"""
     lrn: bool | None = None
     """local response normalisation after conv1 and conv2"""
-    lrn_groups: int | None = bounded(None, minimum=1)
+    lrn_groups: int | None = bounded(None, minimum=1, maximum=MAX_CHANNELS)
     """groups of channels that are normalised apart; 2 = per tower"""
-    lrn_size: int | None = bounded(None, minimum=1)
+    lrn_size: int | None = bounded(None, minimum=1, maximum=MAX_WINDOW)
     """channels in the normalisation window, odd"""
-    lrn_alpha: float | None = bounded(None, above=0.0)
+    lrn_alpha: float | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     """LRN's alpha in torch's convention (divided by the window's size)"""
-    lrn_beta: float | None = bounded(None, above=0.0)
+    lrn_beta: float | None = bounded(None, above=0.0, maximum=10.0)
     """LRN's exponent"""
-    lrn_k: float | None = bounded(None, above=0.0)
+    lrn_k: float | None = bounded(None, above=0.0, maximum=MAX_FACTOR)
     """LRN's constant"""
     map_norm: bool | None = None
     """a second normalisation after conv2's, over 5 x 5 pixels of each map; the 2012 program has it, the paper not"""
-    pool_kernel: int | None = bounded(None, minimum=1)
+    pool_kernel: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
     """side of the max pooling windows; 3 with stride 2 overlaps as in 2012"""
-    pool_stride: int | None = bounded(None, minimum=1)
+    pool_stride: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
     """stride of the max pooling"""
-    adaptive_pool: int | None = bounded(None, minimum=1)
+    adaptive_pool: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
     """side of the adaptive average pooling before fc6"""
     dropout_position: Literal["after_fc", "before_fc"] | None = None
     """dropout after fc6 and fc7 (2012) or before them (torchvision)"""
@@ -127,15 +149,15 @@ class DataConfig:
     """fetch what is missing of cifar10 or fashion_mnist into the cache folder"""
     val_fraction: float = bounded(0.1, minimum=0.0, below=1.0)
     """part of train kept for validation (stratified, seeded) when there is no val; 0 = no validation"""
-    folds: int | None = bounded(None, minimum=2)
+    folds: int | None = bounded(None, minimum=2, maximum=MAX_FOLDS)
     """parts into which train is cut (stratified, shuffled, seeded) to validate on one; val_fraction is then not used"""
-    fold: int | None = bounded(None, minimum=1)
+    fold: int | None = bounded(None, minimum=1, maximum=MAX_FOLDS)
     """the part to validate on, from 1; `crossval` takes each in turn"""
     engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
     """what reads, decodes and augments; cache builds what is missing in cache_dir, then reads rows of pixels"""
-    workers: int | None = bounded(None, minimum=0)
+    workers: int | None = bounded(None, minimum=0, maximum=MAX_WORKERS)
     """decoding processes per training process (dali: threads; cache: 1 thread); null = chosen, 0 = none beside it"""
-    prefetch: int = bounded(2, minimum=1)
+    prefetch: int = bounded(2, minimum=1, maximum=MAX_PREFETCH)
     """batches that engines dali and cache make ahead"""
     hw_decoder_load: float = bounded(0.65, minimum=0.0, maximum=1.0)
     """part of the JPEGs that DALI gives to the GPU's hardware decoder, where there is one"""
@@ -143,13 +165,13 @@ class DataConfig:
     """folder for prepared data and header scans; null = alexnet_dist in the user's cache folder"""
     on_bad_file: Literal["fail", "skip"] = "fail"
     """a file that cannot be decoded ends the run (fail) or is left out and listed in bad_files.csv (skip)"""
-    max_pixels: int = bounded(50_000_000, minimum=1)
+    max_pixels: int = bounded(50_000_000, minimum=1, maximum=MAX_PIXELS)
     """images with more pixels than this are bad files (decompression bombs)"""
-    synthetic_images: int = bounded(512, minimum=1)
+    synthetic_images: int = bounded(512, minimum=1, maximum=MAX_IMAGES)
     """number of training images of source synthetic; an eighth as many are made for validation"""
-    synthetic_classes: int = bounded(10, minimum=1)
+    synthetic_classes: int = bounded(10, minimum=1, maximum=MAX_CLASSES)
     """number of classes of source synthetic"""
-    synthetic_size: int = bounded(256, minimum=1)
+    synthetic_size: int = bounded(256, minimum=1, maximum=MAX_SIDE)
     """side of the images of source synthetic, in pixels"""
 
 
@@ -157,13 +179,13 @@ class DataConfig:
 class AugmentConfig:
     """What happens to an image between the file and the network."""
 
-    resize: int | list[int] | None = bounded(256, minimum=1)
+    resize: int | list[int] | None = bounded(256, minimum=1, maximum=MAX_SIDE)
     """N: shorter side to N pixels; [H, W]: both sides; null: no resize. random_resized crops skip it in training"""
     crop: Literal["centre", "random", "random_resized"] = "random"
     """the training crop of model.image_size pixels; evaluation always takes the centre"""
     crop_scale: list[float] = bounded([0.08, 1.0], above=0.0, maximum=1.0)
     """least and largest part of the area that a random_resized crop takes"""
-    crop_ratio: list[float] = bounded([3 / 4, 4 / 3], above=0.0)
+    crop_ratio: list[float] = bounded([3 / 4, 4 / 3], above=0.0, maximum=MAX_FACTOR)
     """least and largest width / height of a random_resized crop"""
     horizontal_flip: float = bounded(0.5, minimum=0.0, maximum=1.0)
     """probability of mirroring left and right"""
@@ -171,17 +193,17 @@ class AugmentConfig:
     """probability of mirroring top and bottom"""
     lighting: Literal["source2012", "common"] | None = None
     """PCA colour noise: as strong as the 2012 program's, or the common weaker one"""
-    lighting_std: float = bounded(0.1, minimum=0.0)
+    lighting_std: float = bounded(0.1, minimum=0.0, maximum=MAX_FACTOR)
     """standard deviation of the noise along each principal component"""
     pixel_range: Literal[1, 255] = 1
     """value of a white pixel before mean and std; 255 is the scale that the 2012 network was fed"""
-    lighting_epochs: int | None = bounded(None, minimum=0)
+    lighting_epochs: int | None = bounded(None, minimum=0, maximum=MAX_EPOCHS)
     """epochs that have the colour noise; null = all. The 2012 program ended it some 25 epochs before the end"""
-    color_jitter: list[float] | None = bounded(None, minimum=0.0)
+    color_jitter: list[float] | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     """strength of random brightness, contrast, saturation and hue as in torchvision's ColorJitter; null = none"""
-    mean: list[float] | None = bounded(None)
+    mean: list[float] | None = bounded(None, minimum=-MAX_FACTOR, maximum=MAX_FACTOR)
     """mean per channel in units of pixel_range; null = ImageNet's"""
-    std: list[float] | None = bounded(None, above=0.0)
+    std: list[float] | None = bounded(None, minimum=1 / MAX_FACTOR, maximum=MAX_FACTOR)
     """standard deviation per channel in units of pixel_range; null = ImageNet's, or 1 on the 255 scale"""
 
 
@@ -192,21 +214,21 @@ Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"
 class LayerFactors:
     """A number for each layer, with which the learning rate of its weights and biases is multiplied."""
 
-    conv1: float = bounded(1.0, above=0.0)
+    conv1: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of conv1"""
-    conv2: float = bounded(1.0, above=0.0)
+    conv2: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of conv2"""
-    conv3: float = bounded(1.0, above=0.0)
+    conv3: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of conv3"""
-    conv4: float = bounded(1.0, above=0.0)
+    conv4: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of conv4"""
-    conv5: float = bounded(1.0, above=0.0)
+    conv5: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of conv5"""
-    fc6: float = bounded(1.0, above=0.0)
+    fc6: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of fc6"""
-    fc7: float = bounded(1.0, above=0.0)
+    fc7: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of fc7"""
-    fc8: float = bounded(1.0, above=0.0)
+    fc8: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """of fc8"""
 
 
@@ -216,25 +238,25 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adam", "rmsprop", "lars"] = "sgd"
     """sgd (with momentum), adam, rmsprop (with momentum), or lars: sgd with a rate of its own for each layer"""
-    lr: float = bounded(0.01, above=0.0)
+    lr: float = bounded(0.01, above=0.0, maximum=MAX_RATE)
     """base learning rate"""
     momentum: float = bounded(0.9, minimum=0.0, below=1.0)
     """momentum of sgd, rmsprop and lars, first beta of adam"""
-    weight_decay: float = bounded(0.0005, minimum=0.0)
+    weight_decay: float = bounded(0.0005, minimum=0.0, maximum=MAX_FACTOR)
     """L2 weight decay, added to the gradient"""
-    bias_lr_factor: float = bounded(1.0, above=0.0)
+    bias_lr_factor: float = bounded(1.0, above=0.0, maximum=MAX_RATE_FACTOR)
     """the biases' learning rate over the weights'; 2012 used 2"""
-    bias_weight_decay: float | None = bounded(None, minimum=0.0)
+    bias_weight_decay: float | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     """weight decay of the biases; null = weight_decay; 2012 used 0"""
     bias_lr_constant: bool = False
     """keep the biases' rate where it began, whatever the schedule does with the weights', as the 2012 program did"""
-    trust_coefficient: float = bounded(0.001, above=0.0)
+    trust_coefficient: float = bounded(0.001, above=0.0, maximum=MAX_FACTOR)
     """eta of lars: a layer's step over the norm of its weights"""
     lr_factors: LayerFactors = field(default_factory=LayerFactors)
     """learning rates of single layers, relative to lr"""
     freeze: list[Layer] = field(default_factory=list)
     """layers that do not learn"""
-    freeze_from_epoch: int = bounded(0, minimum=0)
+    freeze_from_epoch: int = bounded(0, minimum=0, maximum=MAX_EPOCHS)
     """epoch at whose beginning the layers of freeze stop learning; 0 = they never learn"""
 
 
@@ -245,17 +267,17 @@ class ScheduleConfig:
     name: Literal["constant", "plateau", "step", "halve_every", "cosine", "poly"] = "constant"
     """constant; plateau: times gamma when val top-1 stalls; step: times gamma every step_epochs; halve_every: half
     every halve_every_steps; cosine: down to 0; poly: (1 - progress) ** power"""
-    warmup_steps: int = bounded(0, minimum=0)
+    warmup_steps: int = bounded(0, minimum=0, maximum=MAX_STEPS)
     """updates over which the rate rises linearly from lr / warmup_steps to lr"""
     gamma: float = bounded(0.1, above=0.0, below=1.0)
     """factor of step and plateau"""
-    step_epochs: int = bounded(30, minimum=1)
+    step_epochs: int = bounded(30, minimum=1, maximum=MAX_EPOCHS)
     """epochs between two drops of step"""
-    patience: int = bounded(5, minimum=1)
+    patience: int = bounded(5, minimum=1, maximum=MAX_EPOCHS)
     """evaluations without a better val top-1 before plateau drops the rate"""
-    halve_every_steps: int = bounded(256, minimum=1)
+    halve_every_steps: int = bounded(256, minimum=1, maximum=MAX_STEPS)
     """updates between two drops of halve_every"""
-    power: float = bounded(2.0, above=0.0)
+    power: float = bounded(2.0, above=0.0, maximum=1000.0)
     """exponent of poly"""
 
 
@@ -263,15 +285,15 @@ class ScheduleConfig:
 class TrainConfig:
     """How long, and how many samples at a time."""
 
-    epochs: int | None = bounded(None, minimum=1)
+    epochs: int | None = bounded(None, minimum=1, maximum=MAX_EPOCHS)
     """passes over the training set; exactly one of epochs and max_steps"""
-    max_steps: int | None = bounded(None, minimum=1)
+    max_steps: int | None = bounded(None, minimum=1, maximum=MAX_STEPS)
     """updates; exactly one of epochs and max_steps"""
-    global_batch_size: int = bounded(128, minimum=1)
+    global_batch_size: int = bounded(128, minimum=1, maximum=MAX_BATCH)
     """samples per update over all replicas"""
-    micro_batch_size: int | None = bounded(None, minimum=1)
+    micro_batch_size: int | None = bounded(None, minimum=1, maximum=MAX_BATCH)
     """samples per replica per forward; null = global_batch_size / replicas, smaller values accumulate gradients"""
-    early_stop: int | None = bounded(None, minimum=1)
+    early_stop: int | None = bounded(None, minimum=1, maximum=MAX_EPOCHS)
     """evaluations without a better val top-1 after which the run ends; null = it never ends early"""
 
 
@@ -279,7 +301,7 @@ class TrainConfig:
 class LogConfig:
     """What is reported, and how often."""
 
-    every_steps: int = bounded(10, minimum=1)
+    every_steps: int = bounded(10, minimum=1, maximum=MAX_STEPS)
     """updates between two log lines"""
     plots: bool = True
     """draw the figures of plots/ after training, with the extra plots"""
@@ -289,9 +311,9 @@ class LogConfig:
 class CheckpointConfig:
     """When the full state is saved."""
 
-    every_steps: int | None = bounded(None, minimum=1)
+    every_steps: int | None = bounded(None, minimum=1, maximum=MAX_STEPS)
     """updates between two saves; null = after each epoch. The end of a run is always saved"""
-    keep: int = bounded(2, minimum=1)
+    keep: int = bounded(2, minimum=1, maximum=MAX_KEPT)
     """intact checkpoints kept"""
 
 
@@ -309,7 +331,7 @@ class ParallelConfig:
     changes the network (conv_groups, fc_groups), so it holds under every strategy"""
     gradient_compression: Literal["bf16", "fp16"] | None = None
     """what gradients travel as between replicas; null = float32"""
-    shard_size: int | None = bounded(None, minimum=1)
+    shard_size: int | None = bounded(None, minimum=1, maximum=MAX_PROCESSES)
     """processes over which hybrid spreads fc6 and fc7; null = all of them"""
     hybrid_schedule: Literal["at_once", "batch_by_batch"] = "at_once"
     """at_once: fc6 and fc7 see the images of all processes at once; batch_by_batch: in as many batches as there are

@@ -16,6 +16,8 @@ PERIODS = {"step": "schedule.step_epochs", "plateau": "schedule.patience", "halv
 TWO_TOWERS = ("paper", "source2012")  # variants
 ARRAY_SOURCES = ("cifar10", "fashion_mnist")
 MAX_HUE = 0.5  # half a turn of the colour circle
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # what file systems take; of a path, less our own names below it
+OWN_ENDING_BYTES = 40  # of what a folder is called while it is written, and of `--new`'s number
 
 
 def check_config(config: Config, places: Mapping[str, str]) -> None:
@@ -31,6 +33,7 @@ def check_config(config: Config, places: Mapping[str, str]) -> None:
     values = flatten(config)
     for key, item in walk_fields(config):
         _check_bounds(key, values[key], dict(item.metadata), places.get(key, ""))
+        _check_text(key, values[key], places.get(key, ""))
     _check_lengths(config, places)
     _check_augment(config, places)
     _check_data(config, places)
@@ -175,17 +178,37 @@ _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 def _check_bounds(key: str, value: Any, bounds: dict[str, float], place: str) -> None:
     for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, bool) or not isinstance(number, int | float):
+        if isinstance(number, int | float) and not isinstance(number, bool) and not is_within(number, bounds):
+            wanted = f"use a finite value {describe_bounds(bounds)}".rstrip()
+            raise UsageError(f"{key} is out of range", where=place, why=f"got {number}", remedy=wanted)
+
+
+def is_within(number: float, bounds: Mapping[str, float]) -> bool:
+    """Whether a number is finite and lies within the bounds of a field; see `bounded`."""
+    is_finite = isinstance(number, int) or math.isfinite(number)  # isfinite cannot take an int of 400 digits
+    return is_finite and all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items())
+
+
+def describe_bounds(bounds: Mapping[str, float]) -> str:
+    """The bounds of a field in words: `of at least 1 and of at most 8192`."""
+    return " and ".join(f"{_BOUNDS[name][0]} {bound:.12g}" for name, bound in bounds.items())
+
+
+def _check_text(key: str, value: Any, place: str) -> None:
+    """Refuse a text that no file system would take as a path, where it would come to light as a traceback."""
+    most = MAX_NAME_BYTES - (OWN_ENDING_BYTES if key == "output_dir" else 0)
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str):
             continue
-        finite = isinstance(number, int) or math.isfinite(number)  # isfinite cannot take an int of 400 digits
-        if not finite or not all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items()):
-            wanted = " and ".join(f"{_BOUNDS[name][0]} {bound:g}" for name, bound in bounds.items())
-            raise UsageError(
-                f"{key} is out of range",
-                where=place,
-                why=f"got {number}",
-                remedy=f"use a finite value {wanted}".rstrip(),
-            )
+        data = text.encode("utf-8", "surrogatepass")
+        longest = max(map(len, data.split(b"/")))
+        if longest > most or len(data) > MAX_PATH_BYTES:
+            why = f"a name in it has {longest:,} bytes, and a name may have {most}"
+            if longest <= most:
+                why = f"it has {len(data):,} bytes, and a path may have {MAX_PATH_BYTES:,}"
+            raise UsageError(f"{key} is too long", where=place, why=why, remedy="use a shorter one")
+        if b"\0" in data:
+            raise UsageError(f"{key} holds a zero byte", where=place, remedy="remove it")
 
 
 def _check_lengths(config: Config, places: Mapping[str, str]) -> None:

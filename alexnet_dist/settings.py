@@ -1,7 +1,8 @@
 """From a YAML file and a command line to a `Config`.
 
-jsonargparse checks types and prints the help; what it lacks is here: a YAML reader that refuses duplicate keys and
-reads `1e-4` as a number, the nearest name for an unknown key, and errors of one line that say where.
+jsonargparse checks types and prints the help; what it lacks is here: files that change other files, keys that stand
+twice, the nearest name for an unknown key, and errors of one line that say where. How a value is written is
+yaml_file.py's business, for files and command lines alike.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader, set_parsing_settings
 
 from alexnet_dist.config import Config, flatten, nest, walk_fields
 from alexnet_dist.config_checks import PERIODS, check_config
 from alexnet_dist.errors import UsageError
-from alexnet_dist.shipped import find_yaml, shipped_folder
+from alexnet_dist.shipped import find_yaml, is_file, shipped_folder
+from alexnet_dist.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
 
 MAX_CONFIG_BYTES = 1_000_000
 EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
+MAX_LIST = 100  # values; the longest that a network needs has 8
 BASE = "base"  # key of a file that changes another one
+PLAIN_NUMBERS = "write numbers plainly: 10 or 0.5 or 1e-4, not 010, 0x10, 1_000 or 1:30"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,29 +46,6 @@ class Arguments:
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the examples' lines as they are."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML where a key may stand once, only true and false are booleans, and 1e-4 is a number."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way to hold them)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF")
-)
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-class _StrictDumper(yaml.SafeDumper):
-    """Quotes the text `1e3` too, which our reader would take for a number."""
-
-
-_StrictDumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type = Config) -> Arguments:
@@ -83,6 +64,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
         raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
     _refuse_unknown_flags(argv, parser)
+    _refuse_odd_words(argv, parser)
     try:
         namespace = parser.parse_args(list(argv), defaults=False)
         own_values = parser.get_defaults()
@@ -102,6 +84,7 @@ def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
         UsageError: an unknown or mistyped option, or a wrong type.
     """
     _refuse_unknown_flags(argv, parser)
+    _refuse_odd_words(argv, parser)
     try:
         return parser.parse_args(list(argv))
     except Exception as error:  # noqa: BLE001 (as above)
@@ -116,7 +99,9 @@ def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
         description: help text, beginning with examples.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("strict", load_word, (yaml.YAMLError,))
     return ArgumentParser(
+        parser_mode="strict",
         prog=prog,
         usage=SUPPRESS,  # a hundred options tell nobody anything; the examples come first
         description=description,
@@ -165,7 +150,7 @@ def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, An
     if not isinstance(base, str):
         raise UsageError(f"wrong value for {BASE}", where=places[BASE], why=f"expected a name, got {base!r}")
     beside = [path.parent / file for file in (base, f"{base}.yaml")]
-    below = next((file for file in beside if file.is_file()), None) or find_config(base)
+    below = next(filter(is_file, beside), None) or find_config(base)
     lower, lower_places = _read_layers(below, (*above, path.resolve()))
     return _lay_over(lower, values), {**lower_places, **places}
 
@@ -195,6 +180,7 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     places = places or {}
     _refuse_unknown_keys(values, places)
     _refuse_lookalikes(values, places)
+    _refuse_odd_shapes(values, places)
     parser = _settings_parser()
     try:
         namespace = parser.parse_object(nest(values))
@@ -220,7 +206,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise UsageError("configuration too large", where=str(path), remedy="a configuration has at most 1 MB")
-        loader = _StrictLoader(path.read_text(encoding="utf-8-sig"))
+        loader = StrictLoader(path.read_text(encoding="utf-8-sig"))
         root = loader.get_single_node()
         values: dict[str, Any] = {}
         lines: dict[str, int] = {}
@@ -234,13 +220,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UsageError("configuration is not YAML", where=where, why=str(getattr(error, "problem", error))) from None
-    except (ValueError, AttributeError, RecursionError) as error:  # PyYAML on `!!int x`, `!!timestamp x`, `[[[[...`
+    except RecursionError:
+        why = "brackets in brackets without end"
+        raise UsageError("configuration is not YAML", where=str(path), why=why) from None
+    except (ValueError, AttributeError) as error:  # PyYAML on a number of 5,000 digits
         raise UsageError("configuration is not YAML", where=str(path), why=str(error)) from None
     return values, lines
 
 
 def _read_mapping(
-    loader: _StrictLoader, node: yaml.Node, prefix: str, path: Path, values: dict[str, Any], lines: dict[str, int]
+    loader: StrictLoader, node: yaml.Node, prefix: str, path: Path, values: dict[str, Any], lines: dict[str, int]
 ) -> None:
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(
@@ -265,7 +254,7 @@ def _read_mapping(
 def dump_config(config: Config, unicode: bool = True) -> str:
     """The resolved settings as YAML that `load_config` reads back; without `unicode` in ASCII, with escapes."""
     values = dataclasses.asdict(config)
-    return yaml.dump(values, Dumper=_StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=unicode)
+    return yaml.dump(values, Dumper=StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=unicode)
 
 
 @functools.cache  # reading the fields' docstrings takes a tenth of a second
@@ -293,6 +282,29 @@ def _refuse_lookalikes(values: dict[str, Any], places: dict[str, str]) -> None:
         is_missing = key in values and value is None and "None" not in str(item.type)
         if is_missing or (isinstance(value, bool | float) and str(item.type).startswith("Literal")):
             raise _wrong_value(key, values, places)
+
+
+def _refuse_odd_shapes(values: dict[str, Any], places: dict[str, str]) -> None:
+    """Refuse what no setting holds, before it is looked at more closely: mappings, lists of lists, endless lists."""
+    kinds = {key: item.type for key, item in walk_fields(Config)}
+    for key, value in values.items():
+        inner = value if isinstance(value, list) else []
+        if isinstance(value, dict) or any(isinstance(part, list | dict) for part in inner):
+            raise _wrong_value(key, values, places)
+        if len(inner) > MAX_LIST:
+            why = f"it has {len(inner)} values, and a list has at most {MAX_LIST}"
+            raise UsageError(f"wrong value for {key}", where=places.get(key, "command line"), why=why)
+        if not is_plain(value, kinds[key]):
+            raise _wrong_value(key, values, places, PLAIN_NUMBERS)
+
+
+def _refuse_odd_words(argv: Sequence[str], parser: ArgumentParser) -> None:
+    """Refuse on a command line what a file would read otherwise, or not at all."""
+    kinds = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
+    for key, word in _pair_words(argv).items():
+        if not is_plain(word, kinds.get(key, "str")):
+            why = f"expected a plain value, got {word!r}"
+            raise UsageError(f"wrong value for {key}", where="command line", why=why, remedy=PLAIN_NUMBERS)
 
 
 def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
@@ -325,7 +337,7 @@ def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -
     return _wrong_value(match[1], values, places)
 
 
-def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str]) -> UsageError:
+def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str], remedy: str = "see --help") -> UsageError:
     types = {name: item.type for name, item in walk_fields(Config)}
     wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null").replace("Layer", "conv1 ... fc8")
     got = f"got {'null' if values[key] is None else repr(values[key])}" if key in values else "got no value"
@@ -333,5 +345,5 @@ def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str]) -> Us
         f"wrong value for {key}",
         where=places.get(key, "command line"),
         why=f"expected {wanted}, {got}",
-        remedy="see --help",
+        remedy=remedy,
     )

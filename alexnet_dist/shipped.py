@@ -28,13 +28,18 @@ def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
         UsageError: there is no such file.
     """
     candidates = [Path(name), *(folder / file for folder in folders for file in (name, f"{name}.yaml"))]
-    for candidate in candidates:
-        try:
-            if candidate.is_file():
-                return candidate
-        except OSError:  # a name that is too long
-            continue
+    found = next(filter(is_file, candidates), None)
+    if found is not None:
+        return found
     known = sorted(path.stem for path in folders[-1].glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"give a path or one of: {', '.join(known)}"
     raise UsageError(f"no {what} {name!r}", why="neither a file nor a name that we ship", remedy=remedy)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file that can be reached; a name that is too long, or a folder that is closed, says no."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -28,6 +28,7 @@ LAYERS = {
     "shipped": 0,
     "streams": 0,
     "text": 0,
+    "yaml_file": 0,
     "models": 1,
     "data": 1,
     "parallel": 2,

@@ -7,7 +7,6 @@ layer-params-145.cfg.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -15,19 +14,29 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from alexnet_dist.config import ModelConfig, walk_fields
+from alexnet_dist.config_checks import describe_bounds, is_within
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
+from alexnet_dist.text import shorten
 
 DropoutPosition = Literal["after_fc", "before_fc"]
 Initialisation = Literal["source2012", "paper_text", "torch", "kaiming"]
 
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
+MAX_WEIGHTS = 2_000_000_000  # 8 GB in float32, and 24 GB with their gradients and momentum
 _KERNELS = (11, 5, 3, 3, 3)  # conv1 .. conv5; all but conv1 keep the side of the map
 _CONV1_STRIDE = 4
 _NORMALISED = (0, 1)  # positions of conv1 and conv2, which response normalisation may follow
 _MAP_NORMALISED = 1  # position of conv2, which the normalisation within each map may follow
 _POOLED = (0, 1, 4)  # positions of conv1, conv2 and conv5, which max pooling follows
+
+
+# The bounds of the settings of the same names, for descriptions that come from elsewhere.
+_SETTINGS = {name: item for name, item in walk_fields(ModelConfig) if item.metadata and name != "pretrained"}
+_BOUNDS = {name: item.metadata for name, item in _SETTINGS.items()}
+_WHOLE = tuple(name for name, item in _SETTINGS.items() if "int" in str(item.type))
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ class AlexNetSpec:
         _check_choices(self)
         _check_channels(self)
         _check_image_size(self)
+        _check_size(self)
 
 
 def _conv_inputs(spec: AlexNetSpec) -> tuple[int, ...]:
@@ -141,23 +151,11 @@ def _pool5_side(spec: AlexNetSpec, image_size: int) -> int:
 
 
 def _check_numbers(spec: AlexNetSpec) -> None:
-    for name in (
-        "num_classes",
-        "image_size",
-        "fc_width",
-        "fc_groups",
-        "lrn_groups",
-        "lrn_size",
-        "pool_kernel",
-        "pool_stride",
-    ):
-        _check_whole(name, getattr(spec, name), least=1)
-    _check_whole("conv1_end_padding", spec.conv1_end_padding, least=0)
-    for name, least in (("conv1_padding", 0), ("adaptive_pool", 1)):
-        if getattr(spec, name) is not None:
-            _check_whole(name, getattr(spec, name), least=least)
-    for name in ("dropout", "lrn_alpha", "lrn_beta", "lrn_k"):
-        _check_finite(name, getattr(spec, name))
+    for name in _BOUNDS:
+        value = getattr(spec, name)
+        if isinstance(value, tuple) or (value is None and name in ("conv1_padding", "adaptive_pool")):
+            continue
+        _check_number(name, value)
 
 
 def _check_choices(spec: AlexNetSpec) -> None:
@@ -167,41 +165,36 @@ def _check_choices(spec: AlexNetSpec) -> None:
     _check_flags("relu_after_pool", spec.relu_after_pool, len(_POOLED))
     _check_choice("dropout_position", spec.dropout_position, get_args(DropoutPosition))
     _check_choice("init", spec.init, get_args(Initialisation))
-    if not 0 <= spec.dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {spec.dropout}")
     if spec.lrn_size % 2 == 0:
         raise ValueError(f"lrn_size must be odd, got {spec.lrn_size}")
-    if spec.lrn_k <= 0 or spec.lrn_alpha < 0:
-        raise ValueError(f"lrn_k must be above 0 and lrn_alpha not below 0, got {spec.lrn_k} and {spec.lrn_alpha}")
 
 
-def _check_whole(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _check_finite(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+def _check_number(name: str, value: object, where: str = "") -> None:
+    kind = int if name in _WHOLE else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not is_within(value, _BOUNDS[name]):
+        what = f"a {'whole' if name in _WHOLE else 'finite'} number {describe_bounds(_BOUNDS[name])}"
+        raise ValueError(f"{where}{name} must be {what}, got {shorten(repr(value), 40)}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    if not any(value == choice and type(value) is type(choice) for choice in choices):  # 1 is not true
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {shorten(repr(value), 40)}")
 
 
 def _check_flags(name: str, values: object, count: int) -> None:
     if not isinstance(values, tuple) or len(values) != count or not all(isinstance(value, bool) for value in values):
-        raise ValueError(f"{name} needs {count} times true or false, got {values!r}")
+        raise ValueError(f"{name} needs {count} times true or false, got {shorten(repr(values), 40)}")
 
 
 def _check_channels(spec: AlexNetSpec) -> None:
     for name in ("conv_channels", "conv_groups"):
         values = getattr(spec, name)
         if not isinstance(values, tuple) or len(values) != len(_KERNELS):
-            raise ValueError(f"{name} needs {len(_KERNELS)} numbers, one for each convolution, got {values!r}")
+            raise ValueError(
+                f"{name} needs {len(_KERNELS)} numbers, one for each convolution, got {shorten(repr(values), 40)}"
+            )
         for value in values:
-            _check_whole(f"each of {name}", value, least=1)
+            _check_number(name, value, where="each of ")
     layers = zip(LAYER_NAMES, _conv_inputs(spec), spec.conv_channels, spec.conv_groups, strict=False)
     for layer, channels_in, channels_out, groups in layers:
         if channels_in % groups or channels_out % groups:
@@ -227,6 +220,20 @@ def _check_image_size(spec: AlexNetSpec) -> None:
     while _pool5_side(spec, smallest) < 1:
         smallest += 1
     raise ValueError(f"image_size {spec.image_size} leaves no map after the pooling; the smallest is {smallest}")
+
+
+def _check_size(spec: AlexNetSpec) -> None:
+    """Refuse a network whose weights no machine holds, before any of them is made."""
+    inputs = [channels // groups for channels, groups in zip(_conv_inputs(spec), spec.conv_groups, strict=True)]
+    convs = sum(
+        channels_out * (channels_in * kernel**2 + 1)
+        for channels_out, channels_in, kernel in zip(spec.conv_channels, inputs, _KERNELS, strict=True)
+    )
+    flat = spec.conv_channels[-1] * (spec.adaptive_pool or _pool5_side(spec, spec.image_size)) ** 2
+    hidden = spec.fc_width * ((flat + spec.fc_width) // spec.fc_groups + 2)
+    count = convs + hidden + (spec.fc_width + 1) * spec.num_classes
+    if count > MAX_WEIGHTS:
+        raise ValueError(f"the network would have {count:,} weights; it may have {MAX_WEIGHTS:,}, 32 times AlexNet's")
 
 
 VARIANTS: dict[str, AlexNetSpec] = {

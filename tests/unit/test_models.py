@@ -28,6 +28,7 @@ from alexnet_dist.models import (
     spec_from_dict,
     spec_to_dict,
 )
+from alexnet_dist.models import alexnet as alexnet_module
 
 SMALL: dict[str, Any] = {"fc_width": 32, "num_classes": 7}
 
@@ -524,8 +525,8 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"num_classes": 0}, "num_classes must be a whole number of at least 1"),
         ({"num_classes": 2.5}, "num_classes must be a whole number"),
         ({"fc_width": "wide"}, "fc_width must be a whole number"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
-        ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout must be a finite number of at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout must be a finite number of at least 0 and below 1"),
         ({"dropout": float("nan")}, "dropout must be a finite number"),
         ({"conv_channels": (96, 256, 384)}, "conv_channels needs 5 numbers"),
         ({"conv_groups": (1,) * 6}, "conv_groups needs 5 numbers"),
@@ -537,7 +538,7 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"lrn_groups": 5}, "the 96 channels of conv1 do not divide into 5 lrn_groups"),
         ({"lrn_groups": 3}, "the 256 channels of conv2 do not divide into 3 lrn_groups"),
         ({"lrn_size": 4}, "lrn_size must be odd"),
-        ({"lrn_k": 0.0}, "lrn_k must be above 0"),
+        ({"lrn_k": 0.0}, "lrn_k must be a finite number above 0"),
         ({"conv1_padding": -1}, "conv1_padding must be a whole number of at least 0"),
         ({"conv1_end_padding": -1}, "conv1_end_padding must be a whole number of at least 0"),
         ({"conv1_end_padding": 1.5}, "conv1_end_padding must be a whole number"),
@@ -555,13 +556,32 @@ def test_falsy_overrides_are_not_ignored() -> None:
         ({"image_size": 62, "conv1_padding": 2}, "the smallest is 63"),
         ({"image_size": 63, "conv1_end_padding": 3}, "the smallest is 64"),
         ({"image_size": 60, "conv1_padding": 2, "conv1_end_padding": 2}, "the smallest is 61"),
-        ({"pool_kernel": 10**6}, "leaves no map"),
+        ({"pool_kernel": 1000}, "leaves no map"),
+        ({"pool_kernel": 10**6}, "pool_kernel must be a whole number of at least 1 and of at most 1024"),
+        ({"in_channels": True}, "in_channels must be one of 1, 3"),
+        ({"image_size": 10**30}, "image_size must be a whole number of at least 1 and of at most 8192"),
+        ({"conv_channels": (10**6,) * 5}, "each of conv_channels must be a whole number"),
+        ({"fc_width": 2**17}, r"the network would have 18,[0-9,]+ weights; it may have 2,000,000,000"),
         ({"widht": 3}, "no such field of the network: widht"),
     ],
 )
 def test_impossible_networks_are_refused(overrides: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make_spec("paper", **overrides)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("changes", [{}, {"fc_groups": 2}, {"image_size": 300}, {"in_channels": 1}])
+def test_the_limit_counts_the_weights_that_there_are(
+    variant: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(variant, **changes)
+    count = sum(tensor.numel() for tensor in build_on_meta(spec).parameters())
+    monkeypatch.setattr(alexnet_module, "MAX_WEIGHTS", count)
+    make_spec(variant, **changes)
+    monkeypatch.setattr(alexnet_module, "MAX_WEIGHTS", count - 1)
+    with pytest.raises(ValueError, match=f"would have {count:,} weights"):
+        make_spec(variant, **changes)
 
 
 @pytest.mark.parametrize(

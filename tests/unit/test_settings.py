@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import dataclasses
 import errno
+import itertools
+import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -12,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from alexnet_dist import config as config_module
+from alexnet_dist.commands.build import build_augmentation, build_normalization
 from alexnet_dist.commands.network import build_spec
-from alexnet_dist.config import Config, walk_fields
-from alexnet_dist.errors import UsageError
+from alexnet_dist.config import Config, flatten, walk_fields
+from alexnet_dist.data.plan import Plan
+from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.models import AlexNet
 from alexnet_dist.settings import (
     MAX_CONFIG_BYTES,
@@ -31,6 +39,8 @@ from alexnet_dist.settings import (
     parse_arguments,
 )
 from alexnet_dist.shipped import shipped_folder
+from alexnet_dist.training.schedule import FACTORS as SCHEDULES
+from alexnet_dist.training.schedule import PlateauState, Schedule
 
 CONFIG_FOLDER = shipped_folder("configs")
 ROOT = CONFIG_FOLDER.parent
@@ -78,8 +88,11 @@ def test_duplicate_key_is_refused_with_both_lines(tmp_path: Path, text: str, exp
         ("#" * (MAX_CONFIG_BYTES + 1), "too large (FILE)"),
         ("seed: [1\n", "not YAML (FILE:"),
         ("seed: 1\n---\nseed: 2\n", "not YAML (FILE:2"),
-        ("seed: !!int abc\n", "not YAML (FILE)"),
-        ("seed: !!timestamp abc\n", "not YAML (FILE)"),
+        ("seed: !!int abc\n", "not YAML (FILE:1:7): a tag (!) is not read"),
+        ("compile: !!bool maybe\n", "not YAML (FILE:1:10): a tag (!) is not read"),
+        ("seed: &a 1\n", "not YAML (FILE:1:7): an anchor (&) or alias (*) is not read"),
+        ("seed: 1\noptimizer: {lr: *a}\n", "not YAML (FILE:2:17): an anchor (&) or alias (*) is not read"),
+        ("seed: " + "9" * 5000 + "\n", "not YAML (FILE)"),
         ("seed: !!python/object/apply:os.getcwd []\n", "not YAML (FILE:1"),
         ("seed: " + "[" * 5000 + "\n", "not YAML (FILE)"),
         ("<<: {seed: 1}\n" + BASE, "unknown key << (FILE:1)"),
@@ -87,6 +100,31 @@ def test_duplicate_key_is_refused_with_both_lines(tmp_path: Path, text: str, exp
 )
 def test_unusable_file_is_refused_by_name(tmp_path: Path, text: str | bytes, expected: str) -> None:
     assert expected.replace("FILE", str(tmp_path / "recipe.yaml")) in refusal(tmp_path, text)
+
+
+BOMB = "&a [x, x], " + "".join(
+    f"&{name} [{', '.join(['*' + inner] * 10)}], " for inner, name in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    "key", ["base", "no.key", *{str(item.type): key for key, item in walk_fields(Config)}.values()]
+)
+def test_aliases_that_stand_for_gigabytes_are_refused_at_once(tmp_path: Path, key: str) -> None:
+    start = time.monotonic()
+    assert "an anchor (&) or alias (*) is not read" in refusal(tmp_path, f"{BASE}{key}: [{BOMB}]\n")
+    for value in (f"[{BOMB}]", [f"[{BOMB}]"]):  # as text in a file, and on a command line
+        with contextlib.suppress(UsageError):
+            build_config({"data.source": "synthetic", "train.epochs": 1, key: value})
+    with contextlib.suppress(UsageError):  # a text setting takes it as it is
+        parse_arguments([f"--{key}", f"[{BOMB}]"], new_parser())
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a\0b", "\udce9" * 300])
+def test_a_base_that_no_file_can_be_called_is_refused(tmp_path: Path, name: str) -> None:
+    text = f"base: {name}\n" if name.isprintable() else f'base: "{name}"\n'.replace("\0", "\\0").replace("\udce9", "é")
+    assert len(refusal(tmp_path, text)) < 500  # it lists the names that there are
 
 
 def test_unreadable_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +145,52 @@ def test_numbers_are_numbers(tmp_path: Path, written: str, value: float) -> None
     lr = load(tmp_path, f"{BASE}optimizer: {{lr: {written}}}\n").optimizer.lr
     assert lr == value
     assert isinstance(lr, float)
+
+
+NUMBERS = [
+    "10",
+    "+5",
+    "1e3",
+    "1.",
+    ".5",
+    "1_000",
+    "010",
+    "0x10",
+    "0o10",
+    "0b11",
+    "1:30",
+    "\uff11\uff10",
+    "1_0.5",
+    "010.5",
+    "-1",
+]
+ODD = [word for word in NUMBERS if word in ("010", "010.5", "\uff11\uff10") or set(word) & set("_:xbo")]
+
+
+@pytest.mark.parametrize("word", [*NUMBERS, "abc", "null"])
+@pytest.mark.parametrize("key", ["seed", "optimizer.lr", "augment.resize", "data.workers", "augment.mean"])
+def test_file_and_command_line_read_a_number_alike(tmp_path: Path, key: str, word: str) -> None:
+    written = f"[{word}]" if key == "augment.mean" else word
+
+    def read(text: str, words: list[str]) -> Any:
+        try:
+            return flatten(load(tmp_path, BASE + text, **parse_arguments(words, new_parser()).given))[key]
+        except UsageError as error:
+            assert len(str(error)) < 200 + len(str(tmp_path))  # noqa: PT017 (a value is taken or refused)
+            return UsageError
+
+    in_file, on_line = read(f"{key}: {written}\n", []), read("", [f"--{key}", written])
+    assert in_file == on_line
+    assert type(in_file) is type(on_line)
+    assert (in_file is UsageError) or word not in ODD
+
+
+@pytest.mark.parametrize("word", ODD)
+def test_numbers_in_odd_forms_are_text_where_text_is_wanted(tmp_path: Path, word: str) -> None:
+    config = load(tmp_path, f"{BASE}tracking: {{name: {word}}}\n")
+    assert config.tracking.name == word
+    assert load(tmp_path, dump_config(config)) == config
+    assert yaml.safe_load(dump_config(config))["tracking"]["name"] == word  # to a reader of YAML 1.1 as well
 
 
 # -- keys, types, ranges ----------------------------------------------------------------------------------------------
@@ -422,3 +506,77 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     assert all("\n" not in line for line in outcomes)
     assert sum(map(bool, outcomes)) > FUZZ_CASES // 2  # most mutations matter ...
     assert outcomes.count("") > FUZZ_CASES // 50  # ... and some do not
+
+
+NASTY: list[Any] = [
+    *(None, True, 0, 1, -1, 2**31, 2**63, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e308, 5e-324, math.inf, math.nan),
+    *("", "0", "x" * 300, "x" * 5000, "a/" * 3000, "a\0b", "\udce9", "\ud800", "é" * 200, "\x1b[31m", "../..", "1e999"),
+    *(
+        [],
+        [1],
+        [0] * 5,
+        [1e308] * 4,
+        [10**400] * 2,
+        ["x" * 300],
+        [[1]],
+        [None],
+        [True] * 3,
+        ["conv1"] * 200,
+        {},
+        {"a": 1},
+    ),
+]
+FIELDS = dict(walk_fields(Config))
+
+
+def draw_values(key: str) -> list[Any]:
+    """Some of the nasty values, and the smallest and the largest that the setting takes with what lies beyond them."""
+    bounds, kind = FIELDS[key].metadata, str(FIELDS[key].type)
+    edges = [value for bound in bounds.values() for value in (bound, 2 * bound + 1)]
+    numbers = [int(value) if "int" in kind else float(value) for value in edges]
+    count = {
+        "augment.color_jitter": 4,
+        "model.conv_channels": 5,
+        "model.conv_groups": 5,
+        "augment.mean": 1,
+        "augment.std": 1,
+    }
+    lists = [[number] * count.get(key, 2) for number in numbers] if "list" in kind else numbers
+    return [*random.Random(key).sample(NASTY, 4), *lists]
+
+
+def use(config: Config) -> None:
+    """What the values of a setting are for, as far as nothing is computed."""
+    spec = build_spec(config.model, config.data.synthetic_classes, config.parallel.exchange_at)
+    augmentation = build_augmentation(config.augment, config.model.image_size)
+    build_normalization(config.augment, spec.in_channels)
+    Plan(np.array([[9000, 9000]]), augmentation, 1, config.seed, shuffle=True).at(0)
+    total = config.train.max_steps or 1000 * (config.train.epochs or 0)
+    values = dataclasses.asdict(config.schedule)
+    for name in SCHEDULES:
+        rates = {**values, "name": name, "base_lr": config.optimizer.lr, "steps_per_epoch": 1000, "total_steps": total}
+        for step in (0, total // 2, total - 1):
+            assert math.isfinite(Schedule(**rates).lr(step, PlateauState()))
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(part: int) -> None:
+    taken, refused = 0, 0
+    for key in list(FIELDS)[part::10]:
+        for value in draw_values(key):
+            values = {"data.source": "synthetic", "train.epochs": None if key == "train.max_steps" else 1, key: value}
+            try:
+                use(build_config(values))
+                taken += 1
+            except (UsageError, DataError) as error:
+                assert len(str(error)) <= 200, f"{key}: {error}"  # noqa: PT017 (a value is taken or refused)
+                refused += 1
+    assert taken > 5
+    assert refused > 5
+
+
+def test_every_number_has_a_smallest_and_a_largest_value() -> None:
+    for key, item in FIELDS.items():
+        if re.search(r"\b(int|float)\b", str(item.type)):
+            assert {"minimum", "above"} & set(item.metadata), key
+            assert {"maximum", "below"} & set(item.metadata), key
