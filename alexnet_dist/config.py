@@ -67,8 +67,8 @@ class ModelConfig:
     dropout: float | None = bounded(None, minimum=0.0, below=1.0)
     """probability with which a unit of fc6 and fc7 is dropped in training"""
     pretrained: str | None = None
-    """weights to start from: a .safetensors, .npz or .pt file, also of other programs, a model or run folder, or
-    `torchvision` (downloads); a last layer for another number of classes starts afresh"""
+    """weights to start from: a .safetensors, .npz or .pt file, also of other programs, a model or run folder, a
+    checkpoint, or `torchvision` (downloads); a last layer for another number of classes starts afresh"""
     conv_channels: list[int] | None = bounded(None, minimum=1, maximum=MAX_CHANNELS)
     """output channels of conv1 to conv5"""
     conv_groups: list[int] | None = bounded(None, minimum=1, maximum=MAX_CHANNELS)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.commands.model_options import add_model_options
 from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.config import Config, EvaluationConfig
 from alexnet_dist.config_checks import ARRAY_SOURCES
@@ -20,8 +21,10 @@ from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.settings import build_config, new_parser, parse_arguments, read_yaml
 
 if TYPE_CHECKING:
+    from alexnet_dist.data.loader import Loader
     from alexnet_dist.data.plan import Augmentation, Plan
     from alexnet_dist.data.samples import SampleIndex
+    from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import Runtime
     from alexnet_dist.training.gate import BatchGate
     from alexnet_dist.training.model_folder import ModelCard
@@ -47,7 +50,7 @@ SPLITTING = ("data.val_fraction", "data.folds", "data.fold")  # settings that sa
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("evaluate", EXAMPLES)
-    parser.add_argument("--model", type=str, help="a run folder or its model/")
+    add_model_options(parser)
     parser.add_argument("--split", type=str, default="val", choices=["val", "test"], help="which set")
     parser.add_argument(
         "--ten_crop", action="store_true", help="average the probabilities of corners, centre and their mirrors"
@@ -71,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         options.batch_size,
         ten_crop=options.ten_crop,
         plots=options.plots,
+        weights=options.weights,
     )
     if result is not None and out is not None:
         write_json(out, result)
@@ -80,17 +84,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluate_model(
-    path: Path, split: str, given: dict[str, Any], batch_size: int, ten_crop: bool = False, plots: bool = False
+    path: Path,
+    split: str,
+    given: dict[str, Any],
+    batch_size: int,
+    ten_crop: bool = False,
+    plots: bool = False,
+    weights: str = "best",
 ) -> dict[str, Any] | None:
     """Evaluate a run or model folder; the result in the main process, None elsewhere.
 
     Args:
-        path: run folder or model folder.
+        path: run folder, model folder or checkpoint.
         split: val or test.
         given: settings that replace the stored ones, {dotted name: value}.
         batch_size: crops of images per process and forward, rounded up to whole images.
         ten_crop: ten views of an image, their probabilities averaged, instead of the centre crop.
         plots: draw the run's figures.
+        weights: best or last, of a run folder.
 
     Raises:
         CheckpointError: no model there, a damaged one, or data with other classes.
@@ -101,34 +112,21 @@ def evaluate_model(
         check_matplotlib()
     if given.get("data.workers") != 0:
         start_worker_server()
-    from alexnet_dist.commands.build import build_loader, place_model
-    from alexnet_dist.commands.caching import build_caches
-    from alexnet_dist.data.engines import choose_evaluation_engine
-    from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
-    from alexnet_dist.training.checkpoint import load_weights
     from alexnet_dist.training.evaluate import evaluate
-    from alexnet_dist.training.gate import BatchGate
-    from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
+    from alexnet_dist.training.model_folder import find_model_folder, read_card
     from alexnet_dist.training.run_folder import find_run, silence_logging, start_logging
 
-    folder = find_model_folder(path)
+    folder = find_model_folder(path, weights)
     card = read_card(folder)
     config = settle_settings(folder, card, given)
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
         index = runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, find_run(folder)))
-        model = AlexNet(card.spec)
-        load_weights(model, read_model_weights(folder), str(folder))
-        place_model(model, runtime, config.channels_last)
+        model = _load_network(folder, card, runtime, config.channels_last)
         plan = plan_evaluation(card.evaluation, index, batch_size, runtime.dp_size, ten_crop)
-        engine = choose_evaluation_engine(config.data.engine, is_given="data.engine" in given)
-        loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, engine)
-        gate = BatchGate(runtime, config.data.on_bad_file == "skip")
-        gate.stop.listen()
-        if engine == "cache":
-            build_caches(runtime, config.data, [loader], gate.stop)
+        loader, gate = _open_set(runtime, config, card, index, plan, is_engine_given="data.engine" in given)
         said: list[Predictions] = []
         result = asdict(evaluate(runtime, model, loader, gate.admit, said.append if plots else None, where=str(path)))
         num_bad_files = report_bad_files(index, gate)
@@ -137,8 +135,38 @@ def evaluate_model(
         return None
     if plots:
         _draw(folder, card, config, runtime.alone(), split, index, said)
-    facts = {"model": str(path), "split": split, "views": plan.augmentation.views}
+    facts = {"model": str(path), "step": card.source.get("step"), "split": split, "views": plan.augmentation.views}
     return {**facts, **result, "num_bad_files": num_bad_files}
+
+
+def _open_set(
+    runtime: Runtime, config: Config, card: ModelCard, index: SampleIndex, plan: Plan, is_engine_given: bool
+) -> tuple[Loader, BatchGate]:
+    """The set's batches, and what they pass; a cache is built where one is asked for."""
+    from alexnet_dist.commands.build import build_loader
+    from alexnet_dist.commands.caching import build_caches
+    from alexnet_dist.data.engines import choose_evaluation_engine
+    from alexnet_dist.training.gate import BatchGate
+
+    engine = choose_evaluation_engine(config.data.engine, is_given=is_engine_given)
+    loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, engine)
+    gate = BatchGate(runtime, config.data.on_bad_file == "skip")
+    gate.stop.listen()
+    if engine == "cache":
+        build_caches(runtime, config.data, [loader], gate.stop)
+    return loader, gate
+
+
+def _load_network(folder: Path, card: ModelCard, runtime: Runtime, channels_last: bool) -> AlexNet:
+    from alexnet_dist.commands.build import place_model
+    from alexnet_dist.models import AlexNet
+    from alexnet_dist.training.checkpoint import load_weights
+    from alexnet_dist.training.model_folder import read_model_weights
+
+    model = AlexNet(card.spec)
+    load_weights(model, read_model_weights(folder), str(folder))
+    place_model(model, runtime, channels_last)
+    return model
 
 
 def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Config:

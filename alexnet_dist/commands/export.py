@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexnet_dist.commands.model_options import add_model_options
 from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
@@ -35,7 +36,7 @@ TOLERANCE = 1e-4  # of probabilities, and of logits in units of the largest wher
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("export", EXAMPLES)
-    parser.add_argument("--model", type=str, help="a run folder or its model/")
+    add_model_options(parser)
     parser.add_argument("--format", type=str, default="onnx", choices=list(FORMATS), help="of the file")
     parser.add_argument("--out", type=str, help="file to write")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
@@ -50,15 +51,17 @@ def main(argv: Sequence[str]) -> int:
     if options.images and not options.check:
         raise UsageError("--images has no effect", why="nothing is checked", remedy="add --check")
     out = check_target(options.out, options.overwrite)
-    export_model(Path(options.model), options.format, out, options.check, options.images)
+    export_model(Path(options.model), options.format, out, options.check, options.images, options.weights)
     return 0
 
 
-def export_model(path: Path, kind: str, out: Path, check: bool = False, images: Sequence[str] = ()) -> None:
+def export_model(
+    path: Path, kind: str, out: Path, check: bool = False, images: Sequence[str] = (), weights: str = "best"
+) -> None:
     """Write a trained network as one file, and say so.
 
     Args:
-        path: run folder or model folder.
+        path: run folder, model folder or checkpoint.
         kind: one of FORMATS.
         out: file to write.
         check: compare with PyTorch first.
@@ -77,12 +80,12 @@ def export_model(path: Path, kind: str, out: Path, check: bool = False, images: 
     from alexnet_dist.training.checkpoint import check_finite, load_weights
     from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
 
-    folder = find_model_folder(path)
+    folder = find_model_folder(path, weights)
     card = read_card(folder)
     network = AlexNet(card.spec).eval()
-    weights = read_model_weights(folder)
-    check_finite(weights, str(folder), remedy="export weights of an earlier step")
-    load_weights(network, weights, str(folder))
+    tensors = read_model_weights(folder)
+    check_finite(tensors, str(folder), remedy="export weights of an earlier step")
+    load_weights(network, tensors, str(folder))
     pixels = find_pixels(folder, card, images) if check else None
     data = export.FORMATS[kind].pack(network, card)
     if pixels is not None:

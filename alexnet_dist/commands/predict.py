@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alexnet_dist.commands.model_options import add_model_options
 from alexnet_dist.commands.picture_paths import find_pictures
 from alexnet_dist.config import DataConfig
 from alexnet_dist.durable import format_csv, format_json
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("predict", EXAMPLES)
     parser.add_argument("paths", type=str, nargs="*", help="image files, folders of them, quoted patterns")
-    parser.add_argument("--model", type=str, help="a run folder or its model/")
+    add_model_options(parser)
     parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
     parser.add_argument("--format", type=str, default="table", choices=["table", "csv", "jsonl"], help="of the rows")
@@ -73,19 +74,22 @@ def main(argv: Sequence[str]) -> int:
     if options.topk < 1:
         raise UsageError("--topk must be 1 or more")
     paths = find_pictures(options.paths, options.list)
-    predictions = list(predict_files(Path(options.model), paths, options.topk, options.device))
+    predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
     print(WRITERS[options.format](predictions), end="")
     return min((prediction.exit_code for prediction in predictions if prediction.error), default=0)
 
 
-def predict_files(model_path: Path, paths: Sequence[str], topk: int, device: str = "auto") -> Iterator[Prediction]:
+def predict_files(
+    model_path: Path, paths: Sequence[str], topk: int, device: str = "auto", weights: str = "best"
+) -> Iterator[Prediction]:
     """The predictions for image files, in their order, with the preprocessing of evaluation.
 
     Args:
-        model_path: a run folder or a model folder.
+        model_path: a run folder, a model folder or a checkpoint.
         paths: image files.
         topk: classes in each prediction.
         device: auto, cpu or cuda.
+        weights: best or last, of a run folder.
 
     Raises:
         CheckpointError: no model there, or a damaged one.
@@ -96,7 +100,7 @@ def predict_files(model_path: Path, paths: Sequence[str], topk: int, device: str
     from alexnet_dist.training.checkpoint import load_weights
     from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
 
-    folder = find_model_folder(model_path)
+    folder = find_model_folder(model_path, weights)
     card = read_card(folder)
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(folder), str(folder))

@@ -81,8 +81,8 @@ class AlexNet(
         """A network in evaluation mode, on the CPU, in float32.
 
         Args:
-            pretrained_model_name_or_path: a run folder, its model/, a folder of `save_pretrained`, or the id of a model
-                on the Hugging Face hub. A folder that is there goes first.
+            pretrained_model_name_or_path: a run folder, its model/ or one of its checkpoints, a folder of
+                `save_pretrained`, or the id of a model on the Hugging Face hub. A folder that is there goes first.
             download: revision, cache_dir, token, force_download, local_files_only; see huggingface_hub.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folde
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.parallel.environment import rank_from_environment
-from alexnet_dist.training.checkpoint import Checkpoint, pack_tensors
+from alexnet_dist.training import checkpoint
+from alexnet_dist.training.checkpoint import Checkpoint, choose_checkpoint, list_checkpoints, pack_tensors
+from alexnet_dist.training.run_folder import find_run, is_step_name, read_run
 from alexnet_dist.training.weights_file import read_weights_file
 
 logger = logging.getLogger("alexnet_dist")
 
 FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+BEST, LAST = "best", "last"  # weights of a run
 
 
 # Settings that go with the weights: numbers and words of ours. Paths and names of a user's stay in the run folder.
@@ -118,14 +121,14 @@ def pack_card(card: ModelCard) -> bytes:
     return (format_json(values, CONFIG, indent=2) + "\n").encode()
 
 
-def check_same_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None:
+def check_same_classes(begins_from: Checkpoint, classes: tuple[str, ...]) -> None:
     """Refuse a checkpoint whose outputs stand for other classes; one of an older version does not say which.
 
     Raises:
         CheckpointError: the first class that differs is named.
     """
     try:
-        theirs = json.loads(checkpoint.config or b"{}").get("classes")
+        theirs = json.loads(begins_from.config or b"{}").get("classes")
     except (ValueError, RecursionError, AttributeError):
         theirs = None
     if isinstance(theirs, list) and tuple(theirs) != classes:
@@ -133,7 +136,7 @@ def check_same_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None
         n, their, our = next((n, *pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         why = f"class {n} is {their!r} there and {our!r} here"
         remedy = "to begin with the weights alone, use --model.pretrained"
-        raise CheckpointError("the checkpoint is for other classes", where=checkpoint.where, why=why, remedy=remedy)
+        raise CheckpointError("the checkpoint is for other classes", where=begins_from.where, why=why, remedy=remedy)
 
 
 def find_model_step(folder: Path) -> int | None:
@@ -147,25 +150,61 @@ def find_model_step(folder: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def find_model_folder(path: Path) -> Path:
-    """The model folder that a path means: itself, or model/ of a run folder.
+def find_model_folder(path: Path, weights: str = BEST) -> Path:
+    """The folder of weights that a path means: a model folder, a checkpoint, or what a run folder holds.
+
+    Args:
+        path: a model folder or a checkpoint, or a run folder.
+        weights: of a run folder: best = model/, last = the newest intact checkpoint.
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: none of them, or no such weights in it.
     """
+    if weights == LAST:
+        return _find_last(path)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
+    if is_checkpoint(path):
+        return path
     why = "no such folder" if not path.exists() else f"neither it nor its model/ holds {WEIGHTS} and {CONFIG}"
-    raise CheckpointError("no model", where=str(path), why=why, remedy="give a run folder or its model/ after training")
+    checkpoints = list_checkpoints(path / "checkpoints")
+    remedy = f"give {checkpoints[0]}" if checkpoints else "give a run folder after training, its model/ or a checkpoint"
+    raise CheckpointError("no model", where=str(path), why=why, remedy=remedy)
+
+
+def _find_last(path: Path) -> Path:
+    run_id = read_run(path).get("run_id") if (path / "checkpoints").is_dir() else None
+    found, notes = choose_checkpoint(path / "checkpoints", None, run_id)
+    if rank_from_environment() == 0:
+        for note in notes:
+            logger.warning(note)
+    if found is None:
+        remedy = "give a run folder, or leave out --weights last"
+        raise CheckpointError("no checkpoint", where=str(path), why="the last weights are in one", remedy=remedy)
+    return found
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has the files of a checkpoint."""
+    return all((folder / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE))
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that holds the weights of a model folder or of a checkpoint."""
+    return folder / (checkpoint.WEIGHTS if is_checkpoint(folder) else WEIGHTS)
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read config.json of a model folder, checked against manifest.json where there is one.
+    """Read config.json of a model folder or of a checkpoint, checked against manifest.json where there is one.
+
+    A checkpoint of an older version has none: what its run's model/ says holds for it as well.
 
     Raises:
         CheckpointError: it is damaged, was changed, or is of a newer version.
     """
+    if is_checkpoint(folder) and not (folder / CONFIG).is_file():
+        return _read_card_beside(folder)
     _check_digest(folder, CONFIG)
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -184,14 +223,29 @@ def read_card(folder: Path) -> ModelCard:
         raise CheckpointError("damaged model", where=str(folder / CONFIG), why=str(error) or repr(error)) from error
 
 
+def _read_card_beside(folder: Path) -> ModelCard:
+    run = find_run(folder)
+    if run is None or not (run / "model" / CONFIG).is_file():
+        raise CheckpointError(
+            "this checkpoint does not say what its weights are",
+            where=str(folder),
+            why=f"it is of an older version, without {CONFIG}",
+            remedy="start its run again with the same command: it then writes model/, and checkpoints that say it",
+        )
+    card = read_card(run / "model")
+    kept = {key: value for key, value in card.source.items() if key not in ("step", "epoch", "val_top1")}
+    return replace(card, source={**kept, "step": checkpoint.step_of(folder)} if is_step_name(folder) else kept)
+
+
 def read_model_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a model folder, checked against manifest.json where there is one.
+    """The weights of a model folder or of a checkpoint, checked against manifest.json where there is one.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    _check_digest(folder, WEIGHTS)
-    return read_weights_file(folder / WEIGHTS).tensors
+    path = weights_file(folder)
+    _check_digest(folder, path.name)
+    return read_weights_file(path).tensors
 
 
 def _check_digest(folder: Path, name: str) -> None:

@@ -20,6 +20,7 @@ from alexnet_dist.training.model_folder import (
     find_model_folder,
     read_card,
     read_model_weights,
+    weights_file,
 )
 from alexnet_dist.training.weights_file import check_kinds, read_weights_file
 from alexnet_dist.training.weights_names import fit_names
@@ -52,7 +53,7 @@ def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
     """The weights that `model.pretrained` names.
 
     Args:
-        name: a weights file, a model or run folder, or `torchvision`.
+        name: a weights file, a model or run folder, a checkpoint, or `torchvision`.
         cache_dir: where the file goes that is fetched for `torchvision`.
 
     Raises:
@@ -64,7 +65,7 @@ def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
         found = read_weights_file(path)
         return Pretrained(name, found.tensors, hash_file(path), notes=tuple(found.notes))
     folder = find_model_folder(path)
-    return Pretrained(name, read_model_weights(folder), hash_file(folder / WEIGHTS), read_card(folder))
+    return Pretrained(name, read_model_weights(folder), hash_file(weights_file(folder)), read_card(folder))
 
 
 def fetch_torchvision_weights(cache_dir: Path) -> Path:

@@ -162,10 +162,11 @@ def _read_settings(folder: Path) -> Config:
 
 
 def find_run(model: Path) -> Path | None:
-    """The run folder that a model folder is a part of; None where it stands on its own."""
+    """The run folder that a model folder or a checkpoint is a part of; None where it stands on its own."""
     model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
-    is_part = model.name == "model" and all((model.parent / name).is_file() for name in (SETTINGS, RUN))
-    return model.parent if is_part else None
+    around = [path.parent for path in (model.parent, model.parent.parent) if path.name == "checkpoints"]
+    places = [model.parent] if model.name == "model" else around
+    return next((run for run in places if all((run / name).is_file() for name in (SETTINGS, RUN))), None)
 
 
 def _is_below(key: str, names: Iterable[str]) -> bool:
