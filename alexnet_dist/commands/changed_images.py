@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alexnet_dist.commands.splits import Splits
+from alexnet_dist.data.cache_build import read_change_times
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.training.held_out import place_paths
 from alexnet_dist.training.image_list import Changes, Images, find_changes, list_images, read_image_list
 from alexnet_dist.training.run_folder import read_reported
+
+logger = logging.getLogger("alexnet_dist")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,35 @@ def describe_images(splits: Splits) -> dict[str, Any]:
     """Fingerprint and counts, for run.json."""
     counts = {f"num_{name}": len(index) if index is not None else 0 for name, index in name_sets(splits).items()}
     return {"fingerprint": splits.fingerprint, **counts, "num_classes": len(splits.train.classes)}
+
+
+def find_newest(splits: Splits) -> int:
+    """When the newest image was changed, in nanoseconds; 0 without files."""
+    return max(index.newest_ns for index in name_sets(splits).values() if index is not None)
+
+
+def warn_about_newer(splits: Splits, before_ns: Any) -> None:
+    """Say which images are newer than any was before, whose names and sizes are what they were.
+
+    Args:
+        splits: the images that are there.
+        before_ns: when the newest one had been changed; anything but a number where that is not known.
+    """
+    if not isinstance(before_ns, int) or find_newest(splits) <= before_ns:
+        return
+    newer = [
+        index.root / index.paths[position]
+        for index in name_sets(splits).values()
+        if index is not None and index.newest_ns > before_ns
+        for position in (read_change_times(index) > before_ns).nonzero()[0].tolist()
+    ]
+    if newer:
+        logger.warning(
+            "%d image(s) were changed or copied since the last start, and have their names and sizes (%s): if what "
+            "they show is other than it was, start afresh with --new",
+            len(newer),
+            newer[0],
+        )
 
 
 def _changed_error(splits: Splits, record: Record, files: str, is_other_root: bool) -> DataError | UsageError:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alexnet_dist.config import DataConfig
+from alexnet_dist.durable import tidy_folder
 from alexnet_dist.errors import UsageError
 from alexnet_dist.training.ownership import is_made_here, owns
 
@@ -68,6 +69,7 @@ def check_target(out: str, overwrite: bool, option: str = "--out") -> Path:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         kind = "a symbolic link" if path.is_symlink() else "no ordinary file"
         raise UsageError(f"{option} is {kind}", where=out, remedy=remedy)
+    tidy_folder(path.parent)
     if path.exists() and not overwrite:
         raise UsageError(f"{option} is there already", where=out, remedy=f"{remedy}, or --overwrite")
     return path

@@ -110,8 +110,10 @@ def _print_summary(name: str, layout: Layout, seconds: float) -> None:
 
 def _print_others(folders: set[Path]) -> None:
     """Say what other caches take: images or recipes that change leave theirs behind."""
+    from alexnet_dist.data.cache_store import is_cache
+
     parent = next(iter(folders)).parent
-    others = [folder for folder in parent.iterdir() if folder.is_dir() and folder not in folders]
+    others = [folder for folder in parent.iterdir() if folder not in folders and is_cache(folder)]
     if others:
         size = sum(path.stat().st_size for folder in others for path in folder.iterdir()) / 1e6
         print(f"{len(others)} other caches in {parent} take {size:,.1f} MB; delete those that no run needs")

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from alexnet_dist.data.class_folders import join_names, list_class_folders, list_images, match_folders
 from alexnet_dist.data.manifest import CLASS_LIST
 from alexnet_dist.data.manifest_write import format_class_list, format_manifest
-from alexnet_dist.durable import disk_errors_named, write_file
+from alexnet_dist.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
 from alexnet_dist.text import escape_text, quote_word
@@ -126,6 +126,7 @@ def write_lists(out: Path, sets: Mapping[str, Pictures], classes: Sequence[str],
     files[CLASS_LIST] = format_class_list(classes)
     with disk_errors_named(out, "out"):
         out.mkdir(parents=True, exist_ok=True)
+        tidy_folder(out)
         differing = [
             name for name, data in files.items() if (out / name).exists() and (out / name).read_bytes() != data
         ]

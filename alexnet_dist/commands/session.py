@@ -20,7 +20,14 @@ from alexnet_dist.commands.build import (
     settle_batch_sizes,
 )
 from alexnet_dist.commands.caching import build_caches
-from alexnet_dist.commands.changed_images import describe_images, name_sets, read_record, settle_images
+from alexnet_dist.commands.changed_images import (
+    describe_images,
+    find_newest,
+    name_sets,
+    read_record,
+    settle_images,
+    warn_about_newer,
+)
 from alexnet_dist.commands.network import build_spec
 from alexnet_dist.commands.places import check_output_dir
 from alexnet_dist.commands.preflight import check_signal
@@ -234,6 +241,7 @@ class Session:
         return True
 
     def _check_record(self, checkpoint: Path) -> None:
+        warn_about_newer(self.splits, self._images_before.get("newest_ns"))
         if not read_run(self.folder).get("data") and read_data_fingerprint(checkpoint) is None:
             what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
             raise CheckpointError(what, where=str(self.folder), why=NO_COPY, remedy=remedy)
@@ -241,7 +249,8 @@ class Session:
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """What run.json says about the images: their fingerprint and counts."""
-        return {**describe_images(self.splits), "num_bad_files": len(self._scanned_bad_files())}
+        num_bad_files, newest_ns = len(self._scanned_bad_files()), find_newest(self.splits)
+        return {**describe_images(self.splits), "num_bad_files": num_bad_files, "newest_ns": newest_ns}
 
     def describe_plan(self) -> str:
         """What other images mean for the updates that follow, and for their evaluation."""

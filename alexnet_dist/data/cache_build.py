@@ -87,7 +87,8 @@ def iterate_build(
         DataError: a cache that was whole is damaged or foreign, and not to be repaired.
         MachineError: no space, no permission, or a decoding process was killed.
     """
-    changes = _read_change_times(layout.index)
+    changes = read_change_times(layout.index)
+    tidy_folder(layout.folder)
     footers = _find_footers(layout, changes, repair)
     if None in footers or not layout.is_whole:
         _check_space(layout, footers)
@@ -183,7 +184,7 @@ def _can_be_decoded(layout: Layout, sample_id: int) -> bool:
     return True
 
 
-def _read_change_times(index: SampleIndex) -> IntArray:
+def read_change_times(index: SampleIndex) -> IntArray:
     """(N,) when each file was changed, in nanoseconds; 0 where there is none.
 
     The index holds paths and byte sizes. A picture that was edited under its old name may keep its byte size.
@@ -202,7 +203,7 @@ def _read_change_times(index: SampleIndex) -> IntArray:
 
 def _read_change_time(path: str) -> int:
     try:
-        return os.stat(path).st_mtime_ns
+        return min(os.stat(path).st_mtime_ns, np.iinfo(np.int64).max)  # of the year 2262
     except OSError:
         return 0
 

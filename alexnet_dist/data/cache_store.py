@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.plan import StepPlan, resize_shapes
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.data.torchvision_engine import resize_pixels
-from alexnet_dist.durable import format_json, write_json
+from alexnet_dist.durable import format_json, is_marked, write_json
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.machine import list_versions
 
@@ -108,6 +109,15 @@ class Layout:
         if (footer.fingerprint, footer.number) != (self.fingerprint, number):
             raise ChunkError("it belongs to another cache")
         return footer
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is the cache of some images: by its name, and by the kind of all files in it."""
+    if re.fullmatch("[0-9a-f]{16}", folder.name) is None or not folder.is_dir():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    ours = re.compile(rf"[0-9]{{5,}}[.]bin|{re.escape(MANIFEST)}|[.]lock")
+    return bool(names) and all(ours.fullmatch(name) or is_marked(name) for name in names)
 
 
 def lay_out(cache_dir: Path, index: SampleIndex, resize: Resize, channels: int, max_pixels: int) -> Layout:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, read_header
-from alexnet_dist.durable import replacing
+from alexnet_dist.durable import replacing, tidy_folder
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -58,6 +58,7 @@ def scan_headers(
     Returns:
         One Header for each file, in order. Unreadable files are never remembered.
     """
+    tidy_folder(cache_dir / "scans")
     cache_path = cache_dir / "scans" / f"{hash_place(root, listed_by)}.csv"
     known = {
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels

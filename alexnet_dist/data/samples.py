@@ -85,6 +85,7 @@ class SampleIndex:
     classes: tuple[str, ...]  # by label, always those of the training set; folders sort their names, lists order them
     bad_files: tuple[BadFile, ...] = ()  # found by the header scan, or known from `prepare verify`, and left out
     pixels: PixelSource | None = None  # gives the pixels where there are no files
+    newest_ns: int = 0  # latest time of change among the files that were scanned; no part of the fingerprint
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -350,6 +351,7 @@ def _build_index(
         is_plain=np.array([headers[position].is_plain for position in good], dtype=np.bool_),
         classes=classes,
         bad_files=bad_files,
+        newest_ns=max((files[position].modified_ns for position in good), default=0),
     )
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, decode_image
 from alexnet_dist.data.header_scan import hash_place, read_table, scan_headers, write_table
-from alexnet_dist.durable import disk_errors_named
+from alexnet_dist.durable import disk_errors_named, tidy_folder
 from alexnet_dist.errors import MemoryExhaustedError
 
 Digests = npt.NDArray[np.uint64]
@@ -85,6 +85,7 @@ def verify_files(
         root, files, cache_dir=cache_dir, max_pixels=max_pixels, progress=progress, listed_by=listed_by
     )
     reasons = [header.reason for header in headers]
+    tidy_folder(cache_dir / "verified")
     memory = _recall(root, files, cache_dir)
     digests = np.fromiter(map(_hash_file, files), _DIGEST, len(files))
     is_good = np.zeros(len(files), np.bool_) if again else np.isin(digests, memory.read_good())

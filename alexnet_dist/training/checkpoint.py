@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from alexnet_dist.durable import disk_errors_named, find_damage, format_json, write_folder
+from alexnet_dist.durable import disk_errors_named, find_damage, format_json, remove_written, write_folder
 from alexnet_dist.errors import CheckpointError, DivergedError
 from alexnet_dist.training.run_folder import is_step_name
 from alexnet_dist.training.weights_file import check_kinds, read_tensors
@@ -110,7 +110,17 @@ def prune_checkpoints(folder: Path, newest: Path, keep: int, verdicts: dict[Path
             if verdicts[path]:
                 num_kept += 1
                 continue
-        shutil.rmtree(path, ignore_errors=True)
+        if path.name == f"step-{step_of(path):08d}" and read_step(path) in (None, step_of(path)):  # no user's copy
+            remove_written(path, (WEIGHTS, OPTIMIZER, STATE, CONFIG))
+
+
+def read_step(path: Path) -> int | None:
+    """The step that a checkpoint says it is of; None where it cannot be read."""
+    try:
+        step = _read_state(path).get("step")
+    except CheckpointError:
+        return None
+    return step if _is_count(step) else None
 
 
 def set_aside_newer(folder: Path, step: int, metrics: Path, model: Path) -> Path | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from alexnet_dist import models
 from alexnet_dist.data.preprocess import Picture, crop_pictures
 from alexnet_dist.durable import MANIFEST, write_into_folder
-from alexnet_dist.errors import CheckpointError, MachineError
+from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.model_folder import (
     CONFIG,
@@ -30,6 +30,7 @@ from alexnet_dist.training.model_folder import (
     read_card,
     read_model_weights,
 )
+from alexnet_dist.training.ownership import is_made_here, read_object
 
 _ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 
@@ -94,9 +95,40 @@ class AlexNet(
         load_weights(model, read_model_weights(folder), str(folder))
         return model.eval()
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Save a folder that evaluate, predict and export accept; see huggingface_hub.
+
+        Args:
+            save_directory: where; a folder that was saved before is replaced.
+            options: repo_id, push_to_hub and the like.
+
+        Raises:
+            UsageError: the folder is the model/ of a run, or holds files of something else under the names of ours.
+            MachineError: it cannot be written.
+        """
+        _check_target(Path(save_directory))  # before huggingface_hub removes config.json
+        written: str | None = super().save_pretrained(save_directory, **options)
+        return written
+
     def _save_pretrained(self, save_directory: Path) -> None:
         """The hub's way to say how its `save_pretrained` writes."""
         write_into_folder(save_directory, pack_model(self.state_dict(), self.card), "save_directory")
+
+
+def _check_target(folder: Path) -> None:
+    """Refuse to replace the best weights of a run, or files of something else.
+
+    Raises:
+        UsageError: they are there.
+    """
+    there = [name for name in (CONFIG, WEIGHTS, MANIFEST) if os.path.lexists(folder / name)]
+    why = ""
+    if there and folder.absolute().name == "model" and is_made_here(folder.absolute().parent, "run"):
+        why = "it is the model/ of a run"
+    elif there and not {"format", "spec"} <= read_object(folder / CONFIG).keys():
+        why = f"it holds a {there[0]} that is no model of ours"
+    if why:
+        raise UsageError("cannot save into this folder", where=str(folder), why=why, remedy="give another folder")
 
 
 def _find_folder(name: str | Path, download: dict[str, Any]) -> Path:

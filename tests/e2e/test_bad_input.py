@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -437,6 +438,23 @@ def test_images_that_changed_since_the_run_began(on_pictures: list[str], picture
     assert call("train", *on_pictures)[0] == 0
     shutil.copy(pictures / "train" / "cat" / "00.jpg", pictures / "train" / "cat" / "new.jpg")
     assert_refused(call("train", *on_pictures, "--train.epochs", "3"), 3, "num_train was 24, is 25")
+
+
+def test_an_image_that_was_altered_in_place_is_said(on_pictures: list[str], pictures: Path) -> None:
+    assert call("train", *on_pictures)[0] == 0
+    path, other = pictures / "train" / "cat" / "00.jpg", pictures / "train" / "cat" / "01.jpg"
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.write_bytes(data)  # its size is what it was
+    code, _, text = call("train", *on_pictures, "--train.epochs", "3")
+    assert code == 0, text
+    (line,) = [line for line in text.splitlines() if "changed or copied" in line]
+    assert line.startswith(
+        f"1 image(s) were changed or copied since the last start, and have their names and sizes ({path})"
+    )
+    os.utime(other, ns=(0, 0))  # an older time of change says nothing
+    code, _, text = call("train", *on_pictures, "--train.epochs", "4")
+    assert (code, "changed or copied" in text) == (0, False)
 
 
 def test_another_root_with_the_same_images_goes_on(on_pictures: list[str], pictures: Path, tmp_path: Path) -> None:

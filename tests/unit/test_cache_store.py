@@ -241,6 +241,15 @@ def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
     assert layout.is_whole
 
 
+@pytest.mark.parametrize("name", ["cats", "0123456789abcdef", "fedcba9876543210"])
+def test_a_users_folder_is_no_cache(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "00000.bin").touch()
+    assert cache_store.is_cache(tmp_path / name) == (name != "cats")
+    (tmp_path / name / "mine.jpg").touch()
+    assert not cache_store.is_cache(tmp_path / name)
+
+
 def test_a_stopped_build_goes_on_where_it_was(root: Path, decoded: collections.Counter[str]) -> None:
     layout = plan_layout(root)
     build_some(layout, 2)

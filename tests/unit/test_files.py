@@ -169,6 +169,19 @@ def test_only_the_newest_are_kept(two: Path, keep: int, left: list[int]) -> None
     assert list_names(two) == [f"step-{step:08d}" for step in left]
 
 
+def test_what_a_user_keeps_among_the_checkpoints_stays(two: Path) -> None:
+    shutil.copytree(two / "step-00000010", two / "step-5")  # a name of ours is written with eight digits
+    shutil.copytree(two / "step-00000010", two / "step-00000007")  # a copy says of which step it is
+    (two / "step-00000005" / "notes.txt").touch()
+    for name in ("step-00000010.old", "best"):
+        shutil.copytree(two / "step-00000010", two / name)
+    save_checkpoint(two, 15, make_checkpoint(), keep=1)
+    kept = ["best", "step-00000005", "step-00000007", "step-00000010.old", "step-00000015", "step-5"]
+    assert list_names(two) == kept
+    assert list_names(two / "step-00000005") == ["notes.txt"]
+    assert len(list_names(two / "step-5")) == len(list_names(two / "step-00000015"))
+
+
 @pytest.mark.usefixtures("two", "full_disk")
 def test_nothing_old_is_deleted_before_the_new_one_is_there(tmp_path: Path) -> None:
     with pytest.raises(MachineError):

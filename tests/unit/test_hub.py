@@ -27,7 +27,7 @@ from alexnet_dist.data.decode import UnreadableImageError, convert_picture
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import scan_folder
-from alexnet_dist.errors import CheckpointError, DataError, MachineError
+from alexnet_dist.errors import CheckpointError, DataError, MachineError, UsageError
 from alexnet_dist.models import build_model, make_spec
 from alexnet_dist.training.model_folder import ModelCard, read_card, read_model_weights
 
@@ -90,6 +90,20 @@ def test_what_is_saved_is_accepted_everywhere(run: Path, pictures: Path, tmp_pat
     assert row == same
     results = [evaluate_model(path, "val", {"data.workers": 0}, 8) for path in (run, tmp_path / "saved")]
     assert results[0] | {"model": ""} == results[1] | {"model": ""}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json"])
+def test_files_of_something_else_are_not_replaced(run: Path, tmp_path: Path, name: str) -> None:
+    model, folder = AlexNet.from_pretrained(run), tmp_path / "project"
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    refused(lambda: model.save_pretrained(folder), UsageError)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "{}"}
+    before = (run / "model" / name).read_bytes()
+    assert "the model/ of a run" in refused(lambda: model.save_pretrained(run / "model"), UsageError)
+    assert (run / "model" / name).read_bytes() == before
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "saved")  # one of ours is replaced
 
 
 def test_prediction_is_preprocessing_network_and_softmax(run: Path, pictures: Path) -> None:
