@@ -51,7 +51,7 @@ def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> Non
         lines.append(f"changed   {changes}; from step {trainer.state.step} on")
     for line in lines:
         logger.info(line)
-    for line in list_unreached(trainer.schedule):
+    for line in [*list_unreached(trainer.schedule), *_list_late_settings(session)]:
         logger.warning("schedule  %s", line)
     if trainer.is_over and session.is_finished():
         remedy = "raise train.epochs to go on, or use"
@@ -67,6 +67,21 @@ def _count_odd_images(session: Session) -> str:
     if session.engine != "dali" or not number:
         return ""
     return f"; {number:,} images of unusual form are decoded by the reference"
+
+
+def _list_late_settings(session: Session) -> list[str]:
+    """Settings that count epochs and come after the run's last one, a line each."""
+    config = session.config
+    epochs = -(-session.total_steps // session.steps_per_epoch)
+    late = {
+        "optimizer.freeze_from_epoch": (config.optimizer.freeze_from_epoch, "no layer is frozen"),
+        "train.early_stop": (config.train.early_stop or 0, "the run never ends early"),
+    }
+    return [
+        f"{key} {value:,} comes after the run's {epochs:,} epochs: {what}"
+        for key, (value, what) in late.items()
+        if value >= epochs
+    ]
 
 
 def say_goodbye(session: Session, summary: dict[str, Any]) -> None:

@@ -123,7 +123,11 @@ def evaluate_model(
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
-        index = runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, find_run(folder)))
+        run = find_run(folder)
+        index = runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, run))
+        is_own = getattr(config.data, split) is not None and f"data.{split}" not in given
+        if run is not None and is_own and runtime.is_main:
+            _name_changes(run, config, split, index)
         model = _load_network(folder, card, runtime, config.channels_last)
         plan = plan_evaluation(card.evaluation, index, batch_size, runtime.dp_size, ten_crop)
         loader, gate = _open_set(runtime, config, card, index, plan, is_engine_given="data.engine" in given)
@@ -167,6 +171,15 @@ def _load_network(folder: Path, card: ModelCard, runtime: Runtime, channels_last
     load_weights(model, read_model_weights(folder), str(folder))
     place_model(model, runtime, channels_last)
     return model
+
+
+def _name_changes(run: Path, config: Config, split: str, index: SampleIndex) -> None:
+    """Say that a set is not what it was when the run read it."""
+    from alexnet_dist.commands.splits import find_root, list_changes
+
+    changes = list_changes(run, {split: index}, find_root(config.data))
+    if changes:
+        logger.warning("the %s images changed since the run began: %s", split, changes)
 
 
 def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Config:

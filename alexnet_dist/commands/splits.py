@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,8 @@ from alexnet_dist.data.manifest_table import ColumnNames
 from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.text import quote_word
-from alexnet_dist.training.held_out import HELD_OUT, split_as_listed
+from alexnet_dist.training.held_out import HELD_OUT, place_paths, split_as_listed
+from alexnet_dist.training.image_list import find_changes, list_images, read_image_list
 from alexnet_dist.training.run_folder import default_cache_dir, read_run
 
 logger = logging.getLogger("alexnet_dist")
@@ -128,9 +129,12 @@ def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None
     facts = facts if isinstance(facts, dict) else {}
     if run is not None and (run / HELD_OUT).is_file():
         splits = Splits(*split_as_listed(run, train, find_root(data)), test, is_held_out=True)
-        if splits.fingerprint != facts.get("fingerprint"):
-            counts = f"{facts.get('num_train', '?')} then, {len(splits.train)} now, beside the held-out ones"
-            logger.warning("the images changed since the run began (%s); val is as listed in %s", counts, HELD_OUT)
+        changes = list_changes(run, {"train": splits.train, "val": splits.val}, find_root(data))
+        before = facts.get("num_train")
+        if not changes and before != len(splits.train):  # a run of an older version has no list of its images
+            changes = f"{before} in training then, {len(splits.train)} now"
+        if changes:
+            logger.warning("the images changed since the run began (%s); val is as listed in %s", changes, HELD_OUT)
         return splits
     splits = cut_splits(sets, data, seed)
     if splits.fingerprint not in (facts.get("fingerprint"), trained_on):
@@ -138,6 +142,20 @@ def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None
         remedy = f"{'restore it' if run else 'evaluate the run folder'}, or give a set with --data.val"
         raise DataError("the held-out images are not known", where=str(run or ""), why=why, remedy=remedy)
     return splits
+
+
+def list_changes(run: Path, sets: Mapping[str, SampleIndex | None], root: Path) -> str:
+    """What differs from the images that a run began with, for people; empty where nothing does, or nothing is known.
+
+    Args:
+        run: the run folder.
+        sets: images of today, by the name of their set.
+        root: folder that the run's list is relative to.
+    """
+    before = {key: value for key, value in read_image_list(run).items() if key[0] in sets}
+    bad = [place_paths(index, [file.path for file in index.bad_files], root) for index in sets.values() if index]
+    changes = find_changes(before, list_images(sets, root)).not_among(set().union(*bad))
+    return str(changes) if before and changes else ""
 
 
 def find_root(data: DataConfig) -> Path:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, FoundFile
-from alexnet_dist.data.manifest_table import ColumnNames, Row, no_label_error, read_table
+from alexnet_dist.data.manifest_table import ColumnNames, Row, names_columns, no_label_error, read_table
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.text import quote_word
 
@@ -125,6 +125,8 @@ def read_manifest(
             why = "a text file has a path and a label in each line"
             raise UsageError("data.columns has no effect", where=str(manifest), why=why, remedy="leave it out")
         lines = list(_split_text(manifest, text, known, names))
+        if lines and names_columns(lines[0][1][0]) and not os.path.lexists(os.path.join(root, lines[0][1][0].path)):
+            del lines[0]
     if not lines:
         remedy = "write a path and a label into each line"
         raise DataError("the manifest is empty", where=str(manifest), remedy=remedy)
@@ -264,7 +266,9 @@ _OTHER_FORMATS = {
     b"ARROW1": ("an Arrow file", _CONVERT.format("feather")),
     b"SQLite format 3": ("an SQLite database", "write its table to a CSV file"),
     b"\x89HDF": ("an HDF5 file", "write its table to a CSV file"),
-    b"\x80\x04": ("a pickle", "write its table to a CSV file"),
+    b"\x80\x04\x95": ("a pickle", "write its table to a CSV file"),
+    b"\x80\x05\x95": ("a pickle", "write its table to a CSV file"),
+    b"\x93NUMPY": ("a NumPy array", "write its rows to a CSV file"),
     b"<?xml": ("XML", "write a CSV file with a path and a class a picture: path,label"),
 }
 

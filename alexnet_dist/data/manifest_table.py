@@ -135,6 +135,12 @@ def read_table(
     return _pick_columns(sheet, names)
 
 
+def names_columns(cells: tuple[str, str]) -> bool:
+    """Whether the first line of a text is a header: usual names of a path and of a label."""
+    path, label = map(_normalise, cells)
+    return path in _PATH_NAMES and label in _LABEL_NAMES
+
+
 def no_label_error(place: str) -> DataError:
     """A line that gives a path or a label, not both."""
     remedy = "write PATH LABEL (or PATH,LABEL into a file whose name ends with .csv)"

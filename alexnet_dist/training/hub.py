@@ -5,6 +5,7 @@ The folder is the run's model/, and `save_pretrained` writes such a folder.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ from alexnet_dist.training.model_folder import (
     WEIGHTS,
     ModelCard,
     find_model_folder,
+    keep_public,
     pack_model,
     read_card,
     read_model_weights,
@@ -112,7 +114,8 @@ class AlexNet(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """The hub's way to say how its `save_pretrained` writes."""
-        write_into_folder(save_directory, pack_model(self.state_dict(), self.card), "save_directory")
+        card = dataclasses.replace(self.card, source=keep_public(self.card.source))  # older versions told more
+        write_into_folder(save_directory, pack_model(self.state_dict(), card), "save_directory")
 
 
 def _check_target(folder: Path) -> None:

@@ -89,9 +89,18 @@ def describe_source(config: Config, pretrained: dict[str, Any] | None, fingerpri
         pretrained: what run.json says of the weights that it began with; None = fresh ones.
         fingerprint: of the run's sets.
     """
-    origin = {"pretrained": {**pretrained, "weights": Path(pretrained["weights"]).name}} if pretrained else {}
-    settings = {key: value for key, value in flatten(config).items() if _travels(key)}
-    return {**origin, "data_fingerprint": fingerprint, "settings": nest(settings)}
+    origin = {"pretrained": pretrained} if pretrained else {}
+    return keep_public({**origin, "data_fingerprint": fingerprint, "settings": asdict(config)})
+
+
+def keep_public(source: dict[str, Any]) -> dict[str, Any]:
+    """What may be given away of what a card says of a run: no path, and no setting that names a place or a person."""
+    public = dict(source)
+    if isinstance(pretrained := source.get("pretrained"), dict):
+        public["pretrained"] = {**pretrained, "weights": Path(str(pretrained.get("weights"))).name}
+    if isinstance(settings := source.get("settings"), dict):
+        public["settings"] = nest({key: value for key, value in flatten(settings).items() if _travels(key)})
+    return public
 
 
 def _travels(key: str) -> bool:

@@ -166,7 +166,10 @@ def find_run(model: Path) -> Path | None:
     model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
     around = [path.parent for path in (model.parent, model.parent.parent) if path.name == "checkpoints"]
     places = [model.parent] if model.name == "model" else around
-    return next((run for run in places if all((run / name).is_file() for name in (SETTINGS, RUN))), None)
+    for run in places:
+        if (run / SETTINGS).is_file() and any((run / name).is_file() for name in (RUN, MARKER)):
+            return run
+    return None
 
 
 def _is_below(key: str, names: Iterable[str]) -> bool:

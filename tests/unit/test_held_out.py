@@ -79,7 +79,8 @@ def test_images_that_came_later_are_not_evaluated(copy: Path, model: str) -> Non
     add_images(copy)
     code, text, num_examples = evaluate(copy, model=model)
     assert (code, num_examples) == (0, len(read_held_out(copy)))
-    assert "the images changed since the run began (17 then, 25 now, beside the held-out ones)" in text
+    assert "the images changed since the run began (train/a/00-new.jpg is new, " in text
+    assert "... and 5 more); val is as listed in held_out.csv" in text
     result = json.loads((copy / "out.json").read_text())
     assert result["top1"] == pytest.approx(json.loads((copy / "run" / "summary.json").read_text())["best_top1"])
 
@@ -159,8 +160,11 @@ def test_an_older_run_has_its_split_as_well(copy: Path) -> None:
     facts = json.loads((copy / "run" / "run.json").read_text())
     del facts["held_out"]
     (copy / "run" / "run.json").write_text(json.dumps(facts))
+    (copy / "run" / "images.csv.gz").unlink()
     add_images(copy)
-    assert evaluate(copy)[::2] == (0, len(read_held_out(copy)))
+    code, text, num_examples = evaluate(copy)
+    assert (code, num_examples) == (0, len(read_held_out(copy)))
+    assert "the images changed since the run began (17 in training then, 25 now)" in text
     _edit_list(copy)
     assert evaluate(copy)[0] == 3
 
@@ -170,6 +174,24 @@ def test_a_held_out_image_that_turned_bad(copy: Path) -> None:
     assert evaluate(copy)[0] == 3
     assert evaluate(copy, "--data.on_bad_file", "skip")[::2] == (0, len(read_held_out(copy)) - 1)
     assert json.loads((copy / "out.json").read_text())["num_bad_files"] == 1
+
+
+def test_a_changed_set_is_named(tmp_path: Path) -> None:
+    for path in (f"{part}/{name}/{number}.jpg" for part in ("train", "val") for name in "ab" for number in range(6)):
+        save_jpeg(tmp_path / "data" / path, 70, 72)
+    data = {"source": "folder", "root": str(tmp_path / "data"), "val": "val", "val_fraction": 0.3}
+    settings = {f"data__{key}": value for key, value in {**data, "cache_dir": str(tmp_path / "cache")}.items()}
+    config = tiny_config(tmp_path / "run", train__epochs=1, **settings)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    call_well("train", "--config", tmp_path / "config.yaml")
+    assert "changed" not in evaluate(tmp_path)[1]
+    save_jpeg(tmp_path / "data" / "val" / "a" / "new.jpg", 70, 72)
+    code, text, num_examples = evaluate(tmp_path)
+    assert (code, num_examples) == (0, 13)
+    assert "the val images changed since the run began: val/a/new.jpg is new" in text
+    code, text, _ = evaluate(tmp_path, "--data.val", "null")
+    assert code == 3  # what would be drawn are images that the network has learnt from
+    assert "the held-out images are not known" in text
 
 
 def test_a_class_that_changed_in_a_manifest(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -208,6 +209,21 @@ def test_what_is_pushed_opens_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert AlexNet.from_pretrained(tmp_path / "pushed").card == make_card()
     assert "library_name: alexnet_dist" in (tmp_path / "pushed" / "README.md").read_text()
     assert json.loads((tmp_path / "pushed" / "config.json").read_text())["classes"][2] == "größe"
+
+
+def test_a_card_of_an_older_version_is_saved_without_places(tmp_path: Path) -> None:
+    settings = {"seed": 3, "data": {"root": "/home/canary", "max_pixels": 9}, "tracking": {"entity": "canary"}}
+    source = {"step": 7, "settings": settings, "pretrained": {"weights": "/home/canary/net.pt", "sha256": "0"}}
+    model = AlexNet(dataclasses.replace(make_card(), source=source))
+    model.save_pretrained(tmp_path)
+    assert b"canary" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert model.card.source == source
+    saved = AlexNet.from_pretrained(tmp_path).card
+    assert saved.source == {
+        "step": 7,
+        "settings": {"seed": 3, "data": {"max_pixels": 9}},
+        "pretrained": {"weights": "net.pt", "sha256": "0"},
+    }
 
 
 def test_evaluation_of_weights_without_a_run_asks_for_the_data(tmp_path: Path) -> None:

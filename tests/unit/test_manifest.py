@@ -171,6 +171,12 @@ def test_the_first_row_of_a_csv_is_a_picture_when_it_names_one(root: Path) -> No
     assert "No such file" in line
 
 
+def test_a_header_of_text_is_no_picture(root: Path) -> None:
+    assert scan(root, "image label\n" + GOOD).classes == NAMES
+    save_jpeg(root / "image")
+    assert len(scan(root, "image label\n" + GOOD)) == len(PICTURES) + 1
+
+
 def test_classes_without_a_list(root: Path) -> None:
     assert scan(root, "cat/0.jpg zebra\ndog/0.jpg ape\n").classes == ("ape", "zebra")
     index = scan(root, "cat/0.jpg 2\ncat/1.jpg 0\ndog/0.jpg 01\n")
