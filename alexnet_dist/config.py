@@ -347,13 +347,13 @@ class TrackingConfig:
     tensorboard: bool = False
     """TensorBoard's event files in the run folder's tensorboard/"""
     project: str = "alexnet_dist"
-    """W&B project"""
+    """W&B project; the default yields to W&B's own settings (WANDB_PROJECT)"""
     entity: str | None = None
-    """W&B user or team; null = the account's default"""
+    """W&B user or team; null = W&B's own settings, or the account's default"""
     name: str | None = None
-    """display name of the run; null = the run folder's name"""
+    """display name of the run; null = W&B's own settings, or the run folder's name"""
     tags: list[str] = field(default_factory=list)
-    """W&B tags"""
+    """W&B tags; without any, those of W&B's own settings"""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ LAYERS = {
 HOMES = {
     "accelerate": "alexnet_dist/parallel/",
     "torch.distributed": "alexnet_dist/parallel/",
-    "wandb": "alexnet_dist/training/wandb_mirror.py",
+    "wandb": "alexnet_dist/training/wandb_",
     "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
     "torch.utils.tensorboard": "alexnet_dist/parallel/",
     "nvidia": ("alexnet_dist/data/dali_", "benchmarks/"),

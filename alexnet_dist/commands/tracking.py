@@ -14,7 +14,8 @@ from alexnet_dist.training.metrics_csv import MetricsCsv
 from alexnet_dist.training.run_folder import METRICS
 from alexnet_dist.training.tensorboard_mirror import TensorboardMirror
 from alexnet_dist.training.trackers import MetricsFile, Row, Tracker, Trackers
-from alexnet_dist.training.wandb_mirror import WandbMirror, choose_wandb_mode
+from alexnet_dist.training.wandb_account import choose_wandb_mode, list_overruled
+from alexnet_dist.training.wandb_mirror import WandbMirror
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -42,9 +43,14 @@ def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: st
             settings=dump_config(config),
             rows=rows,
         )
-    mode, reason = choose_wandb_mode(config.tracking.wandb)
-    if mode != "disabled":
+    tracking = dataclasses.asdict(config.tracking)
+    mode, reason = choose_wandb_mode(tracking["wandb"])
+    if tracking["wandb"] != "disabled":
         logger.info("W&B: %s (%s)", mode, reason)
+    overruled = list_overruled(tracking)
+    if overruled:
+        logger.info("W&B: without effect: %s", ", ".join(overruled))
+    if mode != "disabled":
         starts["W&B"] = lambda rows: WandbMirror(
             start_wandb,
             call_with_deadline,
@@ -53,6 +59,6 @@ def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: st
             run_id=wandb_id,
             settings=dataclasses.asdict(config),
             rows=rows,
-            tracking=dataclasses.asdict(config.tracking),
+            tracking=tracking,
         )
     return Trackers(MetricsFile(folder / METRICS, metrics_bytes), starts)

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
-import netrc
 import os
 import re
 import shutil
-import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-from alexnet_dist.errors import MachineError
-from alexnet_dist.extras import import_extra
+import psutil
+
 from alexnet_dist.text import quote_word
 from alexnet_dist.training.trackers import Row, rename_for_display
+from alexnet_dist.training.wandb_account import explain, quiet_settings, read_settings, settle_names
 
 logger = logging.getLogger("alexnet_dist")
 
-WANDB_BUDGET_SECONDS = 12.0  # what all slow calls together may cost a run
+WANDB_BUDGET_SECONDS = 10.0  # what all slow calls together may cost a run
+ONLINE_SECONDS = 6.0  # of these, for the first word with the server
+RESTART_SECONDS = 1.5
 SLOW_SECONDS = 0.1  # calls below this do not count
-PROBE_SECONDS = 2.0
+EXIT_SECONDS = 2.5  # beside what is left of the budget, for W&B's service to end
+SERVICE = "wandb-core"
 
 
 class WandbMirror:
     """Weights & Biases through Accelerate's tracker. It never fails or delays a run by more than 15 seconds.
+
+    A run that cannot begin online is recorded offline, so that nothing is lost.
 
     Args:
         start: makes Accelerate's tracker from a project name and arguments of `wandb.init`.
@@ -55,22 +60,28 @@ class WandbMirror:
         tracking: Mapping[str, Any],
     ) -> None:
         self._call, self._budget = call_with_deadline, WANDB_BUDGET_SECONDS
-        self._folder, self._mode = folder, mode
-        if mode == "offline":
-            _remove_offline_runs(folder / "wandb", run_id)
-        arguments = {
-            "dir": str(folder),
-            "id": run_id,
-            "resume": "allow",
-            "mode": mode,
-            "entity": tracking["entity"],
-            "name": tracking["name"] or folder.name,
-            "tags": list(tracking["tags"]),
-            "settings": _quiet_settings(),
-        }
+        self._folder, self._mode, self._is_finished = folder, mode, False
         self._tracker: Any = None
-        self._tracker = self._guard("start", lambda: _describe(start(tracking["project"], arguments), settings))
-        if mode == "offline":
+        threading.Thread(target=self._limit_exit, daemon=True, name="wandb-exit").start()
+
+        def begin(mode: str) -> Any:
+            names = settle_names(tracking, folder, read_settings())
+            words = {"dir": str(folder), "id": run_id, "resume": "allow", "mode": mode, **names}
+            words["settings"] = quiet_settings(ONLINE_SECONDS - 1)
+            return _describe(start(words.pop("project"), words), settings)
+
+        if mode == "online":
+            self._tracker = self._guard("online", lambda: begin("online"), "offline from here on", ONLINE_SECONDS)
+            if self._tracker is None:
+                self._mode = "offline"
+                # The service holds on to the id of the run that failed.
+                if not self._call(self._leave_service, RESTART_SECONDS):
+                    _kill_service()
+        if self._mode == "offline":
+            _remove_offline_runs(folder / "wandb", run_id)
+            self._tracker = self._guard("start", lambda: begin("offline"))
+        atexit.register(self._leave_service)  # after W&B's own handler, hence called before it
+        if self._mode == "offline":
             for row in rows:
                 self.log(row)
 
@@ -80,37 +91,68 @@ class WandbMirror:
             self._guard("log", lambda: self._tracker.log(rename_for_display(row)))
 
     def finish(self, summary: Row) -> None:
-        """End the W&B run and say how to upload an offline one."""
+        """End the W&B run and say how to upload what did not go online."""
         if self._tracker is None:
             return
         wanted = {key: value for key, value in summary.items() if value is not None}
 
-        def end() -> None:
+        def end() -> bool:
             self._tracker.tracker.summary.update({"final": wanted})
             self._tracker.finish()
+            return True
 
-        self._guard("finish", end)
-        if self._mode == "offline":
-            runs = sorted((self._folder / "wandb").glob("offline-run-*"))
-            if runs:
-                logger.info("W&B offline; upload with: wandb sync %s", quote_word(runs[-1]))
+        self._is_finished = bool(self._guard("finish", end))
+        if self._mode == "online" and self._is_finished:
+            return
+        runs = sorted((self._folder / "wandb").glob("*run-*"), key=lambda path: path.name[-24:])  # by time and id
+        if runs:
+            logger.info("W&B %s; upload with: wandb sync %s", self._mode, quote_word(runs[-1]))
 
-    def _guard(self, what: str, action: Callable[[], Any]) -> Any:
+    def _guard(
+        self, what: str, action: Callable[[], Any], then: str = "the run goes on", limit: float = WANDB_BUDGET_SECONDS
+    ) -> Any:
         """Do something with W&B in bounded time; after a failure the run goes on without it."""
-        began = time.monotonic()
+        began, seconds = time.monotonic(), max(0.0, min(self._budget, limit))
         try:
-            done = self._call(lambda: (action(),), self._budget)
+            done = self._call(lambda: (action(),), seconds)
         except Exception as error:  # noqa: BLE001 (W&B must not end a run, whatever it raises)
-            done, why = None, f"{type(error).__name__}: {error}"
+            done, why = None, explain(error)
         else:
-            why = f"no answer in {self._budget:.0f} s"
+            why = f"no answer in {seconds:.0f} s"
         elapsed = time.monotonic() - began
         self._budget -= elapsed if elapsed > SLOW_SECONDS else 0.0
         if done is not None:
             return done[0]
         self._tracker = None
-        logger.warning("W&B %s failed (%s); the run goes on, metrics.jsonl has everything", what, " ".join(why.split()))
+        logger.warning("W&B %s failed (%s); %s, metrics.jsonl has everything", what, why, then)
         return None
+
+    def _leave_service(self) -> bool:
+        """Let W&B's service go, when the process ends or no server was found.
+
+        W&B's own handler at exit, whose place this takes, waits without a limit and prints a traceback where the
+        service is gone. `_limit_exit` gives the limit, from a thread that is there already: none can be started then.
+        """
+        import wandb
+
+        with contextlib.suppress(BaseException):
+            wandb.teardown(exit_code=0 if self._is_finished else 1)
+        return True
+
+    def _limit_exit(self) -> None:
+        threading.main_thread().join()
+        seconds = max(0.0, self._budget) + EXIT_SECONDS
+        time.sleep(seconds)
+        if _kill_service():
+            logger.warning("W&B's service did not end in %.0f s and was killed", seconds)
+
+
+def _kill_service() -> bool:
+    """Kill the service that W&B started for this process; whether there was one."""
+    services = [child for child in psutil.Process().children() if child.name().startswith(SERVICE)]
+    for service in services:
+        service.kill()
+    return bool(services)
 
 
 def _remove_offline_runs(folder: Path, run_id: str) -> None:
@@ -132,60 +174,3 @@ def _describe(tracker: Any, settings: Mapping[str, Any]) -> Any:
     run.define_metric("val/top5", step_metric="step", summary="max")
     run.define_metric("val/loss", step_metric="step", summary="min")
     return tracker
-
-
-def _quiet_settings() -> Any:
-    """W&B settings under which its files hold no command line, environment, code, host or console output."""
-    import wandb
-
-    return wandb.Settings(
-        console="off",
-        disable_code=True,
-        disable_git=True,
-        init_timeout=5,
-        save_code=False,
-        silent=True,
-        x_disable_machine_info=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
-
-
-def choose_wandb_mode(requested: str) -> tuple[str, str]:
-    """offline, online or disabled, and the reason.
-
-    Raises:
-        MachineError: W&B was asked for and is not installed, or cannot be imported.
-    """
-    if requested == "disabled":
-        return "disabled", "asked for"
-    try:
-        import_extra("wandb", "wandb")
-    except MachineError as error:
-        if requested == "auto":
-            return "disabled", str(error)
-        raise
-    if requested == "offline":
-        return "offline", "asked for"
-    return _judge_network(requested)
-
-
-def _judge_network(requested: str) -> tuple[str, str]:
-    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not _has_account(url.hostname or ""):
-        return "offline", "no W&B account on this machine (wandb login)"
-    try:
-        with socket.create_connection((url.hostname or "", url.port or 443), timeout=PROBE_SECONDS):
-            return "online", "asked for" if requested == "online" else "account and network found"
-    except OSError:
-        return "offline", f"{url.hostname} cannot be reached"
-
-
-def _has_account(host: str) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

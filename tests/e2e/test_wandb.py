@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import signal
+import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from dist_helper import run_processes, start_processes
 from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
-from alexnet_dist.training import wandb_mirror
+from alexnet_dist.config import TrackingConfig
+from alexnet_dist.training import wandb_account, wandb_mirror
 from alexnet_dist.training.trackers import read_rows, rename_for_display
-from alexnet_dist.training.wandb_mirror import WandbMirror, choose_wandb_mode
+from alexnet_dist.training.wandb_mirror import WandbMirror
 
 pytest.importorskip("wandb")
 CANARY = "canary-5f1c2e"
@@ -93,6 +100,7 @@ def test_run_keeps_its_id_settings_and_axis(killed_run: Path) -> None:
     runs = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert {run.run_id for run in runs} == {wandb_id}
     assert list(runs[0].tags) == ["tiny"]
+    assert {run.host for run in runs} == {""}
     settings = {item.key: item.value_json for record in records for item in record.config.update}
     settings |= {item.key: item.value_json for run in runs for item in run.config.update}
     assert json.loads(settings["optimizer"])["lr"] == 0.01
@@ -104,6 +112,8 @@ def test_run_keeps_its_id_settings_and_axis(killed_run: Path) -> None:
 def test_files_hold_no_command_line_environment_or_secret(killed_run: Path) -> None:
     files = [path for path in killed_run.rglob("*") if path.is_file()]
     assert [str(path) for path in files if CANARY.encode() in path.read_bytes()] == []
+    checkout = str(Path(wandb_mirror.__file__).parents[2]).encode()
+    assert [str(path) for path in files if "wandb" in path.parts and checkout in path.read_bytes()] == []
 
 
 class BrokenTracker:
@@ -128,31 +138,166 @@ def test_only_folders_of_this_run_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("failure", [lambda *_: BrokenTracker(), lambda *_: 1 / 0], ids=["log", "start"])
 def test_a_broken_wandb_never_ends_a_run(tmp_path: Path, failure: Any, caplog: pytest.LogCaptureFixture) -> None:
-    tracking = {"project": "p", "entity": None, "name": None, "tags": []}
-    mirror = WandbMirror(
-        failure,
-        lambda action, _: action(),
-        folder=tmp_path,
-        mode="offline",
-        run_id="x",
-        settings={},
-        rows=[],
-        tracking=tracking,
-    )
+    mirror = open_mirror(tmp_path, failure)
     mirror.log({"event": "train", "step": 1, "loss": 1.0})
     mirror.finish({})
     assert mirror._tracker is None
 
 
-def test_auto_without_account_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_mirror, "_has_account", lambda host: False)
-    assert choose_wandb_mode("auto")[0] == "offline"
-    assert choose_wandb_mode("online")[0] == "offline"
+def test_a_run_that_cannot_begin_online_is_recorded_offline(tmp_path: Path) -> None:
+    """The service is left in between, because it holds on to the id of the run that failed."""
+    begun: list[str] = []
+
+    def start(project: str, words: dict[str, Any]) -> Any:
+        begun.append(words["mode"])
+        if words["mode"] == "online":
+            raise ConnectionError("no such server")
+        return MagicMock()
+
+    mirror = open_mirror(tmp_path, start, mode="online", rows=[{"event": "train", "step": 1, "loss": 1.0}])
+    assert begun == ["online", "offline"]
+    mirror._tracker.log.assert_called_once_with({"step": 1, "train/loss": 1.0})
 
 
-def test_unreachable_server_is_noticed_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    mode, reason = choose_wandb_mode("online")
-    assert mode == "offline"
-    assert "cannot be reached" in reason
+def open_mirror(folder: Path, start: Any, **changes: Any) -> WandbMirror:
+    words: dict[str, Any] = {"folder": folder, "mode": "offline", "run_id": "5e6f7a8b", "settings": {}, "rows": []}
+    tracking = dataclasses.asdict(TrackingConfig(wandb="online"))
+    return WandbMirror(start, lambda action, _: action(), **{**words, "tracking": tracking, **changes})
+
+
+END = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+from alexnet_dist.config import TrackingConfig
+from alexnet_dist.parallel.runtime import call_with_deadline, start_wandb
+from alexnet_dist.config import TrackingConfig
+from alexnet_dist.training import wandb_account, wandb_mirror
+wandb_mirror.WANDB_BUDGET_SECONDS, wandb_mirror.EXIT_SECONDS = 6.0, 0.5
+mirror = wandb_mirror.WandbMirror(start_wandb, call_with_deadline, folder=Path(sys.argv[1]), mode="offline",
+    run_id="5e6f7a8b", settings={}, rows=[], tracking=vars(TrackingConfig()))
+mirror._budget = 1.0
+(service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+service.send_signal(int(sys.argv[2]))
+mirror.log({"event": "train", "step": 1, "loss": 1.0})
+mirror.finish({})
+if len(sys.argv) > 3:
+    raise SystemError("a bug")
+"""
+
+
+@pytest.mark.parametrize(("number", "bug"), [(signal.SIGSTOP, []), (signal.SIGKILL, ["bug"])])
+def test_a_service_that_is_stopped_or_gone_does_not_keep_a_process(
+    tmp_path: Path, number: signal.Signals, bug: list[str]
+) -> None:
+    words = [sys.executable, "-c", END, str(tmp_path), str(int(number)), *bug]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)  # W&B alone waits without a limit
+    assert ended.returncode == len(bug), ended.stderr
+    assert ended.stderr.count("Traceback") == len(bug)
+    assert ("was killed" in ended.stderr) == (number == signal.SIGSTOP)
+    assert "failed" in ended.stderr
+
+
+# -- W&B's own word ---------------------------------------------------------------------------------------------------
+
+KEY = "0123456789" * 4
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The address of something that listens; nobody answers there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def ask(requested: str, variables: dict[str, str], home: Path) -> tuple[str, str]:
+    """In a process of its own, as W&B reads its settings once."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+    os.environ.update({"HOME": str(home), "NETRC": str(home / "nothing"), **variables})
+    return wandb_account.choose_wandb_mode(requested)
+
+
+def ask_apart(requested: str, variables: dict[str, str], home: Path) -> tuple[str, str]:
+    (answer,) = run_processes(1, ask, requested, variables, home)
+    return answer  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("requested", ["online", "auto"])
+@pytest.mark.parametrize("account", ["variable", "netrc elsewhere", "settings file", "proxy"])
+def test_an_account_is_found_where_wandb_finds_it(tmp_path: Path, server: str, account: str, requested: str) -> None:
+    (tmp_path / "netrc").write_text(f"machine {server}\n  login user\n  password {KEY}\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "settings").write_text(f"[default]\nbase_url = http://{server}\n")
+    url, netrc = {"WANDB_BASE_URL": f"http://{server}"}, {"NETRC": str(tmp_path / "netrc")}
+    variables = {
+        "variable": {**url, "WANDB_API_KEY": KEY},
+        "netrc elsewhere": {**url, **netrc},
+        "settings file": {"WANDB_CONFIG_DIR": str(tmp_path / "config"), **netrc},
+        "proxy": {"WANDB_BASE_URL": "https://wandb.invalid", "WANDB_API_KEY": KEY, "https_proxy": f"http://{server}"},
+    }[account]
+    assert ask_apart(requested, variables, tmp_path)[0] == "online"
+
+
+@pytest.mark.parametrize(
+    ("requested", "variables", "mode", "reason"),
+    [
+        ("online", {}, "offline", "no W&B account"),
+        ("auto", {}, "offline", "no W&B account"),
+        ("online", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "offline", "cannot be reached"),
+        ("online", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:abc"}, "offline", "port"),
+        ("online", {"WANDB_API_KEY": "canary"}, "offline", ""),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline", "W&B's own"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled", "W&B's own"),
+        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "disabled", "W&B's own"),
+    ],
+)
+def test_why_a_run_is_not_online(
+    tmp_path: Path, requested: str, variables: dict[str, str], mode: str, reason: str
+) -> None:
+    found, why = ask_apart(requested, variables, tmp_path)
+    assert found == mode
+    assert reason in why
+    assert "canary" not in why
+
+
+def test_errors_of_wandb_are_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert wandb_account.explain(RuntimeError(f"bad key {KEY}\nof W&B")) == "RuntimeError: bad key *** of W&B"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"project": "theirs", "entity": "team", "name": "named", "tags": ["a", "b"]}),
+        (
+            {"project": "ours", "entity": "us", "name": "n", "tags": ["c"]},
+            {"project": "ours", "entity": "us", "name": "n", "tags": ["c"]},
+        ),
+    ],
+    ids=["theirs", "ours"],
+)
+def test_the_runs_own_names_go_before_wandbs(tmp_path: Path, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    tracking = dataclasses.asdict(TrackingConfig(**given))
+    theirs = SimpleNamespace(project="theirs", entity="team", run_name="named", run_tags=("a", "b"))
+    assert wandb_account.settle_names(tracking, tmp_path, theirs) == expected
+    nothing = SimpleNamespace(project=None, entity=None, run_name=None, run_tags=None)
+    names = wandb_account.settle_names(dataclasses.asdict(TrackingConfig()), tmp_path, nothing)
+    assert names == {"project": "alexnet_dist", "entity": None, "name": tmp_path.name, "tags": []}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"wandb": "online"}, ["WANDB_MODE", "WANDB_DIR"]),
+        ({"wandb": "auto", "project": "ours", "tags": ["c"]}, ["WANDB_TAGS", "WANDB_PROJECT", "WANDB_DIR"]),
+        ({"wandb": "disabled"}, ["WANDB_MODE"]),
+    ],
+)
+def test_variables_without_effect_are_named(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], expected: list[str]
+) -> None:
+    for name in ("MODE", "PROJECT", "TAGS", "DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", "offline")
+    named = wandb_account.list_overruled(dataclasses.asdict(TrackingConfig(**given)))
+    assert [text.split()[0] for text in named] == expected
