@@ -11,9 +11,12 @@ from alexnet_dist.config import AugmentConfig, Config, DataConfig
 from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+
+UNFIT_REMEDY = "remove it, set data.on_bad_file: skip, or change augment.resize"
+RESIZE_REMEDY = "set augment.resize to model.image_size or more"
 
 # What autocast makes of the network's input: the loader writes it at once, in half the memory.
 INPUT_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,6 +47,30 @@ def build_augmentation(augment: AugmentConfig, crop_size: int) -> Augmentation:
 def build_normalization(augment: AugmentConfig, channels: int) -> Normalization:
     """The network's input scale."""
     return make_normalization(channels, augment.pixel_range, augment.mean, augment.std)
+
+
+def build_plan(
+    data: DataConfig, index: SampleIndex, recipe: Augmentation, global_batch_size: int, seed: int, shuffle: bool
+) -> Plan:
+    """The batches of a set; see `Plan`. Images that the recipe cannot be carried out on count as bad files.
+
+    Raises:
+        BadFilesError: there are such images, and bad files are not skipped; all of them.
+        DataError: there are no others.
+    """
+    plan = Plan(index.sizes, recipe, global_batch_size, seed, shuffle, skips_unfit=True)
+    unfit = list_unfit(index, plan)
+    if len(unfit) == len(index) > 0:
+        where = "" if index.pixels else str(index.root)
+        raise DataError("no image fits the recipe", where=where, why=unfit[0].reason, remedy=RESIZE_REMEDY)
+    if unfit and data.on_bad_file == "fail":
+        raise BadFilesError(index.root, unfit, UNFIT_REMEDY, what="an image does not fit the recipe")
+    return plan
+
+
+def list_unfit(index: SampleIndex, plan: Plan) -> tuple[BadFile, ...]:
+    """The images that a plan's recipe cannot be carried out on."""
+    return tuple(BadFile(index.paths[sample], reason) for sample, reason in plan.unfit.items())
 
 
 def build_loader(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.model_options import add_model_options
 from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
-from alexnet_dist.config import Config, EvaluationConfig
+from alexnet_dist.config import Config, DataConfig, EvaluationConfig
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.durable import format_json, write_json
@@ -129,7 +129,7 @@ def evaluate_model(
         if run is not None and is_own and runtime.is_main:
             _name_changes(run, config, split, index)
         model = _load_network(folder, card, runtime, config.channels_last)
-        plan = plan_evaluation(card.evaluation, index, batch_size, runtime.dp_size, ten_crop)
+        plan = plan_evaluation(config.data, card.evaluation, index, batch_size, runtime.dp_size, ten_crop)
         loader, gate = _open_set(runtime, config, card, index, plan, is_engine_given="data.engine" in given)
         said: list[Predictions] = []
         result = asdict(evaluate(runtime, model, loader, gate.admit, said.append if plots else None, where=str(path)))
@@ -252,11 +252,12 @@ def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:
 
 
 def plan_evaluation(
-    recipe: Augmentation, index: SampleIndex, batch_size: int, num_replicas: int, ten_crop: bool
+    data: DataConfig, recipe: Augmentation, index: SampleIndex, batch_size: int, num_replicas: int, ten_crop: bool
 ) -> Plan:
     """The batches of one pass over a set in its own order.
 
     Args:
+        data: the settings.
         recipe: resize and crop that the model was trained for.
         index: the set.
         batch_size: crops of images per process and forward, rounded up to whole images.
@@ -264,15 +265,16 @@ def plan_evaluation(
         ten_crop: ten views of an image instead of the centre crop.
 
     Raises:
-        DataError: an image smaller than the crop.
+        DataError: an image smaller than the crop, unless bad files are skipped.
     """
     import numpy as np
 
-    from alexnet_dist.data.plan import Plan, resize_shapes
+    from alexnet_dist.commands.build import build_plan
+    from alexnet_dist.data.plan import resize_shapes
 
     recipe = replace(recipe, views=10 if ten_crop else 1)
     images_per_replica = -(-batch_size // recipe.views)
-    plan = Plan(index.sizes, recipe, images_per_replica * num_replicas, seed=0, shuffle=False)
+    plan = build_plan(data, index, recipe, images_per_replica * num_replicas, seed=0, shuffle=False)
     sides = resize_shapes(index.sizes.astype(np.int64), recipe.resize).min(axis=1)  # (N,) of the central squares
     num_narrow = int((sides == recipe.crop_size).sum())
     if ten_crop and num_narrow:

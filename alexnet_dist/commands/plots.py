@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.commands.build import build_augmentation, build_loader, place_model
+from alexnet_dist.commands.build import build_augmentation, build_loader, build_plan, place_model
 from alexnet_dist.commands.evaluate import plan_evaluation
 from alexnet_dist.commands.predict import name_class
 from alexnet_dist.commands.session import Session
@@ -151,7 +151,7 @@ def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopR
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(subject.model), str(subject.model))
     place_model(model, runtime, config.channels_last)
-    plan = plan_evaluation(card.evaluation, index, batch_size, 1, ten_crop=False)
+    plan = plan_evaluation(config.data, card.evaluation, index, batch_size, 1, ten_crop=False)
     loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, subject.engine)
     parts: list[Predictions] = []
     evaluate(runtime, model, loader, BatchGate(runtime, skip_bad_files=True, stop=stop).admit, observe=parts.append)
@@ -253,7 +253,7 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     rows = judged.predictions
     worst = find_worst(rows, NUM_PICTURES)
     index = judged.index.subset(rows.ids[worst])
-    plan = plan_evaluation(subject.card.evaluation, index, len(worst), 1, ten_crop=False)
+    plan = plan_evaluation(subject.config.data, subject.card.evaluation, index, len(worst), 1, ten_crop=False)
     captions = [
         (_rate("true", subject, label, truth), _rate("said", subject, predicted, confidence))
         for _, label, predicted, confidence, truth in zip(*(column[worst] for column in rows), strict=True)
@@ -272,7 +272,7 @@ def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
     config, size = subject.config, subject.card.spec.image_size
     # The order of a pass does not depend on the size of its batches: these are the run's own first images.
     count = min(NUM_PICTURES, len(index))
-    plan = Plan(index.sizes, build_augmentation(config.augment, size), count, config.seed, shuffle=True)
+    plan = build_plan(config.data, index, build_augmentation(config.augment, size), count, config.seed, shuffle=True)
     captions = [(escape_text(index.classes[index.labels[sample]]),) for sample in plan.at(0).ids]
     title = f"{subject.name}: the first training images, as the network sees them"
     _draw_batch(path, _build_loader(subject, index, plan, subject.engine), captions, title)

@@ -57,11 +57,10 @@ def prepare_cache(config: Config, check: bool) -> None:
     """
     if config.data.workers != 0:
         start_worker_server()
-    from alexnet_dist.commands.build import build_augmentation
+    from alexnet_dist.commands.build import build_augmentation, build_plan
     from alexnet_dist.commands.network import build_spec
     from alexnet_dist.commands.splits import build_splits, cache_dir
     from alexnet_dist.data.cache_store import check_cacheable, lay_out
-    from alexnet_dist.data.plan import Plan
     from alexnet_dist.training.run_folder import start_logging
 
     start_logging(None)
@@ -73,7 +72,7 @@ def prepare_cache(config: Config, check: bool) -> None:
     sets = {"train": splits.train, "val": splits.val, "test": splits.test}
     found = {name: index for name, index in sets.items() if index is not None}
     for index in found.values():
-        Plan(index.sizes, recipe, 1, config.seed, shuffle=False)  # an image smaller than the crop is said at once
+        build_plan(data, index, recipe, 1, config.seed, shuffle=False)  # an image smaller than the crop is said at once
     folders: set[Path] = set()
     for name, index in found.items():
         layout = lay_out(cache_dir(data), index, recipe.resize, spec.in_channels, data.max_pixels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
-from alexnet_dist.config import DataConfig
+from alexnet_dist.config import Config, DataConfig
 from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_images
 from alexnet_dist.data.manifest import read_manifest
 from alexnet_dist.data.verify import verify_files
@@ -27,7 +27,8 @@ examples:
 
 What is found is remembered in data.cache_dir by path, size and time of change: a second run, or one after Ctrl-C,
 decodes what is new. Training and evaluation use it: data.on_bad_file fail then names all bad files before the first
-step, and skip leaves them out of the plan. The exit code is 3 where a file is bad."""
+step, and skip leaves them out of the plan. With --config an image that the recipe cannot be carried out on (smaller
+than the crop, or too large when it is resized) counts as bad, too. The exit code is 3 where a file is bad."""
 
 OUT = "bad_files.csv"
 
@@ -72,18 +73,21 @@ def main(argv: Sequence[str]) -> int:
     if options.workers is not None and options.workers < 1:
         raise UsageError("--workers must be 1 or more")
     given = {"train.epochs": 1, **arguments.given}
-    data = (load_config(options.config, arguments.given) if options.config else build_config(given)).data
+    config = load_config(options.config, arguments.given) if options.config else None
+    data = (config or build_config(given)).data
     root = _find_image_root(data)
     is_earlier_list = options.out is None and is_own_table(Path(OUT))
     out = check_target(OUT if options.out is None else options.out, options.overwrite or is_earlier_list)
     _check_out(out, root)
-    bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again)
+    bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again, config=config)
     write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")
     print(f"bad files are listed in {out}" if bad_files else f"no bad file; {out} holds a header alone")
     return 3 if bad_files else 0
 
 
-def verify_sets(data: DataConfig, root: Path, workers: int, again: bool = False) -> dict[str, str]:
+def verify_sets(
+    data: DataConfig, root: Path, workers: int, again: bool = False, config: Config | None = None
+) -> dict[str, str]:
     """Verify the sets that the settings name, and print how many files each has.
 
     Args:
@@ -91,6 +95,7 @@ def verify_sets(data: DataConfig, root: Path, workers: int, again: bool = False)
         root: see `splits.find_root`.
         workers: decoding threads.
         again: decode the files that are known to be good, too.
+        config: a run's settings: images that its recipe cannot be carried out on are bad for it, too.
 
     Returns:
         Reasons of the bad files, by path relative to the root.
@@ -114,12 +119,49 @@ def verify_sets(data: DataConfig, root: Path, workers: int, again: bool = False)
             listed_by=images.listed_by,
             again=again,
         )
+        if config is not None:
+            reasons = [*map(_first, reasons, _judge_fit(config, images))]
         judged = zip((file.path for file in images.files), reasons, strict=True)
         bad = [*((path, reason) for path, reason in judged if reason), *images.missing]
         num_files = len(images.files) + len(images.missing)
         print(f"{images.name:<6}{num_files:>12,} images{len(bad):>10,} bad", flush=True)
         bad_files |= {relative_path(images.root / path, root): reason for path, reason in bad}
     return bad_files
+
+
+def _first(reason: str, other: str) -> str:
+    return reason or other
+
+
+def _judge_fit(config: Config, images: ImageSet) -> list[str]:
+    """Why a run's recipe cannot be carried out on each image, "" where it can; nothing is remembered of that."""
+    import numpy as np
+
+    from alexnet_dist.commands.build import build_augmentation
+    from alexnet_dist.commands.splits import cache_dir
+    from alexnet_dist.data.header_scan import scan_headers
+    from alexnet_dist.data.plan import find_unfit
+
+    data = config.data
+    headers = scan_headers(
+        images.root,
+        images.files,
+        cache_dir=cache_dir(data),
+        max_pixels=data.max_pixels,
+        progress=False,
+        listed_by=images.listed_by,
+    )
+    recipe = build_augmentation(config.augment, config.model.image_size)
+    is_held_out = data.val is None and (data.val_fraction > 0 or data.folds is not None)
+    recipes = [recipe] if images.name == "train" else []
+    if images.name != "train" or is_held_out:
+        recipes.append(recipe.for_evaluation())
+    side = recipe.crop_size  # stands for what could not be read
+    sizes = np.array([(side, side) if header.reason else header[:2] for header in headers], np.int64).reshape(-1, 2)
+    unfit: dict[int, str] = {}
+    for some in recipes:
+        unfit = find_unfit(sizes, some) | unfit
+    return ["" if header.reason else unfit.get(number, "") for number, header in enumerate(headers)]
 
 
 def _find_image_root(data: DataConfig) -> Path:

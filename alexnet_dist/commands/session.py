@@ -15,7 +15,9 @@ from alexnet_dist.commands.build import (
     build_augmentation,
     build_loader,
     build_normalization,
+    build_plan,
     join_processes,
+    list_unfit,
     place_model,
     settle_batch_sizes,
 )
@@ -132,6 +134,7 @@ class Session:
         self.sizes = self._settle_sizes()
         self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
         check_strategy(config.parallel, self.spec, self.runtime)
+        self.unfit = self.runtime.on_main(self._find_unfit)
         self.engine, self.engine_reason = self.runtime.on_main(lambda: self._choose_engine(before.get("engine")))
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
@@ -182,6 +185,32 @@ class Session:
         if not checkpoints:
             return {}
         return read_run(self.folder).get("data") or {"fingerprint": read_data_fingerprint(checkpoints[0])}
+
+    def _find_unfit(self) -> set[BadFile]:
+        """The images of all sets that the recipe cannot be carried out on, with full paths.
+
+        Raises:
+            BadFilesError: there are some, and bad files are not skipped.
+        """
+        unfit: set[BadFile] = set()
+        for index in self._list_sets():
+            try:
+                plan = self._build_plan(index, training=index is self.splits.train)
+            except BadFilesError as error:
+                self.list_bad_files(error)
+                raise
+            found = list_unfit(index, plan)
+            if found:
+                first = f"{found[0].path}: {found[0].reason}"
+                logger.warning(
+                    "%d of %d images do not fit the recipe and are left out (%s)", len(found), len(index), first
+                )
+            unfit |= {BadFile(str(index.root / bad.path), bad.reason) for bad in found}
+        return unfit
+
+    def _list_sets(self) -> list[SampleIndex]:
+        splits = self.splits
+        return [index for index in (splits.train, splits.val, splits.test) if index is not None]
 
     def list_bad_files(self, error: BadFilesError) -> None:
         """Write down which files ended the run: they may be mended or removed before it goes on."""
@@ -262,8 +291,10 @@ class Session:
         return ", ".join([*told, f"the order is drawn anew, {self.steps_per_epoch} steps an epoch"])
 
     def _scanned_bad_files(self) -> set[BadFile]:
-        indices = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
-        return {BadFile(str(index.root / bad.path), bad.reason) for index in indices for bad in index.bad_files}
+        scanned = {
+            BadFile(str(index.root / bad.path), bad.reason) for index in self._list_sets() for bad in index.bad_files
+        }
+        return scanned | self.unfit
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -359,8 +390,7 @@ class Session:
         return model, partition
 
     def _build_caches(self) -> None:
-        sets = [index for index in (self.splits.train, self.splits.val, self.splits.test) if index is not None]
-        loaders = [self._build_loader(index, training=index is self.splits.train) for index in sets]
+        loaders = [self._build_loader(index, training=index is self.splits.train) for index in self._list_sets()]
         try:
             build_caches(self.runtime, self.config.data, loaders, self.stop)
         except BadFilesError as error:
@@ -387,19 +417,22 @@ class Session:
         )
 
     def _build_loader(self, index: SampleIndex, training: bool, engine: str | None = None) -> Loader:
-        config = self.config
-        recipe = build_augmentation(config.augment, self.spec.image_size)
-        batch_size = self.sizes.global_ if training else self.sizes.micro * self.runtime.dp_size
-        plan = Plan(
-            sizes=index.sizes,
-            augmentation=recipe if training else recipe.for_evaluation(),
-            global_batch_size=batch_size,
-            seed=config.seed,
-            shuffle=training,
-        )
+        config, plan = self.config, self._build_plan(index, training)
         normalization = build_normalization(config.augment, self.spec.in_channels)
         engine = engine or self.engine
         return build_loader(self.runtime, config.data, index, plan, normalization, config.channels_last, engine)
+
+    def _build_plan(self, index: SampleIndex, training: bool) -> Plan:
+        config = self.config
+        recipe = build_augmentation(config.augment, self.spec.image_size)
+        return build_plan(
+            config.data,
+            index,
+            recipe if training else recipe.for_evaluation(),
+            global_batch_size=self.sizes.global_ if training else self.sizes.micro * self.runtime.dp_size,
+            seed=config.seed,
+            shuffle=training,
+        )
 
     def _data_root(self) -> Path:
         return find_root(self.config.data)

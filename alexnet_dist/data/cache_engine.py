@@ -122,13 +122,13 @@ def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
 
 def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, list[BadFile]]:
     """(B,) which rows have an image, and the images that could not be decoded when the cache was built."""
-    mask = rows.ids >= 0
-    if not store.bad_files:
+    mask, bad_files = rows.ids >= 0, loader.plan.unfit | store.bad_files
+    if not bad_files:
         return mask, []
-    mask &= ~np.isin(rows.ids, list(store.bad_files))
+    mask &= ~np.isin(rows.ids, list(bad_files))
     index, images = loader.index, rows.ids[:: loader.plan.augmentation.views].tolist()
-    bad_ids = [sample for sample in images if sample in store.bad_files]
-    return mask, [BadFile(str(index.root / index.paths[sample]), store.bad_files[sample]) for sample in bad_ids]
+    bad_ids = [sample for sample in images if sample in bad_files]
+    return mask, [BadFile(str(index.root / index.paths[sample]), bad_files[sample]) for sample in bad_ids]
 
 
 # -- on a CPU: one pass -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from torch import Tensor
 from alexnet_dist.data.cache_chunks import ChunkError, Footer, hash_pixels, map_pixels, read_footer
 from alexnet_dist.data.decode import Pixels
 from alexnet_dist.data.draws import IntArray
-from alexnet_dist.data.plan import StepPlan, resize_shapes
+from alexnet_dist.data.plan import StepPlan, find_enlarged, resize_shapes
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.data.torchvision_engine import resize_pixels
 from alexnet_dist.durable import format_json, is_marked, write_json
@@ -135,8 +135,11 @@ def lay_out(cache_dir: Path, index: SampleIndex, resize: Resize, channels: int, 
     """
     own = index.sizes.astype(np.int64)
     sizes = resize_shapes(own, resize)
-    if (own.prod(axis=1) <= sizes.prod(axis=1)).all():
+    is_enlarged = find_enlarged(own, resize)
+    if (own.prod(axis=1) <= sizes.prod(axis=1))[~is_enlarged].all():
         resize, sizes = None, own
+    else:
+        sizes[is_enlarged] = 1  # they are not kept
     ends = np.cumsum(sizes.prod(axis=1) * channels)  # (N,)
     bounds = _cut_chunks(ends)
     starts = ends - sizes.prod(axis=1) * channels

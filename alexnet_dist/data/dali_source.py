@@ -135,6 +135,7 @@ class Feeder:
             UnreadableImageError: there is no such image.
         """
         index, sample_id = self.loader.index, int(rows.ids[row])
+        self.loader.plan.check_fits(sample_id)
         if index.is_plain[sample_id] and sample_id not in self.distrusted:
             name = os.fsencode(os.path.join(index.root, index.paths[sample_id]))
             if is_whole(name, int(index.byte_sizes[sample_id]), self.since_ns):

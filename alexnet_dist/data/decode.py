@@ -213,8 +213,8 @@ def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
     """
     _silence_pillow()
     try:
+        picture = image.copy()  # decodes, and finds an EXIF block behind the pixels
         orientation = _read_orientation(image)
-        picture = image.copy()  # decodes
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)  # see `decode_image`
         return _convert_upright(picture, image.format, orientation, channels)
@@ -358,16 +358,16 @@ def _check_memory(image: ImageFile.ImageFile, form: Form, max_pixels: int) -> No
 
 def _estimate_memory(image: ImageFile.ImageFile, form: Form) -> float:
     """Bytes that decoding takes at its peak: what Pillow holds, what we make of it, and what a library needs beside."""
-    pixels = image.width * image.height
+    pixels, ours = image.width * image.height, 3
     if isinstance(form, Head) and form.has_many_scans:
-        return pixels * (7 + 2 * form.samples_per_pixel)  # libjpeg keeps all coefficients
+        return pixels * (4 + max(ours, 2 * form.samples_per_pixel))  # libjpeg keeps all coefficients while it decodes
     if image.format == "WEBP":
         return pixels * 16.0  # two canvases of the animation decoder, the frame as bytes, and the picture
     if image.format == "AVIF":
-        return pixels * 16.0
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return pixels * 7.0 + _estimate_tile(image)
-    return pixels * 7.0
+        return pixels * 10.0
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tile and image.tile[0][0] == "libtiff":
+        return pixels * 4 + max(pixels * 4, _estimate_tile(image))  # a copy that is upright, or a tile
+    return pixels * (4.0 + ours)
 
 
 def _estimate_tile(image: TiffImagePlugin.TiffImageFile) -> float:

@@ -8,12 +8,13 @@ not depend on the engine, the workers or the number of processes, and a resumed 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
 from alexnet_dist.data.draws import CROP, FLIP, JITTER, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
 from alexnet_dist.errors import DataError
 
@@ -114,9 +115,11 @@ class Plan:
         global_batch_size: images of a batch over all replicas; the last batch of a pass is filled up with id -1.
         seed: of the run.
         shuffle: a new order each epoch (training), or the file order (evaluation).
+        skips_unfit: images that the recipe cannot be carried out on keep their places in the order, and their rows
+            stay empty as those of bad files do; see `unfit`.
 
     Raises:
-        DataError: an image smaller than the crop, or enlarged beyond measure.
+        DataError: an image smaller than the crop, or enlarged beyond measure, unless they are skipped.
     """
 
     sizes: Array
@@ -124,32 +127,36 @@ class Plan:
     global_batch_size: int
     seed: int
     shuffle: bool
+    skips_unfit: bool = False
 
     def __post_init__(self) -> None:
-        recipe = self.augmentation
-        if recipe.crop == "random_resized":
-            return
-        resized = resize_shapes(self.sizes.astype(np.int64), recipe.resize)
-        self._refuse(
-            resized.min(axis=1) < recipe.crop_size,
-            what="images are smaller than the crop",
-            why=f"model.image_size is {recipe.crop_size}",
-            remedy=f"train with augment.resize of {recipe.crop_size} or more, or leave such images out",
-        )
-        self._refuse(
-            (resized.prod(axis=1) > DEFAULT_MAX_PIXELS) & (recipe.resize is not None),
-            what="images would become too large",
-            why="a long and narrow picture is enlarged to its shorter side",
-            remedy="leave such images out, or set augment.resize to [H, W]",
-        )
+        if self.unfit and not self.skips_unfit:
+            first, reason = next(iter(self.unfit.items()))
+            number = len(self.unfit)
+            remedy = "leave such images out, or change augment.resize"
+            what = "1 image does not fit" if number == 1 else f"{number} images do not fit"
+            raise DataError(f"{what} the recipe", where=f"image {first}", why=reason, remedy=remedy)
 
-    def _refuse(self, is_bad: npt.NDArray[np.bool_], what: str, why: str, remedy: str) -> None:
-        found = np.flatnonzero(is_bad)
-        if len(found):
-            sizes = self.sizes[found[:1]].astype(np.int64)
-            width, height = resize_shapes(sizes, self.augmentation.resize)[0]
-            where = f"image {found[0]} is {width} x {height} after augment.resize"
-            raise DataError(f"{len(found)} {what}", where=where, why=why, remedy=remedy)
+    @cached_property
+    def unfit(self) -> dict[int, str]:
+        """Why the recipe cannot be carried out on some images, by their ids."""
+        return find_unfit(self.sizes, self.augmentation)
+
+    @cached_property
+    def _known_sizes(self) -> IntArray:
+        """(N, 2) as `sizes`, but with a square as large as the crop in the place of what does not fit."""
+        sizes = self.sizes.astype(np.int64)
+        sizes[list(self.unfit)] = self.augmentation.crop_size
+        return sizes
+
+    def check_fits(self, sample_id: int) -> None:
+        """Refuse an image that the recipe cannot be carried out on.
+
+        Raises:
+            UnreadableImageError: it is one.
+        """
+        if sample_id in self.unfit:
+            raise UnreadableImageError(self.unfit[sample_id])
 
     @property
     def num_images(self) -> int:
@@ -178,7 +185,7 @@ class Plan:
 
     def _draw(self, ids: IntArray, epoch: int) -> StepPlan:
         recipe = self.augmentation
-        sizes = self.sizes[np.maximum(ids, 0)].astype(np.int64)  # (B, 2)
+        sizes = self._known_sizes[np.maximum(ids, 0)]  # (B, 2)
         crop_draws = draw_uniforms(self.seed, CROP, epoch, ids, 2 * RESIZED_CROP_TRIES + 2)
         target = np.full((len(ids), 2), recipe.crop_size)
         if recipe.crop == "random_resized":
@@ -202,6 +209,35 @@ class Plan:
         radius, angle = np.split(draw_uniforms(self.seed, NOISE, epoch, ids, 6), 2, axis=1)  # (B, 3) each
         normals = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
         return np.asarray((recipe.lighting_std * normals * np.array(scales)) @ np.array(components).T)
+
+
+def find_unfit(sizes: Array, recipe: Augmentation) -> dict[int, str]:
+    """Why a recipe cannot be carried out on some images.
+
+    Args:
+        sizes: (N, 2) width and height of upright images.
+        recipe: what is to happen to them.
+
+    Returns:
+        Reasons by the images' numbers, in their order.
+    """
+    if recipe.crop == "random_resized":
+        return {}
+    resized = resize_shapes(sizes.astype(np.int64), recipe.resize)
+    too_small = resized.min(axis=1) < recipe.crop_size
+    too_large = find_enlarged(sizes, recipe.resize)
+    reasons = {}
+    for number in np.flatnonzero(too_small | too_large).tolist():
+        shape = "{} x {} after augment.resize".format(*resized[number])
+        small = f"smaller than the crop of {recipe.crop_size}: {shape}"
+        reasons[number] = small if too_small[number] else f"it would become too large: {shape}"
+    return reasons
+
+
+def find_enlarged(sizes: Array, resize: int | tuple[int, int] | None) -> npt.NDArray[np.bool_]:
+    """(N,) which images become too large when they are resized: a line of one pixel's height may have millions."""
+    resized = resize_shapes(sizes.astype(np.int64), resize)
+    return np.asarray((resized.prod(axis=1) > DEFAULT_MAX_PIXELS) & (resize is not None))
 
 
 def draw_jitter(seed: int, epoch: int, ids: IntArray, strengths: tuple[float, ...]) -> tuple[IntArray, FloatArray]:

@@ -47,7 +47,7 @@ class BadFile:
 
 
 class BadFilesError(DataError):
-    """Unreadable images under `data.on_bad_file: fail`; `bad_files` has all of them, `root` is where they lie."""
+    """Images that cannot be used under `data.on_bad_file: fail`; `bad_files` has all of them, `root` is their place."""
 
     def __init__(self, root: Path, bad_files: tuple[BadFile, ...], remedy: str, what: str = "unreadable image") -> None:
         first, others = bad_files[0], len(bad_files) - 1

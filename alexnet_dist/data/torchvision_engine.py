@@ -110,6 +110,7 @@ class PixelBatches:
 
     def _fill_image(self, pixels: Pixels, rows: StepPlan, first: int) -> None:
         """One image, in all its views."""
+        self.plan.check_fits(int(rows.ids[first]))
         window = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels, rows.windows[first])
         width, height = rows.resized[first].tolist()
         picture = resize_pixels(window, width, height)  # the views of an image share it

@@ -567,7 +567,7 @@ def test_verb_names_a_flipped_bit(root: Path, capsys: pytest.CaptureFixture[str]
     ("word", "code", "why"),
     [
         ("--augment.crop=random_resized", 2, "needs the originals; use dali or torchvision"),
-        ("--augment.resize=63", 3, "images are smaller than the crop"),
+        ("--augment.resize=63", 3, "smaller than the crop of 64: "),
         ("--check", 3, "these images are not cached"),
         ("--data.cache_dir=/dev/null", 5, "--data.cache_dir"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import CROP, FLIP, draw_uniforms, shuffle_order
 from alexnet_dist.data.plan import (
     Augmentation,
@@ -181,7 +183,7 @@ def test_random_crops_reach_every_offset_equally() -> None:
 
 
 def test_crop_larger_than_an_image_is_refused() -> None:
-    with pytest.raises(DataError, match=r"1 images are smaller .*image 1 is 31 x 80 after augment.resize"):
+    with pytest.raises(DataError, match=r"does not fit .*image 1\): smaller than .* 32: 31 x 80 after augment.resize"):
         make_plan(sizes=np.array([[32, 32], [31, 80]]), augmentation=Augmentation(crop_size=32, resize=None))
 
 
@@ -309,9 +311,23 @@ def test_order_mixes_the_images() -> None:
     assert abs(np.corrcoef(order, shuffle_order(0, 1, MANY))[0, 1]) < 5 / np.sqrt(MANY)
 
 
+def test_images_that_do_not_fit_can_be_skipped_and_change_nothing_for_the_others() -> None:
+    sizes = np.array([[300, 200], [1, 40_000], [100, 90], [30, 31], [64, 64]])
+    recipe = Augmentation(crop_size=60, resize=None, crop="random", horizontal_flip=0.5)
+    plan = Plan(sizes, recipe, 5, seed=7, shuffle=True, skips_unfit=True)
+    assert [*plan.unfit] == [1, 3]
+    assert plan.unfit[3] == "smaller than the crop of 60: 30 x 31 after augment.resize"
+    fitting = Plan(np.where(np.isin(np.arange(5), [1, 3])[:, None], 60, sizes), recipe, 5, seed=7, shuffle=True)
+    for step in range(3):
+        assert all(np.array_equal(a, b) for a, b in zip(plan.at(step), fitting.at(step), strict=True))
+    for sample, fits in enumerate([True, False, True, False, True]):
+        with contextlib.nullcontext() if fits else pytest.raises(UnreadableImageError, match="smaller than the crop"):
+            plan.check_fits(sample)
+
+
 def test_a_line_of_pixels_is_not_blown_up() -> None:
     """1 x 40,000 pixels with the shorter side at 256 would be 2.6 thousand million pixels."""
     sizes = np.array([[300, 200], [1, 40_000]])
-    with pytest.raises(DataError, match=r"1 images would become too large \(image 1 is 256 x 10240000 after"):
+    with pytest.raises(DataError, match=r"fit .*\(image 1\): it would become too large: 256 x 10240000 after"):
         Plan(sizes, Augmentation(crop_size=224, resize=256), 1, seed=0, shuffle=False)
     Plan(sizes, Augmentation(crop_size=224, resize=(256, 256)), 1, seed=0, shuffle=False)

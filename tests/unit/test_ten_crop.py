@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,12 @@ from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.commands.cli import run
 from alexnet_dist.commands.evaluate import plan_evaluation
+from alexnet_dist.config import DataConfig
 from alexnet_dist.data import torchvision_engine
 from alexnet_dist.data.engines import ENGINES
 from alexnet_dist.data.loader import Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex, scan_folder
+from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.errors import DataError, DivergedError
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings import dump_config
@@ -156,15 +156,15 @@ def count_calls(function: Any, name: str, calls: list[str]) -> Any:
     ("batch_size", "ten_crop", "images"), [(128, True, 13), (10, True, 1), (1, True, 1), (5, False, 5)]
 )
 def test_views_share_the_batch_size(batch_size: int, ten_crop: bool, images: int) -> None:
-    index = SimpleNamespace(sizes=np.full((40, 2), 30, np.int32))
-    plan = plan_evaluation(Augmentation(SIDE, 24), index, batch_size, 2, ten_crop)  # type: ignore[arg-type]
+    index = synthetic_index(40, 2, (30, 30), 0)
+    plan = plan_evaluation(DataConfig(), Augmentation(SIDE, 24), index, batch_size, 2, ten_crop)
     assert plan.global_batch_size == 2 * images
     assert len(plan.at(0).ids) == 2 * images * (10 if ten_crop else 1)
 
 
 @pytest.mark.parametrize("sizes", [[(64, 64), (19, 64)], [(64, 19), (64, 64)]])
 def test_an_image_smaller_than_the_crops_is_refused(sizes: list[tuple[int, int]]) -> None:
-    with pytest.raises(DataError, match=r"1 images are smaller than the crop .*after augment.resize"):
+    with pytest.raises(DataError, match=r"does not fit .*smaller than the crop of \d+: .*after augment.resize"):
         Plan(np.array(sizes), Augmentation(SIDE, None, views=10), 4, seed=0, shuffle=False)
 
 
@@ -370,7 +370,7 @@ def test_images_smaller_than_the_crop_are_one_line(trained: Path, crops: list[st
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     assert code == 3
     assert len(lines) == 1
-    assert "5 images are smaller than the crop (image 0 is 60 x 60 after augment.resize)" in lines[0]
+    assert "smaller than the crop of 64: 60 x 60 after augment.resize" in lines[0]
     assert "Traceback" not in text
 
 
