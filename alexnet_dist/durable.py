@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import DivergedError, MachineError
 from alexnet_dist.text import escape_cell, unescape_cell
 
@@ -365,13 +366,9 @@ def disk_errors_named(path: Path, setting: str = "output_dir") -> Iterator[None]
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        elsewhere = f"set --{setting} to a folder that can be written"
+        remedy = name_remedy(error, f"set --{setting} to a folder that can be written")
         raise MachineError(
-            f"cannot write {path.name}",
-            where=str(path),
-            why=error.strerror or str(error),
-            remedy=f"free some space, or {elsewhere}" if full else f"mend the permissions, or {elsewhere}",
+            f"cannot write {path.name}", where=os.path.abspath(path), why=name_reason(error), remedy=remedy
         ) from error
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import os
 import re
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -22,13 +23,19 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_lo
 
 from alexnet_dist.config import Config, flatten, nest, walk_fields
 from alexnet_dist.config_checks import PERIODS, check_config
+from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import UsageError
+from alexnet_dist.places import expand_home
 from alexnet_dist.shipped import find_yaml, is_file, shipped_folder
 from alexnet_dist.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
 
 MAX_CONFIG_BYTES = 1_000_000
 EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
 MAX_LIST = 100  # values; the longest that a network needs has 8
+PATH_KEYS = (
+    *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
+    *("data.cache_dir", "data.image_dir"),
+)
 BASE = "base"  # key of a file that changes another one
 PLAIN_NUMBERS = "write numbers plainly: 10 or 0.5 or 1e-4, not 010, 0x10, 1_000 or 1:30"
 
@@ -74,7 +81,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
         raise _explain(error, _pair_words(argv), {}) from None
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
     chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
-    return Arguments(flat, Namespace(**chosen))
+    return Arguments(flat, _expand_homes(Namespace(**chosen)))
 
 
 def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
@@ -86,9 +93,19 @@ def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
     try:
-        return parser.parse_args(list(argv))
+        return _expand_homes(parser.parse_args(list(argv)))
     except Exception as error:  # noqa: BLE001 (as above)
         raise _explain(error, _pair_words(argv), {}) from None
+
+
+def _expand_homes(options: Namespace) -> Namespace:
+    """Options whose `~` is the user's folder: a shell does that only where a word begins with it."""
+    for key, value in vars(options).items():
+        if isinstance(value, str):
+            setattr(options, key, expand_home(value))
+        elif isinstance(value, list):
+            setattr(options, key, [expand_home(part) if isinstance(part, str) else part for part in value])
+    return options
 
 
 def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
@@ -181,9 +198,10 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     _refuse_unknown_keys(values, places)
     _refuse_lookalikes(values, places)
     _refuse_odd_shapes(values, places)
+    homes = {key: expand_home(values[key]) for key in PATH_KEYS if isinstance(values.get(key), str)}
     parser = _settings_parser()
     try:
-        namespace = parser.parse_object(nest(values))
+        namespace = parser.parse_object(nest({**values, **homes}))
         config = parser.instantiate(namespace).as_dict()
     except Exception as error:  # noqa: BLE001 (as above)
         raise _explain(error, values, places) from None
@@ -215,7 +233,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except UnicodeDecodeError:
         raise UsageError("configuration is not UTF-8", where=str(path), remedy="save it as UTF-8") from None
     except OSError as error:
-        raise UsageError("configuration cannot be read", where=str(path), why=str(error.strerror)) from None
+        where, why = os.path.abspath(path), name_reason(error)
+        raise UsageError("configuration cannot be read", where=where, why=why, remedy=name_remedy(error)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -272,7 +291,9 @@ def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None
     known = _all_keys()
     for key in values:
         if key not in known:
-            raise UsageError(f"unknown key {key}", where=places.get(key, "command line"), remedy=_suggest(key, known))
+            newer = ", or update alexnet_dist if a newer one wrote it" if key in places else ""
+            where = places.get(key, "command line")
+            raise UsageError(f"unknown key {key}", where=where, remedy=_suggest(key, known) + newer)
 
 
 def _refuse_lookalikes(values: dict[str, Any], places: dict[str, str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from alexnet_dist.errors import UsageError
+from alexnet_dist.places import MOST_NAMED, expand_home
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -27,14 +29,19 @@ def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
     Raises:
         UsageError: there is no such file.
     """
+    name = expand_home(name)
     candidates = [Path(name), *(folder / file for folder in folders for file in (name, f"{name}.yaml"))]
     found = next(filter(is_file, candidates), None)
     if found is not None:
         return found
     known = sorted(path.stem for path in folders[-1].glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"give a path or one of: {', '.join(known)}"
-    raise UsageError(f"no {what} {name!r}", why="neither a file nor a name that we ship", remedy=remedy)
+    names = ", ".join(sorted(known, key=len)[:MOST_NAMED]) + f" and {len(known) - MOST_NAMED} more" * (
+        len(known) > MOST_NAMED
+    )
+    remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {names}"
+    where = os.path.abspath(name) if os.path.dirname(name) else ""
+    raise UsageError(f"no {what} {name!r}", where=where, why="neither a file nor a name that we ship", remedy=remedy)
 
 
 def is_file(path: Path) -> bool:

@@ -19,6 +19,7 @@ LAYERS = {
     "config_checks": 0,
     "errors": 0,
     "extras": 0,
+    "disk_errors": 0,
     "durable": 0,
     "ending": 0,
     "exhaustion": 0,

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, list_images_below
+from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import DataError
+from alexnet_dist.places import describe_missing
 
 STANDARD_INPUT = "-"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -56,8 +58,12 @@ def read_list(name: str) -> list[str]:
     try:
         data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
     except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError("cannot read the list", where=where, why=why, remedy="give a file with a path a line") from None
+        if isinstance(error, FileNotFoundError):
+            where, why, near = describe_missing(name)
+            remedy = f"did you mean '{near}'?" if near else "give a file with a path a line"
+            raise DataError("no such list", where=where, why=why, remedy=remedy) from None
+        remedy = name_remedy(error, "give a file with a path a line")
+        raise DataError("cannot read the list", where=where, why=name_reason(error), remedy=remedy) from None
     lines = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").split(b"\n")
     paths = [os.fsdecode(line) for line in lines if line.strip()]
     if not paths or b"\0" in data:

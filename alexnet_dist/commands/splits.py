@@ -25,6 +25,7 @@ from alexnet_dist.data.manifest_labels import find_class_lists
 from alexnet_dist.data.manifest_table import ColumnNames
 from alexnet_dist.data.samples import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
 from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.places import describe_missing
 from alexnet_dist.text import quote_word
 from alexnet_dist.training.held_out import HELD_OUT, place_paths, split_as_listed
 from alexnet_dist.training.image_list import find_changes, list_images, read_image_list
@@ -172,7 +173,9 @@ def find_root(data: DataConfig) -> Path:
     if not root.is_dir():
         layout = " and ".join(f"{root}/{part}/CLASS/*.jpg" for part in (data.train, data.val) if part)
         remedy = f"put images at {layout}" if data.source == "folder" else "give the folder that paths are relative to"
-        raise DataError("data.root is missing", where=str(root), why="no such folder", remedy=remedy)
+        where, why, near = describe_missing(root)
+        remedy = f"did you mean '{near}'? or {remedy}" if near else remedy
+        raise DataError("data.root is missing", where=where, why=f"no such folder; {why}", remedy=remedy)
     return root
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import os
 import shutil
 import struct
 import tarfile
@@ -27,6 +28,7 @@ from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.download import fetch_file
 from alexnet_dist.data.kept_arrays import CACHE_SETTING, Array, keep_arrays
 from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.durable import TEMPORARY, disk_errors_named, mark_name, tidy_folder
 from alexnet_dist.errors import DataError
 
@@ -256,8 +258,8 @@ def _hash_file(path: Path) -> str:
     try:
         return str(calculate_md5(path))
     except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError("cannot read the file", where=str(path), why=why, remedy="check that it is there") from error
+        where, why = os.path.abspath(path), name_reason(error)
+        raise DataError("cannot read the file", where=where, why=why, remedy=name_remedy(error)) from error
 
 
 def _check_md5(path: Path, md5: str) -> None:

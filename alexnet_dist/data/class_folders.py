@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from alexnet_dist.data.layouts import LAYOUT_REMEDY, explain_missing_folder, refuse_other_layouts
+from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import DataError
 from alexnet_dist.places import MOST_NAMED
 
@@ -308,8 +309,8 @@ def _listing_error(error: OSError, folder: Path) -> DataError:
         return explain_missing_folder(folder)
     if isinstance(error, NotADirectoryError):
         return DataError("not a folder", where=str(folder), why="it is a file", remedy=LAYOUT_REMEDY)
-    why = error.strerror or str(error)
-    return DataError("cannot list the folder", where=str(folder), why=why, remedy="check its permissions")
+    where, why = str(error.filename or folder), name_reason(error)
+    return DataError("cannot list the folder", where=where, why=why, remedy=name_remedy(error))
 
 
 def _suggest_spelling(unknown: str, classes: Sequence[str]) -> str:

@@ -25,7 +25,9 @@ import numpy.typing as npt
 
 from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, FoundFile
 from alexnet_dist.data.manifest_table import ColumnNames, Row, names_columns, no_label_error, read_table
+from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.places import describe_missing
 from alexnet_dist.text import quote_word
 
 logger = logging.getLogger("alexnet_dist")
@@ -212,11 +214,13 @@ def read_plain_text(path: Path, kind: str) -> str:
             data = head + file.read()
     except OSError as error:
         if isinstance(error, FileNotFoundError):
+            where, why, near = describe_missing(path)
             remedy = "check data.root, and the names of the sets and of the class list below it"
-            raise DataError(f"no such {kind}", where=str(path), remedy=remedy) from error
-        why = "it is a folder" if isinstance(error, IsADirectoryError) else error.strerror or str(error)
-        remedy = f"give the {kind}'s file" if isinstance(error, IsADirectoryError) else "check its permissions"
-        raise DataError(f"cannot read the {kind}", where=str(path), why=why, remedy=remedy) from error
+            remedy = f"did you mean '{near}'? {remedy}" if near else remedy
+            raise DataError(f"no such {kind}", where=where, why=why, remedy=remedy) from error
+        why = "it is a folder" if isinstance(error, IsADirectoryError) else name_reason(error)
+        remedy = f"give the {kind}'s file" if isinstance(error, IsADirectoryError) else name_remedy(error)
+        raise DataError(f"cannot read the {kind}", where=os.path.abspath(path), why=why, remedy=remedy) from error
     text = data.removeprefix(_UTF8_MARK).decode("utf-8", "surrogateescape")
     if "\0" in text:
         why = "it is UTF-16 text" if data.startswith(_UTF16_MARKS) else "it holds a zero byte"

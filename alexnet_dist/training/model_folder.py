@@ -19,6 +19,7 @@ from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folde
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
 from alexnet_dist.parallel.environment import rank_from_environment
+from alexnet_dist.places import describe_missing
 from alexnet_dist.training import checkpoint
 from alexnet_dist.training.checkpoint import Checkpoint, choose_checkpoint, list_checkpoints, pack_tensors
 from alexnet_dist.training.run_folder import find_run, is_step_name, read_run
@@ -176,10 +177,14 @@ def find_model_folder(path: Path, weights: str = BEST) -> Path:
             return folder
     if is_checkpoint(path):
         return path
-    why = "no such folder" if not path.exists() else f"neither it nor its model/ holds {WEIGHTS} and {CONFIG}"
+    why = f"neither it nor its model/ holds {WEIGHTS} and {CONFIG}"
     checkpoints = list_checkpoints(path / "checkpoints")
     remedy = f"give {checkpoints[0]}" if checkpoints else "give a run folder after training, its model/ or a checkpoint"
-    raise CheckpointError("no model", where=str(path), why=why, remedy=remedy)
+    where = os.path.abspath(path)
+    if not os.path.lexists(path):
+        where, there, near = describe_missing(path)
+        why, remedy = f"no such folder, {there}", f"did you mean '{near}'? {remedy}" if near else remedy
+    raise CheckpointError("no model", where=where, why=why, remedy=remedy)
 
 
 def _find_last(path: Path) -> Path:

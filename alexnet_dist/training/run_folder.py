@@ -154,9 +154,11 @@ def _read_settings(folder: Path) -> Config:
     if isinstance(kept, dict):
         if not is_there:
             logger.warning("%s is missing: it is written again", folder / SETTINGS)
-        return build_config(flatten(kept))
+        values = flatten(kept)
+        return build_config(values, dict.fromkeys(values, str(folder / MARKER)))
     if is_there:
-        return build_config(read_yaml(folder / SETTINGS)[0])
+        values, lines = read_yaml(folder / SETTINGS)
+        return build_config(values, {key: f"{folder / SETTINGS}:{line}" for key, line in lines.items()})
     remedy = "put it back, or start afresh with --new"
     raise CheckpointError(f"{SETTINGS} of this run is missing", where=str(folder), why=NO_COPY, remedy=remedy)
 

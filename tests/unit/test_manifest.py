@@ -278,7 +278,7 @@ def test_a_manifest_without_permission(root: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)  # the superuser may read any file
-        assert "Permission denied; check its permissions" in refused(lambda: split(root))
+        assert "Permission denied; mend the permissions" in refused(lambda: split(root))
 
 
 def test_repeated_lines_count_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -305,7 +305,7 @@ def test_folder_without_permission(root: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(class_folders.os, "scandir", refuse)  # the superuser may list any folder
-    assert "Permission denied; check its permissions" in refused(root)
+    assert "Permission denied; mend the permissions" in refused(root)
 
 
 def spoil_files(root: Path) -> None:

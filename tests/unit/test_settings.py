@@ -334,7 +334,8 @@ def test_config_is_found_by_name_and_path(name: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("smok", "did you mean smoke?"), ("x" * 300, "one of:"), ("", "one of")]
+    ("name", "expected"),
+    [("smok", "did you mean smoke?"), ("x" * 300, "in configs/:"), ("", "in configs/:")],
 )
 def test_missing_config_is_refused_with_the_nearest(name: str, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
