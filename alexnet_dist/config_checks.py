@@ -15,6 +15,16 @@ from alexnet_dist.errors import UsageError
 PERIODS = {"step": "schedule.step_epochs", "plateau": "schedule.patience", "halve_every": "schedule.halve_every_steps"}
 TWO_TOWERS = ("paper", "source2012")  # variants
 ARRAY_SOURCES = ("cifar10", "fashion_mnist")
+# Values of the settings that are lists; mean and std have one, or one for each channel.
+LENGTHS = {
+    "augment.crop_scale": 2,
+    "augment.crop_ratio": 2,
+    "augment.resize": 2,
+    "augment.color_jitter": 4,
+    "model.relu_after_pool": 3,
+    "model.conv_channels": 5,
+    "model.conv_groups": 5,
+}
 MAX_HUE = 0.5  # half a turn of the colour circle
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # what file systems take; of a path, less our own names below it
 OWN_ENDING_BYTES = 40  # of what a folder is called while it is written, and of `--new`'s number
@@ -212,19 +222,12 @@ def _check_text(key: str, value: Any, place: str) -> None:
 
 
 def _check_lengths(config: Config, places: Mapping[str, str]) -> None:
-    channels = config.model.in_channels
-    wanted: dict[str, tuple[Any, set[int]]] = {
-        "augment.mean": (config.augment.mean, {1, channels}),
-        "augment.std": (config.augment.std, {1, channels}),
-        "augment.crop_scale": (config.augment.crop_scale, {2}),
-        "augment.crop_ratio": (config.augment.crop_ratio, {2}),
-        "augment.resize": (config.augment.resize, {2}),
-        "augment.color_jitter": (config.augment.color_jitter, {4}),
-        "model.relu_after_pool": (config.model.relu_after_pool, {3}),
-        "model.conv_channels": (config.model.conv_channels, {5}),
-        "model.conv_groups": (config.model.conv_groups, {5}),
-    }
-    for key, (value, lengths) in wanted.items():
+    values = flatten(config)
+    scales: set[int] = {1, config.model.in_channels}
+    wanted: dict[str, set[int]] = {key: {length} for key, length in LENGTHS.items()}
+    wanted |= {"augment.mean": scales, "augment.std": scales}
+    for key, lengths in wanted.items():
+        value = values[key]
         if isinstance(value, list) and len(value) not in lengths:
             counts = " or ".join(str(length) for length in sorted(lengths))
             why = f"got {len(value)} values"

@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ from alexnet_dist.errors import DivergedError, MachineError
 from alexnet_dist.text import escape_cell, unescape_cell
 
 MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 8_000_000  # of a file; the largest of ours, for ten thousand classes, has a tenth of that
 TEMPORARY, REPLACED = "tmp", "old"
 ABANDONED_SECONDS = 86400.0  # no write takes a day
 
@@ -129,6 +131,38 @@ def format_json(value: Any, name: str, *, indent: int | None = None, sort_keys: 
             raise
         where, remedy = f"{broken[0]} of {name}", "start again from before it"
         raise DivergedError("a number is not finite", where=where, why="JSON cannot hold it", remedy=remedy) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON text: the one place where it is read.
+
+    Raises:
+        ValueError: it is none, or brackets lie in brackets without end.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json_file(path: Path, most: int = MAX_JSON_BYTES) -> Any:
+    """The value in a JSON file, which may be anybody's.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; a value takes up to 50 times as much memory.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, no regular file, larger, or nested too deeply.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it is larger than {most / 1e6:g} MB")
+    return parse_json(data.decode())
 
 
 def _walk_numbers(value: Any, key: str = "a value") -> Iterator[tuple[str, float]]:
@@ -277,8 +311,8 @@ def _finish(path: Path, whole: Path, kind: str) -> None:
 
 def _list_written(folder: Path) -> set[str]:
     """Names in a folder's manifest; none where it cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {str(name) for name in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]}
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return {str(name) for name in read_json_file(folder / MANIFEST)["sha256"]}
     return set()
 
 
@@ -326,13 +360,13 @@ def find_damage(folder: Path, names: Collection[str]) -> str | None:
         names: files that must be in it and in its manifest.
     """
     try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        digests = read_json_file(folder / MANIFEST)["sha256"]
         for name in names:
             if hash_file(folder / name) != digests[name]:
                 return f"sha256 of {name} differs"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
     return None
 

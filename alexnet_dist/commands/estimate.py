@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_published, write_table
 from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.commands.summary import configured_network, read_settings
-from alexnet_dist.durable import format_json, write_json
+from alexnet_dist.durable import format_json, read_json_file, write_json
 from alexnet_dist.errors import UsageError
 from alexnet_dist.parallel.environment import world_size_from_environment
 from alexnet_dist.settings import new_parser, parse_arguments
@@ -198,12 +197,12 @@ def read_probe(options: Namespace, given: dict[str, Any]) -> Subject:
         raise UsageError(f"--{named[0]} has no effect", where="command line", why=why, remedy="leave one of them out")
     path = Path(options.probe)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_file(path)
         compute = Compute(**values["compute"])
         links = Links.from_dict(values["links"]) if values["links"] is not None else None
         spec, variant = spec_from_dict(values["network"]["spec"]), values["network"]["variant"]
         images, precision = int(values["images_per_process"]), str(values["precision"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why, remedy = f"{type(error).__name__}: {error}", "write it with launch/doctor.py --out"
         raise UsageError("not a probe", where=str(path), why=why, remedy=remedy) from None
     if options.images_per_second is not None:

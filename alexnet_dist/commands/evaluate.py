@@ -114,11 +114,11 @@ def evaluate_model(
         start_worker_server()
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
     from alexnet_dist.training.evaluate import evaluate
-    from alexnet_dist.training.model_folder import find_model_folder, read_card
+    from alexnet_dist.training.model_folder import find_model_folder, read_fitting_card
     from alexnet_dist.training.run_folder import find_run, silence_logging, start_logging
 
     folder = find_model_folder(path, weights)
-    card = read_card(folder)
+    card = read_fitting_card(folder)
     config = settle_settings(folder, card, given)
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):

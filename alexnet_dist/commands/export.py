@@ -78,10 +78,10 @@ def export_model(
     from alexnet_dist.models import AlexNet
     from alexnet_dist.training import export
     from alexnet_dist.training.checkpoint import check_finite, load_weights
-    from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
+    from alexnet_dist.training.model_folder import find_model_folder, read_fitting_card, read_model_weights
 
     folder = find_model_folder(path, weights)
-    card = read_card(folder)
+    card = read_fitting_card(folder)
     network = AlexNet(card.spec).eval()
     tensors = read_model_weights(folder)
     check_finite(tensors, str(folder), remedy="export weights of an earlier step")

@@ -9,6 +9,7 @@ import time
 import torch
 
 from alexnet_dist.commands.build import place_model
+from alexnet_dist.commands.network import check_can_be_built
 from alexnet_dist.config import Config
 from alexnet_dist.data.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model
@@ -38,6 +39,7 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
         seconds: to spend, at least; several steps of each size are made in any case.
     """
     alone = dataclasses.replace(runtime, mesh=build_mesh(0, 1), host_group=None)
+    check_can_be_built(spec)
     model = build_model(spec, config.seed)
     place_model(model, runtime, config.channels_last)
     model.train()

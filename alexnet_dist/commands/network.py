@@ -7,7 +7,7 @@ from typing import Any
 
 from alexnet_dist.config import ModelConfig
 from alexnet_dist.errors import UsageError
-from alexnet_dist.models import AlexNetSpec, make_spec
+from alexnet_dist.models import AlexNetSpec, check_size, make_spec
 
 SPEC_FIELDS = tuple(AlexNetSpec.__dataclass_fields__)
 
@@ -33,6 +33,18 @@ def build_spec(model: ModelConfig, num_classes: int, exchange_at: str = "all") -
         return part_towers(spec, exchange_at)
     except ValueError as error:
         raise UsageError("model cannot be built", why=str(error)) from None
+
+
+def check_can_be_built(spec: AlexNetSpec) -> None:
+    """Refuse a network that can be described and is too large for any machine.
+
+    Raises:
+        UsageError: it has too many weights.
+    """
+    try:
+        check_size(spec)
+    except ValueError as error:
+        raise UsageError("model cannot be built", why=str(error), remedy="set smaller widths or images") from None
 
 
 def part_towers(spec: AlexNetSpec, exchange_at: str) -> AlexNetSpec:

@@ -98,10 +98,10 @@ def predict_files(
     from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import start_runtime
     from alexnet_dist.training.checkpoint import load_weights
-    from alexnet_dist.training.model_folder import find_model_folder, read_card, read_model_weights
+    from alexnet_dist.training.model_folder import find_model_folder, read_fitting_card, read_model_weights
 
     folder = find_model_folder(model_path, weights)
-    card = read_card(folder)
+    card = read_fitting_card(folder)
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(folder), str(folder))
     runtime = start_runtime(device, "fp32")

@@ -30,7 +30,7 @@ from alexnet_dist.commands.changed_images import (
     settle_images,
     warn_about_newer,
 )
-from alexnet_dist.commands.network import build_spec
+from alexnet_dist.commands.network import build_spec, check_can_be_built
 from alexnet_dist.commands.places import check_output_dir
 from alexnet_dist.commands.preflight import check_signal
 from alexnet_dist.commands.same_data import find_same_images
@@ -133,6 +133,7 @@ class Session:
         self.splits, self.image_changes = self._keep_images(self._find_images())
         self.sizes = self._settle_sizes()
         self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
+        check_can_be_built(self.spec)
         check_strategy(config.parallel, self.spec, self.runtime)
         self.unfit = self.runtime.on_main(self._find_unfit)
         self.engine, self.engine_reason = self.runtime.on_main(lambda: self._choose_engine(before.get("engine")))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.durable import format_json, replacing
+from alexnet_dist.durable import format_json, parse_json, replacing
 from alexnet_dist.errors import MachineError
 
 _SEAL_BYTES, _LENGTH_BYTES = hashlib.sha256().digest_size, 8
@@ -127,7 +126,7 @@ def _pack_footer(footer: Footer) -> bytes:
 
 def _parse_footer(text: bytes) -> Footer:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         bad_files = tuple((int(position), str(reason)) for position, reason in values.pop("bad_files"))
         return Footer(**values, bad_files=bad_files)
     except (ValueError, TypeError, KeyError) as error:

@@ -11,7 +11,6 @@ The pixels lie in chunks (cache_chunks.py). manifest.json comes last and says th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.plan import StepPlan, find_enlarged, resize_shapes
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.data.torchvision_engine import resize_pixels
-from alexnet_dist.durable import format_json, is_marked, write_json
+from alexnet_dist.durable import format_json, is_marked, read_json_file, write_json
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.machine import list_versions
 
@@ -250,7 +249,7 @@ def _read_sums(layout: Layout) -> list[str]:
     """sha256 of each chunk, from the manifest."""
     path = layout.folder / MANIFEST
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = read_json_file(path)
         version, fingerprint = values["format"], values["fingerprint"]
         sums = [str(chunk["sha256"]) for chunk in values["chunks"]] if version == FORMAT else []
     except FileNotFoundError as error:

@@ -7,7 +7,6 @@ a class name.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import posixpath
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, FoundFile
 from alexnet_dist.data.manifest_table import ColumnNames, Row, names_columns, no_label_error, read_table
 from alexnet_dist.disk_errors import name_reason, name_remedy
+from alexnet_dist.durable import parse_json
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.places import describe_missing
 from alexnet_dist.text import quote_word
@@ -249,8 +249,8 @@ def _name_json(head: bytes) -> tuple[str, str] | None:
     """What kind of JSON a file is, and what to do with it; None where it is text that begins with a bracket."""
     first, _, others = head.partition(b"\n")
     try:
-        is_rows = isinstance(json.loads(first), dict) and others.lstrip().startswith(b"{")
-    except (ValueError, RecursionError):
+        is_rows = isinstance(parse_json(first), dict) and others.lstrip().startswith(b"{")
+    except ValueError:
         is_rows = False
     is_coco = all(f'"{key}"'.encode() in head for key in ("file_name", "id")) and b'"images"' in head
     if is_coco or (b'"annotations"' in head and b'"categories"' in head):

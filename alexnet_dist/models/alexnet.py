@@ -127,7 +127,6 @@ class AlexNetSpec:
         _check_choices(self)
         _check_channels(self)
         _check_image_size(self)
-        _check_size(self)
 
 
 def _conv_inputs(spec: AlexNetSpec) -> tuple[int, ...]:
@@ -153,9 +152,9 @@ def _pool5_side(spec: AlexNetSpec, image_size: int) -> int:
 def _check_numbers(spec: AlexNetSpec) -> None:
     for name in _BOUNDS:
         value = getattr(spec, name)
-        if isinstance(value, tuple) or (value is None and name in ("conv1_padding", "adaptive_pool")):
-            continue
-        _check_number(name, value)
+        is_open = value is None and name in ("conv1_padding", "adaptive_pool")
+        if not is_open and name not in ("conv_channels", "conv_groups"):
+            _check_number(name, value)
 
 
 def _check_choices(spec: AlexNetSpec) -> None:
@@ -222,8 +221,12 @@ def _check_image_size(spec: AlexNetSpec) -> None:
     raise ValueError(f"image_size {spec.image_size} leaves no map after the pooling; the smallest is {smallest}")
 
 
-def _check_size(spec: AlexNetSpec) -> None:
-    """Refuse a network whose weights no machine holds, before any of them is made."""
+def check_size(spec: AlexNetSpec) -> None:
+    """Refuse to build a network whose weights no machine holds; it can still be described and counted.
+
+    Raises:
+        ValueError: it has more than `MAX_WEIGHTS`.
+    """
     inputs = [channels // groups for channels, groups in zip(_conv_inputs(spec), spec.conv_groups, strict=True)]
     convs = sum(
         channels_out * (channels_in * kernel**2 + 1)

@@ -5,7 +5,6 @@ A checkpoint knows no topology: weights and optimizer state always lie in the la
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from alexnet_dist.durable import disk_errors_named, find_damage, format_json, remove_written, write_folder
+from alexnet_dist.durable import (
+    MAX_JSON_BYTES,
+    disk_errors_named,
+    find_damage,
+    format_json,
+    read_json_file,
+    remove_written,
+    write_folder,
+)
 from alexnet_dist.errors import CheckpointError, DivergedError
 from alexnet_dist.training.run_folder import is_step_name
 from alexnet_dist.training.weights_file import check_kinds, read_tensors
@@ -277,8 +284,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, or no JSON object.
     """
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        state = read_json_file(path / STATE)
+    except (OSError, ValueError) as error:
         raise _refuse(path, f"{STATE} cannot be read ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise _refuse(path, f"{STATE} is no object")
@@ -307,7 +314,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name, tensor in [*weights.items(), *optimizer.items()]:
         if tensor.dtype != torch.float32:
             raise _refuse(path, f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not float32")
-    config = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() else b""
+    config = b""
+    if (path / CONFIG).is_file():
+        with (path / CONFIG).open("rb") as file:
+            config = file.read(MAX_JSON_BYTES)
     return Checkpoint(weights, optimizer, state, config, str(path))
 
 
@@ -337,8 +347,22 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str, remed
         CheckpointError: a name or a shape differs, or they are no plain floating-point numbers.
     """
     check_kinds(tensors, where)
+    check_shapes(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where, remedy)
+    model.load_state_dict(tensors)
+
+
+def check_shapes(model: nn.Module, found: Mapping[str, tuple[int, ...]], where: str, remedy: str = "") -> None:
+    """Refuse weights of another network; see `load_weights`.
+
+    Args:
+        model: the network; its values are not looked at, so it may lie on the meta device.
+        found: shapes by the network's own names.
+        where, remedy: for the message.
+
+    Raises:
+        CheckpointError: a name or a shape differs.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
             here, there = (str(shapes.get(name, "missing")) for shapes in (wanted, found))
@@ -348,4 +372,3 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], where: str, remed
                 why=f"{name} is {there} there and {here} here",
                 remedy=remedy or "use the variant, image size and number of classes they were trained with",
             )
-    model.load_state_dict(tensors)

@@ -29,7 +29,7 @@ from alexnet_dist.training.model_folder import (
     find_model_folder,
     keep_public,
     pack_model,
-    read_card,
+    read_fitting_card,
     read_model_weights,
 )
 from alexnet_dist.training.ownership import is_made_here, read_object
@@ -93,7 +93,7 @@ class AlexNet(
             MachineError: the hub does not give it.
         """
         folder = _find_folder(pretrained_model_name_or_path, download)
-        model = cls(read_card(folder))
+        model = cls(read_fitting_card(folder))
         load_weights(model, read_model_weights(folder), str(folder))
         return model.eval()
 

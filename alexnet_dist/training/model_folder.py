@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
@@ -10,24 +9,31 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alexnet_dist.config import Config, DataConfig, flatten, nest
 from alexnet_dist.data.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
-from alexnet_dist.durable import MANIFEST, find_damage, format_json, write_folder
+from alexnet_dist.durable import MANIFEST, find_damage, format_json, parse_json, read_json_file, write_folder
 from alexnet_dist.errors import CheckpointError
-from alexnet_dist.models import AlexNetSpec, spec_from_dict, spec_to_dict
+from alexnet_dist.models import AlexNet, AlexNetSpec, spec_to_dict
 from alexnet_dist.parallel.environment import rank_from_environment
 from alexnet_dist.places import describe_missing
 from alexnet_dist.training import checkpoint
-from alexnet_dist.training.checkpoint import Checkpoint, choose_checkpoint, list_checkpoints, pack_tensors
+from alexnet_dist.training.card_checks import FORMAT, check_card
+from alexnet_dist.training.checkpoint import (
+    Checkpoint,
+    check_shapes,
+    choose_checkpoint,
+    list_checkpoints,
+    pack_tensors,
+)
 from alexnet_dist.training.run_folder import find_run, is_step_name, read_run
-from alexnet_dist.training.weights_file import read_weights_file
+from alexnet_dist.training.weights_file import read_shapes, read_weights_file
 
 logger = logging.getLogger("alexnet_dist")
 
-FORMAT = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 BEST, LAST = "best", "last"  # weights of a run
 
@@ -78,8 +84,8 @@ class ModelCard:
     @property
     def max_pixels(self) -> int:
         """The limit on a picture's size that the network was trained with."""
-        data = self.source.get("settings", {}).get("data", {})
-        return int(data.get("max_pixels", DataConfig().max_pixels))
+        limit: int = self.settings.get("data.max_pixels", DataConfig().max_pixels)
+        return limit
 
 
 def describe_source(config: Config, pretrained: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
@@ -138,8 +144,8 @@ def check_same_classes(begins_from: Checkpoint, classes: tuple[str, ...]) -> Non
         CheckpointError: the first class that differs is named.
     """
     try:
-        theirs = json.loads(begins_from.config or b"{}").get("classes")
-    except (ValueError, RecursionError, AttributeError):
+        theirs = parse_json(begins_from.config or b"{}").get("classes")
+    except (ValueError, AttributeError):
         theirs = None
     if isinstance(theirs, list) and tuple(theirs) != classes:
         pairs = zip_longest(theirs, classes)
@@ -221,20 +227,42 @@ def read_card(folder: Path) -> ModelCard:
         return _read_card_beside(folder)
     _check_digest(folder, CONFIG)
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if values["format"] > FORMAT:
+        values = read_json_file(folder / CONFIG)
+        if isinstance(values, dict) and isinstance(values.get("format"), int) and values["format"] > FORMAT:
             raise CheckpointError("model of a newer version", where=str(folder), remedy="update alexnet_dist")
+        spec = check_card(values)
         preprocessing = values["preprocessing"]
         return ModelCard(
             variant=values["variant"],
-            spec=spec_from_dict(values["spec"]),
+            spec=spec,
             classes=tuple(values["classes"]),
             evaluation=Augmentation(**_tuples(preprocessing["evaluation"])),
             normalization=Normalization(**_tuples(preprocessing["normalization"])),
             source=values["source"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError("damaged model", where=str(folder / CONFIG), why=str(error) or repr(error)) from error
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        remedy = "give a model folder as training or save_pretrained wrote it"
+        raise CheckpointError("damaged model", where=str(folder / CONFIG), why=why, remedy=remedy) from error
+
+
+def read_fitting_card(folder: Path) -> ModelCard:
+    """As `read_card`, where the weights' file shows by its header that it fits the network that is described.
+
+    It is asked for before a network is built: a description alone could take any amount of memory.
+
+    Raises:
+        CheckpointError: the folder is damaged, or its parts do not belong together.
+    """
+    card, path = read_card(folder), weights_file(folder)
+    with torch.device("meta"):
+        network = AlexNet(card.spec)
+    try:
+        check_shapes(network, read_shapes(path), str(folder), f"put back the {CONFIG} that these weights came with")
+    except CheckpointError:
+        _check_digest(folder, path.name)  # the better reason, if it is one
+        raise
+    return card
 
 
 def _read_card_beside(folder: Path) -> ModelCard:

@@ -6,7 +6,6 @@ carries a small file, `.alexnet_dist`; one of an earlier version is known by wha
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alexnet_dist.config import Config, walk_fields
-from alexnet_dist.durable import MANIFEST, is_marked, refuse_link, write_json
+from alexnet_dist.durable import MANIFEST, is_marked, read_json_file, refuse_link, write_json
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.settings import read_yaml
 
@@ -53,7 +52,6 @@ FIRST_WORDS = {
     "crossval.csv": b"fold,",
 }
 _HARMLESS = {LOCK, "lost+found"}  # a start that is going on, the root of a disk
-_MAX_BYTES = 10**7  # of a JSON file that is looked into
 
 
 def check_ownership(folder: Path, kind: Kind, remedy: str = "set --output_dir to a new or empty folder") -> None:
@@ -128,10 +126,8 @@ def read_marker(folder: Path) -> dict[str, Any]:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object in a file; empty where it cannot be read as one."""
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
-            return {}
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json_file(path)
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from alexnet_dist.durable import disk_errors_named, format_json, refuse_link, write_file
+from alexnet_dist.durable import disk_errors_named, format_json, parse_json, refuse_link, write_file
 from alexnet_dist.errors import MachineError
 
 logger = logging.getLogger("alexnet_dist")
@@ -126,8 +125,8 @@ def _parse_rows(path: Path) -> tuple[list[Row], list[int]]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("event"), str):
             rows.append(row)
@@ -161,8 +160,8 @@ def find_rows_until(path: Path, size: int, step: int) -> tuple[int, str | None]:
 
 def _is_row_until(line: bytes, step: int) -> bool:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return False
     found = row.get("step") if isinstance(row, dict) else None
     return isinstance(found, int) and found <= step and row.get("event") != "test"

@@ -21,6 +21,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from alexnet_dist.durable import MAX_JSON_BYTES, parse_json
 from alexnet_dist.errors import CheckpointError
 
 MAX_NESTED = 8  # dicts in dicts
@@ -92,6 +93,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except UnicodeEncodeError:  # safetensors opens no such path
         return load(path.read_bytes())
     return load_file(path)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in a .safetensors file, by name, from its header alone.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(min(length, MAX_JSON_BYTES)))
+        return {name: tuple(value["shape"]) for name, value in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise CheckpointError("cannot read weights", where=str(path), why=_explain(error)) from error
 
 
 class _UnusableFileError(Exception):
