@@ -83,7 +83,7 @@ def evaluate(
         "evaluation did not visit each image exactly once"
     )
     if num_broken:
-        why = f"logits or losses of {num_broken} of {count} images"
+        why = f"{num_broken} of {count} images"
         raise DivergedError("the network's outputs are not finite", where=where, why=why, remedy=remedy)
     if count == 0:
         raise DataError("no image could be read", where=where, remedy="bring the files back and start again")

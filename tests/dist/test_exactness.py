@@ -175,7 +175,7 @@ def test_images_whose_outputs_are_not_finite_are_counted(world_size: int, value:
     assert len(set(results)) == 1  # every process ends alike
     bright, message = results[0]
     assert 0 < bright < 13
-    assert message.startswith(f"the network's outputs are not finite (here): logits or losses of {bright} of 13 images")
+    assert message.startswith(f"the network's outputs are not finite (here): {bright} of 13 images")
 
 
 def test_a_loss_that_is_not_looked_at_is_noticed() -> None:
