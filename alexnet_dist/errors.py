@@ -91,6 +91,7 @@ class InterruptedRunError(AlexNetDistError):
 def _join_parts(*texts: str) -> str:
     """`WHAT (WHERE): WHY; REMEDY` of the parts that are not empty, in about LONGEST_LINE characters."""
     what, where, why, remedy = (escape_text(" ".join(text.split())) for text in texts)
+    where = escape_text(texts[1])  # a path keeps its line breaks, as escapes
     where, remedy = shorten(where, _LONGEST_PATH), shorten(remedy, _LONGEST_REMEDY)
     limit = LONGEST_LINE + max(0, len(where) - _COMMON_PATH)
     others = len(f"{what} ({where}): ; {remedy}")

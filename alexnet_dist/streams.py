@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from alexnet_dist.errors import MachineError
+from alexnet_dist.text import LogFormatter, escape_text
 
 BROKEN_PIPE_CODE = 128 + signal.SIGPIPE  # what a shell says of a program that wrote into a pipe nobody read
 
@@ -20,7 +22,8 @@ class _WatchedStream:
 
     Args:
         stream: what is written to.
-        may_fail: whether what cannot be written is an error; else it is dropped.
+        may_fail: whether what cannot be written is an error; else it is dropped. Such a stream is for results: what a
+            terminal would obey is escaped. The other one moves the cursor of progress bars.
     """
 
     def __init__(self, stream: Any, may_fail: bool) -> None:
@@ -28,7 +31,8 @@ class _WatchedStream:
         self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
-        self._note(lambda: self._stream.write(text))
+        shown = text if text.isprintable() or not self._may_fail else "\n".join(map(escape_text, text.split("\n")))
+        self._note(lambda: self._stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
@@ -54,7 +58,9 @@ class _WatchedStream:
 @contextlib.contextmanager
 def usable_streams() -> Iterator[None]:
     """Three streams that can be used whatever the caller closed; a letter that the terminal lacks becomes an escape."""
-    _open_closed_streams()
+    open_closed_streams()
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LogFormatter())  # of verbs that start no logging
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -100,12 +106,12 @@ def _drop_output() -> None:
     os.close(nowhere)
 
 
-def _open_closed_streams() -> None:
+def open_closed_streams() -> None:
     """Put the null device where a stream was closed: the next file that is opened would take its place."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (lives on)
+        if getattr(sys, name) is None:  # what was opened since may have its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (lives on)

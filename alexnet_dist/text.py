@@ -8,6 +8,7 @@ JSON is written in ASCII, where such a name is `\\udce9` and comes back as it wa
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -17,12 +18,13 @@ _ESCAPE = re.compile(r"\\(\\|n|r|t|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _NAMED = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
 
 
-def escape_text(text: str) -> str:
+def escape_text(text: str | os.PathLike[str]) -> str:
     """A text in which all that a terminal would obey, or could not show, is a visible escape (`\\x1b`, `\\u202e`).
 
     Those are control characters, line ends of every kind, characters that change the direction of writing, and bytes
     that are not UTF-8. Escaping twice changes nothing.
     """
+    text = os.fspath(text)
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
@@ -44,6 +46,13 @@ def unescape_cell(cell: str) -> str:
     if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS):
         cell = cell[1:]
     return _ESCAPE.sub(lambda found: _NAMED.get(found[1]) or chr(int(found[1][1:], 16)), cell)
+
+
+class LogFormatter(logging.Formatter):
+    """Makes each message one printable line: it may hold names from the disk and words of other programs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return escape_text(super().formatMessage(record))
 
 
 def quote_word(word: str | os.PathLike[str]) -> str:

@@ -16,6 +16,8 @@ from alexnet_dist.config import Config
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.settings import dump_config, find_config, load_config, new_parser, parse_arguments, read_yaml
+from alexnet_dist.streams import writes_unicode
+from alexnet_dist.text import escape_text
 
 if TYPE_CHECKING:
     from alexnet_dist.commands.crossval_table import FoldResult
@@ -51,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv, parser)
     config = _read_settings(arguments.options, arguments.given)
     if arguments.options.print_config:
-        print(dump_config(config), end="")
+        print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
     cross_validate(config, new=arguments.options.new)
     return 0
@@ -179,7 +181,7 @@ def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest
     from alexnet_dist.commands.train import run_session
 
     if runtime.is_main:
-        print(f"fold {run.data.fold} of {num_folds}: {run.output_dir}", flush=True)
+        print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
     with contextlib.closing(Session(run, new=False, runtime=runtime.renew(), stop=stop)) as session:
         run_session(session, resume_from=None)
     del session

@@ -12,6 +12,7 @@ from typing import Any
 from alexnet_dist.config import Config, TrainConfig
 from alexnet_dist.durable import write_csv, write_json
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.text import escape_text
 from alexnet_dist.training.run_folder import METRICS, SUMMARY, read_json, read_run
 from alexnet_dist.training.trackers import read_rows
 
@@ -157,7 +158,7 @@ def format_table(config: Config, results: Sequence[FoldResult]) -> str:
     tests = _reduce(results, statistics.fmean, 1)["test_top1"]
     if tests is not None:
         lines.append(f"test top-1 of the best weights, mean over folds: {_percent(tests)}")
-    lines.append(f"table: {Path(str(config.output_dir)) / 'crossval.json'} and crossval.csv")
+    lines.append(f"table: {escape_text(str(Path(str(config.output_dir)) / 'crossval.json'))} and crossval.csv")
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from alexnet_dist.commands.model_options import add_model_options
 from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
+from alexnet_dist.text import escape_text
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped option should not wait for it
     from torch import Tensor
@@ -92,8 +93,9 @@ def export_model(
         difference = export.compare(export.FORMATS[kind], data, network, card, pixels)
         report_difference(difference, len(pixels), kind)
     write_file(out, data, setting="out")
+    size = f"{len(data) / 1e6:.1f} MB"
     shape = f"{card.spec.in_channels} x {card.spec.image_size} x {card.spec.image_size}"
-    print(f"wrote {out}: {kind}, {len(data) / 1e6:.1f} MB, pictures of {shape}, {card.spec.num_classes} outputs")
+    print(f"wrote {escape_text(out)}: {kind}, {size}, pictures of {shape}, {card.spec.num_classes} outputs")
 
 
 def report_difference(difference: Difference, num_pictures: int, kind: str) -> None:

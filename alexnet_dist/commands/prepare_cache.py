@@ -13,6 +13,7 @@ from alexnet_dist.config import Config, DataConfig
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import UsageError
 from alexnet_dist.settings import load_config, new_parser, parse_arguments
+from alexnet_dist.text import escape_text
 
 if TYPE_CHECKING:
     from alexnet_dist.data.cache_store import Layout
@@ -94,7 +95,7 @@ def _build(layout: Layout, data: DataConfig) -> None:
 def _check(layout: Layout) -> None:
     from alexnet_dist.data.cache_store import iterate_checks
 
-    with tqdm(total=len(layout.index), desc=f"checking {layout.folder}", unit=" images", delay=2.0) as bar:
+    with tqdm(total=len(layout.index), desc=f"checking {escape_text(layout.folder)}", unit=" images", delay=2.0) as bar:
         for num_images in iterate_checks(layout):
             bar.update(num_images)
 
@@ -104,7 +105,7 @@ def _print_summary(name: str, layout: Layout, seconds: float) -> None:
 
     num_bad = sum(1 for _ in list_bad(layout, read_footers(layout)))
     counts = f"{len(layout.index):,} images, {num_bad:,} bad, {layout.total_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
-    print(f"{name:<6}{counts}: {layout.folder}", flush=True)
+    print(f"{name:<6}{counts}: {escape_text(layout.folder)}", flush=True)
 
 
 def _print_others(folders: set[Path]) -> None:
@@ -115,4 +116,6 @@ def _print_others(folders: set[Path]) -> None:
     others = [folder for folder in parent.iterdir() if folder not in folders and is_cache(folder)]
     if others:
         size = sum(path.stat().st_size for folder in others for path in folder.iterdir()) / 1e6
-        print(f"{len(others)} other caches in {parent} take {size:,.1f} MB; delete those that no run needs")
+        print(
+            f"{len(others)} other caches in {escape_text(parent)} take {size:,.1f} MB; delete those that no run needs"
+        )

@@ -16,6 +16,7 @@ from alexnet_dist.durable import write_csv
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.machine import available_cores
 from alexnet_dist.settings import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.text import escape_text
 from alexnet_dist.training.ownership import is_own_table
 
 EXAMPLES = """Decode every image of the sets with the reference decoder, and list all bad files with their reasons.
@@ -81,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
     _check_out(out, root)
     bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again, config=config)
     write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")
-    print(f"bad files are listed in {out}" if bad_files else f"no bad file; {out} holds a header alone")
+    place = escape_text(out)
+    print(f"bad files are listed in {place}" if bad_files else f"no bad file; {place} holds a header alone")
     return 3 if bad_files else 0
 
 

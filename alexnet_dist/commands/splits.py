@@ -346,5 +346,4 @@ def _warn_about_leaks(*sets: SampleIndex | None) -> None:
         leaked |= seen & paths
         seen |= paths
     if leaked:
-        first = os.fsencode(min(leaked)).decode(errors="replace")
-        logger.warning("%d pictures are in more than one of train, val and test ('%s')", len(leaked), first)
+        logger.warning("%d pictures are in more than one of train, val and test ('%s')", len(leaked), min(leaked))

@@ -31,6 +31,7 @@ from alexnet_dist.data.torchvision_engine import resize_pixels
 from alexnet_dist.data.workers import end_with_training_process, worker_context
 from alexnet_dist.durable import disk_errors_named, tidy_folder
 from alexnet_dist.errors import DataError, MachineError
+from alexnet_dist.text import escape_text
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -115,7 +116,7 @@ def _fill(
     tidy_folder(layout.folder, alone=True)
     counts = [len(layout.chunk_ids(number)) for number in missing]
     bar = tqdm(
-        desc=f"caching images in {layout.folder}",
+        desc=f"caching images in {escape_text(layout.folder)}",
         total=len(layout.index),
         initial=len(layout.index) - sum(counts),
         unit=" images",

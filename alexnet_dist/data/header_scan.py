@@ -18,6 +18,7 @@ from tqdm import tqdm
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, read_header
 from alexnet_dist.durable import replacing, tidy_folder
+from alexnet_dist.text import escape_text
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -81,7 +82,11 @@ def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progr
 
     headers: list[Header] = []
     bar = tqdm(
-        total=len(files), desc=f"scanning {root}", unit=" images", delay=_BAR_DELAY_SECONDS, disable=not progress
+        total=len(files),
+        desc=f"scanning {escape_text(root)}",
+        unit=" images",
+        delay=_BAR_DELAY_SECONDS,
+        disable=not progress,
     )
     with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
         for some in pool.map(read_some, range(0, len(files), _FILES_PER_TASK)):

@@ -46,7 +46,7 @@ def format_class_list(classes: Sequence[str]) -> bytes:
 def _format_line(path: str, label: str) -> str:
     if "\n" in path:
         why = "it has a line break in its name"
-        raise DataError("a picture cannot stand in a manifest", where=repr(path), why=why, remedy="rename it")
+        raise DataError("a picture cannot stand in a manifest", where=path, why=why, remedy="rename it")
     has_space = any(character.isspace() for character in path + label)
     return f"{path}\t{label}" if has_space else f"{path} {label}"
 

@@ -32,6 +32,7 @@ from alexnet_dist.data.decode import UnreadableImageError, decode_image
 from alexnet_dist.data.header_scan import hash_place, read_table, scan_headers, write_table
 from alexnet_dist.durable import disk_errors_named, tidy_folder
 from alexnet_dist.errors import MemoryExhaustedError
+from alexnet_dist.text import escape_text
 
 Digests = npt.NDArray[np.uint64]
 
@@ -94,7 +95,8 @@ def verify_files(
         for position, file in enumerate(files)
         if not reasons[position] and (not is_good[position] or file in memory.bad)
     ]
-    bar = tqdm(total=len(todo), desc=f"decoding {root}", unit=" images", delay=_BAR_DELAY_SECONDS, disable=not progress)
+    what = f"decoding {escape_text(root)}"
+    bar = tqdm(total=len(todo), desc=what, unit=" images", delay=_BAR_DELAY_SECONDS, disable=not progress)
     verdicts = _decode_files(root, [files[position] for position in todo], max_pixels, workers)
     with bar, contextlib.closing(verdicts), memory.saving():
         for position, reason in zip(todo, verdicts, strict=True):

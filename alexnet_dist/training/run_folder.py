@@ -19,7 +19,7 @@ from alexnet_dist.data.samples import BadFile, BadFilesError
 from alexnet_dist.durable import disk_errors_named, read_csv, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.settings import build_config, dump_config, read_yaml
-from alexnet_dist.text import escape_text
+from alexnet_dist.text import LogFormatter
 from alexnet_dist.training.ownership import LOCK, MARKER, Kind, check_ownership, mark_folder, read_marker, read_object
 
 logger = logging.getLogger("alexnet_dist")
@@ -302,13 +302,6 @@ def relative_path(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
 
-class _EscapingFormatter(logging.Formatter):
-    """Makes each message one printable line: it may hold names from the disk and words of other programs."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        return escape_text(super().formatMessage(record))
-
-
 def start_logging(path: Path | None) -> None:
     """Send the package's messages to the terminal, and to run.log where a path is given."""
     logger = logging.getLogger("alexnet_dist")
@@ -316,12 +309,12 @@ def start_logging(path: Path | None) -> None:
     logger.propagate = False
     _remove_handlers(logger)
     screen = logging.StreamHandler()
-    screen.setFormatter(_EscapingFormatter("%(message)s"))
+    screen.setFormatter(LogFormatter("%(message)s"))
     logger.addHandler(screen)
     if path is not None:
         with disk_errors_named(path):
             file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(_EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(file)
 
 

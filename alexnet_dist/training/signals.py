@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from alexnet_dist.ending import leave
+from alexnet_dist.streams import open_closed_streams
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_SECONDS = 2.0  # a terminal and a launcher may both pass on the same Ctrl-C
@@ -92,6 +93,7 @@ def ending_at_once() -> Iterator[None]:
     if is_held or threading.current_thread() is not threading.main_thread():
         yield
         return
+    open_closed_streams()  # else the pipe below is taken for one of them
     ending = Ending()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

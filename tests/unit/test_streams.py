@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -93,3 +94,20 @@ def test_what_to_do_without_memory_is_the_verbs_own(
     assert cli.run(verb, []) == 7
     (line,) = capsys.readouterr().err.splitlines()
     assert remedy in line
+
+
+def test_what_a_terminal_obeys_is_escaped_in_results_and_kept_for_progress_bars(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def speak(argv: list[str]) -> int:
+        sys.stdout.write("fold \x1b[31m\u202e\n\nnext\n")
+        sys.stderr.write("\r50 %\x1b[A")
+        logging.getLogger("alexnet_dist").warning("read \x9b31m")
+        return 0
+
+    logger = logging.getLogger("alexnet_dist")
+    monkeypatch.setattr(logger, "handlers", [])  # of a verb that starts no logging
+    monkeypatch.setattr(logger, "parent", None)
+    monkeypatch.setattr(summary, "main", speak)
+    assert cli.run("summary", []) == 0
+    assert capfd.readouterr() == ("fold \\x1b[31m\\u202e\n\nnext\n", "\r50 %\x1b[Aread \\x9b31m\n")

@@ -117,7 +117,7 @@ def test_an_error_line_is_short_and_keeps_its_remedy(part: str) -> None:
 
 def test_an_error_line_is_one_printable_line() -> None:
     line = str(DataError("unreadable image", where=f"\x1b[2J/{LATIN}\u2028", why="a\nb", remedy="remove '\u202egpj'"))
-    assert line == r"unreadable image (\x1b[2J/caf\udce9): a b; remove '\u202egpj'"
+    assert line == r"unreadable image (\x1b[2J/caf\udce9\u2028): a b; remove '\u202egpj'"
 
 
 def test_log_lines_are_printable_and_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
