@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,7 +26,28 @@ from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.torchvision_engine import cut_pixels, resize_pixels
 from alexnet_dist.errors import DataError
 
-Picture: TypeAlias = ImageSource | Image.Image
+Picture: TypeAlias = ImageSource | Image.Image | BinaryIO | npt.NDArray[np.uint8] | Tensor
+
+_FILES = (str, os.PathLike, bytes, bytearray, memoryview)
+_ACCEPTED = (
+    'a path, the bytes of a file, a file opened with "rb", a picture of Pillow\'s, '
+    "a uint8 array (H, W, C) or a uint8 tensor (C, H, W)"
+)
+
+
+def list_pictures(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    """One picture, or several, as several.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(pictures, np.ndarray | Tensor):
+        return pictures if pictures.ndim == 4 else [pictures]
+    if isinstance(pictures, (*_FILES, Image.Image)) or hasattr(pictures, "read"):
+        return cast(list[Picture], [pictures])
+    if isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
+        raise TypeError(f"a picture, or several, must be {_ACCEPTED}; got {type(pictures).__name__}")
+    return pictures
 
 
 def crop_pictures(
@@ -34,7 +56,7 @@ def crop_pictures(
     """Decode, resize and crop pictures.
 
     Args:
-        pictures: paths, bytes of files, or pictures of Pillow's.
+        pictures: paths, bytes of files, open files, pictures of Pillow's, or pixels.
         recipe: evaluation's resize and crop.
         channels: 3 (RGB) or 1 (gray).
         max_pixels: larger files are refused.
@@ -43,6 +65,7 @@ def crop_pictures(
         (B, S, S, C) uint8.
 
     Raises:
+        TypeError: something else; likewise.
         UnreadableImageError: a file that cannot be used; a note, as of `add_note`, says which of the pictures.
         DataError: a picture that is smaller than the crop; likewise.
     """
@@ -58,7 +81,7 @@ def crop_pictures(
 def _errors_noted(position: int, picture: Picture) -> Iterator[None]:
     try:
         yield
-    except (UnreadableImageError, DataError) as error:
+    except (UnreadableImageError, DataError, TypeError) as error:
         path = f": {os.fspath(picture)}" if isinstance(picture, str | os.PathLike) else ""
         error.add_note(f"pictures[{position}]{path}")
         raise
@@ -67,7 +90,36 @@ def _errors_noted(position: int, picture: Picture) -> Iterator[None]:
 def _decode(picture: Picture, channels: int, max_pixels: int) -> Pixels:
     if isinstance(picture, Image.Image):
         return convert_picture(picture, channels)
-    return decode_image(picture, channels, max_pixels)
+    if isinstance(picture, np.ndarray | Tensor):
+        return convert_picture(_take_pixels(picture), channels)
+    if isinstance(picture, _FILES):
+        return decode_image(picture, channels, max_pixels)
+    read = getattr(picture, "read", None)
+    if read is None:
+        raise TypeError(f"a picture must be {_ACCEPTED}; got {type(picture).__name__}")
+    data = read()
+    if not isinstance(data, bytes):
+        raise TypeError(f'a file of a picture must be opened with "rb"; reading gave {type(data).__name__}')
+    return decode_image(data, channels, max_pixels)
+
+
+def _take_pixels(pixels: npt.NDArray[np.uint8] | Tensor) -> Image.Image:
+    """Pixels as a picture of Pillow's: gray, colour, or colour with transparency."""
+    axes, shape = ("(C, H, W)" if isinstance(pixels, Tensor) else "(H, W, C)"), tuple(pixels.shape)
+    channels = shape[2:] if axes == "(H, W, C)" else shape[:-2]
+    if (
+        str(pixels.dtype) not in ("uint8", "torch.uint8")
+        or len(shape) not in (2, 3)
+        or channels not in ((), (1,), (3,), (4,))
+    ):
+        kind, dtype = type(pixels).__name__, str(pixels.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"the pixels of a picture must be uint8 {axes} of 1, 3 or 4 channels, or (H, W); got {kind} {dtype} {shape}"
+        )
+    planes = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
+    if isinstance(pixels, Tensor) and channels:
+        planes = np.moveaxis(planes, 0, -1)  # (H, W, C)
+    return Image.fromarray(np.ascontiguousarray(planes[:, :, 0] if planes.shape[2:] == (1,) else planes))
 
 
 def _crop_centre(pixels: Pixels, recipe: Augmentation) -> Pixels:

@@ -6,19 +6,19 @@ The folder is the run's model/, and `save_pretrained` writes such a folder.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from PIL import Image
 from torch import Tensor
 
 from alexnet_dist import models
-from alexnet_dist.data.preprocess import Picture, crop_pictures
+from alexnet_dist.data.preprocess import Picture, crop_pictures, list_pictures
 from alexnet_dist.durable import MANIFEST, write_into_folder
 from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.training.checkpoint import load_weights
@@ -34,7 +34,23 @@ from alexnet_dist.training.model_folder import (
 )
 from alexnet_dist.training.ownership import is_made_here, read_object
 
-_ONE_PICTURE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+# What `from_pretrained` hands on to `snapshot_download`, and `save_pretrained` to `push_to_hub`.
+DOWNLOADING = (
+    *("revision", "cache_dir", "token", "force_download", "local_files_only", "local_dir"),
+    *("endpoint", "etag_timeout", "headers", "user_agent", "max_workers", "tqdm_class"),
+)
+SAVING = (
+    *("repo_id", "push_to_hub", "config", "model_card_kwargs", "commit_message", "private", "token", "branch"),
+    *("create_pr", "allow_patterns", "ignore_patterns", "delete_patterns"),
+)
+# Words of other libraries' `from_pretrained`, and what to do here.
+_ELSEWHERE = {
+    "num_classes": "the folder says how many classes it has; --model.pretrained begins a training with others",
+    "torch_dtype": "use .to(dtype) afterwards",
+    "dtype": "use .to(dtype) afterwards",
+    "device": "use .to(device) afterwards",
+    "device_map": "use .to(device) afterwards",
+}
 
 
 class AlexNet(
@@ -64,20 +80,24 @@ class AlexNet(
         return self.card.classes
 
     def preprocess(self, pictures: Picture | Iterable[Picture]) -> Tensor:
-        """What evaluation makes of pictures, on the network's device: (B, in_channels, image_size, image_size) float32.
+        """What evaluation makes of pictures: (B, in_channels, image_size, image_size), on the network's device.
+
+        It is computed in float32, and given in the network's dtype.
 
         Args:
-            pictures: one, or several: paths, bytes of files, or pictures of Pillow's.
+            pictures: one, or several: paths, bytes of files, files opened with "rb", pictures of Pillow's, uint8
+                arrays (H, W, C), or uint8 tensors (C, H, W). Of an array or tensor of four axes each is one.
 
         Raises:
+            TypeError: something else; it is named.
             UnreadableImageError: a file that cannot be used; the traceback's last line says which of the pictures.
             DataError: a picture that is smaller than the crop; likewise.
         """
-        several = [pictures] if isinstance(pictures, _ONE_PICTURE) else pictures
         channels, card = self.spec.in_channels, self.card
-        pixels = crop_pictures(several, card.evaluation, channels, card.max_pixels)  # (B, S, S, C)
+        pixels = crop_pictures(list_pictures(pictures), card.evaluation, channels, card.max_pixels)  # (B, S, S, C)
         images = card.normalization(pixels, torch.zeros(len(pixels), 3), channels_last=False)  # (B, C, S, S)
-        return images.to(next(self.parameters()).device)
+        like = next(self.parameters())
+        return images.to(like.device, like.dtype)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **download: Any) -> Self:
@@ -89,9 +109,11 @@ class AlexNet(
             download: revision, cache_dir, token, force_download, local_files_only; see huggingface_hub.
 
         Raises:
+            TypeError: another keyword.
             CheckpointError: no model there, or a damaged one.
             MachineError: the hub does not give it.
         """
+        _check_keywords("from_pretrained", download, DOWNLOADING)
         folder = _find_folder(pretrained_model_name_or_path, download)
         model = cls(read_fitting_card(folder))
         load_weights(model, read_model_weights(folder), str(folder))
@@ -105,9 +127,11 @@ class AlexNet(
             options: repo_id, push_to_hub and the like.
 
         Raises:
+            TypeError: another keyword.
             UsageError: the folder is the model/ of a run, or holds files of something else under the names of ours.
             MachineError: it cannot be written.
         """
+        _check_keywords("save_pretrained", options, SAVING)
         _check_target(Path(save_directory))  # before huggingface_hub removes config.json
         written: str | None = super().save_pretrained(save_directory, **options)
         return written
@@ -116,6 +140,18 @@ class AlexNet(
         """The hub's way to say how its `save_pretrained` writes."""
         card = dataclasses.replace(self.card, source=keep_public(self.card.source))  # older versions told more
         write_into_folder(save_directory, pack_model(self.state_dict(), card), "save_directory")
+
+
+def _check_keywords(function: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse keywords that huggingface_hub would pass over: they were meant to change something."""
+    hints = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            else_hint = _ELSEWHERE.get(name, f"it takes {', '.join(known[:5])}, ...")
+            hints.append(f"{name!r} ({f'did you mean {near[0]!r}?' if near else else_hint})")
+    if hints:
+        raise TypeError(f"{function}() got an unexpected keyword argument {', '.join(hints)}")
 
 
 def _check_target(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from images import GoodImage, good_images, make_picture
 from PIL import Image
 from refusals import refused
@@ -30,6 +32,7 @@ from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.samples import scan_folder
 from alexnet_dist.errors import CheckpointError, DataError, MachineError, UsageError
 from alexnet_dist.models import build_model, make_spec
+from alexnet_dist.training import hub
 from alexnet_dist.training.model_folder import ModelCard, read_card, read_model_weights
 
 
@@ -146,6 +149,85 @@ def test_a_picture_of_pillows_means_what_its_file_means(good: GoodImage, is_load
     found = convert_picture(image).astype(int)
     assert found.shape == good.rgb.shape
     assert np.abs(found - good.rgb).max() <= good.tolerance
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_and_open_files_mean_what_their_picture_means(tmp_path: Path, channels: int) -> None:
+    dice = np.random.default_rng(0)
+    array = dice.integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    model = make_model(channels)
+    wanted = model.preprocess(tmp_path / "a.png")
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    for one in (array, array[::1, :, ::-1][:, :, ::-1], tensor, tensor.contiguous(), (tmp_path / "a.png").open("rb")):
+        assert torch.equal(model.preprocess(one), wanted)
+        assert torch.equal(model.preprocess([array, tensor]), torch.cat([wanted, wanted]))
+    for several in (np.stack([array, array]), torch.stack([tensor, tensor])):
+        assert torch.equal(model.preprocess(several), torch.cat([wanted, wanted]))
+    gray = array[:, :, 0]
+    assert torch.equal(model.preprocess(gray), model.preprocess(Image.fromarray(gray)))
+    assert torch.equal(model.preprocess(gray[:, :, None]), model.preprocess(torch.from_numpy(gray)[None]))
+
+
+@pytest.mark.parametrize(
+    ("picture", "parts"),
+    [
+        (None, ["got NoneType", 'opened with "rb"']),
+        (3, ["got int"]),
+        ({"path": "a.jpg"}, ["got dict"]),
+        ([None], ["got NoneType"]),
+        (np.zeros((80, 80, 3)), ["uint8 (H, W, C)", "float64 (80, 80, 3)"]),
+        (np.zeros((3, 80, 80), np.uint8), ["uint8 (3, 80, 80)"]),
+        (torch.zeros(3, 80, 80), ["uint8 (C, H, W)", "got Tensor float32 (3, 80, 80)"]),
+        (torch.zeros(3, 80, 80, dtype=torch.bfloat16), ["got Tensor bfloat16"]),
+        (torch.zeros(80, 80, 3, dtype=torch.uint8), ["uint8 (80, 80, 3)"]),
+        (np.zeros(80, np.uint8), ["uint8 (80,)"]),
+        (io.StringIO("text"), ['opened with "rb"', "str"]),
+    ],
+)
+def test_what_is_no_picture_is_named(picture: Any, parts: list[str]) -> None:
+    with pytest.raises(TypeError) as error:
+        make_model().preprocess(picture)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_preprocessing_follows_the_network(dtype: torch.dtype) -> None:
+    model, picture = make_model().to(dtype).eval(), Image.new("RGB", (80, 90), "red")
+    images = model.preprocess(picture)
+    assert images.dtype == dtype
+    assert torch.equal(images, make_model().preprocess(picture).to(dtype))
+    assert model(images).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("keyword", "part"),
+    [
+        ("revison", "did you mean 'revision'?"),
+        ("forced_download", "did you mean 'force_download'?"),
+        ("num_classes", "the folder says how many classes it has"),
+        ("torch_dtype", "use .to(dtype)"),
+        ("device_map", "use .to(device)"),
+        ("trust_remote_code", "it takes revision, cache_dir"),
+    ],
+)
+def test_keywords_are_not_swallowed(tmp_path: Path, keyword: str, part: str) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path / "saved")
+    for call in (AlexNet.from_pretrained, model.save_pretrained):
+        with pytest.raises(
+            TypeError, match=f"{call.__name__}.. got an unexpected keyword argument '{keyword}'"
+        ) as error:
+            call(tmp_path / "saved", **{keyword: 7})
+        assert call == model.save_pretrained or part in str(error.value)
+    AlexNet.from_pretrained(tmp_path / "saved", revision="main", local_files_only=True)
+
+
+def test_the_keywords_are_huggingface_hubs() -> None:
+    saving = {*inspect.signature(PyTorchModelHubMixin.push_to_hub).parameters}
+    saving |= {*inspect.signature(PyTorchModelHubMixin.save_pretrained).parameters}
+    assert {*hub.DOWNLOADING} <= {*inspect.signature(snapshot_download).parameters}
+    assert {*hub.SAVING} == saving - {"self", "save_directory", "push_to_hub_kwargs"}
 
 
 def test_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
