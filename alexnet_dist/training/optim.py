@@ -143,12 +143,14 @@ def load_optimizer_tensors(
     missing = [key for key in wanted if key not in tensors]
     unknown = [key for key in tensors if key not in wanted]
     if unknown or (missing and (tensors or has_stepped)):
-        raise ValueError(f"the optimizer's {(missing or unknown)[0]} is {'missing' if missing else 'unknown'}")
+        what = (missing or unknown)[0].replace("/", " of ")
+        raise ValueError(f"the optimizer's {what} is {'missing' if missing else 'unknown'}")
     for key, value in tensors.items():
         kind, parameter = key.partition("/")[0], wanted[key]
         shape = torch.Size() if kind == STEP else parameter.shape
         if value.shape != shape:
-            raise ValueError(f"the optimizer's {key} is {tuple(value.shape)} there and {tuple(shape)} here")
+            what = key.replace("/", " of ")
+            raise ValueError(f"the optimizer's {what} is {tuple(value.shape)} there and {tuple(shape)} here")
         if kind == STEP:
             placed = value.to(parameter.device)
         else:
