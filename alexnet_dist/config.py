@@ -114,11 +114,11 @@ class ModelConfig:
 class ColumnsConfig:
     """Columns of a CSV manifest: a name in its header, or a number from 1; null = found by the usual names."""
 
-    path: str | None = None
+    path: str | int | None = bounded(None, minimum=1, maximum=1_000_000)
     """paths of the pictures: path, file, filename, image, image_id, id, ..."""
-    label: str | None = None
+    label: str | int | None = bounded(None, minimum=1, maximum=1_000_000)
     """labels: label, class, category, target, ...; else columns of 0 and 1 that are named after the classes"""
-    split: str | None = None
+    split: str | int | None = bounded(None, minimum=1, maximum=1_000_000)
     """which set a row belongs to (train, val, test): split, set, subset, ...; `none` takes all rows"""
 
 

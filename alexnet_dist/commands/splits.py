@@ -195,7 +195,8 @@ def scan_listed(
 
 def make_list_form(data: DataConfig, key: str, has_positions: bool = False) -> ListForm:
     """How the manifest of train, val or test is to be read."""
-    columns = ColumnNames(data.columns.path, data.columns.label, data.columns.split)
+    given = (data.columns.path, data.columns.label, data.columns.split)
+    columns = ColumnNames(*(None if name is None else str(name) for name in given))
     wanted = tuple(name for name in PART_KEYS if getattr(data, name) is not None)
     return ListForm(key, wanted, columns, data.image_dir or "", data.image_suffix or "", has_positions)
 

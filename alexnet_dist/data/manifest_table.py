@@ -94,6 +94,9 @@ class _Sheet(NamedTuple):
     def column(self, number: int) -> list[str]:
         return [cells[number].strip(" ") for _, cells in self.rows]
 
+    def is_of_images(self, number: int) -> bool:
+        return all(cells[number].lower().rstrip(" ").endswith(IMAGE_EXTENSIONS) for _, cells in self.rows)
+
     def name(self, number: int) -> str:
         return self.header[number].strip() if self.header else f"column {number + 1}"
 
@@ -153,12 +156,19 @@ def _split_rows(manifest: Path, text: str) -> Rows:
     delimiter = next((mark for mark in (",", "\t", ";") if mark in first), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = [(reader.line_num, row) for row in reader if any(cell.strip(" ") for cell in row)]
+        rows = [(reader.line_num, row) for row in reader if _measure(row)]
     except csv.Error as error:
         remedy = "mend the quotes"
         raise DataError("damaged CSV", where=f"{manifest}:{reader.line_num}", why=str(error), remedy=remedy) from None
-    width = max((index for _, row in rows for index, cell in enumerate(row, start=1) if cell.strip(" ")), default=0)
-    return [(line, row[:width]) for line, row in rows]
+    width = max((_measure(row) for _, row in rows), default=0)
+    return [(line, row if len(row) <= width else row[:width]) for line, row in rows]
+
+
+def _measure(row: Cells) -> int:
+    """The number of columns up to the last one with something in it."""
+    if row and row[-1].strip(" "):  # nearly always, in a million rows
+        return len(row)
+    return next((number for number in range(len(row), 0, -1) if row[number - 1].strip(" ")), 0)
 
 
 def _check_widths(sheet: _Sheet) -> None:
@@ -204,7 +214,7 @@ def _pick_columns(sheet: _Sheet, names: ColumnNames) -> Table:
     parts = _read_parts(sheet, split) if split is not None else [""] * len(sheet.rows)
     paths = (cells[path] for _, cells in sheet.rows)
     lines = (line for line, _ in sheet.rows)
-    rows = [Row(*row) for row in zip(lines, paths, labels, parts, strict=True)]
+    rows = [*map(Row, lines, paths, labels, parts)]
     return Table(rows, _describe(sheet, path, [label] if label is not None else hot, split))
 
 
@@ -227,12 +237,13 @@ def _find_path(sheet: _Sheet, given: str | None, taken: set[int | None]) -> int:
     if given is not None:
         return _find_given(sheet, "path", given)
     free = [number for number in range(sheet.width) if number not in taken]
-    images = [number for number in free if all(map(_ends_as_image, sheet.column(number)))]
     named = [number for number in sheet.find(_PATH_NAMES) if number in free]
     strong = [number for number in named if _normalise(sheet.header[number]) != "id"]  # an id may be of anything
-    for some in (strong, [number for number in strong if number in images]):
-        if len(some) == 1:
-            return some[0]
+    if len(strong) == 1:
+        return strong[0]
+    images = [number for number in free if sheet.is_of_images(number)]
+    if len(strong_images := [number for number in strong if number in images]) == 1:
+        return strong_images[0]
     candidates = strong or list(dict.fromkeys([*named, *images]))
     if not candidates and sheet.width == 2:
         labels = sheet.find(_LABEL_NAMES)
@@ -283,7 +294,7 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
         return None if given == NO_SPLIT else _find_given(sheet, "split", given)
     found = []
     for number in sheet.find(_SPLIT_NAMES):
-        known = [_normalise(cell) in _PARTS for cell in sheet.column(number)]
+        known = [_normalise(cell) in _PARTS for cell in set(sheet.column(number))]
         if all(known) or (any(known) and sheet.width > 2):  # of two columns it may be the label
             found.append(number)
     if len(found) > 1:
@@ -292,12 +303,16 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
 
 
 def _read_parts(sheet: _Sheet, split: int) -> list[str]:
-    parts = [_PARTS.get(_normalise(cell), "") for cell in sheet.column(split)]
+    cells = sheet.column(split)
+    part_of = {cell: _PARTS.get(_normalise(cell), "") for cell in set(cells)}
+    parts = [part_of[cell] for cell in cells]
     if "" in parts:
-        line, cells = sheet.rows[parts.index("")]
-        why = f"'{cells[split]}' in column '{sheet.name(split)}'"
+        wrong = parts.index("")
+        why = f"'{cells[wrong]}' in column '{sheet.name(split)}'"
         remedy = f"write train, val or test, or take all rows: --data.columns.split {NO_SPLIT}"
-        raise DataError("no such part of a set", where=f"{sheet.manifest}:{line}", why=why, remedy=remedy)
+        raise DataError(
+            "no such part of a set", where=f"{sheet.manifest}:{sheet.rows[wrong][0]}", why=why, remedy=remedy
+        )
     return parts
 
 
@@ -329,7 +344,3 @@ def _unclear_error(sheet: _Sheet, key: str, what: str, candidates: Sequence[int]
 
 def _normalise(name: str) -> str:
     return re.sub(r"[\s_.-]+", "", name.casefold())
-
-
-def _ends_as_image(cell: str) -> bool:
-    return cell.lower().endswith(IMAGE_EXTENSIONS)
