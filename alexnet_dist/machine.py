@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
+import tempfile
+import tomllib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -17,6 +20,8 @@ REPORTED_PACKAGES = (
     *("alexnet_dist", "torch", "torchvision", "triton", "accelerate", "numpy", "pillow", "safetensors", "wandb"),
     *("nvidia-dali-cuda120", "nvidia-dali-cuda130"),
 )
+PACKAGE = Path(__file__).resolve().parent
+_COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h: blocks below are not given back to the kernel
 
 
@@ -72,23 +77,78 @@ def list_versions() -> dict[str, str]:
     return versions
 
 
-def find_git_commit() -> str | None:
-    """The commit of the checkout that the package runs from, with "+" if it was changed; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+def find_git_commit(package: Path = PACKAGE) -> str | None:
+    """The commit of the checkout that the package runs from, None outside a checkout of this project.
+
+    Followed by "+" if files were changed since, by "?" if that cannot be told. An installed package lies in whatever
+    repository its environment does; that is not its own. HEAD is read here, and git is run without any configuration
+    of the repository or the user, because such a configuration may name commands for git to execute.
+
+    Args:
+        package: the package's folder; its parent must hold our pyproject.toml and .git.
+    """
+    root = package.parent
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        if tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] != package.name:
+            return None
+        folder = _find_git_folder(root)
+        shared = (folder / _read_text(folder / "commondir", ".")).resolve()  # of all worktrees
+        commit = _read_head(folder, shared)
+        return commit and commit + _mark_changes(root, folder, shared, commit)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return commit + ("+" if status else "")
+
+
+def _find_git_folder(root: Path) -> Path:
+    """.git, or the folder that a worktree's file of this name gives."""
+    if (root / ".git").is_dir():
+        return root / ".git"
+    return root / _read_text(root / ".git").removeprefix("gitdir: ")
+
+
+def _read_head(folder: Path, shared: Path) -> str | None:
+    text = _read_text(folder / "HEAD")
+    for _ in range(5):  # a reference may name another one
+        if _COMMIT.fullmatch(text):
+            return text
+        name = text.removeprefix("ref: ")
+        if name == text or not name.startswith("refs/") or ".." in name:
+            return None
+        text = _read_text(folder / name, "") or _read_text(shared / name, "") or _find_packed(shared, name)
+    return None
+
+
+def _find_packed(shared: Path, name: str) -> str:
+    lines = _read_text(shared / "packed-refs", "").splitlines()
+    return next((line.split()[0] for line in lines if line.endswith(f" {name}")), "")
+
+
+def _mark_changes(root: Path, folder: Path, shared: Path, commit: str) -> str:
+    """ "+" if tracked files differ from the commit, "?" if git cannot tell; git sees a configuration of ours alone."""
+    version, kind = (1, "sha256") if len(commit) == 64 else (0, "sha1")
+    config = f"[core]\nrepositoryformatversion = {version}\nbare = false\n"
+    with tempfile.TemporaryDirectory() as name:
+        ours = Path(name)
+        (ours / "refs").mkdir()
+        (ours / "HEAD").write_text(f"{commit}\n", encoding="utf-8")
+        (ours / "config").write_text(config + (f"[extensions]\nobjectformat = {kind}\n" if version else ""), "utf-8")
+        places = {"GIT_DIR": ours, "GIT_WORK_TREE": root, "GIT_INDEX_FILE": folder / "index"}
+        places |= {"GIT_OBJECT_DIRECTORY": shared / "objects", "GIT_CONFIG_GLOBAL": Path(os.devnull), "HOME": ours}
+        environment = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_OPTIONAL_LOCKS": "0"}
+        environment["PATH"] = os.environ.get("PATH", os.defpath)
+        words = ["git", "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"]
+        environment |= {key: str(path) for key, path in places.items()}
+        try:
+            done = subprocess.run(words, cwd=root, env=environment, capture_output=True, timeout=5, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return "?"
+    return "+" if done.stdout.strip() else ""
+
+
+def _read_text(path: Path, default: str | None = None) -> str:
+    if default is not None and not path.is_file():
+        return default
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _read_line(path: str, key: str) -> str:

@@ -44,7 +44,7 @@ class Peer:
 
 def introduce(runtime: Runtime) -> list[Peer]:
     """Every process's view of itself, in order of rank. All processes must call this."""
-    commit = find_git_commit()
+    commit = (find_git_commit() or "").removesuffix("?")  # a machine without git is no other version
     me = Peer(
         rank=runtime.rank,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
