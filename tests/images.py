@@ -294,4 +294,5 @@ def _truncated(image: Image.Image, jpeg: bytes) -> list[BadImage]:
     cut = [
         BadImage(f"cut-{name}", data[: len(data) * 6 // 10], ".", name != "plain.webp") for name, data in whole.items()
     ]
-    return [*cut, BadImage("cut-in-header.jpg", jpeg[:100], ".")]
+    with_end = BadImage("cut-with-an-end.jpg", jpeg[: len(jpeg) * 6 // 10] + b"\xff\xd9", "truncated", True)
+    return [*cut, with_end, BadImage("cut-in-header.jpg", jpeg[:100], ".")]

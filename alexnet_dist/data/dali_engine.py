@@ -138,11 +138,15 @@ def _run_pipeline(feeder: Feeder, pool: ThreadPoolExecutor, start: int, stop: in
         if pipeline.empty():
             return
         try:
-            outputs = take_outputs(pipeline, loader.device)
+            outputs, last_pixels = take_outputs(pipeline, loader.device)
         except RuntimeError as error:
             raise PipelineBrokenError(waiting[0], error) from None
         pipeline.schedule_run()
-        yield finish_batch(loader, waiting.popleft(), outputs)
+        feed = waiting.popleft()
+        if last_pixels is not None:
+            feed, is_kept = feeder.leave_out_cut(feed, last_pixels, pool)
+            outputs = outputs if is_kept.all() else [output[torch.from_numpy(is_kept)] for output in outputs]
+        yield finish_batch(loader, feed, outputs if feed.mask.any() else [])
 
 
 def _distrust_files(feeder: Feeder, broken: PipelineBrokenError, pool: ThreadPoolExecutor) -> None:

@@ -1,4 +1,7 @@
-"""The DALI graph of a plan: read, decode, cut, resize, flip, crop, normalise. It draws nothing and keeps nothing."""
+"""The DALI graph of a plan: read, decode, cut, resize, flip, crop, normalise. It draws nothing and keeps nothing.
+
+On a CPU it also gives the last pixel of each window; see `Feeder.leave_out_cut`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import nvidia.dali.plugin.pytorch as dali_for_torch
 import torch
 from torch import Tensor
 
-from alexnet_dist.data.dali_source import Inputs
+from alexnet_dist.data.dali_source import Array, Inputs
 from alexnet_dist.data.loader import Loader
 
 # Half of DALI has types, and they disagree with what it takes.
@@ -84,8 +87,11 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
     return pipeline
 
 
-def take_outputs(pipeline: Any, device: torch.device) -> list[Tensor]:
+def take_outputs(pipeline: Any, device: torch.device) -> tuple[list[Tensor], Array | None]:
     """The next batch, in memory that DALI does not write to again.
+
+    Returns:
+        The crops of each view; and on a CPU (n, C) the last pixel of each window.
 
     Raises:
         RuntimeError: an image of the batch cannot be decoded.
@@ -96,10 +102,12 @@ def take_outputs(pipeline: Any, device: torch.device) -> list[Tensor]:
         outputs = [output.as_tensor() for output in pipeline.share_outputs(cuda_stream=stream)]
         empty = [torch.empty(output.shape(), dtype=torch.float32, device=device) for output in outputs]
         taken = [dali_torch.feed_ndarray(output, target, stream) for output, target in zip(outputs, empty, strict=True)]
+        last_pixels = None
     else:
-        taken = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.share_outputs()]
+        *taken, last = (torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.share_outputs())
+        last_pixels = last.numpy()
     pipeline.release_outputs()
-    return taken
+    return taken, last_pixels
 
 
 def _device_id(device: torch.device) -> int:
@@ -117,11 +125,12 @@ def _define_graph(source: Iterator[tuple[object, ...]], recipe: Recipe) -> tuple
         picture = _decode_window(given, recipe)
     else:
         picture = given.pixels.gpu() if recipe.decoder == "mixed" else given.pixels
+    last_pixel = [] if recipe.decoder == "mixed" else [picture[-1, -1]]
     padded = _surround_with_zeros(picture, given, recipe)
     picture = fn.resize(
         padded, size=given.resized, roi_start=given.inner_start, roi_end=given.inner_end, antialias=True
     )
-    return tuple(_cut_view(picture, given, recipe, view) for view in range(recipe.views))
+    return *(_cut_view(picture, given, recipe, view) for view in range(recipe.views)), *last_pixel
 
 
 def _surround_with_zeros(picture: Any, given: Any, recipe: Recipe) -> Any:

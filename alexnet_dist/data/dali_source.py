@@ -4,6 +4,8 @@ One damaged file ends a DALI pipeline, and an ended one takes its batch with it.
 it is of a plain kind, has the length that the scan found, has not changed since, and ends as its format does: a region
 of a JPEG that is cut off below it is otherwise decoded without a word. Everything else is decoded here by the reference
 and enters as pixels.
+
+What has been cut off before its end mark shows in the decoded picture alone: `Feeder.leave_out_cut`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from alexnet_dist.data.samples import BadFile
 
 Array: TypeAlias = npt.NDArray[np.generic]
 
+_FILL = 128  # in all channels: what libjpeg makes of data that are missing
 ENDINGS = (b"\xff\xd9", b"\x60\x82")  # of a JPEG and of a PNG
 
 
@@ -72,11 +75,13 @@ class Feeder:
     Args:
         loader: plan, index and normalisation.
         distrusted: ids that DALI is not asked to decode any more.
+        checked: ids that the reference has judged, as their last pixel is gray.
         since_ns: files that changed after this time are not given to DALI either.
     """
 
     loader: Loader
     distrusted: set[int] = field(default_factory=set)
+    checked: set[int] = field(default_factory=set)
     since_ns: int = field(default_factory=time.time_ns)
 
     def prepare(self, step: int) -> Feed:
@@ -92,8 +97,7 @@ class Feeder:
                 images.append(self._find_image(rows, first))
             except UnreadableImageError as error:
                 mask[first : first + views] = False
-                path = loader.index.root / loader.index.paths[rows.ids[first]]
-                bad_files.append(BadFile(str(path), str(error)))
+                bad_files.append(BadFile(self._find_path(int(rows.ids[first])), str(error)))
         present = StepPlan._make(values[mask] for values in rows)
         named = zip(images, present.ids[::views].tolist(), strict=True)
         means = find_means(loader, rows)
@@ -116,6 +120,41 @@ class Feeder:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+    def leave_out_cut(self, feed: Feed, last_pixels: Array, pool: ThreadPoolExecutor) -> tuple[Feed, Array]:
+        """A step without the JPEGs that were cut short and have an end mark all the same.
+
+        The decoder makes one gray of what is missing, down to the last pixel of the picture. A window that ends in
+        that gray is judged by the reference, once for each file.
+
+        Args:
+            feed: the step.
+            last_pixels: (n, C) of its windows.
+            pool: for the reference.
+
+        Returns:
+            The step, and (n,) which of its images are kept.
+        """
+        views = self.loader.plan.augmentation.views
+        rows = np.flatnonzero(feed.mask[::views]) * views  # (n,)
+        ids, is_kept = feed.rows.ids[rows], np.ones(len(rows), np.bool_)
+        is_gray = (last_pixels == _FILL).all(axis=1) & np.isin(ids, feed.file_ids)
+        suspects = [sample_id for sample_id in ids[is_gray].tolist() if sample_id not in self.checked]
+        if not suspects:
+            return feed, is_kept
+        judged = zip(suspects, pool.map(self._judge, suspects), strict=True)
+        cut = {sample_id: reason for sample_id, reason in judged if reason}
+        self.checked.update(suspects)
+        self.distrusted.update(cut)
+        is_kept &= ~np.isin(ids, [*cut])
+        mask = feed.mask & ~np.isin(feed.rows.ids, [*cut])
+        place = {self._find_path(sample_id): row for row, sample_id in enumerate(feed.rows.ids.tolist())}
+        bad_files = [*feed.bad_files, *(BadFile(self._find_path(sample_id), cut[sample_id]) for sample_id in cut)]
+        bad_files.sort(key=lambda bad: place[bad.path])
+        return feed._replace(mask=mask, bad_files=bad_files, gains=feed.gains[mask[feed.mask]]), is_kept
+
+    def _find_path(self, sample_id: int) -> str:
+        return str(self.loader.index.root / self.loader.index.paths[sample_id])
 
     def find_unreadable(self, sample_ids: list[int], pool: ThreadPoolExecutor) -> list[int]:
         """Those that the reference cannot read either."""

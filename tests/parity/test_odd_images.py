@@ -399,10 +399,15 @@ def _call_here(verb: str, words: list[str]) -> tuple[int, str, str]:
     return code, printed.decode("utf-8", "surrogateescape"), errors.getvalue()
 
 
+def place_run(root: Path, engine: str) -> Path:
+    """Beside the images: nothing is written among them."""
+    return root.parent.with_name(f"runs on {root.parent.name}") / engine
+
+
 def training_words(root: Path, engine: str, **settings: Any) -> list[str]:
     """A short run on a folder, which is its own validation set."""
     folder = root.parent
-    config = tiny_config(folder / f"run-{engine}", train__epochs=1, augment__resize=66, checkpoint__every_steps=None)
+    config = tiny_config(place_run(root, engine), train__epochs=1, augment__resize=66, checkpoint__every_steps=None)
     (folder / f"{engine}.yaml").write_text(dump_config(config))
     values = {
         "data.source": "folder",
@@ -423,7 +428,7 @@ def read_bad_files(path: Path) -> dict[str, str]:
 @EVERY_ENGINE
 @pytest.mark.parametrize("processes", [1, 2])
 def test_training_leaves_out_what_is_bad_and_lists_it(zoo: Zoo, engine: str, processes: int) -> None:
-    run_folder = zoo.root.parent / f"run-{engine}"
+    run_folder = place_run(zoo.root, engine)
     words = training_words(zoo.root, engine, data__on_bad_file="skip")
     code, _, text = call("train", *words, "--new", processes=processes)
     assert code == 0, text
@@ -466,7 +471,7 @@ def test_verify_says_what_training_says(zoo: Zoo, tmp_path: Path) -> None:
 @EVERY_ENGINE
 def test_after_verify_an_engine_meets_no_bad_file(fresh_zoo: Zoo, engine: str) -> None:
     words = ["--data.root", str(fresh_zoo.root.parent), "--data.cache_dir", str(fresh_zoo.root.parent / "cache")]
-    call("prepare", "verify", *words, "--out", str(fresh_zoo.root.parent.parent / "bad.csv"))
+    call("prepare", "verify", *words, "--out", str(fresh_zoo.root.parent.with_suffix(".csv")))
     found = run_through(make_loader(scan(fresh_zoo.root), engine, RESIZED))
     assert found.bad_files == {}
     assert set(found.images) == set(fresh_zoo.good)

@@ -249,8 +249,9 @@ def test_odd_kinds_get_the_verdict_and_the_pixels_of_the_reference(
     ours, theirs = make_both(loader, 0, loader.plan.steps_per_epoch)
     check_equal(ours, theirs, largest, MEAN)
     assert sum(len(batch.bad_files) for batch in ours) >= 8
-    # libpng itself tells of a damaged stream before DALI hears of it.
-    assert [line for line in capfd.readouterr().err.splitlines() if "libpng" not in line] == []
+    # libpng and libjpeg themselves tell of a damaged stream before DALI hears of it.
+    theirs_to_say = ("libpng", "Corrupt JPEG data")
+    assert [line for line in capfd.readouterr().err.splitlines() if not line.startswith(theirs_to_say)] == []
 
 
 def test_pictures_of_the_size_of_the_plan_are_equal_to_the_bit(zoo: SampleIndex) -> None:
@@ -439,6 +440,28 @@ def test_a_region_above_the_cut_is_not_taken_from_a_file_that_was_cut_before_the
     assert min(loader.plan.at(step).corners[:, 1].min() for step in range(20)) == 0
     check_equal(ours, theirs)
     assert sum(len(batch.bad_files) for batch in ours) == 10
+
+
+def test_a_jpeg_that_was_cut_before_its_end_mark_is_left_out_and_gray_by_nature_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_index(tmp_path, SIZES[:5])
+    path = tmp_path / "train" / "cat" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:-150] + b"\xff\xd9")
+    gray = np.full((40, 30, 3), 128, np.uint8)
+    for name, options in (("cat/gray.jpg", {"format": "JPEG"}), ("dog/gray.png", {"format": "PNG"})):
+        (tmp_path / "train" / name).write_bytes(encode(Image.fromarray(gray), **options))
+    index = scan(tmp_path)
+    assert index.is_plain.all()
+    judged: list[int] = []
+    judge = dali_source.Feeder._judge
+    monkeypatch.setattr(dali_source.Feeder, "_judge", lambda self, number: judged.append(number) or judge(self, number))
+    for recipe in (CUT, RESIZED["ten views"]):
+        judged.clear()
+        ours, theirs = make_both(make_loader(index, recipe, global_batch_size=4), 0, 9)  # three passes
+        check_equal(ours, theirs, LARGEST, MEAN)
+        assert [bad.path for batch in ours for bad in batch.bad_files] == [str(path)] * 3
+        assert sorted(index.paths[number] for number in judged) == ["cat/3.jpg", "cat/gray.jpg", "dog/gray.png"]
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
