@@ -11,6 +11,7 @@ from typing import Any
 
 from alexnet_dist.config import Config, TrainConfig
 from alexnet_dist.durable import write_csv, write_json
+from alexnet_dist.errors import CheckpointError
 from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.text import escape_text
 from alexnet_dist.training.run_folder import METRICS, SUMMARY, read_json, read_run
@@ -49,8 +50,26 @@ class FoldResult:
 
 
 def read_result(run: Config) -> FoldResult | None:
-    """The result that a run folder holds; None if the run has not ended, or is to go on for longer than it did."""
+    """The result that a run folder holds; None if the run has not ended, or is to go on for longer than it did.
+
+    Raises:
+        CheckpointError: a file of the run lacks what a finished run has.
+    """
     folder = Path(str(run.output_dir))
+    try:
+        result = _read_numbers(run, folder)
+        numbers = dataclasses.asdict(result).items() if result is not None else ()
+        broken = [name for name, value in numbers if not isinstance(value, int | float) and name != "test_top1"]
+    except (KeyError, TypeError) as error:
+        broken = [str(error)]
+    if broken:
+        why = f"{SUMMARY}, run.json or {METRICS} does not say {broken[0]}"
+        remedy = "move the folder away: the fold is then trained again"
+        raise CheckpointError("a finished fold is damaged", where=str(folder), why=why, remedy=remedy)
+    return result
+
+
+def _read_numbers(run: Config, folder: Path) -> FoldResult | None:
     summary = read_json(folder / SUMMARY)
     rows = [row for row in read_rows(folder / METRICS) if row["event"] == "eval"]
     if not rows or run.data.fold is None or not _is_over(summary, run.train):

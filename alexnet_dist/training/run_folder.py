@@ -209,7 +209,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     for key, is_right in _FORMS.items():
         if facts.get(key) is not None and not is_right(facts[key]):
             why = f"{key} is {str(facts[key])[:40]!r}"
-            remedy = f"put back {path.name} as it was, or start afresh with --new"
+            has_copy = path.name == RUN and isinstance(read_marker(folder).get("facts"), dict)
+            remedy = f"remove {RUN}: the run has a copy" if has_copy else "put it back, or start afresh with --new"
             raise CheckpointError("a file of this run is damaged", where=str(path), why=why, remedy=remedy)
     return dict(facts)
 

@@ -206,6 +206,20 @@ def test_other_images_are_refused(study: Path, tmp_path: Path) -> None:
     assert f"the images changed since this fold was trained ({out / 'fold-2'})" in line
 
 
+@pytest.mark.parametrize(("key", "value"), [("step", "many"), ("train_seconds", None), ("best_top1", [])])
+def test_a_damaged_fold_is_one_line(study: Path, tmp_path: Path, key: str, value: Any) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    summary = json.loads((out / "fold-2" / "summary.json").read_text())
+    (out / "fold-2" / "summary.json").write_text(json.dumps(summary | {key: value}))
+    [(kind, line)] = run_processes(1, describe_refusal, out, {})
+    assert kind is CheckpointError
+    assert f"a finished fold is damaged ({out / 'fold-2'})" in line
+    shutil.move(out / "fold-2", tmp_path / "away")  # the remedy
+    run_processes(1, validate, out, {})
+    assert len(read_table(out)["folds"]) == 3
+
+
 def test_more_epochs_go_on_in_each_fold(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(study, out)

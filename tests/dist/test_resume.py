@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,9 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
-from alexnet_dist.training import loop
+from alexnet_dist import durable
+from alexnet_dist.durable import is_marked
+from alexnet_dist.training import loop, run_folder
 from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from alexnet_dist.training.trackers import read_rows
 
@@ -113,6 +116,39 @@ def test_kills_at_random_moments_leave_no_trace(reference: tuple[int, Path], tmp
     run_processes(world_size, train_tiny, folder, {})
     assert max(resumed_steps(folder)) > 0
     assert_same_run(folder, undisturbed)
+
+
+def train_until_write(folder: Path, number: int) -> None:
+    """Train, and be killed when a file has been written for so many times, before it has its name."""
+    plain, count = os.fsync, itertools.count(1)
+
+    def write_and_die(descriptor: int) -> None:
+        plain(descriptor)
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = write_and_die  # type: ignore[assignment]  # in a child of the test
+    train_tiny(folder, {})
+
+
+def train_untidily(folder: Path) -> None:
+    """A seeded defect."""
+    for module in (durable, run_folder):
+        module.tidy_folder = lambda *args, **keywords: None  # type: ignore[attr-defined]
+    train_tiny(folder, {})
+
+
+@pytest.mark.parametrize("number", [1, 5, 9, 13, 21, 31])
+@pytest.mark.parametrize("is_untidy", [False, True])
+def test_a_kill_in_a_write_leaves_nothing_behind(tmp_path: Path, number: int, is_untidy: bool) -> None:
+    folder = tmp_path / "run"
+    group = start_processes(1, train_until_write, folder, number)
+    assert group.wait() == [-signal.SIGKILL]
+    assert any(is_marked(path.name) for path in folder.rglob("*"))
+    run_processes(1, train_untidily if is_untidy else train_tiny, folder, *([] if is_untidy else [{}]))
+    assert any(is_marked(path.name) for path in folder.rglob("*")) == is_untidy
+    assert len(list_checkpoints(folder / "checkpoints")) == 2
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
 def wait_for_step(folder: Path, group: Group, step: int) -> None:

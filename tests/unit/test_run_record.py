@@ -121,3 +121,7 @@ def test_a_value_that_no_run_writes_is_one_line(trained: Path, folder: Path, key
     code, (line,), _ = start(trained, folder)
     assert code == 4
     assert line.startswith(f"error: a file of this run is damaged ({folder / 'run.json'}): {key} is ")
+    if value == HOSTILE[key][0]:
+        assert line.endswith("; remove run.json: the run has a copy")
+        (folder / "run.json").unlink()
+        assert start(trained, folder)[:2] == (0, [])
