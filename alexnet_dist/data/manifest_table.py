@@ -17,7 +17,7 @@ from alexnet_dist.errors import DataError, UsageError
 _PATH_NAMES = frozenset(
     [
         *("path", "paths", "file", "files", "filename", "filepath", "image", "images", "img", "imagename", "imagefile"),
-        *("imgname", "imagepath", "imgpath", "imageid", "imgid", "id", "picture", "photo"),
+        *("imgname", "imagepath", "imgpath", "imageid", "imgid", "imageindex", "id", "name", "picture", "photo"),
     ]
 )
 _LABEL_NAMES = frozenset(
@@ -38,6 +38,13 @@ _LABEL_NAMES = frozenset(
     ]
 )
 _SPLIT_NAMES = frozenset(("split", "set", "subset", "partition", "part", "phase", "fold", "dataset"))
+# Columns of false and true, and the parts that these say.
+_FLAGS = {
+    **dict.fromkeys(("isvalid", "isval", "isvalidation"), ("train", "val")),
+    "istest": ("train", "test"),
+    **dict.fromkeys(("istrain", "istraining", "istrainingimage"), ("test", "train")),
+}
+_WEAK_PATH_NAMES = ("id", "name")  # they may be of anything
 NO_SPLIT = "none"  # for data.columns.split: take all rows
 _PARTS = {
     **dict.fromkeys(("train", "training", "tr", "trn"), "train"),
@@ -238,7 +245,7 @@ def _find_path(sheet: _Sheet, given: str | None, taken: set[int | None]) -> int:
         return _find_given(sheet, "path", given)
     free = [number for number in range(sheet.width) if number not in taken]
     named = [number for number in sheet.find(_PATH_NAMES) if number in free]
-    strong = [number for number in named if _normalise(sheet.header[number]) != "id"]  # an id may be of anything
+    strong = [number for number in named if _normalise(sheet.header[number]) not in _WEAK_PATH_NAMES]
     if len(strong) == 1:
         return strong[0]
     images = [number for number in free if sheet.is_of_images(number)]
@@ -293,8 +300,8 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
     if given is not None:
         return None if given == NO_SPLIT else _find_given(sheet, "split", given)
     found = []
-    for number in sheet.find(_SPLIT_NAMES):
-        known = [_normalise(cell) in _PARTS for cell in set(sheet.column(number))]
+    for number in sheet.find(_SPLIT_NAMES | _FLAGS.keys()):
+        known = [_name_part(sheet, number, cell) != "" for cell in set(sheet.column(number))]
         if all(known) or (any(known) and sheet.width > 2):  # of two columns it may be the label
             found.append(number)
     if len(found) > 1:
@@ -302,9 +309,16 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
     return found[0] if found else None
 
 
+def _name_part(sheet: _Sheet, split: int, cell: str) -> str:
+    """The part that a cell says: a word, or yes or no where the column asks; "" for anything else."""
+    flags = _FLAGS.get(_normalise(sheet.name(split)))
+    flag = _BINARY.get(cell.lower())
+    return _PARTS.get(_normalise(cell), "") if flags is None else "" if flag is None else flags[flag]
+
+
 def _read_parts(sheet: _Sheet, split: int) -> list[str]:
     cells = sheet.column(split)
-    part_of = {cell: _PARTS.get(_normalise(cell), "") for cell in set(cells)}
+    part_of = {cell: _name_part(sheet, split, cell) for cell in set(cells)}
     parts = [part_of[cell] for cell in cells]
     if "" in parts:
         wrong = parts.index("")

@@ -65,6 +65,8 @@ def rows_of(columns: str, mark: str = ",") -> list[str]:
         ("Width,ClassId,Path", "nlp"),
         ("image_id,breed,width", "pln"),
         ("id,image,label", "npl"),
+        ("name,file,label", "npl"),
+        ("name,label,is_valid", "plu"),
         ("photo_of,label,age", "pln"),
         ("bild,klasse", "pl"),
         ("image,width,y", "pnl"),
@@ -195,6 +197,17 @@ def test_a_split_column_selects_rows(root: Path, caplog: pytest.LogCaptureFixtur
     assert {path[:5] for path in splits.train.paths} == {"Train"}
     assert "label = 'label', path = 'path', part = 'split'; 8 rows are used (test 2, train 8, val 4)" in caplog.text
     assert "not used, data." not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flag", "counts"), [("is_valid", (8, 4, None)), ("is_test", (8, None, 4)), ("IsTrain", (4, None, 8))]
+)
+def test_a_column_of_flags_selects_rows(root: Path, flag: str, counts: tuple[int | None, ...]) -> None:
+    write_parts(root, {"False": 8, "True": 4}, f"name,label,{flag}")
+    named = {key: "list.csv" for key, count in zip(("train", "val", "test"), counts, strict=True) if count}
+    splits = split(root, val_fraction=0, **named)
+    found = [len(index) if index is not None else None for index in (splits.train, splits.val, splits.test)]
+    assert found == [counts[0], counts[1], counts[2]]
 
 
 def test_rows_that_no_set_takes_are_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
