@@ -21,7 +21,7 @@ from alexnet_dist.commands.crossval import configure_fold, cross_validate
 from alexnet_dist.commands.evaluate import evaluate_model
 from alexnet_dist.commands.train import train
 from alexnet_dist.config import Config
-from alexnet_dist.errors import AlexNetDistError, DataError, InterruptedRunError, UsageError
+from alexnet_dist.errors import AlexNetDistError, CheckpointError, DataError, InterruptedRunError, UsageError
 from alexnet_dist.training.checkpoint import list_checkpoints
 from alexnet_dist.training.trackers import read_rows
 
