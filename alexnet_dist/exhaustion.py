@@ -10,10 +10,11 @@ from alexnet_dist.errors import AlexNetDistError, MachineError, MemoryExhaustedE
 
 NO_MEMORY = (
     *("can't allocate memory", "cannot allocate memory", "not enough memory", "failed to map segment"),
-    *("std::bad_alloc", "unable to allocate", "out of memory"),
+    *("std::bad_alloc", "out of memory"),
 )
 NO_THREAD = ("can't start new thread", "resource temporarily unavailable", "pthread_create failed")
 NO_FILE = ("too many open files",)
+TOO_LONG = ("file too large",)
 FAILED_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -51,7 +52,7 @@ def _explain(error: BaseException, less: str) -> AlexNetDistError | None:
         return MachineError(
             "no further thread or process can be started", why=why, remedy="end some, or raise ulimit -u"
         )
-    if number == errno.EFBIG:
+    if number == errno.EFBIG or any(sign in text for sign in TOO_LONG):
         why = _limit("RLIMIT_FSIZE", "-f", first)
         return MachineError(
             "a file may not grow", where=_name(error), why=why, remedy="raise the limit: ulimit -f unlimited"

@@ -88,7 +88,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
             raise
         if DEBUG in argv:
             traceback.print_exc()
-        line.is_local = True
+        line.is_local, line.is_said = True, getattr(error, "is_said", False)
         return _say(line)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,12 @@ from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.loader import Batch, Loader
+from alexnet_dist.data.patience import Patience, describe_process
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
 from alexnet_dist.data.samples import BadFile, SampleIndex
-from alexnet_dist.data.workers import end_with_training_process, worker_context
+from alexnet_dist.data.workers import FILES_PER_WORKER, allow_open_files, end_with_training_process, worker_context
 from alexnet_dist.errors import MachineError
+from alexnet_dist.exhaustion import explain_exhaustion
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -208,12 +211,13 @@ def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers:
         workers: processes; 0 makes each batch when it is asked for.
 
     Raises:
-        MachineError: a worker was killed, or there is no shared memory left.
+        MachineError: a worker was killed or made nothing for long, or there is no shared memory left.
     """
     workers = min(workers, max(stop - start, 0))
     if workers == 0:
         yield from map(batches.__getitem__, range(start, stop))
         return
+    allow_open_files(FILES_PER_WORKER * workers)
     # DataLoader asks for one more batch with each that it hands out: so many are being made, and one is being used.
     slots = share_slots(min(PREFETCH * workers + 1, stop - start), batches.shape)
     loader = DataLoader(
@@ -228,13 +232,53 @@ def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers:
         generator=torch.Generator(),  # it would draw a seed for workers from the process's own
     )
     try:
-        for step, facts in zip(range(start, stop), loader, strict=True):
+        taken = _take_patiently(loader, batches.index.root, batches.shape[0])
+        for step, facts in zip(range(start, stop), taken, strict=True):
             yield join_batch(slots[step % len(slots)], facts)
     except (RuntimeError, EOFError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         why = str(error).splitlines()[0] if str(error) else "it closed its connection"
         raise _no_memory("a decoding process was killed", why) from error
+
+
+def _take_patiently(loader: DataLoader[RowFacts], root: Path, num_rows: int) -> Iterator[RowFacts]:
+    """What workers say of their batches, with a limit on each wait.
+
+    Raises:
+        MachineError: a worker made nothing for too long.
+    """
+    workers: list[Any] = []
+    num_taken = 0
+
+    def describe() -> str:  # DataLoader gives batches to its workers in turn
+        return describe_process(workers[num_taken % len(workers)].pid, root) if workers else "decoding processes begin"
+
+    def give_up() -> bool:
+        for worker in workers:
+            worker.kill()  # DataLoader notices it in the main thread
+        return bool(workers)  # to begin may take long where torch comes over a network
+
+    patience = Patience(num_rows, describe, give_up)
+    try:
+        with patience.counting():
+            with patience.waiting():
+                batches: Any = iter(loader)
+            workers += batches._workers
+            while True:
+                with patience.waiting():
+                    facts = next(batches, None)
+                if facts is None:
+                    return
+                num_taken += 1
+                yield facts
+    except RuntimeError as error:
+        if not patience.reason:
+            raise
+        what, remedy = f"no pictures for {patience.limit} s", "see to the process or its disk, then start again"
+        late = MachineError(what, why=patience.reason, remedy=remedy)
+        late.is_local = True
+        raise late from error
 
 
 def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
@@ -247,6 +291,10 @@ def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
     try:
         slots: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
+        limit = explain_exhaustion(error)
+        if limit is not None:
+            limit.is_local = True
+            raise limit from error
         what = f"cannot share {math.prod(size) / 2**20:,.0f} MiB with decoding processes"
         raise _no_memory(what, str(error)) from error
     return slots
@@ -258,6 +306,6 @@ def _leave_as_it_is(facts: RowFacts) -> RowFacts:
 
 
 def _no_memory(what: str, why: str) -> MachineError:
-    error = MachineError(what, why=why, remedy="most likely memory or /dev/shm ran out: lower --data.workers")
+    error = MachineError(what, why=why, remedy="most likely memory, threads or /dev/shm ran out: lower --data.workers")
     error.is_local = True
     return error

@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import tempfile
 import threading
 from functools import partial
@@ -21,6 +22,7 @@ from multiprocessing.context import BaseContext
 from alexnet_dist.errors import MachineError
 
 PRELOADED = ["alexnet_dist.data.worker_server", "alexnet_dist.data.torchvision_engine"]
+FILES_PER_WORKER, SPARE_FILES = 5, 6  # pipes, sockets and sentinels of a decoding process; what else is opened
 SOCKET_PATH_BYTES = 90  # a path may have 107 on Linux and 103 elsewhere; /listener-xxxxxxxx and some to spare
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
@@ -61,6 +63,30 @@ def _find_short_folder() -> None:
     raise MachineError("the path of TMPDIR is too long", where=usual, why=why, remedy="set TMPDIR to a shorter one")
 
 
+def allow_open_files(num_files: int) -> None:
+    """See to it that this process may open so many files more: its limit is raised as far as the system lets it.
+
+    Raises:
+        MachineError: not so far. A server of workers that finds no descriptor free would end in the middle.
+    """
+    if sys.platform == "win32" or not os.path.isdir("/proc/self/fd"):
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + num_files + SPARE_FILES
+    if needed > soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or needed <= hard):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    elif needed > soft != resource.RLIM_INFINITY:
+        error = MachineError(
+            "too few files may be open",
+            why=f"ulimit -n is {soft}, decoding processes need {needed}",
+            remedy="raise it, as with ulimit -n 4096, or set --data.workers 0",
+        )
+        error.is_local = True
+        raise error
+
+
 def start_worker_server() -> None:
     """Start the server ahead of its first use; it imports what workers need, once."""
     if worker_context().get_start_method() != "forkserver":
@@ -83,8 +109,12 @@ def end_with_training_process(worker_id: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
         return
-    for watch in (partial(_await_end, parent.sentinel), partial(_await_order, parent.pid)):
-        threading.Thread(target=watch, daemon=True).start()
+    try:
+        # The last one only finds out whether a thread can be had: a queue of multiprocessing needs one.
+        for watch in (partial(_await_end, parent.sentinel), partial(_await_order, parent.pid), int):
+            threading.Thread(target=watch, daemon=True).start()
+    except RuntimeError:
+        os._exit(1)  # an exception could not be handed over without a thread
 
 
 def _await_end(sentinel: int) -> None:

@@ -337,10 +337,9 @@ def lost_peers_named() -> Iterator[None]:
     except (dist.DistError, RuntimeError, MemoryError, OSError) as error:
         text = str(error)
         signs = ("Connection closed by peer", "Connection reset", "Socket closed", "gloo", "NCCL", "Broken pipe")
-        exhausted = None if is_alone else explain_exhaustion(error)
-        if exhausted is not None:
-            _settle_speaker(exhausted, pulse)
-            raise exhausted from error
+        if explain_exhaustion(error) is not None:  # the frame around the verb knows what to do about it
+            error.is_said = not pulse.claim_speech(True)  # type: ignore[union-attr]
+            raise
         if is_alone or not any(s in text for s in signs):
             raise
         who, is_speaker = ("another process", False) if pulse.is_said() else pulse.name_lost()

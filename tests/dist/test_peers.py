@@ -22,7 +22,7 @@ from alexnet_dist.commands.cli import run
 from alexnet_dist.commands.train import train
 from alexnet_dist.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel import pulse
+from alexnet_dist.parallel import pulse, waiting
 from alexnet_dist.parallel.cost_model import Link, Links
 from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
 from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
@@ -260,6 +260,58 @@ def test_a_process_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     assert MachineError.exit_code in (codes[0], codes[2])
     said = "".join((tmp_path / f"{rank}").read_text() for rank in (0, 2))
     assert "error: lost contact with rank 1: no sign of life for 3 s; " in said
+
+
+def end_by_errors(port: int, ways: list[str]) -> str:
+    """Each process ends in its own way; whether it speaks, and its error."""
+    rank = join_over_tcp(port)
+    try:
+        with lost_peers_named():
+            time.sleep(1.5)  # until the first signs of life
+            if ways[rank] == "wait":
+                torch.distributed.barrier()
+            elif ways[rank] == "memory":
+                raise MemoryError
+            raise DataError(ways[rank])
+    except (AlexNetDistError, MemoryError) as error:
+        torch.distributed.destroy_process_group()
+        speaks = not error.is_said and (rank == 0 or getattr(error, "is_local", True))
+        time.sleep(0.0 if speaks else 3.0)  # a speaker ends, and with rank 0 goes the store
+        return f"{speaks} {error}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("ways", "expected"),
+    [
+        (["wait", "broken picture", "wait"], ["broken picture"]),
+        (["broken picture", "wait", "wait"], ["broken picture"]),
+        (["wait", "wait", "memory"], [""]),
+        (["no space"] * 3, ["no space"]),
+    ],
+    ids=["another", "first", "memory", "all"],
+)
+def test_of_processes_that_end_by_errors_one_speaks(ways: list[str], expected: list[str]) -> None:
+    said = run_processes(3, end_by_errors, find_port(), ways)
+    assert [line.removeprefix("True ") for line in said if line.startswith("True ")] == expected
+
+
+def wait_for_nobody(seconds: float, errors: Path) -> None:
+    sys.stderr = errors.open("w")
+    waiting.NOTE_SECONDS = 0.3
+    os.environ.update({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "192.0.2.1", "MASTER_PORT": "29500"})
+    with waiting.limit_wait(seconds):
+        time.sleep(1.0)
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(0.5, 5), (30.0, 0)])
+def test_waiting_for_others_has_a_limit_and_is_said(tmp_path: Path, seconds: float, code: int) -> None:
+    assert start_processes(1, wait_for_nobody, seconds, tmp_path / "e").wait() == [code]
+    lines = (tmp_path / "e").read_text().splitlines()
+    assert lines[0].startswith("waiting for the other processes since 0 s (rank 0 of 2, at 192.0.2.1 port 29500)")
+    errors = [line for line in lines if line.startswith("error")]
+    assert len(errors) == (code > 0)
+    assert all(line.startswith("error: not every process came within 0.5 s (rank 0 of 2): they meet") for line in errors)
 
 
 # -- restarts ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import multiprocessing
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +22,7 @@ import torch
 from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
-from alexnet_dist.data import torchvision_engine
+from alexnet_dist.data import patience, torchvision_engine
 from alexnet_dist.data.cache_build import build_store
 from alexnet_dist.data.cache_engine import find_layout
 from alexnet_dist.data.engines import find_obstacle
@@ -368,3 +373,43 @@ def test_a_killed_worker_is_named(index: SampleIndex) -> None:
     with pytest.raises(MachineError, match="a decoding process was killed"):
         for _ in batches:
             pass
+
+
+def test_a_stopped_worker_is_named_and_not_waited_for_for_ever(
+    index: SampleIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patience, "LIMIT_SECONDS", 30)
+    monkeypatch.setattr(logging.getLogger("alexnet_dist"), "handlers", [logging.NullHandler()])  # another rank's
+    before = set(multiprocessing.active_children())
+    made = iterate_pixel_batches(make_source(index), 0, 50, 1)
+    next(made)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGSTOP)
+    monkeypatch.setattr(patience, "TURN_SECONDS", 0.05)
+    what = rf"worker {worker.pid} is stopped(, reading (cat|dog)/\d.jpg)?"  # it may have been between two files
+    line = rf"no pictures for 3[01] s: {what}; see to the process"
+    with pytest.raises(MachineError, match=line) as error:
+        list(made)
+    assert error.value.is_local
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"waiting for pictures since 10 s \({what}\)", said[0])
+
+
+def test_a_slow_use_of_pictures_is_no_wait_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "TURN_SECONDS", 0.01)
+    ended: list[str] = []
+    watch = patience.Patience(0, lambda: "x", lambda: bool(ended.append("x")) or len(ended) == 2)
+    watch.limit = 3
+    with watch.counting():
+        time.sleep(0.2)
+        assert (watch.reason, ended) == ("", [])
+        with watch.waiting():
+            time.sleep(0.2)
+        assert (watch.reason, ended) == ("x", ["x", "x"])  # what could not be ended is tried again
+
+
+def test_what_a_worker_reads_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with (tmp_path / "a").open():
+        assert patience.describe_process(os.getpid(), tmp_path).endswith("ing, reading a")
+    assert patience.describe_process(2**22, tmp_path) == "worker 4194304 is gone"
