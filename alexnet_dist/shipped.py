@@ -40,8 +40,10 @@ def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
         len(known) > MOST_NAMED
     )
     remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {names}"
-    where = os.path.abspath(name) if os.path.dirname(name) else ""
-    raise UsageError(f"no {what} {name!r}", where=where, why="neither a file nor a name that we ship", remedy=remedy)
+    why = "neither a file nor a name that we ship"
+    if os.path.dirname(name):
+        raise UsageError(f"no {what}", where=os.path.abspath(name), why=why, remedy=remedy)
+    raise UsageError(f"no {what} {name!r}", why=why, remedy=remedy)
 
 
 def is_file(path: Path) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, list_images_below
+from alexnet_dist.data.class_folders import IMAGE_EXTENSIONS, Walk, list_images_below
 from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import DataError
 from alexnet_dist.places import describe_missing
 
-STANDARD_INPUT = "-"
+STANDARD_INPUT, ANY_DEPTH = "-", "**"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -40,12 +41,35 @@ def _expand(word: str) -> list[str]:
         return [os.path.join(word, found.path) for found in list_images_below(Path(word))]
     if os.path.lexists(word) or not glob.has_magic(word):
         return [word]
-    matches = glob.glob(word, recursive=True)
+    matches = _match_any_depth(word) if ANY_DEPTH in word.split("/") else glob.glob(word)
     images = sorted(path for path in matches if path.lower().endswith(IMAGE_EXTENSIONS) and os.path.isfile(path))
     if not images:
         why = f"none of the {len(matches)} names that match is an image file's" if matches else "nothing matches"
         raise DataError("a pattern without an image", where=word, why=why, remedy=f"use {' '.join(IMAGE_EXTENSIONS)}")
     return images
+
+
+def _match_any_depth(word: str) -> list[str]:
+    """The image files that a pattern with `**` matches. Unlike `glob`, this reads no folder twice through links."""
+    parts = word.split("/")
+    first = parts.index(ANY_DEPTH)
+    above, below = "/".join(parts[:first]), parts[first:]
+    folders = glob.glob(os.path.join(above, "")) if parts[:first] else [""]
+    return [
+        os.path.join(folder, found.path)
+        for folder in folders
+        for found in Walk(folder or os.curdir, "").files
+        if _fits(found.path.split("/"), below)
+    ]
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, name by name; `**` stands for any number of names."""
+    if not pattern or not names:
+        return not names and all(part == ANY_DEPTH for part in pattern)
+    if pattern[0] == ANY_DEPTH:
+        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
 
 
 def read_list(name: str) -> list[str]:

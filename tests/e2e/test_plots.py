@@ -99,7 +99,7 @@ def test_no_figures_where_they_are_not_wanted(tmp_path: Path) -> None:
 def test_without_matplotlib_a_run_ends_well_and_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = train(tmp_path)
     (line,) = [line for line in text.splitlines() if "figures" in line]
     assert line.startswith("no figures: ")
@@ -223,6 +223,6 @@ def test_a_model_folder_on_its_own_has_all_but_the_curves(trained: Path, tmp_pat
 def test_evaluate_refuses_to_draw_without_matplotlib(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run("evaluate", ["--model", str(trained), "--plots"]) == 5
     assert "pip install 'alexnet_dist[plots]'" in capsys.readouterr().err

@@ -77,10 +77,34 @@ def test_a_list_is_taken_line_by_line_as_it_stands(album: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "it is empty"), (b"\n \r\n", "it is empty"), (b"a.jpg\0b.jpg", "zero bytes"), (None, "No such file")],
+    [(b"", "it is empty"), (b"\n \r\n", "it is empty"), (b"a.jpg\0b.jpg", "zero bytes"), (None, "no such list")],
 )
 def test_a_list_that_names_nothing_is_refused(album: Path, content: bytes | None, expected: str) -> None:
     if content is not None:
         Path("list.txt").write_bytes(content)
     with pytest.raises(DataError, match=expected):
         find_pictures(["b.jpg"], "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**/*.jpg", ["a.jpg", "one/b.jpg", "one/two/c.jpg"]),
+        ("**", ["a.jpg", "one/b.jpg", "one/two/c.jpg"]),
+        ("one/**/*.jpg", ["one/b.jpg", "one/two/c.jpg"]),
+        ("o*/**/c.*", ["one/two/c.jpg"]),
+        ("**/two/**/*.jpg", ["one/two/c.jpg"]),
+    ],
+)
+def test_a_pattern_of_any_depth_ends_where_links_go_in_circles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
+) -> None:
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    for path in ("a.jpg", "one/b.jpg", "one/two/c.jpg"):
+        (tmp_path / path).write_bytes(b"")
+    for way in ("up", "again"):  # two at each step: glob would follow 2 to the power of 40 paths
+        (tmp_path / "one" / way).symlink_to("..")
+        (tmp_path / "one" / "two" / way).symlink_to("../..")
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures([pattern], None) == expected
+    assert find_pictures([str(tmp_path / pattern)], None) == [str(tmp_path / path) for path in expected]

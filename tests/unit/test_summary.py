@@ -268,7 +268,7 @@ def test_network_of_a_run_is_read_from_its_card(
         ("--format xml", 2, ["'table', 'json'"]),
         ("extra", 2, ["extra"]),
         ("--train.epochs 1 --train.max_steps 1", 2, ["exactly one of"]),
-        ("--weights nowhere", 4, ["no model (nowhere)"]),
+        ("--weights nowhere", 4, ["no model ("]),
         ("--weights nowhere --config digits", 2, ["--config has no effect"]),
         ("--weights nowhere --model.dropout 0.1", 2, ["--model.dropout has no effect"]),
     ],
