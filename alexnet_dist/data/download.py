@@ -1,4 +1,7 @@
-"""Fetching a file into the cache folder, with an answer in seconds where there is no network."""
+"""Fetching a file into the cache folder, with an answer in seconds where there is no network.
+
+A transfer has an end: of bytes, which are known from the list, and of time, as there is a slowest rate.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ import hashlib
 import http.client
 import logging
 import os
-import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
-from torchvision.datasets.utils import USER_AGENT, download_url
+from torchvision.datasets.utils import USER_AGENT
 
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
 from alexnet_dist.durable import TEMPORARY, disk_errors_named, mark_name, tidy_folder
@@ -26,63 +30,71 @@ logger = logging.getLogger("alexnet_dist")
 
 ANSWER_SECONDS = 12.0  # a name server may take longer to say that it knows nothing
 STALL_SECONDS = 10.0  # a transfer that stands still for so long has ended
+RATE_SECONDS = 20.0  # over which the rate is measured
+MIN_BYTES_PER_SECOND = 5_000
+CHUNK_BYTES = 1 << 20
 
 _ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of digits
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def fetch_file(urls: Sequence[str], path: Path, digest: str, instead: str) -> None:
+class Published(NamedTuple):
+    """A file as it is published."""
+
+    digest: str  # sha256, or md5 where no more is known; hexadecimal
+    size: int  # bytes, at most
+
+
+def fetch_file(urls: Sequence[str], path: Path, published: Published, instead: str) -> None:
     """Fetch a file unless it is there, intact.
 
     Args:
         urls: where it can be had; the next is tried when one fails.
         path: where it goes, in the cache folder.
-        digest: the md5 or sha256 it must have, in hexadecimal.
+        published: what it must be.
         instead: what a user without a network can do.
 
     Raises:
         MachineError: no network, a transfer that was cut short or altered, or a folder that cannot be written.
     """
     with disk_errors_named(path, CACHE_SETTING):
-        if has_digest(path, digest):  # before the lock: the folder may be read-only by now
+        if _is_whole(path, published):  # before the lock: the folder may be read-only by now
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock"):
-            if has_digest(path, digest):  # another process may have fetched it while this one waited
+            if _is_whole(path, published):  # another process may have fetched it while this one waited
                 return
             tidy_folder(path.parent, of=path.name, alone=True)
-            reasons = list(_try_each(urls, path, digest))
-    if not has_digest(path, digest):
+            reasons = list(_try_each(urls, path, published))
+    if not _is_whole(path, published):
         raise MachineError(f"cannot fetch {path.name}", where=urls[0], why=reasons[0], remedy=instead)
 
 
-def has_digest(path: Path, digest: str) -> bool:
-    """Whether a file is there with this md5 or sha256, in hexadecimal."""
+def _is_whole(path: Path, published: Published) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, _ALGORITHMS[len(digest)]).hexdigest() == digest
+        return hashlib.file_digest(file, _ALGORITHMS[len(published.digest)]).hexdigest() == published.digest
 
 
-def _try_each(urls: Sequence[str], path: Path, digest: str) -> Iterator[str]:
+def _try_each(urls: Sequence[str], path: Path, published: Published) -> Iterator[str]:
     """Fetch from the first place that works; the reasons why others did not."""
     for url in urls:
         logger.info("fetching %s", url)
-        reason = _fetch(url, path, digest)
+        reason = _fetch(url, path, published)
         if not reason:
             return
         yield reason
 
 
-def _fetch(url: str, path: Path, digest: str) -> str:
-    """Fetch with torchvision; why that failed, or nothing. The file gets its name when it is whole."""
+def _fetch(url: str, path: Path, published: Published) -> str:
+    """Fetch a file; why that failed, or nothing. The file gets its name when it is whole."""
     beside = mark_name(path, TEMPORARY)
     try:
-        _await_answer(url)
-        with _stalls_end():
-            download_url(url, str(path.parent), beside.name)
-        if not has_digest(beside, digest):
-            return f"what arrived has another {_ALGORITHMS[len(digest)]}: it was cut short or altered on the way"
+        _run_transfer(_Transfer(url, beside, published.size))
+        if not _is_whole(beside, published):
+            kind = _ALGORITHMS[len(published.digest)]
+            return f"its {kind} is another: cut short or altered"
         _move_aside(path)
         os.replace(beside, path)
     except (OSError, http.client.HTTPException) as error:
@@ -104,39 +116,65 @@ def _move_aside(path: Path) -> None:
         logger.warning("%s has other content than it should have: it is %s now", path, free.name)
 
 
-def _await_answer(url: str) -> None:
-    """Ask for the file without reading it, and wait no longer than `ANSWER_SECONDS`.
+@dataclass(eq=False)
+class _Transfer:
+    """One attempt to fetch a file, made in a thread: nothing bounds the time in which a name is looked up, or in which
+    a server sends a header byte by byte.
 
-    In a thread, because nothing bounds the time in which a name is looked up.
+    Args:
+        url: where from.
+        file: what is written.
+        size: the most bytes that are.
+    """
+
+    url: str
+    file: Path
+    size: int
+    answered: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            request = urllib.request.Request(self.url, headers={"User-Agent": USER_AGENT})
+            # Made anew: the one that urlopen keeps has the proxies of its first use.
+            with urllib.request.build_opener().open(request, timeout=STALL_SECONDS) as reply:
+                self.answered.set()
+                self._copy(reply)
+        except Exception as error:  # noqa: BLE001 (handed to the one who waits)
+            self.error = error
+        self.answered.set()
+
+    def _copy(self, reply: http.client.HTTPResponse) -> None:
+        received, measured, since = 0, 0, time.monotonic()
+        with self.file.open("wb") as file:
+            while chunk := reply.read1(CHUNK_BYTES):
+                received += len(chunk)
+                if received > self.size:
+                    raise ConnectionError(f"the server sends more than the {self.size:,} bytes of the file")
+                if self.given_up.is_set():
+                    return
+                file.write(chunk)
+                if time.monotonic() - since > RATE_SECONDS:
+                    if received - measured < MIN_BYTES_PER_SECOND * RATE_SECONDS:
+                        raise TimeoutError(f"less than {MIN_BYTES_PER_SECOND:,} bytes a second arrive")
+                    measured, since = received, time.monotonic()
+
+
+def _run_transfer(transfer: _Transfer) -> None:
+    """Wait for a transfer, and no longer than the slowest one that is let pass takes.
 
     Raises:
-        OSError: no answer, or a refusal.
+        OSError, HTTPException: it failed, or took too long.
     """
-    outcome: list[Exception | None] = []
-
-    def ask() -> None:
-        request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
-                outcome.append(None)
-        except Exception as error:  # noqa: BLE001 (handed to the caller)
-            outcome.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=transfer.run, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
-    if not outcome:
+    if not transfer.answered.wait(ANSWER_SECONDS):
+        transfer.given_up.set()
         raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s")
-    if outcome[0] is not None:
-        raise outcome[0]
-
-
-@contextmanager
-def _stalls_end() -> Iterator[None]:
-    """Give every socket a limit; torchvision gives none."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    thread.join(RATE_SECONDS + STALL_SECONDS + transfer.size / MIN_BYTES_PER_SECOND)
+    if thread.is_alive():
+        transfer.given_up.set()
+        raise TimeoutError(f"less than {MIN_BYTES_PER_SECOND:,} bytes a second arrive")
+    if transfer.error is not None:
+        raise transfer.error

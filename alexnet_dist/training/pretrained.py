@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alexnet_dist.data.download import fetch_file
+from alexnet_dist.data.download import Published, fetch_file
 from alexnet_dist.durable import hash_file
 from alexnet_dist.errors import CheckpointError
 from alexnet_dist.models import VARIANTS, AlexNet, named_layers
@@ -28,6 +28,7 @@ from alexnet_dist.training.weights_names import fit_names
 TORCHVISION = "torchvision"
 # Of AlexNet_Weights.IMAGENET1K_V1. Its name holds the first 8 digits, which is all that torch.hub would compare.
 TORCHVISION_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
+TORCHVISION_MAX_BYTES = 250_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,8 @@ def fetch_torchvision_weights(cache_dir: Path) -> Path:
 
     url = str(AlexNet_Weights.IMAGENET1K_V1.url)
     path = cache_dir / "weights" / url.rpartition("/")[2]
-    fetch_file([url], path, TORCHVISION_SHA256, "fetch it where there is a network, then set --model.pretrained FILE")
+    published = Published(TORCHVISION_SHA256, TORCHVISION_MAX_BYTES)
+    fetch_file([url], path, published, "fetch it where there is a network, then set --model.pretrained FILE")
     return path
 
 

@@ -18,6 +18,7 @@ from tiny import tiny_config
 from torchvision.datasets import FashionMNIST
 from verbs import Outcome, call, call_with_output
 
+from alexnet_dist.data import array_sets
 from alexnet_dist.settings import dump_config
 from alexnet_dist.training import run_folder
 from alexnet_dist.training.checkpoint import list_checkpoints
@@ -294,7 +295,8 @@ def test_a_manifest_that_cannot_be_meant(config: Path, pictures: Path, line: str
 def fashion(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of a run on files like those of Fashion-MNIST."""
     write_fashion_mnist(tmp_path / "data", monkeypatch)
-    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
+    monkeypatch.setattr(array_sets, "FASHION_HTTPS", "https://127.0.0.1:9/")  # nobody listens there
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     words = ["--config", str(config), "--data.source", "fashion_mnist", "--data.root", str(tmp_path / "data")]
     return [*words, "--data.cache_dir", str(tmp_path / "cache")]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import hashlib
 import http.server
 import multiprocessing
 import os
@@ -442,7 +444,8 @@ def served(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> Path
     """Both sets can be fetched from here, and nothing lies below data.root."""
     write_fashion_mnist(tmp_path / "served", monkeypatch)
     write_cifar10(tmp_path / "served", monkeypatch)
-    monkeypatch.setattr(FashionMNIST, "mirrors", [server])
+    monkeypatch.setattr(array_sets, "FASHION_HTTPS", server)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [])
     monkeypatch.setattr(CIFAR10, "url", server + CIFAR10.filename)
     return tmp_path / "served"
 
@@ -457,7 +460,7 @@ def test_download_of_what_is_missing(
     found = index(tmp_path, source, root=place, download=True)
     assert found.fingerprint() == index(tmp_path, source, root=tmp_path / "served").fingerprint()
     assert not (tmp_path / "data").exists()
-    monkeypatch.setattr(download, "download_url", lambda *words: pytest.fail("fetched again"))
+    monkeypatch.setattr(download, "_run_transfer", lambda transfer: pytest.fail("fetched again"))
     for module in (download, kept_arrays):
         monkeypatch.setattr(module, "FileLock", lambda path: pytest.fail("a complete cache may be read-only"))
     assert index(tmp_path, source, root=place, download=True).fingerprint() == found.fingerprint()
@@ -527,13 +530,14 @@ def test_a_folder_for_unpacking_is_its_users(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.usefixtures("served")
 def test_another_mirror_is_tried(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FashionMNIST, "mirrors", [server + "nothing/", server])
+    monkeypatch.setattr(array_sets, "FASHION_HTTPS", server + "nothing/")
+    monkeypatch.setattr(FashionMNIST, "mirrors", [server])
     assert len(index(tmp_path, download=True)) == 40
 
 
 @pytest.mark.usefixtures("served")
 def test_file_that_the_server_lacks(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FashionMNIST, "mirrors", [server + "nothing/"])
+    monkeypatch.setattr(array_sets, "FASHION_HTTPS", server + "nothing/")
     line = refused(lambda: index(tmp_path, download=True), MachineError)
     assert "404" in line
     assert "put it at ROOT/FashionMNIST/raw" in line
@@ -557,17 +561,103 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, raw: Path, monk
     monkeypatch.setattr(download, "ANSWER_SECONDS", 0.3)
     (raw / IMAGES).unlink()
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts and says nothing
-        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{listener.getsockname()[1]}/"])
+        monkeypatch.setattr(array_sets, "FASHION_HTTPS", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        monkeypatch.setattr(FashionMNIST, "mirrors", [])
         begin = time.monotonic()
         line = refused(lambda: index(tmp_path, download=True), MachineError)
     assert time.monotonic() - begin < 3
     assert "cannot fetch" in line
 
 
-def test_the_limit_on_sockets_ends_with_the_download(tmp_path: Path, served: Path) -> None:
-    before = socket.getdefaulttimeout()
-    index(tmp_path, download=True)
-    assert socket.getdefaulttimeout() == before
+class _Hostile(http.server.BaseHTTPRequestHandler):
+    """Sends `chunk` for ever, every `pause` seconds, where `chunked` in HTTP's own chunks; or an error page."""
+
+    chunk, pause, head = b"x" * 65536, 0.0, b"HTTP/1.1 200 OK\r\n\r\n"
+
+    def do_GET(self) -> None:
+        with contextlib.suppress(OSError):
+            self.wfile.write(self.head)
+            while self.chunk:
+                self.wfile.write(self.chunk)
+                time.sleep(self.pause)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+DRIP = {"chunk": b"x", "pause": 0.02}
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "endless": ({}, "more than the"),
+    "endless, in chunks": (
+        {"head": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "chunk": b"4\r\nabcd\r\n" * 1000},
+        "more than the",
+    ),
+    "dripping": (DRIP, "bytes a second"),
+    "dripping the size of a chunk": (
+        {"head": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "chunk": b"0", "pause": 0.02},
+        "bytes a second",
+    ),
+    "dripping headers": ({**DRIP, "head": b"HTTP/1.1 200 OK\r\nX: "}, "no answer within"),
+    "standing still": ({"chunk": b"x", "pause": 3.0}, "timed out"),
+    "an error page": ({"head": b"HTTP/1.1 500 \x1b[31mred\r\n\r\n\x1b[2J", "chunk": b""}, "500"),
+}
+
+
+@pytest.mark.usefixtures("fashion")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_transfer_has_an_end_of_bytes_and_of_time(
+    tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    changes, words = HOSTILE[kind]
+    monkeypatch.setattr(array_sets, "UNKNOWN_BYTES", 1_000_000)
+    for name, value in {"ANSWER": 0.6, "STALL": 0.5, "RATE": 0.4}.items():
+        monkeypatch.setattr(download, f"{name}_SECONDS", value)
+    monkeypatch.setattr(download, "MIN_BYTES_PER_SECOND", 1_000_000)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [])
+    (raw / IMAGES).unlink()
+    handler = type("Handler", (_Hostile,), changes)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        httpd.daemon_threads, httpd.block_on_close = True, False
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(array_sets, "FASHION_HTTPS", f"http://127.0.0.1:{httpd.server_port}/")
+        begin = time.monotonic()
+        line = refused(lambda: index(tmp_path, download=True), MachineError)
+        httpd.shutdown()
+    assert time.monotonic() - begin < 4
+    assert words in line
+    assert "\x1b" not in line
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
+
+
+def test_downloads_are_held_against_sha256_and_come_by_https(tmp_path: Path) -> None:
+    data = os.environ.get("ALEXNET_DIST_TEST_DATA")
+    if data is None:
+        pytest.skip("ALEXNET_DIST_TEST_DATA is not set")
+    for name, md5 in FashionMNIST.resources:
+        content = (Path(data) / "fashion_mnist" / FASHION_RAW / name).read_bytes()
+        assert array_sets.PUBLISHED[md5] == (hashlib.sha256(content).hexdigest(), len(content))
+    assert len(array_sets.PUBLISHED[CIFAR10.tgz_md5].digest) == 64
+    assert array_sets.FASHION_HTTPS.startswith("https://")
+    assert CIFAR10.url.startswith("https://")
+
+
+def test_pickles_that_are_exchanged_after_the_check_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may write into data.root: what was checked is read from a copy that they cannot change."""
+    write_cifar10(tmp_path / "data", monkeypatch)
+    read, opened = array_sets._read_batches, []
+
+    def exchange_and_read(folder: Path, part: str) -> Any:
+        opened.append(folder)
+        for path in (tmp_path / "data" / CIFAR10.base_folder).iterdir():
+            path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+        assert folder.stat().st_mode & 0o77 == 0
+        return read(folder, part)
+
+    monkeypatch.setattr(array_sets, "_read_batches", exchange_and_read)
+    assert len(index(tmp_path, "cifar10")) == 100
+    assert not opened[0].exists()
 
 
 # -- the sets of a run ------------------------------------------------------------------------------------------------
