@@ -43,7 +43,7 @@ def check_config(config: Config, places: Mapping[str, str]) -> None:
     values = flatten(config)
     for key, item in walk_fields(config):
         _check_bounds(key, values[key], dict(item.metadata), places.get(key, ""))
-        _check_text(key, values[key], places.get(key, ""))
+        check_text(key, values[key], places.get(key, ""))
     _check_lengths(config, places)
     _check_augment(config, places)
     _check_data(config, places)
@@ -201,11 +201,22 @@ def is_within(number: float, bounds: Mapping[str, float]) -> bool:
 
 def describe_bounds(bounds: Mapping[str, float]) -> str:
     """The bounds of a field in words: `of at least 1 and of at most 8192`."""
-    return " and ".join(f"{_BOUNDS[name][0]} {bound:.12g}" for name, bound in bounds.items())
+    return " and ".join(
+        f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}" for name, bound in bounds.items()
+    )
 
 
-def _check_text(key: str, value: Any, place: str) -> None:
-    """Refuse a text that no file system would take as a path, where it would come to light as a traceback."""
+def check_text(key: str, value: Any, place: str) -> None:
+    """Refuse a text that no file system would take as a path, where it would come to light as a traceback.
+
+    Args:
+        key: the setting, or the option.
+        value: a text, a list of some, or anything else, which is passed over.
+        place: where it was read, for the message.
+
+    Raises:
+        UsageError: a name in it is too long, or it holds a zero byte.
+    """
     most = MAX_NAME_BYTES - (OWN_ENDING_BYTES if key == "output_dir" else 0)
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):

@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader, set_parsing_settings
 
 from alexnet_dist.config import Config, flatten, nest, walk_fields
-from alexnet_dist.config_checks import PERIODS, check_config
+from alexnet_dist.config_checks import PERIODS, check_config, check_text
 from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import UsageError
 from alexnet_dist.places import expand_home
@@ -81,7 +81,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
         raise _explain(error, _pair_words(argv), {}) from None
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
     chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
-    return Arguments(flat, _expand_homes(Namespace(**chosen)))
+    return Arguments(flat, _settle_paths(Namespace(**chosen)))
 
 
 def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
@@ -93,15 +93,21 @@ def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
     try:
-        return _expand_homes(parser.parse_args(list(argv)))
+        options = parser.parse_args(list(argv))
     except Exception as error:  # noqa: BLE001 (as above)
         raise _explain(error, _pair_words(argv), {}) from None
+    return _settle_paths(options)
 
 
-def _expand_homes(options: Namespace) -> Namespace:
-    """Options whose `~` is the user's folder: a shell does that only where a word begins with it."""
+def _settle_paths(options: Namespace) -> Namespace:
+    """Options whose `~` is the user's folder: a shell does that only where a word begins with it.
+
+    Raises:
+        UsageError: an option that no file can be called.
+    """
     for key, value in vars(options).items():
         if isinstance(value, str):
+            check_text(f"--{key}", value, "command line")
             setattr(options, key, expand_home(value))
         elif isinstance(value, list):
             setattr(options, key, [expand_home(part) if isinstance(part, str) else part for part in value])

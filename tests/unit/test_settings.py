@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from verbs import call
 
 from alexnet_dist import config as config_module
 from alexnet_dist.commands.build import build_augmentation, build_normalization
@@ -191,6 +192,16 @@ def test_numbers_in_odd_forms_are_text_where_text_is_wanted(tmp_path: Path, word
     assert config.tracking.name == word
     assert load(tmp_path, dump_config(config)) == config
     assert yaml.safe_load(dump_config(config))["tracking"]["name"] == word  # to a reader of YAML 1.1 as well
+
+
+@pytest.mark.parametrize(
+    "verb", ["predict a.jpg --model", "export --out x --model", "summary --weights", "estimate --probe"]
+)
+@pytest.mark.parametrize("word", ["x" * 300, "a/" * 3000], ids=["name", "path"])
+def test_an_option_that_no_file_can_be_called_is_refused(verb: str, word: str) -> None:
+    code, lines, _ = call(*verb.split(), word)
+    assert code == 2
+    assert [line for line in lines if "is too long (command line): " in line and len(line) < 200] == lines
 
 
 # -- keys, types, ranges ----------------------------------------------------------------------------------------------
