@@ -145,6 +145,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file: opening a pipe would wait for ever.
+
+    Raises:
+        OSError: it is none, or cannot be looked up.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def read_json_file(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     """The value in a JSON file, which may be anybody's.
 

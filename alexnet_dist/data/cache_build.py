@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -316,4 +317,5 @@ def _make_chunk(job: _Job) -> Footer:
             bad_files.append((position, str(error)))
             continue
         pixels[end - length : end] = resize_pixels(image, *job.sizes[position].tolist()).reshape(-1)
-    return write_chunk(job.path, pixels, dataclasses.replace(job.footer, bad_files=tuple(bad_files)))
+    sums = tuple(zlib.crc32(part.data) for part in np.split(pixels, ends[:-1]))
+    return write_chunk(job.path, pixels, dataclasses.replace(job.footer, bad_files=tuple(bad_files), sums=sums))

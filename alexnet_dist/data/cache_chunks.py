@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.durable import format_json, parse_json, replacing
+from alexnet_dist.durable import check_regular, format_json, parse_json, replacing
 from alexnet_dist.errors import MachineError
 
 _SEAL_BYTES, _LENGTH_BYTES = hashlib.sha256().digest_size, 8
@@ -38,6 +38,7 @@ class Footer:
         number: of the chunk, from 0.
         newest_ns: latest time of change among its image files when they were read; 0 without files.
         sha256: of its pixels, in hexadecimal.
+        sums: crc32 of each image's pixels; empty in chunks of older versions.
         bad_files: position in the chunk and reason of each image that could not be decoded; its pixels are zeros.
     """
 
@@ -46,6 +47,7 @@ class Footer:
     newest_ns: int
     sha256: str
     bad_files: tuple[tuple[int, str], ...] = ()
+    sums: tuple[int, ...] = ()
 
 
 def write_chunk(path: Path, pixels: npt.NDArray[np.uint8], footer: Footer) -> Footer:
@@ -81,6 +83,7 @@ def read_footer(path: Path, num_bytes: int) -> Footer:
         ChunkError: the file is missing, too short or too long, or its footer is damaged.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _LENGTH_BYTES, 0))
@@ -103,6 +106,7 @@ def hash_pixels(path: Path, num_bytes: int) -> str:
         OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
+    check_regular(path)
     with path.open("rb") as file:
         for first in range(0, num_bytes, _READ_BYTES):
             digest.update(file.read(min(_READ_BYTES, num_bytes - first)))
@@ -128,6 +132,7 @@ def _parse_footer(text: bytes) -> Footer:
     try:
         values = parse_json(text)
         bad_files = tuple((int(position), str(reason)) for position, reason in values.pop("bad_files"))
-        return Footer(**values, bad_files=bad_files)
+        sums = tuple(map(int, values.pop("sums", ())))
+        return Footer(**values, bad_files=bad_files, sums=sums)
     except (ValueError, TypeError, KeyError) as error:
         raise ChunkError(f"its footer cannot be read ({type(error).__name__})") from error

@@ -63,6 +63,9 @@ def upload(store: Store, loader: Loader) -> Resident:
     layout, counts = store.layout, [len(chunk) for chunk in store.chunks]
     firsts = np.cumsum([0, *counts])
     pixels = torch.empty(int(firsts[-1]), dtype=torch.uint8, device=loader.device)
+    for sample_id in range(len(store.chunk_of)):
+        if sample_id not in store.bad_files:
+            store.load(sample_id)  # which checks it
     for chunk, first in zip(store.chunks, firsts.tolist(), strict=False):
         pixels[first : first + len(chunk)] = chunk.to(loader.device)
     return Resident(pixels, layout.offsets + firsts[store.chunk_of], layout.sizes, is_final(store, loader))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,12 +281,17 @@ class Store:
         layout: where the images lie.
         chunks: uint8 (bytes,) each, mapped into memory.
         bad_files: reasons, by id, of the images that could not be decoded.
+        chunk_of: (N,) the chunk of each image.
+        footers: of the chunks.
+        is_checked: (N,) images whose pixels were held against their checksum.
     """
 
     layout: Layout
     chunks: tuple[Tensor, ...]
     bad_files: dict[int, str]
-    chunk_of: npt.NDArray[np.int32]  # (N,)
+    chunk_of: npt.NDArray[np.int32]
+    footers: list[Footer]
+    is_checked: Mask
 
     @property
     def is_uniform(self) -> bool:
@@ -293,11 +299,34 @@ class Store:
         return bool((self.layout.sizes == self.layout.sizes[0]).all())
 
     def load(self, sample_id: int) -> Tensor:
-        """uint8 (H, W, C) of an image, in the file: nothing may be written to it."""
+        """uint8 (H, W, C) of an image, in the file: nothing may be written to it.
+
+        Raises:
+            DataError: its pixels are not those that were written; they are checked when they are first used.
+        """
+        if not self.is_checked[sample_id]:
+            self._check(sample_id)
         width, height = self.layout.sizes[sample_id].tolist()
         channels, first = self.layout.channels, int(self.layout.offsets[sample_id])
         shape, strides = (height, width, channels), (width * channels, channels, 1)
         return torch.as_strided(self.chunks[self.chunk_of[sample_id]], shape, strides, first)
+
+    def _check(self, sample_id: int) -> None:
+        """Hold an image against its checksum, or its whole chunk, where an older version wrote that."""
+        number, layout = int(self.chunk_of[sample_id]), self.layout
+        ids, footer, pixels = layout.chunk_ids(number), self.footers[number], self.chunks[number].numpy()
+        if len(footer.sums) == len(ids):
+            first = int(layout.offsets[sample_id])
+            part = pixels[first : first + int(layout.sizes[sample_id].prod()) * layout.channels]
+            is_good, checked = zlib.crc32(part.data) == footer.sums[sample_id - ids.start], [sample_id]
+        else:
+            is_good, checked = hashlib.sha256(pixels.data).hexdigest() == footer.sha256, list(ids)
+        if not is_good:
+            path = layout.index.paths[sample_id]
+            damage = name_damage(layout.chunk_path(number), f"the pixels of {path} are not those that were written")
+            damage.is_local = True  # the other processes may have read it well, or not at all
+            raise damage
+        self.is_checked[checked] = True
 
 
 def open_store(layout: Layout) -> Store:
@@ -315,7 +344,8 @@ def open_store(layout: Layout) -> Store:
             raise name_damage(layout.chunk_path(number), error.strerror or str(error)) from error
     numbers = np.arange(layout.num_chunks, dtype=np.int32)
     chunk_of = np.repeat(numbers, np.diff(layout.bounds))
-    return Store(layout, tuple(chunks), dict(list_bad(layout, footers)), chunk_of)
+    is_checked = np.zeros(len(chunk_of), np.bool_)
+    return Store(layout, tuple(chunks), dict(list_bad(layout, footers)), chunk_of, footers, is_checked)
 
 
 def iterate_checks(layout: Layout) -> Iterator[int]:

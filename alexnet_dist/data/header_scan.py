@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, read_header
-from alexnet_dist.durable import replacing, tidy_folder
+from alexnet_dist.durable import check_regular, replacing, tidy_folder
 from alexnet_dist.text import escape_text
 
 logger = logging.getLogger("alexnet_dist")
@@ -112,6 +112,7 @@ def hash_place(root: Path, listed_by: str = "") -> str:
 def read_table(path: Path, title: str) -> Iterator[list[str]]:
     """The rows that `write_table` wrote, or none where the file is missing, damaged or of another version."""
     try:
+        check_regular(path)
         first, _, body = path.read_bytes().partition(b"\n")
     except OSError as error:
         logger.debug("nothing remembered to start from (%s): %s", path, error)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, decode_image
 from alexnet_dist.data.header_scan import hash_place, read_table, scan_headers, write_table
-from alexnet_dist.durable import disk_errors_named, tidy_folder
+from alexnet_dist.durable import check_regular, disk_errors_named, tidy_folder
 from alexnet_dist.errors import MemoryExhaustedError
 from alexnet_dist.text import escape_text
 
@@ -125,6 +125,7 @@ class _Memory:
     def read_good(self) -> Digests:
         """Digests of the files that are known to be good."""
         with contextlib.suppress(OSError):
+            check_regular(self._good_path)
             data = self._good_path.read_bytes()
             return np.frombuffer(data[: len(data) // _BYTES_PER_DIGEST * _BYTES_PER_DIGEST], _DIGEST)
         return np.empty(0, _DIGEST)

@@ -125,7 +125,8 @@ def test_images_are_kept_as_the_reference_resizes_them(root: Path, resize: Any, 
     assert find_differences(layout, resize) == []
 
 
-def test_that_comparison_notices_one_wrong_pixel(root: Path) -> None:
+def test_that_comparison_notices_one_wrong_pixel(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_store.Store, "_check", lambda *_: None)  # which notices it, too
     layout = plan_layout(root)
     build(layout)
     damage(layout.chunk_path(1), lambda data: data[:7] + bytes([data[7] ^ 1]) + data[8:])
@@ -442,6 +443,34 @@ def test_check_finds_a_flipped_bit(root: Path) -> None:
     damage(layout.chunk_path(2), lambda data: data[:99] + bytes([data[99] ^ 4]) + data[100:])
     with pytest.raises(DataError, match=r"damaged image cache \(.*00002.bin\): its sha256 is"):
         list(iterate_checks(layout))
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["a sum for each image", "one for a chunk"])
+def test_pixels_that_changed_are_never_used(root: Path, is_old: bool) -> None:
+    layout = plan_layout(root)
+    build(layout)
+    damage(layout.chunk_path(1), lambda data: bytes([data[0] ^ 4]) + data[1:])
+    store = open_store(layout)
+    if is_old:  # what an older version wrote
+        store = replace(store, footers=[replace(footer, sums=()) for footer in store.footers])
+    ids = layout.chunk_ids(1)
+    for sample in range(ids.start):
+        assert np.array_equal(store.load(sample), make_reference(layout, 32, sample))
+    with pytest.raises(DataError, match=r"00001.bin\): the pixels of \w+/\d.jpg are not those .* delete it"):
+        store.load(ids.start)
+    layout.chunk_path(1).unlink()  # the remedy
+    build(layout, repair=True)
+    assert find_differences(layout, 32) == []
+
+
+@pytest.mark.parametrize("name", ["00001.bin", "manifest.json"])
+def test_a_pipe_in_place_of_a_file_is_no_cache(root: Path, name: str) -> None:
+    layout = plan_layout(root)
+    build(layout)
+    (layout.folder / name).unlink()
+    os.mkfifo(layout.folder / name)
+    with pytest.raises(DataError, match=r"damaged|not cached"):
+        open_store(layout)
 
 
 # -- the disk ---------------------------------------------------------------------------------------------------------
