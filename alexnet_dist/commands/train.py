@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.config import Config
@@ -62,6 +63,8 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
         AlexNetDistError: whatever a user can mend; see errors.py.
     """
     check_fold_is_chosen(config.data)
+    if new and resume_from is not None:
+        _check_start(Path(config.output_dir or "run"), resume_from)
     if config.data.workers != 0:
         start_worker_server()
     from alexnet_dist.commands.session import Session
@@ -75,6 +78,21 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
 
         draw_after_training(session, summary["step"], ended_at)
     return summary
+
+
+def _check_start(folder: Path, resume_from: str) -> None:
+    """Refuse a checkpoint that a new run cannot begin from, before the old run is set aside.
+
+    Raises:
+        UsageError: there is none of that name, or it lies in the folder that is to be set aside.
+    """
+    path = Path(resume_from)
+    if not path.is_dir():
+        why = "a new run begins from a checkpoint elsewhere"
+        raise UsageError("no such checkpoint", where=resume_from, why=why, remedy="give its path, or leave out --new")
+    if folder.resolve() in path.resolve().parents:
+        why = "--new gives the folder around it another name"
+        raise UsageError("this checkpoint goes away", where=resume_from, why=why, remedy="use another --output_dir")
 
 
 def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:

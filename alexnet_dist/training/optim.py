@@ -144,13 +144,13 @@ def load_optimizer_tensors(
     unknown = [key for key in tensors if key not in wanted]
     if unknown or (missing and (tensors or has_stepped)):
         what = (missing or unknown)[0].replace("/", " of ")
-        raise ValueError(f"the optimizer's {what} is {'missing' if missing else 'unknown'}")
+        raise ValueError(f"{what} in the optimizer is {'missing' if missing else 'unknown'}")
     for key, value in tensors.items():
         kind, parameter = key.partition("/")[0], wanted[key]
         shape = torch.Size() if kind == STEP else parameter.shape
         if value.shape != shape:
             what = key.replace("/", " of ")
-            raise ValueError(f"the optimizer's {what} is {tuple(value.shape)} there and {tuple(shape)} here")
+            raise ValueError(f"{what} in the optimizer is {tuple(value.shape)} there and {tuple(shape)} here")
         if kind == STEP:
             placed = value.to(parameter.device)
         else:

@@ -18,7 +18,7 @@ from tiny import tiny_config
 
 from alexnet_dist.commands.train import train
 from alexnet_dist.durable import MANIFEST, hash_file
-from alexnet_dist.errors import AlexNetDistError
+from alexnet_dist.errors import AlexNetDistError, UsageError
 from alexnet_dist.training.checkpoint import list_checkpoints
 from alexnet_dist.training.trackers import read_rows
 
@@ -145,14 +145,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "loss infinite": (set_value("train.window.loss_sum", float("inf")), "train.window.loss_sum is not finite"),
     "metrics_bytes text": (set_value("metrics_bytes", "many"), "metrics_bytes of state.json"),
     "metrics_bytes negative": (set_value("metrics_bytes", -4), "metrics_bytes of state.json"),
-    "tensor missing": (change_tensors("optimizer.safetensors", lambda t: void(t.pop(MOMENTUM))), "momentum_buffer of features.0.bias is missing"),
+    "tensor missing": (change_tensors("optimizer.safetensors", lambda t: void(t.pop(MOMENTUM))), "is missing; name another one"),
     "tensor unknown": (
         change_tensors("optimizer.safetensors", lambda t: t.update({"exp/a": torch.zeros(2)})),
-        "exp of a is unknown",
+        "is unknown; name another one",
     ),
     "momentum of another shape": (
         change_tensors("optimizer.safetensors", lambda t: t.update({MOMENTUM: torch.zeros(1)})),
-        "momentum_buffer of features.0.bias is (1,) there and (8,) here",
+        "is (1,) there and (8,) here",
     ),
     "fp16 weights": (
         change_tensors("weights.safetensors", lambda t: t.update({"features.0.bias": t["features.0.bias"].half()})),
@@ -239,6 +239,15 @@ def test_a_new_run_begins_from_another_ones_checkpoint(other: Path, tmp_path: Pa
     assert read_state(newest)["run_id"] != read_state(checkpoint)["run_id"]
     assert go_on(begun, LONGER | {"train__max_steps": 9}) == ""  # and is then a run like any other
     assert read_state(list_checkpoints(begun / "checkpoints")[0])["step"] == 9
+
+
+@pytest.mark.parametrize("named", ["step-00000003", "3", "checkpoints"])
+def test_new_and_a_checkpoint_of_the_old_run_exclude_each_other(copy: Path, named: str) -> None:
+    named = named if named != "checkpoints" else str(copy / "checkpoints" / "step-00000003")
+    with pytest.raises(UsageError, match="--output_dir|leave out --new"):
+        train(tiny_config(copy), new=True, resume_from=named)
+    assert list_steps(copy) == [6, 3]
+    assert not copy.with_name("run.1").exists()
 
 
 @pytest.mark.parametrize("damage", ["inside a line", "emptied", "beyond the end"])
