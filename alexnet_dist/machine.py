@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import getpass
 import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 import tomllib
 from functools import cache
@@ -15,6 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from alexnet_dist.errors import MachineError
 
 REPORTED_PACKAGES = (
     *("alexnet_dist", "torch", "torchvision", "triton", "accelerate", "numpy", "pillow", "safetensors", "wandb"),
@@ -34,6 +39,50 @@ def available_cores() -> int:
 def can_build_kernels() -> bool:
     """Whether Triton is installed and finds the C compiler that it needs to start its kernels."""
     return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+
+
+def check_compiler(on_gpu: bool) -> None:
+    """Refuse torch.compile where its compilers are missing, before a step is begun.
+
+    Raises:
+        MachineError: no C++ compiler for the CPU, or no C compiler or Triton for a GPU.
+    """
+    usual = "clang++" if platform.system() == "Darwin" else "g++"
+    found = can_build_kernels() if on_gpu else shutil.which(os.environ.get("CXX", usual)) is not None
+    if not found:
+        missing = "Triton with a C compiler" if on_gpu else f"a C++ compiler ({os.environ.get('CXX', usual)})"
+        raise MachineError(f"compile needs {missing}", why="there is none", remedy="install it, or set --compile false")
+
+
+def settle_home() -> None:
+    """Give a user whom the system does not know a name and a home folder: a private one among the temporary ones.
+
+    Containers run with such numbers. Libraries look for both (torch.compile, W&B), and keep files in `~` as it is
+    written where there is no home.
+
+    Raises:
+        MachineError: the folder cannot be made, or is not private.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        Path.home()
+        getpass.getuser()
+        return
+    except (RuntimeError, KeyError, OSError):
+        os.environ.setdefault("LOGNAME", f"user-{os.getuid()}")
+    if "HOME" in os.environ:
+        return
+    folder = Path(tempfile.gettempdir()) / f"alexnet_dist-{os.getuid()}"
+    remedy = "set HOME to a folder that can be written"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise MachineError("no home folder", where=str(folder), why=error.strerror or "", remedy=remedy) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise MachineError("no home folder", where=str(folder), why="others may write there", remedy=remedy)
+    os.environ["HOME"] = str(folder)
 
 
 def tune_allocator() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from alexnet_dist.errors import AlexNetDistError
 from alexnet_dist.exhaustion import explain_exhaustion
 from alexnet_dist.extras import explain_import_error
-from alexnet_dist.machine import tune_allocator
+from alexnet_dist.machine import settle_home, tune_allocator
 from alexnet_dist.parallel.environment import check_environment, rank_from_environment
 from alexnet_dist.parallel.launch_guard import end_with_parent, was_launched
 from alexnet_dist.streams import usable_streams, write_output
@@ -69,6 +69,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     tune_allocator()
     atexit.register(gc.freeze)  # else Python's last collection walks every object of every library: a second or two
     try:
+        settle_home()
         if verb in JOINING_VERBS and not {"-h", "--help"} & set(argv):
             check_environment()  # before anything slow is imported
         return write_output(lambda: _call_verb(verb, argv))

@@ -46,7 +46,7 @@ from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.durable import write_file
 from alexnet_dist.errors import CheckpointError
-from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.machine import check_compiler, describe_machine, find_git_commit, list_versions
 from alexnet_dist.models import AlexNet, build_model
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
@@ -126,6 +126,8 @@ class Session:
         self._leave = self.runtime.close if runtime is None else lambda: None
         self.origin: dict[str, Any] | None = before.get("pretrained")
         check_engine(config.data.engine)
+        if config.compile:
+            check_compiler(self.runtime.device.type == "cuda")
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
         self.run_id: str | None = None  # known in the main process alone, which reads and writes run.json

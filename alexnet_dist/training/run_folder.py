@@ -18,6 +18,7 @@ from alexnet_dist.config import Config, flatten
 from alexnet_dist.data.samples import BadFile, BadFilesError
 from alexnet_dist.durable import disk_errors_named, read_csv, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.machine import settle_home
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 from alexnet_dist.text import LogFormatter
 from alexnet_dist.training.ownership import LOCK, MARKER, Kind, check_ownership, mark_folder, read_marker, read_object
@@ -340,5 +341,6 @@ def now() -> str:
 
 def default_cache_dir() -> Path:
     """alexnet_dist in the user's cache folder."""
+    settle_home()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "alexnet_dist"
