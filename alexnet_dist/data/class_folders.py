@@ -19,6 +19,7 @@ from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import DataError
 from alexnet_dist.places import MOST_NAMED
 
+LIST_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")  # of files that list images
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm"),
     *(".tif", ".tiff", ".webp", ".gif", ".avif"),
@@ -308,7 +309,9 @@ def _listing_error(error: OSError, folder: Path) -> DataError:
     if isinstance(error, FileNotFoundError):
         return explain_missing_folder(folder)
     if isinstance(error, NotADirectoryError):
-        return DataError("not a folder", where=str(folder), why="it is a file", remedy=LAYOUT_REMEDY)
+        is_list = folder.suffix.lower() in LIST_ENDINGS
+        remedy = "a list is read with --data.source manifest" if is_list else LAYOUT_REMEDY
+        return DataError("not a folder", where=str(folder), why="it is a file", remedy=remedy)
     where, why = str(error.filename or folder), name_reason(error)
     return DataError("cannot list the folder", where=where, why=why, remedy=name_remedy(error))
 

@@ -309,6 +309,11 @@ def test_imagenets_numbers_of_lines_are_no_labels(root: Path, classes: str | Non
     assert "--data.source folder" in line
 
 
+def test_a_list_in_the_place_of_a_folder(root: Path) -> None:
+    write(root, "path,label", rows_of("pl"))
+    assert "a list is read with --data.source manifest" in refused(lambda: split(root, source="folder"))
+
+
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
