@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -387,7 +388,7 @@ def _flip_one_digit(data: bytes) -> bytes:
 
 
 def _change_version(data: bytes) -> bytes:
-    return data.replace(b"scan 2", b"scan 1", 1)
+    return re.sub(rb"scan \d+", b"scan 1", data, count=1)
 
 
 def _clear(data: bytes) -> bytes:
