@@ -63,10 +63,12 @@ def check_ownership(folder: Path, kind: Kind, remedy: str = "set --output_dir to
         remedy: for the message.
 
     Raises:
-        UsageError: it is somebody else's, of another kind, or holds a file of theirs under a name of ours.
+        UsageError: it is no folder, somebody else's, of another kind, or holds a file of theirs under a name of ours.
         MachineError: something in it is a link, or no file or folder where one should be.
     """
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise UsageError("a file has the name of this folder", where=str(folder), remedy=remedy)
         return
     names = sorted(os.listdir(folder))
     if all(name in _HARMLESS or is_marked(name) for name in names):

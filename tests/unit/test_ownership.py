@@ -153,6 +153,16 @@ def test_something_else_than_a_file_is_refused(tmp_path: Path) -> None:
     assert "is no file" in refused(lambda: open_run_folder(tmp_path / "run", new=False), MachineError)
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_a_file_in_the_place_of_the_folder_stays(tmp_path: Path, new: bool) -> None:
+    (tmp_path / "run").write_text("mine")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for name in ("run", "gone"):
+        assert "has the name" in refused(lambda name=name: open_run_folder(tmp_path / name, new), UsageError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "run"]
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_new_does_not_rename_the_folder_it_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marked_run(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")

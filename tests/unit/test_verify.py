@@ -378,6 +378,21 @@ def test_verb_lists_what_a_manifest_names_in_vain(root: Path) -> None:
     assert read_out(root)[1]["reason"] == "No such file or directory"
 
 
+def test_verb_replaces_an_earlier_list_alone(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, given = ["verify", "--data.root", str(root.parent)], ["--out", "bad_files.csv"]
+    codes = [run("prepare", words) for _ in range(2)]  # by default the list of the time before is replaced
+    assert codes == [3, 3]
+    assert run("prepare", [*words, *given]) == 2
+    assert "--out is there already (bad_files.csv); give another --out, or --overwrite" in capsys.readouterr().err
+    assert run("prepare", [*words, *given, "--overwrite"]) == 3
+    (tmp_path / "bad_files.csv").write_text("mine")
+    assert run("prepare", words) == 2
+    assert (tmp_path / "bad_files.csv").read_text() == "mine"
+
+
 def test_verb_writes_nothing_below_the_root(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(root.parent.rglob("*"))
     run("prepare", verb_words(root))
