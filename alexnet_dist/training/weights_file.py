@@ -226,11 +226,17 @@ def _choose_inner(values: dict[Any, Any]) -> tuple[str | None, list[str]]:
     return (named[0], []) if len(named) == 1 else (None, [])
 
 
-def _has_tensors(values: dict[Any, Any], depth: int = 3) -> bool:
-    return any(
-        isinstance(value, Tensor) or (depth > 0 and isinstance(value, dict) and _has_tensors(value, depth - 1))
-        for value in values.values()
-    )
+def _has_tensors(values: dict[Any, Any]) -> bool:
+    """Whether a dict, or one in it, holds a tensor; each is looked at once, however often it is named."""
+    waiting, seen = [values], {id(values)}
+    while waiting:
+        for value in waiting.pop().values():
+            if isinstance(value, Tensor):
+                return True
+            if isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append(value)
+    return False
 
 
 def shorten(names: Iterable[Any], most: int = 4) -> str:

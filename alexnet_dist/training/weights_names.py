@@ -32,10 +32,7 @@ def fit_names(tensors: dict[str, Tensor], wanted: Collection[str], where: str) -
     plain, notes = _take_off_wrappers(tensors, where)
     prefix = _find_prefix(plain, wanted, where)
     if prefix is None:
-        bare = {FEATURES + name: tensor for name, tensor in plain.items()}
-        if not {name for name in wanted if name.startswith(FEATURES)} <= bare.keys():
-            return plain, notes
-        return bare, [*notes, f"names gain {FEATURES}"]
+        return _fit_bare_features(plain, wanted, where, notes)
     if prefix:
         notes.append(f"names lose the prefix {prefix}")
     parts = {name.partition(".")[0] for name in wanted}
@@ -43,7 +40,30 @@ def fit_names(tensors: dict[str, Tensor], wanted: Collection[str], where: str) -
     fitted = {name.removeprefix(prefix): tensor for name, tensor in ours.items()}
     fitted = {name: tensor for name, tensor in fitted.items() if name.partition(".")[0] in parts}
     left = [name for name in plain if name not in ours or name.removeprefix(prefix) not in fitted]
-    return fitted, [*notes, f"left out: {shorten(left)}"] if left else notes
+    return fitted, [*notes, *_name_left(left)]
+
+
+def _fit_bare_features(
+    tensors: dict[str, Tensor], wanted: Collection[str], where: str, notes: list[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a backbone that was saved as a network of its own: `backbone.0.weight` is `features.0.weight`."""
+    bare = [name.removeprefix(FEATURES) for name in wanted if name.startswith(FEATURES)]
+    prefix = _find_prefix(tensors, bare, where)
+    if prefix is None or not {prefix + name for name in bare} <= tensors.keys():
+        first = next(iter(wanted), "")
+        why = f"it has {shorten(tensors)}, and no {first}"
+        remedy = "give weights of an AlexNet, with torchvision's names"
+        raise CheckpointError("these are the weights of another network", where=where, why=why, remedy=remedy)
+    fitted = {FEATURES + name: tensors[prefix + name] for name in bare}
+    left = [
+        name for name in tensors if FEATURES + name.removeprefix(prefix) not in fitted or not name.startswith(prefix)
+    ]
+    lost = [f"names lose the prefix {prefix}"] if prefix else []
+    return fitted, [*notes, *lost, f"names gain {FEATURES}", *_name_left(left)]
+
+
+def _name_left(names: list[str]) -> list[str]:
+    return [f"left out: {shorten(names)}"] if names else []
 
 
 def _take_off_wrappers(tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import sys
+import time
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -173,6 +174,7 @@ def test_other_formats_are_read(tmp_path: Path, name: str) -> None:
         ("features.", "", "fc6, fc7, fc8"),
         ("features.", "backbone.", "fc6, fc7, fc8"),
         ("features.", None, "fc6, fc7, fc8"),
+        ("features.", "net.backbone", "fc6, fc7, fc8"),
         ("features. classifier.1 classifier.4", "", "fc8"),
     ],
 )
@@ -181,7 +183,10 @@ def test_layers_at_the_end_that_a_file_lacks_begin_afresh(
 ) -> None:
     kinds = tuple(kept.split())
     theirs = {name: tensor for name, tensor in THEIRS.items() if name.startswith(kinds)}
-    saved = rename(theirs, lambda name: name.removeprefix("features.") if prefix is None else prefix + name)
+    saved = begin(theirs, prefix or "")
+    if prefix in (None, "net.backbone"):  # the features alone, as a network of their own
+        saved = rename(theirs, lambda name: name.replace("features", prefix or "").removeprefix("."))
+        saved |= {"net.head.weight": torch.ones(3, 3)} if prefix else {}
     torch.save(saved, tmp_path / "w.pth")
     mine, notes = take(tmp_path / "w.pth")
     fresh = tiny().state_dict()
@@ -205,7 +210,10 @@ CONV1 = "features.0.weight"
         (replace("features.1.running_mean", torch.ones(8)), ["features.1.running_mean is (8,) there and missing here"]),
         ({**begin(THEIRS, "a."), **begin(OTHERS, "b.")}, ["two networks in one file", "under a. and b."]),
         ({**THEIRS, **begin(OTHERS, "module.")}, ["two tensors for one name", "features.0.weight"]),
-        ({"layer1.0.weight": torch.ones(3), "fc.weight": torch.ones(3)}, ["features.0.weight is missing there"]),
+        (
+            {"layer1.0.weight": torch.ones(3), "fc.weight": torch.ones(3)},
+            ["weights of another network", "layer1.0.weight, fc.weight, and no features.0.weight"],
+        ),
         (replace(CONV1, THEIRS[CONV1].to(torch.complex64)), [CONV1, "complex64"]),
         (replace(CONV1, THEIRS[CONV1] > 0), [CONV1, "bool"]),
         (replace(CONV1, THEIRS[CONV1].long()), [CONV1, "int64"]),
@@ -281,6 +289,17 @@ def test_the_true_reason_is_given(tmp_path: Path, make: Callable[[Path], object]
     assert len(line) < 200 + len(str(tmp_path))
     assert "\x1b" not in line
     assert "weights_only" not in line
+
+
+def test_dicts_that_name_each_other_a_million_times_are_looked_at_once(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    for _ in range(4):
+        content = {f"a{number}": content for number in range(1000)}
+    torch.save({"state_dict": content}, tmp_path / "w.pth")
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="no state dict"):
+        take(tmp_path / "w.pth")
+    assert time.monotonic() - start < 5
 
 
 def test_a_dict_that_holds_itself_ends(tmp_path: Path) -> None:
