@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.data.batch_pixels import jitter_batch
+from alexnet_dist.data.dali_note import find_suspects, noting, write_names
 from alexnet_dist.data.dali_source import Feed, Feeder
 from alexnet_dist.data.loader import Batch, Loader
 from alexnet_dist.data.plan import StepPlan
@@ -78,17 +80,18 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
         MemoryExhaustedError: there is no memory for its batches.
     """
     _import_dali()
-    feeder, step = Feeder(loader), start
+    feeder, step = Feeder(loader, distrusted=find_suspects(loader.cache_dir, loader.index)), start
     pool = ThreadPoolExecutor(max(1, loader.workers), thread_name_prefix="dali-feed")
     try:
-        while step < stop:
-            try:
-                with closing(_run_pipeline(feeder, pool, step, stop)) as batches:
-                    for batch in batches:
-                        step += 1
-                        yield batch
-            except PipelineBrokenError as broken:
-                _distrust_files(feeder, broken, pool)
+        with noting(loader.cache_dir, loader.index) as note:
+            while step < stop:
+                try:
+                    with closing(_run_pipeline(feeder, pool, note, step, stop)) as batches:
+                        for batch in batches:
+                            step += 1
+                            yield batch
+                except PipelineBrokenError as broken:
+                    _distrust_files(feeder, broken, pool)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -109,8 +112,10 @@ def _complain(why: str) -> MachineError:
     return MachineError("data.engine dali cannot run", why=why, remedy=REMEDY)
 
 
-def _run_pipeline(feeder: Feeder, pool: ThreadPoolExecutor, start: int, stop: int) -> Generator[Batch]:
-    """The batches of one pipeline.
+def _run_pipeline(
+    feeder: Feeder, pool: ThreadPoolExecutor, note: BinaryIO | None, start: int, stop: int
+) -> Generator[Batch]:
+    """The batches of one pipeline; the names of the files that it has are in the note.
 
     Raises:
         PipelineBrokenError: it could not make one; those before are all there.
@@ -124,6 +129,7 @@ def _run_pipeline(feeder: Feeder, pool: ThreadPoolExecutor, start: int, stop: in
     def give() -> Iterator[tuple[object, ...]]:
         for feed in feeder.prepare_ahead(start, stop, pool, ahead=max(1, loader.workers)):
             waiting.append(feed)
+            write_names(note, (some.inputs.name for some in waiting if some.inputs is not None))
             if feed.inputs is not None:
                 yield feed.inputs.flatten()
 

@@ -1,0 +1,58 @@
+"""A process that DALI ends leaves the names of its files behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from images import save_jpeg
+
+from alexnet_dist.data.dali_note import find_suspects, noting
+from alexnet_dist.data.samples import SampleIndex, scan_folder
+
+DYING = """
+import os, sys
+from pathlib import Path
+from alexnet_dist.data.dali_note import noting, write_names
+from alexnet_dist.data.dali_source import stack_names
+from alexnet_dist.data.samples import scan_folder
+cache, root, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+index = scan_folder(root, classes=None, on_bad_file="fail", cache_dir=cache)
+with noting(cache, index) as outer, noting(cache, index) as note:
+    write_names(outer, [stack_names([os.fsencode(index.root / index.paths[0])])])
+    for given in ([0, 1, 2], [3]):
+        write_names(note, [stack_names([os.fsencode(index.root / index.paths[n]) for n in given]) for _ in range(2)])
+    if number:
+        os.kill(os.getpid(), number)
+"""
+
+
+def make_index(tmp_path: Path) -> SampleIndex:
+    for number in range(6):
+        save_jpeg(tmp_path / "images" / "ab"[number % 2] / f"{'long' * number}{number}.jpg")
+    return scan_folder(tmp_path / "images", classes=None, on_bad_file="fail", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(0, set()), (signal.SIGKILL, set()), (signal.SIGSEGV, {3}), (signal.SIGABRT, {3})]
+)
+def test_the_files_of_a_fault_are_known_at_every_later_start(tmp_path: Path, number: int, expected: set[int]) -> None:
+    index = make_index(tmp_path)
+    words = [sys.executable, "-c", DYING, str(tmp_path / "cache"), str(index.root), str(int(number))]
+    assert subprocess.run(words, check=False).returncode == -number
+    assert find_suspects(tmp_path / "cache", index) == expected
+    assert find_suspects(tmp_path / "cache", index) == expected
+    assert find_suspects(tmp_path / "cache", index.subset(np.array([5, 3]))) == {1} & {n - 2 for n in expected}
+    assert len(list((tmp_path / "cache" / "dali").iterdir())) == len(expected)
+
+
+def test_a_cache_that_cannot_be_written_costs_the_note_alone(tmp_path: Path) -> None:
+    index = make_index(tmp_path)
+    (tmp_path / "file").touch()
+    with noting(tmp_path / "file", index) as note:
+        assert note is None
+    assert find_suspects(tmp_path / "file", index) == set()
