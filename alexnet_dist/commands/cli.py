@@ -81,7 +81,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         stopped.ending.say(stopped.number)
         return 128 + stopped.number
     except KeyboardInterrupt:
-        print("error: stopped by SIGINT; start the same command again", file=sys.stderr)
+        print("error: stopped by SIGINT; start the same command again to go on", file=sys.stderr)
         return 130
     except Exception as error:
         line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory"))

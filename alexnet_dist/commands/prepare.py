@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import signal
 from collections.abc import Sequence
 
-from alexnet_dist.errors import InterruptedRunError, UsageError
+from alexnet_dist.errors import UsageError
 
 EXAMPLES = """Look at images, or convert them, before a run reads them.
 
@@ -33,7 +32,6 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UsageError: there is none of this name.
-        InterruptedRunError: Ctrl-C; what was done is kept.
     """
     if argv and argv[0] in ("-h", "--help"):
         print(EXAMPLES)
@@ -41,11 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in KINDS:
         raise _name_kinds(argv)
     module = importlib.import_module(f"alexnet_dist.commands.prepare_{argv[0]}")
-    try:
-        return int(module.main(argv[1:]))
-    except KeyboardInterrupt:
-        remedy = "start the same command again to go on"
-        raise InterruptedRunError("stopped by SIGINT", signal_number=signal.SIGINT, remedy=remedy) from None
+    return int(module.main(argv[1:]))
 
 
 def _name_kinds(argv: Sequence[str]) -> UsageError:

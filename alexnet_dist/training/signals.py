@@ -65,7 +65,7 @@ class Ending:
         """Print the line; the first process speaks for all, and only once."""
         is_first = os.environ.get("RANK", "0") in ("0", "")
         if self._said.acquire(blocking=False) and is_first and not self.is_over:
-            line = f"error: stopped by {signal.Signals(number).name}; start the same command again\n"
+            line = f"error: stopped by {signal.Signals(number).name}; start the same command again to go on\n"
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.flush()
                 os.write(2, line.encode())

@@ -23,7 +23,7 @@ from alexnet_dist.training.signals import Ending, Stopped, StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
-LINE = "error: stopped by {}; start the same command again"
+LINE = "error: stopped by {}; start the same command again to go on"
 
 
 def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
