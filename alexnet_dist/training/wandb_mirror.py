@@ -149,10 +149,13 @@ class WandbMirror:
 
 def _kill_service() -> bool:
     """Kill the service that W&B started for this process; whether there was one."""
-    services = [child for child in psutil.Process().children() if child.name().startswith(SERVICE)]
-    for service in services:
-        service.kill()
-    return bool(services)
+    found = False
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it may end at this moment
+            if child.name().startswith(SERVICE):
+                child.kill()
+                found = True
+    return found
 
 
 def _remove_offline_runs(folder: Path, run_id: str) -> None:
