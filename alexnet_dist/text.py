@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 _FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would compute the cell
 _ESCAPE = re.compile(r"\\(\\|n|r|t|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
@@ -28,6 +30,15 @@ def escape_text(text: str | os.PathLike[str]) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def escape_values(value: Any) -> Any:
+    """Nested dicts and lists with every text in them escaped: for programs that take UTF-8 alone."""
+    if isinstance(value, Mapping):
+        return {key: escape_values(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [escape_values(part) for part in value]
+    return escape_text(value) if isinstance(value, str) else value
 
 
 def escape_cell(text: str) -> str:

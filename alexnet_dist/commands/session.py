@@ -37,7 +37,7 @@ from alexnet_dist.commands.same_data import find_same_images
 from alexnet_dist.commands.splits import Splits, build_splits, cache_dir, find_root
 from alexnet_dist.commands.starting_weights import load_starting_weights
 from alexnet_dist.commands.strategy import check_strategy, cut_network, replicate_network
-from alexnet_dist.commands.tracking import open_trackers
+from alexnet_dist.commands.tracking import check_mirrors, open_trackers
 from alexnet_dist.config import Config
 from alexnet_dist.data.cache_store import check_cacheable
 from alexnet_dist.data.engines import REFERENCE, check_engine, choose_engine
@@ -98,7 +98,6 @@ from alexnet_dist.training.run_folder import (
 )
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.signals import StopRequest
-from alexnet_dist.training.tensorboard_mirror import check_tensorboard_installed
 from alexnet_dist.training.trackers import Row, Trackers, find_rows_until, read_rows
 from alexnet_dist.training.update_rules import merged_norms
 
@@ -154,8 +153,7 @@ class Session:
 
     def _open(self, new: bool) -> dict[str, tuple[Any, Any]]:
         """Take the folder; the settings that differ from those that the run went on with until now."""
-        if self.config.tracking.tensorboard:
-            check_tensorboard_installed()
+        check_mirrors(self.config.tracking, self.folder)
         check_output_dir(str(self.folder), self.config.data)
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")

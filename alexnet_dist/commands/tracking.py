@@ -7,17 +7,38 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from alexnet_dist.config import Config
+from alexnet_dist.config import Config, TrackingConfig
+from alexnet_dist.errors import UsageError
 from alexnet_dist.parallel.runtime import call_with_deadline, start_tensorboard, start_wandb
 from alexnet_dist.settings import dump_config
+from alexnet_dist.text import escape_values
 from alexnet_dist.training.metrics_csv import MetricsCsv
 from alexnet_dist.training.run_folder import METRICS
-from alexnet_dist.training.tensorboard_mirror import TensorboardMirror
+from alexnet_dist.training.tensorboard_mirror import TensorboardMirror, check_tensorboard_installed
 from alexnet_dist.training.trackers import MetricsFile, Row, Tracker, Trackers
 from alexnet_dist.training.wandb_account import choose_wandb_mode, list_overruled
 from alexnet_dist.training.wandb_mirror import WandbMirror
 
 logger = logging.getLogger("alexnet_dist")
+
+
+def check_mirrors(tracking: TrackingConfig, folder: Path) -> None:
+    """See to it that what `tracking` asks for can be made, before anything is trained.
+
+    Raises:
+        MachineError: TensorBoard is not installed, or cannot be imported.
+        UsageError: the run folder's path is one that W&B and TensorBoard cannot write to.
+    """
+    if tracking.tensorboard:
+        check_tensorboard_installed()
+    asked_for = {"TensorBoard": tracking.tensorboard, "W&B": tracking.wandb in ("offline", "online")}
+    names = " and ".join(name for name, is_asked_for in asked_for.items() if is_asked_for)
+    try:
+        str(folder.absolute() if names else "").encode()
+    except UnicodeEncodeError:
+        why = f"it is not UTF-8, and {names} cannot write there"
+        remedy = "choose another --output_dir, or leave them out"
+        raise UsageError("output_dir cannot be used", where=str(folder), why=why, remedy=remedy) from None
 
 
 def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: str) -> Trackers:
@@ -43,7 +64,7 @@ def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: st
             settings=dump_config(config),
             rows=rows,
         )
-    tracking = dataclasses.asdict(config.tracking)
+    tracking = escape_values(dataclasses.asdict(config.tracking))
     mode, reason = choose_wandb_mode(tracking["wandb"])
     if tracking["wandb"] != "disabled":
         logger.info("W&B: %s (%s)", mode, reason)
@@ -57,7 +78,7 @@ def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: st
             folder=folder,
             mode=mode,
             run_id=wandb_id,
-            settings=dataclasses.asdict(config),
+            settings=escape_values(dataclasses.asdict(config)),
             rows=rows,
             tracking=tracking,
         )

@@ -19,6 +19,7 @@ from alexnet_dist.config import TrackingConfig
 from alexnet_dist.errors import MachineError
 from alexnet_dist.extras import import_extra
 from alexnet_dist.parallel.runtime import call_with_deadline
+from alexnet_dist.text import escape_text
 
 ASK_SECONDS = 4.0  # for W&B's word on account and network
 PROBE_SECONDS = 2.0
@@ -132,7 +133,7 @@ def settle_names(tracking: Mapping[str, Any], folder: Path, settings: Any) -> di
     return {
         "project": project,
         "entity": tracking["entity"] or settings.entity,
-        "name": tracking["name"] or settings.run_name or folder.name,
+        "name": tracking["name"] or settings.run_name or escape_text(folder.name),
         "tags": list(tracking["tags"] or settings.run_tags or ()),
     }
 

@@ -8,15 +8,16 @@ import logging
 import os
 import re
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from alexnet_dist.text import quote_word
+from alexnet_dist.text import escape_text, quote_word
 from alexnet_dist.training.trackers import Row, rename_for_display
 from alexnet_dist.training.wandb_account import explain, quiet_settings, read_settings, settle_names
 
@@ -68,7 +69,8 @@ class WandbMirror:
             names = settle_names(tracking, folder, read_settings())
             words = {"dir": str(folder), "id": run_id, "resume": "allow", "mode": mode, **names}
             words["settings"] = quiet_settings(ONLINE_SECONDS - 1)
-            return _describe(start(words.pop("project"), words), settings)
+            with _printable_command_line():
+                return _describe(start(words.pop("project"), words), settings)
 
         if mode == "online":
             self._tracker = self._guard("online", lambda: begin("online"), "offline from here on", ONLINE_SECONDS)
@@ -165,6 +167,17 @@ def _remove_offline_runs(folder: Path, run_id: str) -> None:
         for entry in list(os.scandir(folder)):
             if ours.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _printable_command_line() -> Iterator[None]:
+    """W&B sends the command line to its service, although it then keeps it out of its files, and takes UTF-8 alone."""
+    before = sys.argv
+    sys.argv = [escape_text(word) for word in before]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _describe(tracker: Any, settings: Mapping[str, Any]) -> Any:

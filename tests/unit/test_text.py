@@ -3,13 +3,19 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from refusals import refused
 
+from alexnet_dist.commands.tracking import check_mirrors
+from alexnet_dist.config import TrackingConfig
 from alexnet_dist.durable import read_csv, write_csv
 from alexnet_dist.errors import LONGEST_LINE, DataError, UsageError
-from alexnet_dist.text import escape_cell, escape_text, quote_word, shorten, unescape_cell
+from alexnet_dist.text import escape_cell, escape_text, escape_values, quote_word, shorten, unescape_cell
+from alexnet_dist.training import wandb_mirror
 from alexnet_dist.training.run_folder import silence_logging, start_logging
 
 LATIN = os.fsdecode(b"caf\xe9")  # not UTF-8
@@ -130,3 +136,32 @@ def test_log_lines_are_printable_and_whole(tmp_path: Path, capfd: pytest.Capture
     line = r"left out: \x1b]0;x\x07caf\udce9\nnext" + "\n"
     assert (tmp_path / "run.log").read_text().endswith(f" WARNING {line}")
     assert capfd.readouterr().err == line
+
+
+@pytest.mark.parametrize("tracking", [{"wandb": "offline"}, {"tensorboard": True}])
+def test_a_run_folder_that_a_mirror_cannot_write_to_is_refused_before_training(
+    tmp_path: Path, tracking: dict[str, Any]
+) -> None:
+    folder = tmp_path / LATIN
+    line = refused(lambda: check_mirrors(TrackingConfig(**tracking), folder), UsageError)
+    assert r"caf\udce9): it is not UTF-8" in line
+    check_mirrors(TrackingConfig(), folder)
+    check_mirrors(TrackingConfig(**tracking), tmp_path)
+
+
+def test_mirrors_get_texts_that_are_utf_8() -> None:
+    settings = {"data": {"root": LATIN}, "tags": [LATIN, "a\x1b"], "lr": 0.1, "none": None}
+    assert escape_values(settings) == {
+        "data": {"root": r"caf\udce9"},
+        "tags": [r"caf\udce9", r"a\x1b"],
+        "lr": 0.1,
+        "none": None,
+    }
+
+
+def test_wandb_is_given_a_command_line_that_is_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train.py", "--data.root", LATIN]
+    monkeypatch.setattr(sys, "argv", words)
+    with wandb_mirror._printable_command_line():
+        assert sys.argv == ["train.py", "--data.root", r"caf\udce9"]
+    assert sys.argv is words
