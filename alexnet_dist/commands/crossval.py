@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from alexnet_dist.config import Config
 from alexnet_dist.data.workers import start_worker_server
-from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.errors import DataError, DivergedError, UsageError
 from alexnet_dist.settings import dump_config, find_config, load_config, new_parser, parse_arguments, read_yaml
 from alexnet_dist.streams import writes_unicode
 from alexnet_dist.text import escape_text
@@ -182,7 +182,21 @@ def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest
 
     if runtime.is_main:
         print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
-    with contextlib.closing(Session(run, new=False, runtime=runtime.renew(), stop=stop)) as session:
+    with _folds_alike(), contextlib.closing(Session(run, new=False, runtime=runtime.renew(), stop=stop)) as session:
         run_session(session, resume_from=None)
     del session
     gc.collect()  # the parts of a run refer to one another; the next fold needs the device's memory
+
+
+@contextlib.contextmanager
+def _folds_alike() -> Iterator[None]:
+    """Say what a remedy that a run by itself would accept takes here, where folds are compared with one another."""
+    from alexnet_dist.data.samples import BadFilesError
+
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(str(error), remedy="and use --new, as all folds train alike") from error
+    except BadFilesError as error:
+        remedy = "when it is mended or removed, use --new, as all folds are cut anew"
+        raise DataError(str(error), remedy=remedy) from error

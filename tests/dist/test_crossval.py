@@ -253,3 +253,25 @@ def evaluate_fold(run: Path, given: dict[str, Any]) -> dict[str, Any] | None:
 def start_afresh(out: Path) -> None:
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as above)
     cross_validate(make_config(out), new=True)
+
+
+def try_validating(out: Path, overrides: dict[str, Any]) -> str:
+    try:
+        validate(out, overrides)
+    except AlexNetDistError as error:
+        return f"{error.exit_code} {error}"
+    return ""
+
+
+def test_folds_that_train_alike_take_another_rate_afresh_only(tmp_path: Path) -> None:
+    """A fold by itself may go on with a lower rate; folds that are compared may not."""
+    out = tmp_path / "out"
+    (diverged,) = run_processes(1, try_validating, out, {"optimizer__lr": 1e5, "checkpoint__every_steps": 1})
+    assert diverged.startswith("6 ")
+    assert diverged.endswith("use --new, as all folds train alike")
+    shutil.rmtree(out)
+    run_processes(1, train_fold, out, 1)
+    (refused,) = run_processes(1, try_validating, out, {"optimizer__lr": 0.005})
+    assert refused.startswith("2 ")
+    assert "optimizer.lr was 0.01, is 0.005" in refused
+    assert "--new" in refused
