@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from dist_helper import run_processes
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
+from alexnet_dist.commands.predict import predict_files
 from alexnet_dist.commands.train import train
 from alexnet_dist.durable import MANIFEST, hash_file
 from alexnet_dist.errors import AlexNetDistError, UsageError
@@ -327,3 +330,41 @@ def test_a_run_always_ends_with_its_model(tmp_path: Path, data: dict[str, Any], 
     newest = load_file(list_checkpoints(folder / "checkpoints")[0] / "weights.safetensors")
     kept = load_file(folder / "model" / "model.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in newest.items())
+
+
+# -- checkpoints as models --------------------------------------------------------------------------------------------
+
+
+def predict(model: Path, picture: Path, weights: str = "best") -> str:
+    try:
+        (row,) = predict_files(model, [str(picture)], 3, "cpu", weights)
+    except AlexNetDistError as error:
+        return f"{error.exit_code} {error}"
+    return " ".join(f"{name}:{value:.6f}" for name, value in sorted(row.top))
+
+
+def predict_each(run: Path, picture: Path) -> dict[str, str]:
+    """What the run's weights say of a picture, by the way in which they are named."""
+    newest, older = list_checkpoints(run / "checkpoints")
+    said = {"model": predict(run, picture), "last": predict(run, picture, "last")}
+    said |= {"newest": predict(newest, picture), "older": predict(older, picture)}
+    flip_a_bit(newest / "weights.safetensors")
+    said |= {"last intact": predict(run, picture, "last"), "damaged": predict(newest, picture)}
+    (older / "config.json").unlink()
+    said["card of model/"] = predict(older, picture)
+    shutil.rmtree(run / "model")
+    said |= {"no card": predict(older, picture), "no model": predict(run, picture)}
+    return said
+
+
+def test_a_checkpoint_is_a_model(copy: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (72, 72, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    (said,) = run_processes(1, predict_each, copy, tmp_path / "picture.png")
+    assert said["last"] == said["newest"] != said["model"]  # the best evaluation was that of step 4
+    assert said["older"] == said["last intact"] == said["card of model/"] != said["newest"]
+    assert said["damaged"].startswith("4 damaged model")
+    assert said["no card"].startswith("4 this checkpoint does not say what its weights are")
+    assert said["no model"].startswith("4 no model")
+    assert "give " in said["no model"]
+    assert "step-00000006" in said["no model"]
