@@ -21,8 +21,8 @@ from alexnet_dist.extras import import_extra
 from alexnet_dist.parallel.runtime import call_with_deadline
 from alexnet_dist.text import escape_text
 
-ASK_SECONDS = 4.0  # for W&B's word on account and network
-PROBE_SECONDS = 2.0
+ASK_SECONDS = 3.0  # for W&B's word on account and network
+PROBE_SECONDS = 1.5
 _SECRETS = ("WANDB_API_KEY",)
 
 # W&B's variables that never have an effect, and what goes before them.
