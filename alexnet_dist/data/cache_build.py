@@ -26,10 +26,11 @@ from alexnet_dist.data.cache_store import MANIFEST, Layout, Mask, list_bad, read
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
+from alexnet_dist.data.patience import Patience, describe_process
 from alexnet_dist.data.plan import find_enlarged
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.data.torchvision_engine import resize_pixels
-from alexnet_dist.data.workers import end_with_training_process, worker_context
+from alexnet_dist.data.workers import FILES_PER_WORKER, allow_open_files, end_with_training_process, worker_context
 from alexnet_dist.durable import disk_errors_named, tidy_folder
 from alexnet_dist.errors import DataError, MachineError
 from alexnet_dist.text import escape_text
@@ -275,21 +276,53 @@ def _run_jobs(jobs: Iterator[_Job], workers: int) -> Iterator[Footer]:
     """The footers of chunks as they are made.
 
     Raises:
-        MachineError: a decoding process was killed.
+        MachineError: a decoding process was killed, or none has made anything for too long.
     """
     if workers <= 1:
         yield from map(_make_chunk, jobs)
         return
+    allow_open_files(FILES_PER_WORKER * workers)
+    ready = list(jobs)
     # Processes, not threads: a seventh of the work holds Python's lock, and seven threads would be the end of it.
     pool = ProcessPoolExecutor(workers, worker_context(), _start_worker)
+    patience = _watch(pool, ready)
     try:
-        for done in as_completed([pool.submit(_make_chunk, job) for job in jobs]):
-            yield done.result()
+        with patience.counting():
+            made = as_completed([pool.submit(_make_chunk, job) for job in ready])
+            while True:
+                with patience.waiting():
+                    done = next(made, None)
+                if done is None:
+                    return
+                yield done.result()
     except BrokenProcessPool as error:
+        if patience.reason:
+            remedy = "see to the process or its disk, then start again"
+            raise MachineError(f"no pictures for {patience.limit} s", why=patience.reason, remedy=remedy) from error
         remedy = "most likely memory ran out: lower --data.workers"
         raise MachineError("a decoding process was killed", why=str(error).splitlines()[0], remedy=remedy) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _watch(pool: ProcessPoolExecutor, jobs: Sequence[_Job]) -> Patience:
+    """A limit on waiting for the next chunk: a process that is stopped goes before those that are only slow."""
+
+    def describe() -> str:
+        said = sorted((describe_process(pid, jobs[0].index.root) for pid in list(pool._processes)), key=_is_running)
+        return said[0] if said else "decoding processes begin"
+
+    def give_up() -> bool:
+        processes = list(pool._processes.values())
+        for process in processes:
+            process.kill()  # the pool notices it
+        return bool(processes)
+
+    return Patience(max(len(job.index) for job in jobs), describe, give_up)
+
+
+def _is_running(said: str) -> bool:
+    return "is stopped" not in said
 
 
 def _start_worker() -> None:

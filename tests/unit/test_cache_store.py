@@ -19,7 +19,7 @@ from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
 from alexnet_dist.commands.cli import run
-from alexnet_dist.data import cache_build, cache_store
+from alexnet_dist.data import cache_build, cache_store, patience
 from alexnet_dist.data.cache_build import build_store, iterate_build
 from alexnet_dist.data.cache_store import Layout, check_cacheable, iterate_checks, lay_out, open_store
 from alexnet_dist.data.decode import Pixels
@@ -224,10 +224,11 @@ class Deadly:
     """Kills the process that reads the seventh picture."""
 
     parent: int
+    way: int = signal.SIGKILL
 
     def load(self, path: str) -> Pixels:
         if path == "6" and os.getpid() != self.parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.way)
         return make_picture()
 
 
@@ -240,6 +241,15 @@ def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
     assert not layout.is_whole
     build(layout)
     assert layout.is_whole
+
+
+def test_a_stopped_worker_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = replace(scan(root), paths=tuple(map(str, range(12))), pixels=Deadly(os.getpid(), signal.SIGSTOP))
+    index.sizes[:] = (40, 24)
+    monkeypatch.setattr(patience, "LIMIT_SECONDS", 40)
+    monkeypatch.setattr(patience, "TURN_SECONDS", 0.2)
+    with pytest.raises(MachineError, match=r"no pictures for 40 s: worker \d+ is stopped; see to the process"):
+        build(lay_out(tmp_path, index, None, 3, LIMIT), workers=2)
 
 
 @pytest.mark.parametrize("name", ["cats", "0123456789abcdef", "fedcba9876543210"])
