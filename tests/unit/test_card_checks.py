@@ -147,7 +147,7 @@ def test_a_network_is_not_built_for_weights_that_do_not_fit(tmp_path: Path) -> N
         lambda: read_fitting_card(folder),
         lambda: list(predict_files(folder, [], 1, "cpu")),
         lambda: export_model(folder, "onnx", tmp_path / "x.onnx"),
-        lambda: evaluate_model(folder, "val", {}, 8),
+        lambda: evaluate_model(folder, "val", {"data.workers": 0}, 8),
         lambda: AlexNet.from_pretrained(folder),
     ]
     for use in uses:
