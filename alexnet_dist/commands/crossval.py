@@ -132,8 +132,8 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
         DataError: no images, bad ones, other ones than before, or too few of a class.
     """
     from alexnet_dist.commands.crossval_table import read_result
-    from alexnet_dist.commands.places import check_output_dir
     from alexnet_dist.commands.splits import find_root, find_sets
+    from alexnet_dist.commands.targets import check_output_dir
     from alexnet_dist.data.folds import check_classes_fill_folds
     from alexnet_dist.data.samples import BadFilesError
     from alexnet_dist.durable import tidy_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.estimate import ELEMENT_BYTES, add_wire_options
-from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
+from alexnet_dist.commands.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.config import Config
 from alexnet_dist.durable import write_json
 from alexnet_dist.errors import UsageError

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.estimate_report import advise, predict_all, to_json, write_published, write_table
-from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
 from alexnet_dist.commands.summary import configured_network, read_settings
+from alexnet_dist.commands.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.durable import format_json, read_json_file, write_json
 from alexnet_dist.errors import UsageError
 from alexnet_dist.parallel.environment import world_size_from_environment

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.commands.model_options import add_model_options
-from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
+from alexnet_dist.commands.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.config import Config, DataConfig, EvaluationConfig
 from alexnet_dist.config_checks import ARRAY_SOURCES
 from alexnet_dist.data.workers import start_worker_server

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_dist.commands.model_options import add_model_options
-from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
+from alexnet_dist.commands.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.settings import new_parser, parse_options
 from alexnet_dist.text import escape_text

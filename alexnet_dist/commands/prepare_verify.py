@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexnet_dist.commands.places import OVERWRITE_HELP, check_target
+from alexnet_dist.commands.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.config import Config, DataConfig
 from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_images
 from alexnet_dist.data.manifest import read_manifest

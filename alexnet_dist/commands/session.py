@@ -31,12 +31,12 @@ from alexnet_dist.commands.changed_images import (
     warn_about_newer,
 )
 from alexnet_dist.commands.network import build_spec, check_can_be_built
-from alexnet_dist.commands.places import check_output_dir
 from alexnet_dist.commands.preflight import check_signal
 from alexnet_dist.commands.same_data import find_same_images
 from alexnet_dist.commands.splits import Splits, build_splits, cache_dir, find_root
 from alexnet_dist.commands.starting_weights import load_starting_weights
 from alexnet_dist.commands.strategy import check_strategy, cut_network, replicate_network
+from alexnet_dist.commands.targets import check_output_dir
 from alexnet_dist.commands.tracking import check_mirrors, open_trackers
 from alexnet_dist.config import Config
 from alexnet_dist.data.cache_store import check_cacheable

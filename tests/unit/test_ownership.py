@@ -16,7 +16,7 @@ from refusals import refused
 from tiny import tiny_config
 
 from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.places import check_output_dir, check_target
+from alexnet_dist.commands.targets import check_output_dir, check_target
 from alexnet_dist.config import DataConfig
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.settings import dump_config
@@ -183,7 +183,9 @@ def test_training_beside_a_users_files_leaves_them(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("out", ["data", "data/train/out", "", ".", "/", "~"])
-@pytest.mark.parametrize("data", [{"root": "data"}, {"root": None, "train": "data/train"}, {"source": "cifar10"}])
+@pytest.mark.parametrize(
+    "data", [{"root": "data"}, {"root": None, "train": "data/train"}, {"source": "manifest", "image_dir": "train"}]
+)
 def test_results_never_lie_among_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, data: dict[str, Any]
 ) -> None:
@@ -191,10 +193,10 @@ def test_results_never_lie_among_the_images(
     settings = DataConfig(**{"root": "data", **data})
     with pytest.raises(UsageError, match="--output_dir"):
         check_output_dir(os.path.expanduser(out), settings)
-    check_output_dir("data2", settings)
-    check_output_dir("runs/data", settings)
-    earlier_run(tmp_path / "old" / "data" / "run2")
-    check_output_dir("old/data/run2", DataConfig(root="old"))  # it began under an earlier version
+    for beside in ("data2", "runs/data", "data/run0", "data/training"):
+        check_output_dir(beside, settings)
+    earlier_run(tmp_path / "old" / "train" / "run2")
+    check_output_dir("old/train/run2", DataConfig(root="old"))  # it began under an earlier version
 
 
 # -- files that are asked for -----------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ OVERWRITE_HELP = "replace a file that is there; never one that a run keeps itsel
 
 
 def check_output_dir(out: str, data: DataConfig) -> None:
-    """Refuse a folder of results that contains, or lies in, the folder of the images, and the roots of all.
+    """Refuse a folder of results among the images or around them, and the roots of all.
+
+    A folder beside the sets (`ROOT/runs` where the images are in `ROOT/train`) is as good as any other.
 
     Raises:
         UsageError: it is such a folder.
@@ -33,17 +35,18 @@ def check_output_dir(out: str, data: DataConfig) -> None:
         if folder.is_relative_to(images) or images.is_relative_to(folder):
             why = f"nothing is ever written among the images of {images}"
             raise UsageError("--output_dir and the images overlap", where=str(folder), why=why, remedy=remedy)
+    if data.root is not None and Path(data.root).resolve().is_relative_to(folder):
+        why = "it is data.root, or holds it"
+        raise UsageError("--output_dir cannot be this folder", where=str(folder), why=why, remedy=remedy)
 
 
 def _list_image_folders(data: DataConfig) -> Iterator[Path]:
+    """The folders that the sets are read from; what a list names lies in data.image_dir, if anywhere in particular."""
     if data.source == "synthetic":
         return
-    if data.root is not None:
-        root = Path(data.root).resolve()
-        if root != Path(root.anchor):  # the root of lists with absolute paths
-            yield root
-    elif data.source == "folder":
-        yield from (Path(name).resolve() for name in (data.train, data.val, data.test) if name)
+    root = Path(data.root or ".").resolve()
+    sets = (data.train, data.val, data.test) if data.source == "folder" else (data.image_dir,)
+    yield from (root / name for name in sets if name)
 
 
 def check_target(out: str, overwrite: bool, option: str = "--out") -> Path:
