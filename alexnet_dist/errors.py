@@ -11,7 +11,7 @@ from typing import Any
 from alexnet_dist.text import escape_text, shorten
 
 LONGEST_LINE = 200  # characters with a short path; a longer line loses the middle of its longest parts
-_COMMON_PATH, _LONGEST_PATH = 40, 120  # a path of more than the first makes the line longer
+_COMMON_PATH, _LONGEST_PATH = 40, 240  # a path of more than the first makes the line longer; it is to be copied whole
 _SHORTEST_PART, _LONGEST_REMEDY = 60, 300
 
 

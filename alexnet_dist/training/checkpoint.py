@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -311,9 +310,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights, optimizer = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
     except (OSError, ValueError, SafetensorError) as error:
         raise _refuse(path, str(error)) from error
-    for name, tensor in [*weights.items(), *optimizer.items()]:
-        if tensor.dtype != torch.float32:
-            raise _refuse(path, f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not float32")
     config = b""
     if (path / CONFIG).is_file():
         with (path / CONFIG).open("rb") as file:

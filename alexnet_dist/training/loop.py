@@ -184,6 +184,7 @@ class Trainer:
         """
         self.load_weights(checkpoint.weights, checkpoint.where)
         try:
+            self._check_precision(checkpoint)
             self.state = TrainState.from_json(checkpoint.state.get("train"))
             if checkpoint.state.get("step", self.state.step) != self.state.step:
                 raise ValueError(f"it is of two steps, {checkpoint.state['step']} and {self.state.step}")
@@ -197,6 +198,13 @@ class Trainer:
             raise CheckpointError(
                 "cannot use this checkpoint", where=checkpoint.where, why=why, remedy=OTHERWISE
             ) from error
+
+    def _check_precision(self, checkpoint: Checkpoint) -> None:
+        wanted = next(self.model.parameters()).dtype
+        for name, tensor in [*checkpoint.weights.items(), *checkpoint.optimizer.items()]:
+            if tensor.dtype != wanted and tensor.dim():  # Adam's count of its updates is float32 everywhere
+                found, needed = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, wanted))
+                raise ValueError(f"{name} is {found}, not {needed}")
 
     def settle_model(self) -> None:
         """Notice that model/ does not hold the best weights the checkpoint knows of: then the next ones are the best.

@@ -81,7 +81,7 @@ def test_a_figure_is_drawn(tmp_path: Path) -> None:
 def test_a_figure_without_matplotlib_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run("estimate", [*TOLD, "--processes", "2", "--figure", str(tmp_path / "figure.png")]) == 5
     assert "pip install 'alexnet_dist[plots]'" in capsys.readouterr().err
 

@@ -7,13 +7,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tables import read_table
 
-from alexnet_dist.errors import MachineError
-from alexnet_dist.training import trackers as trackers_module
+from alexnet_dist.errors import DivergedError, MachineError
 from alexnet_dist.training.metrics_csv import COLUMNS, MetricsCsv
 from alexnet_dist.training.trackers import MetricsFile, Row, Trackers, read_rows
 
@@ -57,11 +57,19 @@ def test_cells_are_the_numbers_of_metrics_jsonl(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
 
 
-@pytest.mark.parametrize("value", [None, float("inf"), float("nan"), 2**53 - 1])
+@pytest.mark.parametrize("value", [None, 1e-300, 2**53 - 1])
 def test_odd_numbers_survive(tmp_path: Path, value: float | None) -> None:
     open_both(tmp_path).log({**TRAIN, "loss": value})
     (row,) = read_table(tmp_path / "metrics.csv")
     assert repr(row.get("loss")) == repr(value if value is None else float(value))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_is_none_reaches_neither(tmp_path: Path, value: float) -> None:
+    trackers = open_both(tmp_path)
+    with pytest.raises(DivergedError, match=r"loss of metrics\.jsonl"):
+        trackers.log({**TRAIN, "loss": value})
+    assert read_rows(tmp_path / "metrics.jsonl") == read_table(tmp_path / "metrics.csv") == []
 
 
 def test_table_equals_metrics_after_a_resume(tmp_path: Path) -> None:
@@ -162,8 +170,10 @@ def test_an_error_of_metrics_jsonl_is_the_error_of_the_run(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     mirror = Notebook([])
-    trackers = Trackers(MetricsFile(tmp_path / "metrics.jsonl", 0), {"Any": lambda rows: mirror})
-    monkeypatch.setattr(trackers_module.json, "dumps", fail)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    trackers = Trackers(metrics, {"Any": lambda rows: mirror})
+    metrics._file.close()
+    monkeypatch.setattr(metrics, "_file", SimpleNamespace(write=fail, fileno=lambda: 0))
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(MachineError, match=r"cannot write metrics\.jsonl .*free some space"):
         call(trackers)

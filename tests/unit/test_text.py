@@ -117,7 +117,7 @@ def test_an_error_line_is_short_and_keeps_its_remedy(part: str) -> None:
         part: "9" * 10**6,
     }
     line = str(UsageError(**parts, remedy="set --train.epochs 3"))
-    assert len(line) <= LONGEST_LINE + (80 if part == "where" else 0)  # a long path may make it longer
+    assert len(line) <= LONGEST_LINE + (200 if part == "where" else 0)  # a long path may make it longer
     assert line.endswith("; set --train.epochs 3")
 
 
