@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from tiny import tiny_config
 from verbs import call
 
+from alexnet_dist.commands.cli import run
 from alexnet_dist.commands.train import train
 from alexnet_dist.errors import MachineError
 from alexnet_dist.parallel.environment import REFUSED, check_environment, is_cpu_wanted, is_first_here
@@ -63,6 +64,17 @@ def test_what_cannot_be_meant_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(MachineError, match=words) as error:
         check_environment()
     assert len(str(error.value)) <= 200
+
+
+@pytest.mark.parametrize("variables", [f"RANK=1 WORLD_SIZE=1 {MEETING}", "RANK=1"])
+def test_a_rank_without_a_first_one_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: str
+) -> None:
+    set_variables(monkeypatch, variables)
+    assert run("train", ["--config", "smoke"]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "RANK" in line
 
 
 @pytest.mark.parametrize(
