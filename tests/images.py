@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -134,9 +135,16 @@ def _oriented() -> list[GoodImage]:
         images.append(GoodImage(f"exif-{orientation}.jpg", data, rgb, JPEG_TOLERANCE))
     turned = upright.transpose(STORED[6])
     xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:li tiff:Orientation="6"/></x:xmpmeta>'
+    spaced = b"<x:xmpmeta><rdf:li tiff:Orientation = ' 6 '/></x:xmpmeta>"
     png = encode(turned, format="PNG", exif=exif_block(6))
+    profile = PngInfo()  # as ImageMagick keeps EXIF
+    profile.add_text("Raw profile type exif", f"\nexif\n{len(exif_block(6)):8}\n{exif_block(6).hex()}\n", zip=True)
     return [
         *images,
+        GoodImage("xmp-spaced.jpg", add_segment(encode(turned, **JPEG), 0xE1, xmp[:29] + spaced), rgb, JPEG_TOLERANCE),
+        GoodImage("xmp-spaced.tiff", encode(turned, format="TIFF", tiffinfo={700: spaced}), rgb),
+        GoodImage("xmp-6-tag-6.tiff", encode(turned, format="TIFF", tiffinfo={700: spaced, 0x0112: 6}), rgb),
+        GoodImage("raw-profile.png", encode(turned, format="PNG", pnginfo=profile), rgb),
         GoodImage("xmp-6.jpg", add_segment(encode(turned, **JPEG), 0xE1, xmp), rgb, JPEG_TOLERANCE),
         GoodImage("xmp-6-exif-1.jpg", add_segment(images[0].data, 0xE1, xmp), rgb, JPEG_TOLERANCE),
         GoodImage("xmp-6.webp", encode(turned, format="WEBP", lossless=True, xmp=xmp[29:]), rgb),

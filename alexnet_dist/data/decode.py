@@ -66,7 +66,8 @@ _TILE_TAGS, _STRIP_TAG, _BITS_TAG = (322, 323), 278, 258
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 _FORMATS_WITH_16_BIT_I = frozenset({"PNG", "PPM"})  # their 16-bit gray opens as "I" in some versions of Pillow
 _PILLOW_MODULES = re.compile(r"PIL\.")
-_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
+_XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([1-8])""")
+_RAW_EXIF = ("Raw profile type exif", "Raw profile type APP1")  # texts of a PNG in which ImageMagick keeps EXIF
 _REASON_LENGTH = 160
 _PNG_DEPTH_OFFSET = 24  # of the bits per sample, which Pillow's mode does not tell: it opens 16-bit colour as RGB
 _PREFIX_LENGTH = 30  # what Pillow's plugins look at to recognise their format
@@ -131,7 +132,7 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Newer versions of Pillow swap `size` themselves, older ones do not: take the stored sides.
             width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            orientation = image.getexif().get(_ORIENTATION_TAG, _read_hidden_orientation(image))
         else:
             width, height = image.size
             orientation = _read_orientation(image)
@@ -180,14 +181,15 @@ def decode_image(
         raise ValueError(f"channels must be 1 or 3, not {channels}")
     with _reading(source) as stream:
         image, form = _open_image(stream, max_pixels)
-        orientation = _read_orientation(image)
+        is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+        orientation = _read_hidden_orientation(image) if is_tiff else _read_orientation(image)
         if isinstance(form, Head):
             load_whole(image, form, stream)
         else:
             image.load()
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if is_tiff:
             # Pillow turns a TIFF upright while loading and then removes the tag.
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            orientation = image.getexif().get(_ORIENTATION_TAG, orientation)
         if size is not None:
             _compare_size(image.size[::-1] if orientation in _TRANSPOSED else image.size, size)
         if window is not None and orientation not in _UPRIGHT and image.mode in ("L", "RGB"):
@@ -213,10 +215,10 @@ def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
     """
     _silence_pillow()
     try:
+        is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+        hidden = _read_hidden_orientation(image) if is_tiff else 1
         picture = image.copy()  # decodes, and finds an EXIF block behind the pixels
-        orientation = _read_orientation(image)
-        if isinstance(image, TiffImagePlugin.TiffImageFile):
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)  # see `decode_image`
+        orientation = image.getexif().get(_ORIENTATION_TAG, hidden) if is_tiff else _read_orientation(image)
         return _convert_upright(picture, image.format, orientation, channels)
     except (UnreadableImageError, MemoryError):
         raise
@@ -324,8 +326,12 @@ def _read_form(image: ImageFile.ImageFile, stream: BinaryIO) -> Form:
     position = stream.tell()  # Pillow goes on from there
     chunks = read_chunks(stream)
     stream.seek(position)
+    profiles = [image.info[key] for key in _RAW_EXIF if isinstance(image.info.get(key), str)]
     if chunks.exif:
         image.info["exif"] = chunks.exif
+    elif profiles:  # three lines of words, then digits
+        with contextlib.suppress(ValueError):
+            image.info["exif"] = bytes.fromhex("".join(profiles[0].split("\n")[3:]))
     return chunks
 
 
@@ -414,6 +420,11 @@ def _read_orientation(image: Image.Image) -> int:
     if orientation is None:
         return _read_xmp_orientation(image)
     return orientation if isinstance(orientation, int) else 1
+
+
+def _read_hidden_orientation(image: Image.Image) -> int:
+    """Orientation of a TIFF, before it is loaded, that stands in its XMP packet where Pillow does not find it."""
+    return 1 if _ORIENTATION_TAG in image.getexif() else _read_xmp_orientation(image)
 
 
 def _read_xmp_orientation(image: Image.Image) -> int:
