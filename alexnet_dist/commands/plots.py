@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from alexnet_dist.data.plan import Plan
 from alexnet_dist.data.samples import SampleIndex
 from alexnet_dist.durable import refuse_link, write_csv
 from alexnet_dist.errors import MachineError
-from alexnet_dist.figures.canvas import check_matplotlib, shorten
+from alexnet_dist.figures.canvas import check_matplotlib, is_own_figure, shorten
 from alexnet_dist.figures.confusion import CLASS_COLUMNS, Counts, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
@@ -36,7 +37,14 @@ from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.model_folder import ModelCard, read_card, read_model_weights
-from alexnet_dist.training.ownership import check_ownership, is_made_here, mark_folder, read_marker
+from alexnet_dist.training.ownership import (
+    FIRST_WORDS,
+    check_ownership,
+    is_made_here,
+    is_own_table,
+    mark_folder,
+    read_marker,
+)
 from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions
 from alexnet_dist.training.run_folder import METRICS, PLOTS
 from alexnet_dist.training.signals import StopRequest
@@ -186,10 +194,22 @@ def draw_figures(
         actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder / "confusion.png")
         actions["worst.png"] = lambda: _draw_worst(subject, judged, folder / "worst.png")
     actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
+    kept = {name for name in actions if name in names and not _is_ours(folder / name)}
+    if kept:
+        remedy = "move them away, and draw with launch/evaluate.py --model RUN --plots"
+        logger.warning("%s: %s not drawn by this version: they stay; %s", folder, ", ".join(sorted(kept)), remedy)
+    names = {*names} - kept
     drawn = [name for name, action in actions.items() if name in names and _guard(f"{PLOTS}/{name}", action)]
     _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", {"step": step}))
     if drawn:
         logger.info("figures: %s (%s)", folder, ", ".join(drawn))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a name is free, or that of a figure or table drawn here: anything else is its user's."""
+    if not os.path.lexists(path):
+        return True
+    return is_own_table(path) if path.name in FIRST_WORDS else is_own_figure(path)
 
 
 def _open_folder(folder: Path, run: Path) -> None:

@@ -23,6 +23,7 @@ DPI = 120
 PADDING = 0.06  # inches around each part
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 12.0, 10.0, 8.0  # points
 PLAIN: dict[str, Any] = {"parse_math": False}
+SOFTWARE = "alexnet_dist"  # stands in each PNG file: one without it is its user's
 
 
 def check_matplotlib() -> None:
@@ -54,8 +55,17 @@ def save_figure(figure: Figure, path: Path) -> None:
     image = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script the font lacks
-        figure.savefig(image, format="png")
+        figure.savefig(image, format="png", metadata={"Software": SOFTWARE})
     write_file(path, image.getvalue())
+
+
+def is_own_figure(path: Path) -> bool:
+    """Whether a file is one that `save_figure` wrote. It says so in the first of its texts."""
+    try:
+        with path.open("rb") as file:
+            return f"Software\0{SOFTWARE}".encode() in file.read(256)
+    except OSError:
+        return False
 
 
 def shorten(text: str, length: int) -> str:

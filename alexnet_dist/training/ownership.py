@@ -50,8 +50,10 @@ FIRST_WORDS = {
     "bad_files.csv": b"path,",
     "images.csv.gz": b"\x1f\x8b",
     "crossval.csv": b"fold,",
+    "classes.csv": b"class,count,top1,",
 }
-_HARMLESS = {LOCK, "lost+found"}  # a start that is going on, the root of a disk
+# A start that is going on, the root of a disk, and what keeps a folder in git or remembers how it is shown.
+_HARMLESS = {LOCK, "lost+found", ".gitkeep", ".gitignore", ".DS_Store"}
 
 
 def check_ownership(folder: Path, kind: Kind, remedy: str = "set --output_dir to a new or empty folder") -> None:

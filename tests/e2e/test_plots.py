@@ -196,6 +196,19 @@ def test_evaluate_leaves_a_users_figures_beside_a_given_model(trained: Path, tmp
     assert (folder / "plots" / "conv1.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_users_figures_in_a_run_stay(copied: Path, verb: str) -> None:
+    mine = [copied / "plots" / name for name in ("curves.png", "confusion.png", "classes.csv")]
+    for path in mine:
+        path.write_text("mine")
+    (copied / "plots" / "conv1.png").write_bytes(before := b"ours" + (copied / "plots" / "conv1.png").read_bytes()[4:])
+    words = ["--config", copied / "config.yaml", "--output_dir", copied, "--train.epochs", "3"]
+    text = call_well(verb, *(words if verb == "train" else ["--model", copied, "--plots", "--data.workers", "0"]))
+    assert "classes.csv, confusion.png, curves.png not drawn by this version: they stay" in text
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert (copied / "plots" / "conv1.png").read_bytes() != before
+
+
 @pytest.mark.parametrize(("processes", "name"), [(1, "."), (2, "model")])
 def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name: str) -> None:
     shutil.rmtree(copied / "plots")

@@ -113,7 +113,7 @@ def marked_run(folder: Path) -> None:
 RUNS: list[Callable[[Path], None]] = [earlier_run, earlier_run_without_run_json, marked_run]
 
 
-@pytest.mark.parametrize("begin", [*RUNS, Path.mkdir, lambda folder: make(folder, ".lock")])
+@pytest.mark.parametrize("begin", [*RUNS, Path.mkdir, lambda folder: make(folder, ".lock", ".gitkeep")])
 def test_a_run_goes_on_and_its_users_files_stay(tmp_path: Path, begin: Callable[[Path], None]) -> None:
     folder = tmp_path / "run"
     begin(folder)
