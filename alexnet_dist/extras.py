@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from types import ModuleType
+import os
+from types import ModuleType, TracebackType
 from typing import Any
 
 from alexnet_dist.errors import MachineError
@@ -40,8 +41,11 @@ def import_installed(name: str) -> ModuleType:
         raise _say_broken(name.partition(".")[0], error) from error
 
 
-def explain_import_error(error: ImportError) -> MachineError | None:
+def explain_import_error(error: Exception) -> MachineError | None:
     """The line for a package that everyone needs and that cannot be imported; None where the fault is ours."""
+    if not isinstance(error, ImportError):
+        package = _find_imported(error.__traceback__)
+        return _say_broken(package, error) if package else None
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -54,12 +58,23 @@ def explain_import_error(error: ImportError) -> MachineError | None:
     return _say_broken(package, error)
 
 
+def _find_imported(trace: TracebackType | None) -> str:
+    """The package of others whose own module was being imported when an error came; "" if there was none."""
+    package = ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "<module>":
+            package = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        trace = trace.tb_next
+    return "" if package == __name__.partition(".")[0] else package
+
+
 def _say_broken(package: str, error: Exception) -> MachineError:
-    return MachineError(
-        f"{package} is installed and cannot be imported",
-        why=str(error) or repr(error),
-        remedy=f"mend it, or install it again: pip install --force-reinstall {package}",
-    )
+    why = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    variables = [name for name in os.environ if name.startswith(f"{package.upper()}_")]  # TORCH_LOGS=x: a ValueError
+    remedy = f"mend it, or install it again: pip install --force-reinstall {package}"
+    if variables and not isinstance(error, ImportError):
+        remedy = f"unset {', '.join(sorted(variables))}, if that is at fault, or {remedy}"
+    return MachineError(f"{package} is installed and cannot be imported", why=why, remedy=remedy)
 
 
 def is_installed(package: str) -> bool:

@@ -97,7 +97,9 @@ def _call_verb(verb: str, argv: Sequence[str]) -> int:
     try:
         module = importlib.import_module(f"alexnet_dist.commands.{verb}")
         return int(module.main(argv))
-    except ImportError as error:
+    except AlexNetDistError:
+        raise
+    except Exception as error:
         broken = None if explain_exhaustion(error) else explain_import_error(error)
         if broken is None:
             raise

@@ -40,7 +40,7 @@ NOT_OURS = (*NO, "")
 REFUSED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "unset it; train.micro_batch_size says how a batch is cut"),
     "ACCELERATE_DYNAMO_BACKEND": (("no", ""), "unset it; --compile true compiles the network"),
-    "ACCELERATE_TORCH_DEVICE": (("",), "unset it; --device says where to compute"),
+    "ACCELERATE_TORCH_DEVICE": (("cpu",), "unset it; --device says where to compute"),
     "ACCELERATE_FP8_BACKEND": (("no",), "unset it; precision has no fp8"),
     "ACCELERATE_USE_DEEPSPEED": (NOT_OURS, "leave DeepSpeed out; parallel.strategy says how to share the work"),
     "ACCELERATE_USE_FSDP": (NOT_OURS, "leave FSDP out; parallel.strategy says how to share the work"),
@@ -70,8 +70,8 @@ def is_first_here(without: int = -1) -> bool:
 
 
 def is_cpu_wanted() -> bool:
-    """Whether ACCELERATE_USE_CPU keeps this process off the GPUs."""
-    return os.environ.get(CPU, "").lower() in YES
+    """Whether ACCELERATE_USE_CPU, or Ray's way to say it, keeps this process off the GPUs."""
+    return os.environ.get(CPU, "").lower() in YES or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu"
 
 
 def _read_number(name: str, default: int) -> int:

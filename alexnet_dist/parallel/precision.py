@@ -41,11 +41,12 @@ def check_launcher_precision(chosen: str) -> None:
     Raises:
         UsageError: it does.
     """
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
     if launcher not in ("no", MIXED_PRECISION[chosen]):
         raise UsageError(
             f"the launcher's --mixed_precision {launcher} and precision {chosen} differ",
-            remedy=f"leave --mixed_precision out or set --precision {launcher}",
+            remedy="leave --mixed_precision out"
+            + (f" or set --precision {launcher}" if launcher in MIXED_PRECISION else ""),
         )
 
 

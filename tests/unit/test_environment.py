@@ -56,6 +56,7 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
         ("ACCELERATE_USE_FSDP=True", "ACCELERATE_USE_FSDP is True"),
         ("ACCELERATE_DYNAMO_BACKEND=INDUCTOR", "--compile true"),
         ("ACCELERATE_TORCH_DEVICE=meta", "--device"),
+        ("ACCELERATE_TORCH_DEVICE=", "--device"),
         ("ONEDNN_DEFAULT_FPMATH_MODE=BF16", "--precision"),
     ],
 )
@@ -86,6 +87,7 @@ def test_a_rank_without_a_first_one_speaks(
         "MASTER_ADDR=10.0.0.1 MASTER_PORT=29500",  # exported for good; one process meets nobody
         "OMPI_COMM_WORLD_SIZE=1 OMPI_COMM_WORLD_RANK=0",
         "SLURM_NTASKS=2 SLURM_PROCID=0",
+        f"RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 NODE_RANK=0 ACCELERATE_TORCH_DEVICE=cpu {MEETING}",  # Ray
         "ACCELERATE_USE_CPU=on ACCELERATE_USE_FSDP=false ACCELERATE_DYNAMO_BACKEND=NO ACCELERATE_FP8_BACKEND=NO",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=1 FSDP_OFFLOAD_PARAMS=true PARALLELISM_CONFIG_TP_SIZE=2",
     ],
@@ -119,6 +121,9 @@ def test_one_rule_says_what_the_cpu_variable_means(monkeypatch: pytest.MonkeyPat
     for text, wanted in (("1", True), ("Yes", True), ("true", True), ("0", False), ("False", False)):
         monkeypatch.setenv("ACCELERATE_USE_CPU", text)
         assert is_cpu_wanted() == wanted
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cpu")
+    assert is_cpu_wanted()
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     with pytest.raises(MachineError, match=r"device is cuda and .*ACCELERATE_USE_CPU"):
         start_runtime("cuda", "fp32")

@@ -82,6 +82,22 @@ def test_a_package_that_everyone_needs_is_one_line(
     assert capsys.readouterr().err.startswith(f"error: {line}")
 
 
+def test_a_variable_that_a_package_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As TORCH_LOGS and TORCH_DISTRIBUTED_DEBUG are read while torch is imported."""
+    put_package(tmp_path, "broken_package", "int(__import__('os').environ['BROKEN_PACKAGE_LEVEL'])", monkeypatch)
+    monkeypatch.setenv("BROKEN_PACKAGE_LEVEL", "high")
+    monkeypatch.setattr(summary, "main", lambda argv: bool(importlib.import_module("broken_package")))
+    assert run("summary", []) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: broken_package is installed and cannot be imported: invalid literal for int()")
+    assert "; unset BROKEN_PACKAGE_LEVEL, if that is at fault, or mend it" in line
+    monkeypatch.setattr(summary, "main", lambda argv: int("ours"))
+    with pytest.raises(ValueError, match="ours"):
+        run("summary", [])
+
+
 def test_an_import_of_ours_that_fails_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "main", lambda argv: bool(importlib.import_module("alexnet_dist.absent")))
     with pytest.raises(ModuleNotFoundError):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from alexnet_dist.errors import MachineError
-from alexnet_dist.parallel.precision import choose_precision, settle_float32
+from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.parallel.precision import check_launcher_precision, choose_precision, settle_float32
 from alexnet_dist.parallel.runtime import start_runtime
 
 
@@ -92,3 +92,17 @@ def test_nvidias_own_switch_may_not_contradict(
             settle_float32(precision, on_gpu)
     else:
         settle_float32(precision, on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "remedy"), [("bf16", " or set --precision bf16"), ("fp8", ""), ("", None), ("no", None), ("NO", None)]
+)
+def test_a_launchers_precision_is_refused_with_a_remedy_that_works(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, remedy: str | None
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    if remedy is None:
+        check_launcher_precision("fp32")
+        return
+    with pytest.raises(UsageError, match=f"{launcher} and precision fp32 differ; leave --mixed_precision out{remedy}$"):
+        check_launcher_precision("fp32")
