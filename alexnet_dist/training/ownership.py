@@ -53,7 +53,7 @@ FIRST_WORDS = {
     "classes.csv": b"class,count,top1,",
 }
 # A start that is going on, the root of a disk, and what keeps a folder in git or remembers how it is shown.
-_HARMLESS = {LOCK, "lost+found", ".gitkeep", ".gitignore", ".DS_Store"}
+_HARMLESS = {LOCK, "lost+found", ".gitkeep", ".DS_Store"}
 
 
 def check_ownership(folder: Path, kind: Kind, remedy: str = "set --output_dir to a new or empty folder") -> None:
