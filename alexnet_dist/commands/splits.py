@@ -20,6 +20,7 @@ from alexnet_dist.config_checks import ARRAY_SOURCES, check_fold_is_chosen
 from alexnet_dist.data.array_sets import PARTS, array_index
 from alexnet_dist.data.digits import prepare_digits
 from alexnet_dist.data.folds import split_fold
+from alexnet_dist.data.layouts import explain_missing_folder
 from alexnet_dist.data.manifest import ListForm
 from alexnet_dist.data.manifest_labels import find_class_lists
 from alexnet_dist.data.manifest_table import ColumnNames
@@ -174,6 +175,9 @@ def find_root(data: DataConfig) -> Path:
         layout = " and ".join(f"{root}/{part}/CLASS/*.jpg" for part in (data.train, data.val) if part)
         remedy = f"put images at {layout}" if data.source == "folder" else "give the folder that paths are relative to"
         where, why, near = describe_missing(root)
+        if root.exists():
+            remedy = "give the folder that it lies in, or unpack it and give that folder"
+            raise DataError("data.root is no folder", where=where, why="it is a file", remedy=remedy)
         remedy = f"did you mean '{near}'? or {remedy}" if near else remedy
         raise DataError("data.root is missing", where=where, why=f"no such folder; {why}", remedy=remedy)
     return root
@@ -236,10 +240,15 @@ def cache_dir(data: DataConfig) -> Path:
 
 def _find_folders(data: DataConfig, seed: int, progress: bool) -> Sets:
     root = find_root(data)
+    names = {key: getattr(data, key) for key in PART_KEYS if getattr(data, key)}
+    for key, name in names.items():
+        if not os.path.lexists(root / name):
+            raise explain_missing_folder(root / name, key, name)
     train = scan_split(data, root / data.train, None, progress)
     val, test = (
         scan_split(data, root / name, train.classes, progress) if name else None for name in (data.val, data.test)
     )
+    _warn_about_leaks(train, val, test)
     return train, val, test
 
 
@@ -340,11 +349,13 @@ def _first_difference(names: tuple[str, ...], others: tuple[str, ...]) -> str:
 
 def _warn_about_leaks(*sets: SampleIndex | None) -> None:
     """Say how many pictures stand in more than one set: what is measured on them is not what the network can do."""
-    seen: set[str] = set()
-    leaked: set[str] = set()
+    by_root: dict[str, list[SampleIndex]] = {}  # paths begin in it
     for index in sets:
-        paths = set(index.paths) if index is not None else set()
-        leaked |= seen & paths
-        seen |= paths
+        if index is not None:
+            by_root.setdefault(os.path.realpath(index.root), []).append(index)
+    leaked: set[str] = set()
+    for together in by_root.values():
+        for number, index in enumerate(together[1:], start=1):
+            leaked.update(*(set(index.paths).intersection(other.paths) for other in together[:number]))
     if leaked:
         logger.warning("%d pictures are in more than one of train, val and test ('%s')", len(leaked), min(leaked))

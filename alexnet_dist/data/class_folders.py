@@ -118,7 +118,10 @@ def list_images(root: Path, folders: Sequence[str]) -> list[list[FoundFile]]:
             why="; ".join([join_names(empty), *notes]),
             remedy=f"add images ({SOME_EXTENSIONS}) or remove the folder",
         )
-    for note in [*_describe_passed(walks, *_find_no_classes(root)), *_describe_shared_pictures(walks)]:
+    notes = [*_describe_passed(walks, *_find_no_classes(root)), *_describe_shared_pictures(walks)]
+    if lost := _find_lost_links(root):
+        notes.append(f"{_count(len(lost), 'link')} without a target, which may be missing classes, {join_names(lost)}")
+    for note in notes:
         logger.warning("%s: %s", root, note)
     return [sorted(walk.files) for walk in walks]
 
@@ -234,6 +237,13 @@ def _find_no_classes(root: Path) -> tuple[list[str], list[str]]:
         folders = sorted((entry for entry in entries if _is_folder(entry)), key=lambda entry: entry.name)
     strays = [entry.name for entry in folders if _is_stray(entry.name)]
     return strays, [entry.name for entry in folders if entry.name not in strays and _leads_upwards(entry)]
+
+
+def _find_lost_links(root: Path) -> list[str]:
+    """Links beside the class folders that lead nowhere and are not named as files are."""
+    with os.scandir(root) as entries:
+        links = sorted(entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path))
+    return [name for name in links if not _is_stray(name) and not os.path.splitext(name)[1]]
 
 
 def _describe_passed(walks: Sequence[Walk], strays: Sequence[str] = (), links: Sequence[str] = ()) -> list[str]:

@@ -41,8 +41,16 @@ def refuse_other_layouts(root: Path, folders: Sequence[str], names: Sequence[str
         raise DataError("folders of sets where classes should be", where=str(root), why=why, remedy=remedy)
 
 
-def explain_missing_folder(folder: Path) -> DataError:
-    """The line for a folder that is not there: where it was looked for, what lies there, and what may be meant."""
+def explain_missing_folder(folder: Path, key: str = "", value: str = "") -> DataError:
+    """The line for a folder that is not there: where it was looked for, what lies there, and what may be meant.
+
+    Args:
+        folder: which.
+        key: the setting that names it, "" where none does.
+        value: of the setting.
+    """
     where, why, near = describe_missing(folder)
     remedy = (f"did you mean '{near}'? " if near else "") + "check data.root and the names of the sets below it"
+    if key and near and os.path.isdir(os.path.join(os.path.dirname(where), near)):
+        remedy = f"did you mean --data.{key} {quote_word(os.path.join(os.path.dirname(value), near))}?"
     return DataError("no such folder", where=where, why=why, remedy=remedy)

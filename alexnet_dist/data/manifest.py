@@ -39,8 +39,10 @@ _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
 _TABLE_ENDINGS = (".csv", ".tsv")
-_NOT_A_NUMBER = ("nan", "<na>", "#n/a")  # what programs write where there is no value
+_WHOLE_NUMBER = re.compile(r"([+-]?[0-9]+)(?:\.0+)?")
+_NOT_A_NUMBER = ("nan", "<na>", "#n/a", "n/a", "null")  # what programs write where there is no value
 _MOST_CHARACTERS = 20_000  # of a line: a path has at most 4,096
+_MISSING = os.strerror(errno.ENOENT)
 _HEAD_BYTES = 65_536  # enough to know what a file is
 
 
@@ -140,6 +142,18 @@ def read_manifest(
     return pictures
 
 
+def refuse_other_root(manifest: Path, pictures: Sequence[Listed]) -> None:
+    """Refuse a list of pictures of which none is there: the folder is another one, and no picture is to be mended.
+
+    Raises:
+        DataError: so it is, and there are several.
+    """
+    if len(pictures) > 1 and {picture.reason for picture in pictures} == {_MISSING}:
+        why = f"the first is '{pictures[0].file.path}'"
+        remedy = "set data.root, or data.image_dir, to the folder that the paths begin in"
+        raise DataError("no listed picture is there", where=str(manifest), why=why, remedy=remedy)
+
+
 def _suggest_place(root: Path, manifest: Path, path: str, form: ListForm) -> None:
     """Where none of the pictures is found: refuse with the settings that find the first one, if there are any."""
     folders = [form.image_dir, *sorted(entry.name for entry in os.scandir(root) if entry.is_dir())]
@@ -163,7 +177,16 @@ def _read_table(
     rows, counts = _select_part(manifest, table.rows, form)
     if tell and table.note:
         logger.info("list      %s: %s%s", manifest, table.note, counts)
-    return [(row.line, [_Way(row.path, row.label)]) for row in rows]
+    labels = _drop_fractions([row.label for row in rows], known)
+    return [(row.line, [_Way(row.path, label)]) for row, label in zip(rows, labels, strict=True)]
+
+
+def _drop_fractions(labels: list[str], known: set[str]) -> list[str]:
+    """3.0 is 3 where all labels are whole numbers: so programs write a column in which a value was missing."""
+    numbers = [_WHOLE_NUMBER.fullmatch(label) for label in labels]
+    if not all(numbers) or not known.isdisjoint(labels):
+        return labels
+    return [number[1] for number in numbers if number is not None]
 
 
 def _select_part(manifest: Path, rows: Sequence[Row], form: ListForm) -> tuple[Sequence[Row], str]:

@@ -38,6 +38,7 @@ _LABEL_NAMES = frozenset(
     ]
 )
 _SPLIT_NAMES = frozenset(("split", "set", "subset", "partition", "part", "phase", "fold", "dataset"))
+_CLEAR_SPLIT_NAMES = ("split", "subset", "partition", "phase")  # they say nothing but the set
 # Columns of false and true, and the parts that these say.
 _FLAGS = {
     **dict.fromkeys(("isvalid", "isval", "isvalidation"), ("train", "val")),
@@ -52,6 +53,7 @@ _PARTS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 _NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)
+_GIVEN_MARK = re.compile(r"sep=([,;|\t])\r?\n", re.IGNORECASE)  # a first line of Excel's
 _MOST_NAMED = 8  # columns in a message
 _BINARY = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
@@ -119,7 +121,7 @@ def read_table(
     is_picture: Callable[[str], bool],
     is_class: Callable[[str], bool],
 ) -> Table:
-    """Read a table with commas, semicolons or TABs between its columns.
+    """Read a table with commas, semicolons, TABs or bars between its columns.
 
     A table of two columns need not name them: the first is the path. Of more columns, the ones with the usual names are
     taken, or several columns of 0 and 1 with a single 1 in each row, whose names are the classes.
@@ -159,11 +161,12 @@ def no_label_error(place: str) -> DataError:
 
 def _split_rows(manifest: Path, text: str) -> Rows:
     """The rows that are not empty; columns that are empty in all of them go."""
+    given = _GIVEN_MARK.match(text)
     first = next((line for line in text.split("\n") if line.strip(" \t\r,;")), "")
-    delimiter = next((mark for mark in (",", "\t", ";") if mark in first), ",")
+    delimiter = given[1] if given else next((mark for mark in (",", "\t", ";", "|") if mark in first), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = [(reader.line_num, row) for row in reader if _measure(row)]
+        rows = [(reader.line_num, row) for row in reader if _measure(row)][1 if given else 0 :]
     except csv.Error as error:
         remedy = "mend the quotes"
         raise DataError("damaged CSV", where=f"{manifest}:{reader.line_num}", why=str(error), remedy=remedy) from None
@@ -283,7 +286,7 @@ def _find_one_hot(sheet: _Sheet, rest: Sequence[int]) -> list[int]:
     for (line, _), marks in zip(sheet.rows, zip(*binary.values(), strict=True), strict=True):
         if sum(map(bool, marks)) != 1:
             why = f"{_list_columns(sheet, list(binary))} have {sum(map(bool, marks))} times 1 in this row"
-            remedy = "a picture has one label; name its column: --data.columns.label NAME"
+            remedy = "leave one column a class and a single 1 a row, or name one column: --data.columns.label NAME"
             raise DataError("cannot tell the label", where=f"{sheet.manifest}:{line}", why=why, remedy=remedy)
     return list(binary)
 
@@ -304,6 +307,8 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
         known = [_name_part(sheet, number, cell) != "" for cell in set(sheet.column(number))]
         if all(known) or (any(known) and sheet.width > 2):  # of two columns it may be the label
             found.append(number)
+        elif _normalise(sheet.header[number]) in _CLEAR_SPLIT_NAMES and sheet.width > 2:
+            _read_parts(sheet, number)  # which refuses them: pictures of a test set are not trained on by accident
     if len(found) > 1:
         raise _unclear_error(sheet, "split", "says the set", found)
     return found[0] if found else None

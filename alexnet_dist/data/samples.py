@@ -18,11 +18,12 @@ import numpy.typing as npt
 from alexnet_dist.data.class_folders import FoundFile, join_names, list_class_folders, list_images, match_folders
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, convert_to_luma, cut_window, decode_image
 from alexnet_dist.data.header_scan import Header, scan_headers
-from alexnet_dist.data.manifest import Listed, ListForm, find_first_mentions, read_manifest
+from alexnet_dist.data.manifest import Listed, ListForm, find_first_mentions, read_manifest, refuse_other_root
 from alexnet_dist.data.manifest_labels import derive_classes, number_labels
 from alexnet_dist.data.synthetic import SyntheticPixels
 from alexnet_dist.data.verify import read_verdicts
 from alexnet_dist.errors import DataError, UsageError
+from alexnet_dist.text import quote_word
 
 __all__ = [
     "BadFile",
@@ -208,6 +209,7 @@ def scan_manifest(
         BadFilesError: unreadable files under `fail`; all of them.
     """
     pictures, labels, class_names = _list_pictures(root, manifest, classes, form)
+    refuse_other_root(manifest, pictures)
     lookup = [picture.file for picture in pictures if not picture.reason]
     found = iter(_scan_files(root, lookup, cache_dir, max_pixels, progress, os.path.abspath(manifest)))
     headers = [Header(0, 0, False, picture.reason) if picture.reason else next(found) for picture in pictures]
@@ -361,7 +363,11 @@ def _warn_about_classes(index: SampleIndex, place: Path) -> None:
     if without:
         logger.warning("%s has no image of %s", place, join_names(without))
     if len(index.classes) == 1:
-        logger.warning("%s has a single class, '%s': there is nothing to tell apart", place, index.classes[0])
+        inner = place / index.classes[0]
+        folders = {path.split("/")[1] for path in index.paths if path.count("/") > 1 and place == index.root}
+        advice = f"; if the classes are its folders, name {quote_word(inner)} as the set" if len(folders) > 1 else ""
+        text = "%s has a single class, '%s': there is nothing to tell apart%s"
+        logger.warning(text, place, index.classes[0], advice)
 
 
 def _split_error(index: SampleIndex, label: int, fraction: float) -> DataError:

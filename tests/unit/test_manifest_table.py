@@ -76,11 +76,32 @@ def rows_of(columns: str, mark: str = ",") -> list[str]:
         ("file,level", "pl"),
     ],
 )
-@pytest.mark.parametrize(("mark", "name"), [(",", "list.csv"), (";", "LIST.CSV"), ("\t", "list.tsv")])
+@pytest.mark.parametrize(
+    ("mark", "name"), [(",", "list.csv"), (";", "LIST.CSV"), ("\t", "list.tsv"), ("|", "list.csv")]
+)
 def test_columns_are_found_by_their_names(root: Path, header: str, columns: str, mark: str, name: str) -> None:
     assert read(root, header.replace(",", mark), rows_of(columns, mark), name) == RIGHT
     last = [row.split(mark)[-1] for row in rows_of(columns, mark)]
     assert (last == RIGHT) == columns.endswith("l")  # the control: the last column is another one
+
+
+def test_a_first_line_of_excel_gives_the_mark(root: Path) -> None:
+    assert read(root, "sep=;\r\nsize, in cm;file;label", rows_of("npl", ";")) == RIGHT
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "read_as"),
+    [
+        (["2.0", "10.0", "0", "1.00"], (), ["2", "10", "0", "1"]),
+        (["2.0", "10.5", "0", "1.0"], (), ["2.0", "10.5", "0", "1.0"]),  # measures
+        (["2.0", "2.1", "cat", "1.0"], (), ["2.0", "2.1", "cat", "1.0"]),
+        (["2.0", "1.0", "2.0", "1.0"], ("1.0", "2.0"), ["2.0", "1.0", "2.0", "1.0"]),  # classes of these names
+    ],
+)
+def test_whole_numbers_may_be_floats(root: Path, labels: list[str], known: tuple[str, ...], read_as: list[str]) -> None:
+    rows = [f"{name},{label}" for name, label in zip(PICTURES, labels, strict=True)]
+    listed = read_manifest(root, write(root, "path,label", rows), known)
+    assert [picture.label for picture in listed] == read_as
 
 
 def test_one_hot_cells_may_be_floats(root: Path) -> None:
@@ -143,7 +164,7 @@ def test_settings_have_no_effect_on_text(root: Path) -> None:
     assert "has no effect" in refused(lambda: read_manifest(root, root / "list.txt", (), form), UsageError)
 
 
-@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "<NA>"])
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "<NA>", "N/A", "NULL"])
 @pytest.mark.parametrize(
     ("name", "text"),
     [("list.csv", "path,label,size\na.jpg,cat,1\nb.jpg,{},2\n"), ("list.txt", "\na.jpg cat\nb.jpg\t{}\n")],
@@ -185,6 +206,16 @@ def write_parts(root: Path, parts: dict[str, int], header: str = "path,label,spl
             save_jpeg(root / f"{part}{number}.jpg")
             rows.append(f"{part}{number}.jpg,{('cat', 'dog')[number % 2]},{part}")
     write(root, header, rows)
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+def test_where_no_picture_is_there_the_remedy_is_the_folder(root: Path, policy: str) -> None:
+    write(root, "path,label", [f"old/{row}" for row in rows_of("pl")])
+    line = refused(lambda: split(root, on_bad_file=policy))
+    assert line.startswith("no listed picture is there (")
+    assert "the first is 'old/a.jpg'; set data.root, or data.image_dir" in line
+    write(root, "path,label", [*rows_of("pl"), "x.jpg,cat"])  # one that is not there is a bad file
+    assert len(split(root, on_bad_file="skip", val_fraction=0).train) == len(PICTURES)
 
 
 def test_a_split_column_selects_rows(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,6 +260,7 @@ def test_a_list_of_one_part_is_taken_whole(root: Path) -> None:
     [
         ({"train": 4, "test": 4}, {"val": "list.csv"}, ["no row is of part val", "test 4, train 4", "--data.test"]),
         ({"train": 4, "extra": 4}, {}, ["no such part of a set", "list.csv:6", "'extra' in column 'split'"]),
+        ({"0": 4, "2": 4}, {}, ["no such part of a set", "list.csv:2", "'0' in column 'split'"]),
     ],
 )
 def test_parts_that_are_not_there(root: Path, parts: dict[str, int], data: dict[str, str], words: list[str]) -> None:

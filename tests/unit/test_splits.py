@@ -1,4 +1,4 @@
-"""A set that lies beside the training set and that no setting names is said in one line."""
+"""Sets that are not named, not there, or not apart are said in one line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from images import save_jpeg
 
 from alexnet_dist.commands.splits import build_splits
 from alexnet_dist.config import DataConfig
+from alexnet_dist.errors import DataError
 
 
 def list_warnings(root: Path, caplog: pytest.LogCaptureFixture, **data: Any) -> list[str]:
@@ -56,3 +57,56 @@ def test_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert warnings == [
         "data      valid.csv lies beside train.csv and is not used: --data.val valid.csv validates on it"
     ]
+
+
+def build(root: Path, **data: Any) -> Any:
+    return build_splits(DataConfig(root=str(root), cache_dir=str(root / "cache"), val_fraction=0, **data), 0, False)
+
+
+@pytest.mark.parametrize(
+    ("there", "data", "remedy"),
+    [
+        (["train", "valid"], {"val": "val"}, {"val": "valid"}),
+        (["Train"], {}, {"train": "Train"}),
+        (["x/train", "x/dev"], {"train": "x/train", "val": "x/val"}, {"val": "x/dev"}),
+    ],
+)
+def test_a_missing_set_is_answered_with_the_option_that_works(
+    tmp_path: Path, there: list[str], data: dict[str, Any], remedy: dict[str, str]
+) -> None:
+    save_sets(tmp_path, *there)
+    with pytest.raises(DataError, match="no such folder") as caught:
+        build(tmp_path, **data)
+    ((key, value),) = remedy.items()
+    assert str(caught.value).endswith(f"; did you mean --data.{key} {value}?")
+    build(tmp_path, **{**data, **remedy})
+
+
+def test_a_file_as_the_root_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data.root is no folder \(.*pets.zip\): it is a file; give the folder"):
+        build(tmp_path / "pets.zip")
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_folders_that_share_pictures_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, is_link: bool) -> None:
+    save_sets(tmp_path, "train", "val")
+    (tmp_path / "again").symlink_to("train")
+    for val, count in (("val", 0), ("again" if is_link else "train", 8)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "alexnet_dist"):
+            build(tmp_path, val=val)
+        lines = [line for line in caplog.messages if "in more than one of" in line]
+        assert lines == [f"{count} pictures are in more than one of train, val and test ('a/0.jpg')"] * (count > 0)
+
+
+def test_classes_that_are_not_found_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_sets(tmp_path / "train", "train")  # as an archive was unpacked
+    with caplog.at_level(logging.WARNING, "alexnet_dist"):
+        build(tmp_path)
+        assert f"if the classes are its folders, name {tmp_path}/train/train as the set" in caplog.text
+        caplog.clear()
+        (tmp_path / "train" / "train" / "gone").symlink_to("/nowhere/gone")
+        (tmp_path / "train" / "train" / "list.txt").symlink_to("/nowhere/list.txt")
+        build(tmp_path, train="train/train")
+    assert caplog.messages == [f"{tmp_path}/train/train: 1 link without a target, which may be missing classes, 'gone'"]
