@@ -70,7 +70,12 @@ def _find_imported(trace: TracebackType | None) -> str:
 
 def _say_broken(package: str, error: Exception) -> MachineError:
     why = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-    variables = [name for name in os.environ if name.startswith(f"{package.upper()}_")]  # TORCH_LOGS=x: a ValueError
+    text = str(error).lower()
+    variables = [  # a ValueError for TORCH_LOGS=x, an OSError for TORCHINDUCTOR_CACHE_DIR=/x
+        name
+        for name, value in os.environ.items()
+        if name.startswith(package.upper()) and (name.lower() in text or (value and value.lower() in text))
+    ]
     remedy = f"mend it, or install it again: pip install --force-reinstall {package}"
     if variables and not isinstance(error, ImportError):
         remedy = f"unset {', '.join(sorted(variables))}, if that is at fault, or {remedy}"

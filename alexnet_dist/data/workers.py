@@ -93,11 +93,13 @@ def start_worker_server() -> None:
         return
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # the server starts it otherwise, and it unblocks the signals that follow here
-    # Whoever ends the whole group, or presses Ctrl-C, means the training process, which then ends its workers. Blocked
-    # signals are inherited, by the server and by every worker that it forks: one that has only begun is not hit either.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    # Whoever ends the whole group, presses Ctrl-C or closes the terminal means the training process, which then ends
+    # its workers. Blocked signals are inherited, by the server and by every worker that it forks: one that has only
+    # begun is not hit either. The tracker ignores two of them by itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        resource_tracker.ensure_running()  # else the server does; and it unblocks the signals that follow here
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: they end a process at once, except while it trains: then they ask it to stop at the next step.
+"""SIGINT, SIGTERM and SIGHUP: they end a process at once. One that trains they ask to stop at the next step.
 
 Only what is quick to import stands here, because it comes before everything else.
 """
@@ -17,7 +17,7 @@ from types import FrameType
 from alexnet_dist.ending import leave
 from alexnet_dist.streams import open_closed_streams
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one comes when a terminal is closed
 PATIENCE_SECONDS = 2.0  # a terminal and a launcher may both pass on the same Ctrl-C
 GRACE_SECONDS = 2.0  # for a main thread to end by itself
 
@@ -49,7 +49,7 @@ class Ending:
         self.is_over = False  # the verb has ended
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
+        """The handler of all these signals."""
         if self.is_over or _is_importing(frame):
             self.end(number)
         if self._first is None:
@@ -88,7 +88,7 @@ class Ending:
 
 @contextlib.contextmanager
 def ending_at_once() -> Iterator[None]:
-    """SIGINT and SIGTERM end this program, until `StopRequest.listen`, and again when the verb has ended."""
+    """SIGINT, SIGTERM and SIGHUP end this program, until `StopRequest.listen`, and again when the verb has ended."""
     is_held = isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Ending)
     if is_held or threading.current_thread() is not threading.main_thread():
         yield
@@ -110,7 +110,8 @@ def ending_at_once() -> Iterator[None]:
 
 def _take(handler: object) -> None:
     for number in SIGNALS:
-        signal.signal(number, handler)  # type: ignore[arg-type]
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -132,7 +133,7 @@ class StopRequest:
         self._time = 0.0
 
     def listen(self) -> None:
-        """Take over SIGINT and SIGTERM, where signals reach this thread at all."""
+        """Take over SIGINT, SIGTERM and SIGHUP, where signals reach this thread at all."""
         if threading.current_thread() is threading.main_thread():
             _take(self._receive)
 
@@ -143,5 +144,5 @@ class StopRequest:
             leave(128 + number)
 
     def counts(self) -> tuple[int, int]:
-        """(1 or 0 for SIGINT, 1 or 0 for SIGTERM), to be summed over the processes."""
-        return int(self.received == signal.SIGINT), int(self.received == signal.SIGTERM)
+        """(1 or 0 for SIGINT, 1 or 0 for SIGTERM, which SIGHUP counts as), to be summed over the processes."""
+        return int(self.received == signal.SIGINT), int(self.received in (signal.SIGTERM, signal.SIGHUP))

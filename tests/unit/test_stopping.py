@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at any moment: one line, the shell's exit code, and nothing left behind."""
+"""SIGINT, SIGTERM and SIGHUP at any moment: one line, the shell's exit code, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_a_program_ends_wherever_it_is(tmp_path: Path, place: str, number: signa
     assert time.monotonic() - began < (1.5 if place in ("python", "import") else signals.GRACE_SECONDS + 1.5)
 
 
-@pytest.mark.parametrize(("delay", "number"), [(0.4, signal.SIGTERM), (1.0, signal.SIGINT), (2.5, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("delay", "number"), [(0.4, signal.SIGTERM), (1.0, signal.SIGINT), (2.5, signal.SIGTERM), (2.0, signal.SIGHUP)]
+)
 def test_a_training_that_begins_leaves_nothing(tmp_path: Path, delay: float, number: signal.Signals) -> None:
     """With a decoding process, whose server starts first of all."""
     config = tmp_path / "tiny.yaml"
@@ -125,6 +127,22 @@ def test_a_repeated_signal_is_the_same_signal(
     ending.is_over = True
     ending.receive(signal.SIGTERM, sys._getframe())
     assert (codes, capfd.readouterr().err) == ([143], "")
+
+
+def test_a_closed_terminal_asks_to_stop_and_nohup_holds() -> None:
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    try:
+        request = StopRequest()
+        request.listen()
+        signal.raise_signal(signal.SIGHUP)
+        assert request.counts() == (0, 1)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        request = StopRequest()
+        request.listen()
+        signal.raise_signal(signal.SIGHUP)
+        assert request.counts() == (0, 0)
+    finally:
+        [signal.signal(number, handler) for number, handler in before.items()]
 
 
 def test_a_request_outside_the_main_thread_is_left_to_whoever_runs_it() -> None:
