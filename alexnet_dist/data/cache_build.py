@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from alexnet_dist.data.cache_chunks import ChunkError, Footer, write_chunk
-from alexnet_dist.data.cache_store import MANIFEST, Layout, Mask, list_bad, read_footers, write_manifest
+from alexnet_dist.data.cache_store import MANIFEST, Layout, list_bad, read_footers, write_manifest
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.kept_arrays import CACHE_SETTING
 from alexnet_dist.data.patience import Patience, describe_process
-from alexnet_dist.data.plan import find_enlarged
+from alexnet_dist.data.plan import describe_enlarged
 from alexnet_dist.data.samples import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.data.torchvision_engine import resize_pixels
 from alexnet_dist.data.workers import FILES_PER_WORKER, allow_open_files, end_with_training_process, worker_context
@@ -49,7 +49,7 @@ class _Job:
     Args:
         index: the images of the chunk.
         sizes: (N, 2) width and height they are kept at.
-        is_enlarged: (N,) which of them would become too large, and are not kept.
+        enlarged: why some are not kept: they would become too large.
         channels: 3, or 1 for gray.
         max_pixels: larger images are bad files.
         path: of the chunk.
@@ -58,7 +58,7 @@ class _Job:
 
     index: SampleIndex
     sizes: IntArray
-    is_enlarged: Mask
+    enlarged: dict[int, str]
     channels: int
     max_pixels: int
     path: Path
@@ -268,8 +268,8 @@ def _plan_job(layout: Layout, number: int, changes: IntArray) -> _Job:
     index = dataclasses.replace(layout.index.subset(np.arange(ids.start, ids.stop)), bad_files=(), classes=())
     footer = Footer(layout.fingerprint, number, int(changes[ids.start : ids.stop].max()), "")
     sizes = layout.sizes[ids.start : ids.stop]
-    is_enlarged = find_enlarged(index.sizes, layout.resize)
-    return _Job(index, sizes, is_enlarged, layout.channels, layout.max_pixels, layout.chunk_path(number), footer)
+    enlarged = describe_enlarged(index.sizes, layout.resize)
+    return _Job(index, sizes, enlarged, layout.channels, layout.max_pixels, layout.chunk_path(number), footer)
 
 
 def _run_jobs(jobs: Iterator[_Job], workers: int) -> Iterator[Footer]:
@@ -343,8 +343,8 @@ def _make_chunk(job: _Job) -> Footer:
     bad_files = []
     for position, (end, length) in enumerate(zip(ends, lengths.tolist(), strict=True)):
         try:
-            if job.is_enlarged[position]:
-                raise UnreadableImageError("it would become too large after augment.resize")
+            if position in job.enlarged:
+                raise UnreadableImageError(job.enlarged[position])
             image = job.index.load_pixels(position, job.channels, job.max_pixels)
         except UnreadableImageError as error:
             bad_files.append((position, str(error)))

@@ -225,13 +225,20 @@ def find_unfit(sizes: Array, recipe: Augmentation) -> dict[int, str]:
         return {}
     resized = resize_shapes(sizes.astype(np.int64), recipe.resize)
     too_small = resized.min(axis=1) < recipe.crop_size
-    too_large = find_enlarged(sizes, recipe.resize)
-    reasons = {}
-    for number in np.flatnonzero(too_small | too_large).tolist():
-        shape = "{} x {} after augment.resize".format(*resized[number])
-        small = f"smaller than the crop of {recipe.crop_size}: {shape}"
-        reasons[number] = small if too_small[number] else f"it would become too large: {shape}"
-    return reasons
+    small = {
+        number: "smaller than the crop of {}: {} x {} after augment.resize".format(recipe.crop_size, *resized[number])
+        for number in np.flatnonzero(too_small).tolist()
+    }
+    return dict(sorted((describe_enlarged(sizes, recipe.resize) | small).items()))
+
+
+def describe_enlarged(sizes: Array, resize: int | tuple[int, int] | None) -> dict[int, str]:
+    """What to say of the images that `find_enlarged` finds, by their numbers."""
+    resized = resize_shapes(sizes.astype(np.int64), resize)
+    return {
+        number: "it would become too large: {} x {} after augment.resize".format(*resized[number])
+        for number in np.flatnonzero(find_enlarged(sizes, resize)).tolist()
+    }
 
 
 def find_enlarged(sizes: Array, resize: int | tuple[int, int] | None) -> npt.NDArray[np.bool_]:

@@ -47,7 +47,9 @@ def write_settings(tmp_path: Path, **overrides: Any) -> str:
 
 def read_list(path: Path) -> dict[str, str]:
     with path.open() as file:
-        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        rows = [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+    assert len(dict(rows)) == len(rows)  # each file once
+    return dict(rows)
 
 
 @each_engine
