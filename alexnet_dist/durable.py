@@ -107,9 +107,9 @@ def format_csv(rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file at once; see `format_json`."""
-    write_file(path, (format_json(value, path.name, indent=2) + "\n").encode())
+def write_json(path: Path, value: Any, setting: str = "output_dir") -> None:
+    """Replace a JSON file at once; see `format_json` and `write_file`."""
+    write_file(path, (format_json(value, path.name, indent=2) + "\n").encode(), setting)
 
 
 def format_json(value: Any, name: str, *, indent: int | None = None, sort_keys: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 MOST_NAMED = 5  # a message names this many things and counts the others
 
@@ -15,6 +16,11 @@ _SETS = (("val", "valid", "validation", "dev"), ("test", "testing"), ("train", "
 def expand_home(path: str) -> str:
     """A path whose `~` or `~user` is that user's folder, as a shell does it where it sees one."""
     return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def find_place(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads, links followed, as an absolute one; links that lead back to themselves stay as they are."""
+    return Path(os.path.realpath(path))
 
 
 def describe_missing(path: str | os.PathLike[str]) -> tuple[str, str, str]:

@@ -25,7 +25,7 @@ from alexnet_dist.config import Config, flatten, nest, walk_fields
 from alexnet_dist.config_checks import PERIODS, check_config, check_text
 from alexnet_dist.disk_errors import name_reason, name_remedy
 from alexnet_dist.errors import UsageError
-from alexnet_dist.places import expand_home
+from alexnet_dist.places import expand_home, find_place
 from alexnet_dist.shipped import find_yaml, is_file, shipped_folder
 from alexnet_dist.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
 
@@ -163,7 +163,7 @@ def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, An
     Raises:
         UsageError: as `load_config`; or files that are each other's base.
     """
-    if path.resolve() in above:
+    if find_place(path) in above:
         raise UsageError("configuration is its own base", where=str(path), remedy=f"remove `{BASE}:` from one of them")
     values, lines = read_yaml(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
@@ -174,7 +174,7 @@ def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, An
         raise UsageError(f"wrong value for {BASE}", where=places[BASE], why=f"expected a name, got {base!r}")
     beside = [path.parent / file for file in (base, f"{base}.yaml")]
     below = next(filter(is_file, beside), None) or find_config(base)
-    lower, lower_places = _read_layers(below, (*above, path.resolve()))
+    lower, lower_places = _read_layers(below, (*above, find_place(path)))
     return _lay_over(lower, values), {**lower_places, **places}
 
 
@@ -244,7 +244,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UsageError("configuration is not YAML", where=where, why=str(getattr(error, "problem", error))) from None
+        why = str(getattr(error, "problem", error))
+        remedy = "write spaces in its place" if r"'\t'" in why else ""
+        raise UsageError("configuration is not YAML", where=where, why=why, remedy=remedy) from None
     except RecursionError:
         why = "brackets in brackets without end"
         raise UsageError("configuration is not YAML", where=str(path), why=why) from None
@@ -265,6 +267,9 @@ def _read_mapping(
     sections = {key.rpartition(".")[0] for key in _all_keys()} - {""}
     for key_node, value_node in node.value:
         key, line = prefix + str(key_node.value), key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
+            what = "a merge (<<) is not read" if isinstance(key_node, yaml.ScalarNode) else "a key is no word"
+            raise UsageError(what, where=f"{path}:{line}", remedy="write each key by its name")
         if key in lines:
             raise UsageError(
                 f"key {key} stands twice", where=f"{path}:{lines[key]} and {line}", remedy="keep one of them"

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         weights=options.weights,
     )
     if result is not None and out is not None:
-        write_json(out, result)
+        write_json(out, result, "out")
     if result is not None:
         print(format_json(result, "the result", indent=2))
     return 0

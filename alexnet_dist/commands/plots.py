@@ -32,6 +32,7 @@ from alexnet_dist.figures.curves import draw_curves
 from alexnet_dist.figures.filters import draw_filters
 from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.places import find_place
 from alexnet_dist.text import escape_text
 from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.evaluate import evaluate
@@ -97,7 +98,7 @@ class Subject:
     @property
     def name(self) -> str:
         """Of the run, in titles."""
-        return escape_text(self.run.resolve().name)
+        return escape_text(find_place(self.run).name)
 
     def name_class(self, label: int) -> str:
         """A class in a figure."""

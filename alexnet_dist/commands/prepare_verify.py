@@ -15,6 +15,7 @@ from alexnet_dist.data.verify import verify_files
 from alexnet_dist.durable import write_csv
 from alexnet_dist.errors import MachineError, UsageError
 from alexnet_dist.machine import available_cores
+from alexnet_dist.places import find_place
 from alexnet_dist.settings import build_config, load_config, new_parser, parse_arguments
 from alexnet_dist.text import escape_text
 from alexnet_dist.training.ownership import is_own_table
@@ -197,8 +198,8 @@ def _list_sets(data: DataConfig, root: Path) -> Iterator[ImageSet]:
 
 
 def _check_out(out: Path, root: Path) -> None:
-    if out.resolve().is_relative_to(root.resolve()):
+    if find_place(out).is_relative_to(find_place(root)):
         why = "nothing is written below data.root"
         raise UsageError("--out lies among the images", where=str(out), why=why, remedy="give a path elsewhere")
-    if not out.resolve().parent.is_dir():
+    if not find_place(out).parent.is_dir():
         raise MachineError("no folder for --out", where=str(out.parent), remedy="make it, or give a path elsewhere")

@@ -9,6 +9,7 @@ from pathlib import Path
 from alexnet_dist.config import DataConfig
 from alexnet_dist.durable import tidy_folder
 from alexnet_dist.errors import UsageError
+from alexnet_dist.places import find_place
 from alexnet_dist.training.ownership import is_made_here, owns
 
 OVERWRITE_HELP = "replace a file that is there; never one that a run keeps itself"
@@ -22,11 +23,11 @@ def check_output_dir(out: str, data: DataConfig) -> None:
     Raises:
         UsageError: it is such a folder.
     """
-    folder = Path(out).resolve()
+    folder = find_place(out)
     remedy = "set --output_dir to a folder elsewhere"
     if not out.strip():
         raise UsageError("--output_dir is empty", remedy="give the folder for the run")
-    if folder in (Path(folder.anchor), Path(os.path.expanduser("~")).resolve()):
+    if folder in (Path(folder.anchor), find_place(os.path.expanduser("~"))):
         why = "it is the root of a disk, or somebody's home"
         raise UsageError("--output_dir cannot be this folder", where=str(folder), why=why, remedy=remedy)
     if is_made_here(folder, "run") or is_made_here(folder, "crossval"):  # what began earlier goes on
@@ -35,7 +36,7 @@ def check_output_dir(out: str, data: DataConfig) -> None:
         if folder.is_relative_to(images) or images.is_relative_to(folder):
             why = f"nothing is ever written among the images of {images}"
             raise UsageError("--output_dir and the images overlap", where=str(folder), why=why, remedy=remedy)
-    if data.root is not None and Path(data.root).resolve().is_relative_to(folder):
+    if data.root is not None and find_place(data.root).is_relative_to(folder):
         why = "it is data.root, or holds it"
         raise UsageError("--output_dir cannot be this folder", where=str(folder), why=why, remedy=remedy)
 
@@ -44,7 +45,7 @@ def _list_image_folders(data: DataConfig) -> Iterator[Path]:
     """The folders that the sets are read from; what a list names lies in data.image_dir, if anywhere in particular."""
     if data.source == "synthetic":
         return
-    root = Path(data.root or ".").resolve()
+    root = find_place(data.root or ".")
     sets = (data.train, data.val, data.test) if data.source == "folder" else (data.image_dir,)
     yield from (root / name for name in sets if name)
 

@@ -12,6 +12,7 @@ from alexnet_dist.config import Config
 from alexnet_dist.config_checks import check_fold_is_chosen
 from alexnet_dist.data.workers import start_worker_server
 from alexnet_dist.errors import UsageError
+from alexnet_dist.places import find_place
 from alexnet_dist.settings import dump_config, load_config, new_parser, parse_arguments
 from alexnet_dist.streams import writes_unicode
 
@@ -90,7 +91,7 @@ def _check_start(folder: Path, resume_from: str) -> None:
     if not path.is_dir():
         why = "a new run begins from a checkpoint elsewhere"
         raise UsageError("no such checkpoint", where=resume_from, why=why, remedy="give its path, or leave out --new")
-    if folder.resolve() in path.resolve().parents:
+    if find_place(folder) in find_place(path).parents:
         why = "--new gives the folder around it another name"
         raise UsageError("this checkpoint goes away", where=resume_from, why=why, remedy="use another --output_dir")
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from alexnet_dist.data.class_folders import FoundFile
 from alexnet_dist.data.decode import UnreadableImageError, read_header
 from alexnet_dist.durable import check_regular, replacing, tidy_folder
+from alexnet_dist.places import find_place
 from alexnet_dist.text import escape_text
 
 logger = logging.getLogger("alexnet_dist")
@@ -105,7 +106,7 @@ def _read_one(path: str, max_pixels: int) -> Header:
 def hash_place(root: Path, listed_by: str = "") -> str:
     """A file name for what is remembered of the files below a root."""
     # A path cannot hold a zero byte, so no two places are written alike.
-    place = os.fsencode(root.resolve()) + (b"\0" + os.fsencode(listed_by) if listed_by else b"")
+    place = os.fsencode(find_place(root)) + (b"\0" + os.fsencode(listed_by) if listed_by else b"")
     return hashlib.sha256(place).hexdigest()[:16]
 
 

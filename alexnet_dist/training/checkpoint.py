@@ -26,6 +26,7 @@ from alexnet_dist.durable import (
     write_folder,
 )
 from alexnet_dist.errors import CheckpointError, DivergedError
+from alexnet_dist.places import find_place
 from alexnet_dist.training.run_folder import is_step_name
 from alexnet_dist.training.weights_file import check_kinds, read_tensors
 
@@ -225,7 +226,7 @@ def _find_named(folder: Path, named: str) -> Path:
 
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a checkpoint lies directly in a folder, however its path is written."""
-    return path.resolve().parent == folder.resolve()
+    return find_place(path).parent == find_place(folder)
 
 
 def is_of_other_run(path: Path, run_id: str | None) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from alexnet_dist.config import Config, walk_fields
 from alexnet_dist.durable import MANIFEST, is_marked, read_json_file, refuse_link, write_json
 from alexnet_dist.errors import AlexNetDistError, MachineError, UsageError
+from alexnet_dist.places import find_place
 from alexnet_dist.settings import read_yaml
 
 Kind = Literal["run", "crossval", "plots"]
@@ -138,7 +139,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def owns(path: Path) -> bool:
     """Whether a path is that of a file that a run, a cross-validation, a model folder or a checkpoint keeps itself."""
-    places = {path.parent.resolve() / path.name, path.resolve()}
+    places = {find_place(path.parent) / path.name, find_place(path)}
     return any(_keeps(folder, place) for place in places for folder in place.parents)
 
 

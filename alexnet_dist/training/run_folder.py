@@ -19,6 +19,7 @@ from alexnet_dist.data.samples import BadFile, BadFilesError
 from alexnet_dist.durable import disk_errors_named, read_csv, tidy_folder, write_csv, write_file, write_json
 from alexnet_dist.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.machine import settle_home
+from alexnet_dist.places import find_place
 from alexnet_dist.settings import build_config, dump_config, read_yaml
 from alexnet_dist.text import LogFormatter
 from alexnet_dist.training.ownership import LOCK, MARKER, Kind, check_ownership, mark_folder, read_marker, read_object
@@ -92,7 +93,7 @@ def open_folder(folder: Path, new: bool, kind: Kind) -> FileLock:
 
 def _move_away(folder: Path) -> None:
     place = folder.absolute()
-    if Path.cwd().is_relative_to(place.resolve()):
+    if Path.cwd().is_relative_to(find_place(place)):
         why = "the program was started in it"
         remedy = "start it from the folder above and give the path from there"
         raise UsageError("--new cannot rename this folder", where=str(place), why=why, remedy=remedy)

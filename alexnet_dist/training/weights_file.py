@@ -6,6 +6,7 @@ Whose names the tensors bear is weights_names.py's business.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -27,7 +28,7 @@ from alexnet_dist.errors import CheckpointError
 MAX_NESTED = 8  # dicts in dicts
 MAX_UNPACKED = 20  # times its size that a file may unpack to; weights do not even halve
 # Where training programs keep the weights; of several, the first. Averaged ones are what their own evaluation takes.
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
 WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "network", "net", "module", "weights", "params")
 
 # What training programs keep beside the weights, settings and counters, is passed over: nothing is made of it.
@@ -129,6 +130,8 @@ def _check_content(path: Path) -> None:
             unpacked = sum(record.file_size for record in archive.infolist())
         if unpacked > MAX_UNPACKED * size:
             raise _UnusableFileError(f"its {size / 1e6:.1f} MB unpack to {unpacked / 1e6:.1f} MB, which no weights do")
+    elif start.startswith(b"PK"):  # its list of records stands at the end
+        raise _UnusableFileError("it is cut or damaged")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -139,9 +142,22 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            _check_array(archive, record)
     with np.load(path, allow_pickle=False) as arrays:
         native = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
     return {name: torch.from_numpy(array) for name, array in native.items()}
+
+
+def _check_array(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    """Refuse an array that says it is larger than it is: NumPy would first ask for all of that memory."""
+    with archive.open(record) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if math.prod(shape) * dtype.itemsize > record.file_size:
+        raise _UnusableFileError("it is cut or damaged")
 
 
 class _PassedOver:
@@ -209,7 +225,11 @@ def _unwrap(values: Any) -> WeightsFile:
         trail.append(key)
         passed += others if key in AVERAGED else []
         values = values[key]
-    found = f"it holds {shorten(list(values))}" if isinstance(values, dict) else f"it holds a {type(values).__name__}"
+    found = (
+        f"it holds {shorten(values) or 'nothing'}"
+        if isinstance(values, dict)
+        else f"it holds a {type(values).__name__}"
+    )
     raise _UnusableFileError(f"it is no state dict: {found}")
 
 

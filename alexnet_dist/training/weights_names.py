@@ -51,7 +51,7 @@ def _fit_bare_features(
     prefix = _find_prefix(tensors, bare, where)
     if prefix is None or not {prefix + name for name in bare} <= tensors.keys():
         first = next(iter(wanted), "")
-        why = f"it has {shorten(tensors)}, and no {first}"
+        why = f"it has {shorten(tensors) or 'no tensors'}, and no {first}"
         remedy = "give weights of an AlexNet, with torchvision's names"
         raise CheckpointError("these are the weights of another network", where=where, why=why, remedy=remedy)
     fitted = {FEATURES + name: tensors[prefix + name] for name in bare}

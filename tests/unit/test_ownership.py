@@ -257,3 +257,11 @@ def test_verbs_replace_no_file(run_folder: Path, verb: str, capsys: pytest.Captu
     assert run(verb, [*words, "--out", str(run_folder / "model" / "config.json"), "--overwrite"]) == 2
     assert "a file that a run keeps itself" in capsys.readouterr().err
     assert mine.read_text() == "mine"
+
+
+def test_a_link_that_leads_back_to_itself_is_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    assert str(loop) in refused(lambda: check_target(str(loop), overwrite=True), UsageError)
+    check_output_dir(str(loop), DataConfig(root=str(tmp_path / "data")))
+    assert str(loop) in refused(lambda: open_folder(loop, False, "run"), UsageError)

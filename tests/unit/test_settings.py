@@ -96,7 +96,9 @@ def test_duplicate_key_is_refused_with_both_lines(tmp_path: Path, text: str, exp
         ("seed: " + "9" * 5000 + "\n", "not YAML (FILE)"),
         ("seed: !!python/object/apply:os.getcwd []\n", "not YAML (FILE:1"),
         ("seed: " + "[" * 5000 + "\n", "not YAML (FILE)"),
-        ("<<: {seed: 1}\n" + BASE, "unknown key << (FILE:1)"),
+        ("<<: {seed: 1}\n" + BASE, "a merge (<<) is not read (FILE:1)"),
+        ("[a, b]: 1\n" + BASE, "a key is no word (FILE:1); write each key by its name"),
+        ("seed:\t1\n" + BASE, "that cannot start any token; write spaces in its place"),
     ],
 )
 def test_unusable_file_is_refused_by_name(tmp_path: Path, text: str | bytes, expected: str) -> None:

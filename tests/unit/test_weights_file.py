@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import os
 import pathlib
 import pickle
@@ -257,6 +258,11 @@ def deflate(path: Path) -> None:
             record.write(bytes(1_000_000))
 
 
+def cut_zip(path: Path) -> None:
+    torch.save(THEIRS, path)
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -269,6 +275,8 @@ def deflate(path: Path) -> None:
         (lambda path: torch.save([torch.ones(1)], path), "no state dict: it holds a list"),
         (lambda path: torch.save({"model": {"a": {"b": "c"}}}, path), "no state dict: it holds model"),
         (deflate, "0.5 MB unpack to 500.0 MB"),
+        (lambda path: torch.save({}, path), "no state dict: it holds nothing"),
+        (cut_zip, "it is cut or damaged"),
         (write(b""), "it is empty"),
         (write(b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
         (write(b"<!DOCTYPE html><html>"), "a web page"),
@@ -289,6 +297,14 @@ def test_the_true_reason_is_given(tmp_path: Path, make: Callable[[Path], object]
     assert len(line) < 200 + len(str(tmp_path))
     assert "\x1b" not in line
     assert "weights_only" not in line
+
+
+def test_an_array_that_says_it_is_larger_than_it_is(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("features.0.weight.npy", header.getvalue())
+    assert "it is cut or damaged" in refused(lambda: take(tmp_path / "w.npz"), CheckpointError)
 
 
 def test_dicts_that_name_each_other_a_million_times_are_looked_at_once(tmp_path: Path) -> None:
