@@ -179,7 +179,9 @@ def _is_current(layout: Layout, footer: Footer, changes: IntArray) -> bool:
     ids = layout.chunk_ids(footer.number)
     if changes[ids.start : ids.stop].max() > footer.newest_ns:
         return False
-    return not any(_can_be_decoded(layout, ids[position]) for position, _ in footer.bad_files)
+    enlarged = describe_enlarged(layout.index.sizes[ids.start : ids.stop], layout.resize)  # bad, and can be decoded
+    bad = [ids[position] for position, _ in footer.bad_files if position not in enlarged]
+    return not any(_can_be_decoded(layout, sample_id) for sample_id in bad)
 
 
 def _can_be_decoded(layout: Layout, sample_id: int) -> bool:

@@ -63,6 +63,16 @@ def test_they_are_left_out_and_listed_under_skip(tmp_path: Path, engine: str) ->
     assert reasons == {LINE: "it would become too large: 792000 x 66 after augment.resize"}
 
 
+def test_a_cache_of_them_is_made_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_set(tmp_path / "data", line=(12_000, 1))
+    config = write_settings(tmp_path, data__engine="cache", data__on_bad_file="skip")
+    for output, is_made in (("run", True), ("again", False)):
+        assert run("train", ["--config", config, "--output_dir", str(tmp_path / output)]) == 0
+        said = "".join(capfd.readouterr())
+        assert ("cached 13 images" in said) == is_made
+        assert "made again" not in said
+
+
 @each_engine
 def test_they_are_named_at_the_start_under_fail(
     tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
