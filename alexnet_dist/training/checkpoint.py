@@ -192,7 +192,7 @@ def choose_checkpoint(folder: Path, named: str | None, run_id: str | None = None
     """
     if named is not None:
         path = _find_named(folder, named)
-        damage = find_checkpoint_damage(path)
+        damage = find_checkpoint_damage(path) if path.is_dir() else "there is no such folder"
         if damage is not None:
             remedy = "leave --resume_from out to go on from the newest intact one"
             raise CheckpointError("cannot resume from this checkpoint", where=str(path), why=damage, remedy=remedy)

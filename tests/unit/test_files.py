@@ -151,6 +151,12 @@ def test_named_checkpoint_that_is_damaged_or_missing_is_an_error(two: Path, name
         choose_checkpoint(two, named)
 
 
+@pytest.mark.parametrize("named", ["4", "step-4", "elsewhere/step-00000010"])
+def test_a_checkpoint_that_is_not_there_is_not_called_damaged(two: Path, named: str) -> None:
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        choose_checkpoint(two, named)
+
+
 def test_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, dataclasses.replace(make_checkpoint(), state={"format": 99}), keep=1)
     with pytest.raises(CheckpointError, match="newer version"):
