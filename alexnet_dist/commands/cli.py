@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import sys
@@ -111,5 +112,6 @@ def _say(error: AlexNetDistError) -> int:
     if not error.is_said and (rank_from_environment() == 0 or error.is_local):
         print(f"error: {error}", file=sys.stderr, flush=True)
     elif was_launched():
-        time.sleep(SPEAK_SECONDS)
+        with contextlib.suppress(KeyboardInterrupt):  # the launcher ends this process as soon as rank 0 has ended
+            time.sleep(SPEAK_SECONDS)
     return error.exit_code

@@ -239,3 +239,16 @@ def test_process_ends_with_its_parent(guard: str, expected: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.stderr) == (expected, "")
     assert ORPHAN_EXIT_CODE == 143
+
+
+def test_a_rank_that_lets_the_first_one_speak_is_ended_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(seconds: float) -> None:
+        raise KeyboardInterrupt  # the launcher's SIGTERM, as the handler makes it
+
+    monkeypatch.setattr(cli.time, "sleep", end)
+    monkeypatch.setattr(cli, "was_launched", lambda: True)
+    monkeypatch.setenv("RANK", "1")
+    assert cli._say(MachineError("what")) == 5
+    assert capsys.readouterr().err == ""
