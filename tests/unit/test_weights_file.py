@@ -304,7 +304,8 @@ def test_an_array_that_says_it_is_larger_than_it_is(tmp_path: Path) -> None:
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("features.0.weight.npy", header.getvalue())
-    assert "it is cut or damaged" in refused(lambda: take(tmp_path / "w.npz"), CheckpointError)
+    with pytest.raises(CheckpointError, match="it is cut or damaged"):
+        take(tmp_path / "w.npz")
 
 
 def test_dicts_that_name_each_other_a_million_times_are_looked_at_once(tmp_path: Path) -> None:
