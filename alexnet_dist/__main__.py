@@ -1,9 +1,9 @@
 """`python -m alexnet_dist VERB ...`, which is also what `accelerate launch -m alexnet_dist VERB ...` runs."""
 
-from alexnet_dist.training.signals import ending_at_once
+from alexnet_dist.base.signals import ending_at_once
 
 if __name__ == "__main__":
     with ending_at_once():  # what follows takes a while to import
-        from alexnet_dist.commands.cli import main
+        from alexnet_dist.cli.main import main
 
         main()

@@ -7,9 +7,9 @@ from typing import Any
 
 from _photographs import write_photographs
 
-from alexnet_dist.commands.splits import build_splits
-from alexnet_dist.config import DataConfig
-from alexnet_dist.data.samples import SampleIndex
+from alexnet_dist.assembly.sets import build_splits
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.settings.schema import DataConfig
 
 
 def find_images(root: Path | None, folder: Path, num_images: int) -> SampleIndex:

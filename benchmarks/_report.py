@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from _timing import Spread
 
-from alexnet_dist.errors import AlexNetDistError
-from alexnet_dist.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.base.errors import AlexNetDistError
+from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
 
 if TYPE_CHECKING:  # a command line's help should not wait for torch
     import torch

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD
-from alexnet_dist.data.samples import SampleIndex
 
 CROP_SIZE = 224
 MANY_IMAGES = 10**8

@@ -16,22 +16,22 @@ from _subject import TrainerStep, build_network, make_batch, pick_spec
 from _timing import interleave
 from torch import nn
 
-from alexnet_dist.commands.build import place_model
-from alexnet_dist.commands.measure_compute import measure_compute
-from alexnet_dist.commands.strategy import cut_network, replicate_network
-from alexnet_dist.config import Config, ParallelConfig, TrainConfig
-from alexnet_dist.config_checks import TWO_TOWERS
-from alexnet_dist.machine import available_cores, tune_allocator
+from alexnet_dist.assembly.loaders import place_model
+from alexnet_dist.assembly.strategy import cut_network, replicate_network
+from alexnet_dist.base.machine import available_cores, tune_allocator
+from alexnet_dist.costs.measure import measure_compute
+from alexnet_dist.costs.model import predict
+from alexnet_dist.costs.network_size import measure_network
+from alexnet_dist.costs.probe import links_from_probe, probe_links
+from alexnet_dist.costs.transfers import Strategy
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.collectives import Wire
-from alexnet_dist.parallel.cost_model import predict
 from alexnet_dist.parallel.mesh import build_mesh
-from alexnet_dist.parallel.network_size import measure_network
 from alexnet_dist.parallel.peers import introduce, list_machines
-from alexnet_dist.parallel.probe import links_from_probe, probe_links
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
-from alexnet_dist.parallel.transfers import Strategy
+from alexnet_dist.settings.checks import TWO_TOWERS
+from alexnet_dist.settings.schema import Config, ParallelConfig, TrainConfig
 
 ARMS = {
     "ddp_fp32": ParallelConfig(),

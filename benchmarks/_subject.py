@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from alexnet_dist.commands.build import place_model
-from alexnet_dist.config import OptimizerConfig, ScheduleConfig
-from alexnet_dist.data.loader import Batch
+from alexnet_dist.assembly.loaders import place_model
+from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
 from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.settings.schema import OptimizerConfig, ScheduleConfig
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.schedule import PlateauState, Schedule

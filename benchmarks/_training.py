@@ -14,7 +14,7 @@ from typing import Any
 from _photographs import write_photographs
 from _subject import TINY
 
-from alexnet_dist.machine import available_cores
+from alexnet_dist.base.machine import available_cores
 
 TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
 MADE = "photographs"  # folder of images that are made

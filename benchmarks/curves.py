@@ -28,7 +28,7 @@ from _report import Report, add_device_options, describe_environment, new_parser
 from _timing import Spread
 from _training import make_images, pick_losses, read_rows, share_settings, train
 
-from alexnet_dist.data.engines import ENGINES, REFERENCE, find_obstacle
+from alexnet_dist.data.engines.choose import ENGINES, REFERENCE, find_obstacle
 from alexnet_dist.parallel.runtime import start_runtime
 
 TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"

@@ -52,14 +52,14 @@ from _report import (
 from _subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
 from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
-from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization
-from alexnet_dist.config import AugmentConfig, DataConfig
-from alexnet_dist.data.loader import Loader
+from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
+from alexnet_dist.base.machine import available_cores
+from alexnet_dist.data.engines.loader import Loader
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan
-from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.machine import available_cores
 from alexnet_dist.models import AlexNetSpec
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFETCH = 2  # batches that each worker makes ahead

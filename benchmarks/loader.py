@@ -55,16 +55,16 @@ from _rivals import PREFETCH, iterate_plain_dali, iterate_standard
 from _subject import SEED, TrainerStep, build_network, make_batch, pick_spec
 from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
-from alexnet_dist.commands.build import build_augmentation, build_loader, build_normalization
-from alexnet_dist.config import AugmentConfig, DataConfig
-from alexnet_dist.data.cache_build import build_store
-from alexnet_dist.data.cache_engine import find_layout
-from alexnet_dist.data.engines import ENGINES, find_obstacle
-from alexnet_dist.data.loader import MAX_WORKERS, Loader
+from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
+from alexnet_dist.base.machine import available_cores, tune_allocator
+from alexnet_dist.data.engines.cache.build import build_store
+from alexnet_dist.data.engines.cache.engine import find_layout
+from alexnet_dist.data.engines.choose import ENGINES, find_obstacle
+from alexnet_dist.data.engines.loader import MAX_WORKERS, Loader
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan
-from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.machine import available_cores, tune_allocator
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
 STANDARD = "standard"
 PLAIN = {"dali_cpu": "plain_dali", "dali_gpu": "plain_dali_gpu"}

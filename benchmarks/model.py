@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from alexnet_dist.data.loader import Batch
+from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 
 VARIANTS = ("paper", "torchvision")

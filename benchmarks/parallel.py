@@ -18,7 +18,7 @@ A ratio has a plain name in the first setting that has it; in the others it ends
 torchvision has no towers.
 
 Estimates: at the beginning of a round the same processes measure the link and their own computing, as `doctor` does,
-and the cost model (alexnet_dist/parallel/cost_model.py) foretells every arm; estimate/ARM is the foretold speed over
+and the cost model (alexnet_dist/costs/model.py) foretells every arm; estimate/ARM is the foretold speed over
 the measured one, round by round.
 
 Bytes: what one process sends for an update. Counted where our collectives and DDP's buckets send it, computed in closed
@@ -44,8 +44,8 @@ import torch
 from _report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
 from _timing import Spread, divide
 
-from alexnet_dist.errors import MachineError
-from alexnet_dist.machine import tune_allocator
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.machine import tune_allocator
 
 HERE = Path(__file__).resolve().parent
 TWO_MACHINES = HERE.parent / "tests" / "dist" / "two_machines.sh"

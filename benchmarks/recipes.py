@@ -37,8 +37,8 @@ from _report import (
 )
 from _timing import divide
 
-from alexnet_dist.errors import UsageError
-from alexnet_dist.machine import find_git_commit
+from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.machine import find_git_commit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROSSVAL_FOLDS = 5

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alexnet_dist.data.loader import Normalization
+from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.inference.model_folder import ModelCard
 from alexnet_dist.models import make_spec
-from alexnet_dist.training.model_folder import ModelCard
 
 CARD = ModelCard(
     variant="paper",

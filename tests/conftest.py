@@ -84,7 +84,7 @@ def _is_helper(process: psutil.Process) -> bool:
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write fails when it should become durable."""
-    from alexnet_dist import durable
+    from alexnet_dist.base import durable
 
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -156,7 +156,7 @@ def _forget_worker_server() -> None:
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a run has logged this step; fail if its process ends before."""
-    from alexnet_dist.training.trackers import read_rows
+    from alexnet_dist.tracking.trackers import read_rows
 
     deadline = time.monotonic() + 90
     while not any(row["step"] >= step for row in read_rows(folder / "metrics.jsonl")):

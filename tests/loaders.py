@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Loader, Normalization, make_normalization
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Loader, Normalization, make_normalization
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex
 
 
 def grey_levels(channels: int) -> Normalization:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from alexnet_dist.errors import AlexNetDistError, DataError
+from alexnet_dist.base.errors import AlexNetDistError, DataError
 
 
 def refused(action: Callable[[], object], kind: type[AlexNetDistError] = DataError) -> str:

@@ -9,12 +9,12 @@ import torch
 from tiny import tiny_loader, tiny_spec
 from torch import Tensor
 
-from alexnet_dist.commands.network import part_towers
-from alexnet_dist.commands.strategy import cut_network, replicate_network
-from alexnet_dist.config import OptimizerConfig, ParallelConfig
+from alexnet_dist.assembly.network import part_towers
+from alexnet_dist.assembly.strategy import cut_network, replicate_network
 from alexnet_dist.models import AlexNet, AlexNetSpec, build_model
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.settings.schema import OptimizerConfig, ParallelConfig
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import cross_entropy
 from alexnet_dist.training.optim import build_optimizer, optimizer_tensors

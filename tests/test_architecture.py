@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,51 +13,61 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for part in ("alexnet_dist", "launch", "benchmarks") for path in (ROOT / part).rglob("*.py"))
 
-# Imports only point to a smaller number; models and data share one and never meet.
-LAYERS = {
-    "__init__": 4,  # the door for users: nothing inside may import from it
-    "config": 0,
-    "config_checks": 0,
-    "errors": 0,
-    "extras": 0,
-    "disk_errors": 0,
-    "durable": 0,
-    "ending": 0,
-    "exhaustion": 0,
-    "settings": 0,
-    "machine": 0,
-    "places": 0,
-    "shipped": 0,
-    "streams": 0,
-    "text": 0,
-    "yaml_file": 0,
-    "models": 1,
-    "data": 1,
-    "parallel": 2,
-    "training": 3,
-    "figures": 4,
-    "commands": 5,
-    "__main__": 6,
-    "launch": 6,
-    "benchmarks": 6,
+# A room may import what stands in an earlier row; rooms of one row never import each other.
+ROWS = (
+    ("base",),
+    ("settings", "models", "data", "tracking", "figures"),
+    ("parallel", "inference"),
+    ("training",),
+    ("assembly",),
+    ("runs", "costs"),
+    ("cli",),
+    ("__main__", "launch", "benchmarks"),
+)
+LAYERS = {room: row for row, rooms in enumerate(ROWS) for room in rooms} | {"__init__": 4}  # the door for users
+READERS_OF_SETTINGS = ("assembly", "runs", "costs", "cli", "benchmarks")
+NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads the trainer
+# What still breaks the law, module by module. A debt that is paid must go from this list.
+DEBTS = {
+    "assembly/sets.py": ("runs.folder", "runs.held_out", "runs.image_list"),
+    "assembly/trackers.py": ("runs.folder",),
+    "figures/estimate.py": ("costs.model",),
+    "inference/card_checks.py": ("settings.checks", "settings.schema"),
+    "inference/hub.py": ("runs.ownership", "training.checkpoint"),
+    "inference/model_folder.py": (
+        "parallel.processes.environment",
+        "runs.folder",
+        "settings.schema",
+        "training",
+        "training.checkpoint",
+    ),
+    "inference/pretrained.py": ("parallel.partition", "training.checkpoint"),
+    "models/alexnet.py": ("settings.checks", "settings.schema"),
+    "parallel/traffic.py": ("costs.network_size", "costs.transfers"),
+    "runs/plots.py": ("cli.evaluate",),
+    "tracking/wandb_account.py": ("settings.schema",),
+    "training/checkpoint.py": ("runs.folder",),
+    "training/loop.py": ("runs.folder",),
 }
 # Modules that only one place may import.
 HOMES = {
     "accelerate": "alexnet_dist/parallel/",
-    "torch.distributed": "alexnet_dist/parallel/",
-    "wandb": "alexnet_dist/training/wandb_",
+    "torch.distributed": ("alexnet_dist/parallel/", "alexnet_dist/costs/probe.py"),
+    "wandb": "alexnet_dist/tracking/wandb",
     "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
     "torch.utils.tensorboard": "alexnet_dist/parallel/",
-    "nvidia": ("alexnet_dist/data/dali_", "benchmarks/"),
+    "nvidia": ("alexnet_dist/data/engines/dali/", "benchmarks/"),
     "matplotlib": "alexnet_dist/figures/",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
-    "huggingface_hub": "alexnet_dist/training/hub.py",
+    "huggingface_hub": "alexnet_dist/inference/hub.py",
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",
 }
-JSON_HOME = "alexnet_dist/durable.py"
-PRINTING = ("alexnet_dist/commands/", "launch/", "benchmarks/")
+JSON_HOME = "alexnet_dist/base/durable.py"
+PRINTING = ("alexnet_dist/cli/", "launch/", "benchmarks/")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
+
+_IMPORTS = ast.Import | ast.ImportFrom
 
 
 def find_violations(source: str, path: str) -> list[str]:
@@ -81,6 +92,17 @@ def _layer(path_or_module: str) -> str:
     return parts[1] if parts[0] == "alexnet_dist" and len(parts) > 1 else parts[0]
 
 
+def _may_import(here: str, there: str) -> bool:
+    if there in NEVER.get(here, ()) or (there == "settings" and here not in READERS_OF_SETTINGS):
+        return False
+    return LAYERS.get(there, 9) < LAYERS[here]
+
+
+def _is_debt(path: str, name: str) -> bool:
+    debts = DEBTS.get(path.removeprefix("alexnet_dist/"), ())
+    return any(name.startswith(f"alexnet_dist.{module}.") for module in debts)
+
+
 def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
     here = _layer(path)
     for name in _imported_names(tree):
@@ -88,8 +110,7 @@ def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
             yield f"relative import {name}"
         elif name.split(".")[0] in ("alexnet_dist", "launch", "benchmarks", "tests"):
             there = _layer(name)
-            lower = LAYERS.get(there, 9) < LAYERS[here] or LAYERS.get(there) == 0 == LAYERS[here]
-            if there != here and not lower:
+            if there != here and not _may_import(here, there) and not _is_debt(path, name):
                 yield f"{here} imports {name}"
         for module, home in HOMES.items():
             if (name == module or name.startswith(f"{module}.")) and not path.startswith(home):
@@ -127,31 +148,54 @@ def test_file_keeps_the_rules(path: str) -> None:
     assert find_violations((ROOT / path).read_text(encoding="utf-8"), path) == []
 
 
+def test_a_debt_that_is_paid_is_not_listed() -> None:
+    for path, modules in DEBTS.items():
+        names = list(_imported_names(ast.parse((ROOT / "alexnet_dist" / path).read_text(encoding="utf-8"))))
+        assert [m for m in modules if not any(name.startswith(f"alexnet_dist.{m}.") for name in names)] == [], path
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """At import time; what a function imports when it is called comes later."""
+    modules = {path.relative_to(ROOT).as_posix()[:-3].replace("/", "."): path for path in FILES}
+    ours = {name.removesuffix(".__init__"): path for name, path in modules.items() if name.startswith("alexnet_dist")}
+    graph: dict[str, set[str]] = {}
+    for name, path in ours.items():
+        top = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, _IMPORTS)]
+        reached = {module for node in top for module in _imported_names(node)}
+        graph[name] = {module if module in ours else module.rpartition(".")[0] for module in reached} & ours.keys() - {
+            name
+        }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
         ("alexnet_dist/models/toy.py", "from alexnet_dist.data.plan import Plan", "models imports"),
         ("alexnet_dist/data/toy.py", "import alexnet_dist.models", "data imports"),
         ("alexnet_dist/data/toy.py", "from alexnet_dist import training", "data imports"),
-        ("alexnet_dist/commands/toy.py", "from alexnet_dist import AlexNet", "commands imports"),
+        ("alexnet_dist/cli/toy.py", "from alexnet_dist import AlexNet", "cli imports"),
         ("alexnet_dist/parallel/toy.py", "def f():\n    from alexnet_dist.training import loop", "parallel imports"),
-        ("alexnet_dist/config.py", "from alexnet_dist.data import plan", "config imports"),
-        ("alexnet_dist/commands/toy.py", "from benchmarks import model", "commands imports"),
+        ("alexnet_dist/settings/schema.py", "from alexnet_dist.data import plan", "settings imports"),
+        ("alexnet_dist/cli/toy.py", "from benchmarks import model", "cli imports"),
+        ("alexnet_dist/inference/toy.py", "from alexnet_dist.training import step", "inference imports"),
+        ("alexnet_dist/training/toy.py", "from alexnet_dist.settings.schema import Config", "training imports"),
+        ("alexnet_dist/runs/toy.py", "import alexnet_dist.costs.model", "runs imports"),
         ("alexnet_dist/data/toy.py", "from .plan import Plan", "relative import"),
         ("alexnet_dist/training/toy.py", "import accelerate", "accelerate outside"),
         ("alexnet_dist/training/toy.py", "from torch import distributed", "torch.distributed outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.distributed.barrier()", "torch.distributed outside"),
-        ("alexnet_dist/commands/toy.py", "import wandb", "wandb outside"),
+        ("alexnet_dist/cli/toy.py", "import wandb", "wandb outside"),
         ("alexnet_dist/training/toy.py", "import tensorboard", "tensorboard outside"),
         ("alexnet_dist/training/toy.py", "from torch.utils import tensorboard", "tensorboard outside"),
         ("alexnet_dist/data/toy.py", "from torchvision.io import read_image", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "import torchvision\ntorchvision.io.read_image('x')", "torchvision.io outside"),
         ("alexnet_dist/data/toy.py", "from nvidia.dali import fn", "nvidia outside"),
-        ("alexnet_dist/figures/toy.py", "from alexnet_dist.commands import plots", "figures imports"),
-        ("alexnet_dist/commands/toy.py", "from matplotlib.figure import Figure", "matplotlib outside"),
+        ("alexnet_dist/figures/toy.py", "from alexnet_dist.runs import plots", "figures imports"),
+        ("alexnet_dist/cli/toy.py", "from matplotlib.figure import Figure", "matplotlib outside"),
         ("alexnet_dist/figures/toy.py", "from matplotlib import pyplot", "matplotlib.pyplot outside"),
         ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),
-        ("alexnet_dist/training/model_folder.py", "from pickle import loads", "pickle outside"),
+        ("alexnet_dist/inference/model_folder.py", "from pickle import loads", "pickle outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x')", "torch.load without"),
         ("alexnet_dist/training/toy.py", "torch.load('x', weights_only=False)", "torch.load without"),
         ("alexnet_dist/data/toy.py", "np.load('x', allow_pickle=True)", "pickles"),
@@ -172,7 +216,7 @@ def test_checker_finds_a_planted_violation(path: str, source: str, expected: str
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x', weights_only=True)"),
         ("alexnet_dist/parallel/toy.py", "import torch.distributed as dist\nfrom accelerate import Accelerator"),
         ("alexnet_dist/training/toy.py", "def f():\n" + "    x = 1\n" * 59),
-        ("launch/toy.py", "from alexnet_dist.commands.cli import run\nprint(run)"),
+        ("launch/toy.py", "from alexnet_dist.cli.main import run\nprint(run)"),
     ],
 )
 def test_checker_lets_good_code_pass(path: str, source: str) -> None:

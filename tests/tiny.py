@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from alexnet_dist.config import Config
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Loader, Normalization
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Loader, Normalization
+from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import synthetic_index
 from alexnet_dist.models import AlexNetSpec, make_spec
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.settings import build_config
+from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.schema import Config
 
 TINY_NETWORK = {
     "variant": "paper",

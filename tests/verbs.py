@@ -7,7 +7,7 @@ import io
 
 from dist_helper import run_processes
 
-from alexnet_dist.commands.cli import run
+from alexnet_dist.cli.main import run
 
 Outcome = tuple[int, list[str], str]
 

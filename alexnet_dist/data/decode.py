@@ -44,8 +44,8 @@ from PIL import (  # noqa: F401
     _imaging,
 )
 
-from alexnet_dist.data.jpeg_stream import Head, check_scans, count_scans, load_whole, read_head
-from alexnet_dist.data.png_chunks import Chunks, read_chunks
+from alexnet_dist.data.files.jpeg_stream import Head, check_scans, count_scans, load_whole, read_head
+from alexnet_dist.data.files.png_chunks import Chunks, read_chunks
 
 with contextlib.suppress(ImportError):  # older versions of Pillow do not have it
     from PIL import AvifImagePlugin

@@ -7,8 +7,8 @@ from itertools import islice
 
 import numpy as np
 
-from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.errors import DataError
+from alexnet_dist.base.errors import DataError
+from alexnet_dist.data.index import SampleIndex
 
 
 def split_fold(index: SampleIndex, num_folds: int, fold: int, seed: int) -> tuple[SampleIndex, SampleIndex]:

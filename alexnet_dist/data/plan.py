@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
 from alexnet_dist.data.draws import CROP, FLIP, JITTER, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
-from alexnet_dist.errors import DataError
 
 Array = npt.NDArray[np.generic]
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import (
     DEFAULT_MAX_PIXELS,
     ImageSource,
@@ -22,9 +23,8 @@ from alexnet_dist.data.decode import (
     cut_window,
     decode_image,
 )
+from alexnet_dist.data.engines.torchvision import cut_pixels, resize_pixels
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.torchvision_engine import cut_pixels, resize_pixels
-from alexnet_dist.errors import DataError
 
 Picture: TypeAlias = ImageSource | Image.Image | BinaryIO | npt.NDArray[np.uint8] | Tensor
 

@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.durable import write_file
-from alexnet_dist.extras import import_extra
+from alexnet_dist.base.durable import write_file
+from alexnet_dist.base.extras import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

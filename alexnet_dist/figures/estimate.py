@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from alexnet_dist.costs.model import Prediction
 from alexnet_dist.figures.canvas import check_matplotlib, new_figure, save_figure
-from alexnet_dist.parallel.cost_model import Prediction
 
 INCHES = (11.0, 4.6)
 

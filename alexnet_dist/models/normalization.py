@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from alexnet_dist.machine import can_build_kernels
+from alexnet_dist.base.machine import can_build_kernels
 
 # Elements that one thread handles per round on a CPU: small enough for the scratch tensors to stay in its L2 cache.
 _ELEMENTS_PER_THREAD = 1 << 17

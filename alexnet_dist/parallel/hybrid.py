@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from alexnet_dist.errors import UsageError
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import AlexNet, AlexNetSpec, named_layers
 from alexnet_dist.parallel.collectives import COLUMNS, ROWS, Wire, begin_gather, begin_return, end, scale_gradient
 from alexnet_dist.parallel.mesh import Mesh

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from alexnet_dist.errors import UsageError
+from alexnet_dist.base.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from alexnet_dist.errors import MachineError
-from alexnet_dist.machine import find_git_commit, list_versions
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.machine import find_git_commit, list_versions
 from alexnet_dist.parallel.runtime import Runtime
 
 CLOCK_ROUNDS = 7

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.base.errors import MachineError, UsageError
 
 MIXED_PRECISION = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's words
 TF32_CAPABILITY = (8, 0)  # of the first GPUs that have it (A100)

@@ -8,7 +8,6 @@ than plain replicas.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -23,16 +22,9 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from torch.optim import Optimizer
 
-from alexnet_dist.errors import AlexNetDistError, MachineError
-from alexnet_dist.exhaustion import explain_exhaustion
-from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel.environment import (
-    check_environment,
-    is_cpu_wanted,
-    rank_from_environment,
-    world_size_from_environment,
-)
-from alexnet_dist.parallel.launch_guard import check_process_count, was_launched
+from alexnet_dist.base.errors import AlexNetDistError, MachineError
+from alexnet_dist.base.exhaustion import explain_exhaustion
+from alexnet_dist.base.machine import available_cores
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.precision import (
     MIXED_PRECISION,
@@ -40,9 +32,16 @@ from alexnet_dist.parallel.precision import (
     choose_precision,
     settle_float32,
 )
-from alexnet_dist.parallel.pulse import Pulse, lost_contact
-from alexnet_dist.parallel.restart import join_restarted_group
-from alexnet_dist.parallel.waiting import JOIN_SECONDS, limit_wait
+from alexnet_dist.parallel.processes.environment import (
+    check_environment,
+    is_cpu_wanted,
+    rank_from_environment,
+    world_size_from_environment,
+)
+from alexnet_dist.parallel.processes.guard import check_process_count, was_launched
+from alexnet_dist.parallel.processes.pulse import Pulse, lost_contact
+from alexnet_dist.parallel.processes.restart import join_restarted_group
+from alexnet_dist.parallel.processes.waiting import JOIN_SECONDS, limit_wait
 
 T = TypeVar("T")
 
@@ -356,30 +355,6 @@ def _settle_speaker(error: AlexNetDistError, pulse: Pulse) -> None:
     if not error.is_shared:
         error.is_local = pulse.claim_speech(error.is_local or rank_from_environment() == 0)
         error.is_said = not error.is_local
-
-
-def call_with_deadline(action: Callable[[], T], seconds: float) -> T | None:
-    """The result of `action`, or None if it takes longer. It then goes on in a thread that nothing waits for.
-
-    Raises:
-        Exception: whatever `action` raised in time.
-    """
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.extend((action(), None))
-        except Exception as error:  # noqa: BLE001 (handed to the caller)
-            outcome.extend((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        return None
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
 
 
 def start_wandb(project: str, arguments: dict[str, Any]) -> Any:

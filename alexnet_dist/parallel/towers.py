@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet_dist.errors import UsageError
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES, AlexNet, AlexNetSpec, LocalResponseNorm, named_layers
 from alexnet_dist.parallel.collectives import COLUMNS, Wire, gather, sum_parts
 from alexnet_dist.parallel.mesh import Mesh

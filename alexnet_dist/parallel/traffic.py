@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from alexnet_dist.costs.network_size import measure_network
+from alexnet_dist.costs.transfers import Strategy, list_transfers
 from alexnet_dist.models import AlexNetSpec
-from alexnet_dist.parallel.network_size import measure_network
-from alexnet_dist.parallel.transfers import Strategy, list_transfers
 
 
 @dataclass(frozen=True)

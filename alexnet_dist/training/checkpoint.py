@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from alexnet_dist.durable import (
+from alexnet_dist.base.durable import (
     MAX_JSON_BYTES,
     disk_errors_named,
     find_damage,
@@ -25,10 +25,10 @@ from alexnet_dist.durable import (
     remove_written,
     write_folder,
 )
-from alexnet_dist.errors import CheckpointError, DivergedError
-from alexnet_dist.places import find_place
-from alexnet_dist.training.run_folder import is_step_name
-from alexnet_dist.training.weights_file import check_kinds, read_tensors
+from alexnet_dist.base.errors import CheckpointError, DivergedError
+from alexnet_dist.base.places import find_place
+from alexnet_dist.inference.weights_file import check_kinds, read_tensors
+from alexnet_dist.runs.folder import is_step_name
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE, CONFIG = "weights.safetensors", "optimizer.safetensors", "state.json", "config.json"

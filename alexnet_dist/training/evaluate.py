@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alexnet_dist.data.loader import Batch, Loader
-from alexnet_dist.errors import DataError, DivergedError
+from alexnet_dist.base.errors import DataError, DivergedError
+from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import average_views, count_correct, cross_entropy, is_finite
 from alexnet_dist.training.predictions import Predictions, rate_images

@@ -6,11 +6,11 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexnet_dist.data.loader import Batch
-from alexnet_dist.data.samples import BadFile, BadFilesError
-from alexnet_dist.errors import AlexNetDistError, InterruptedRunError
+from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError
+from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.data.engines.loader import Batch
+from alexnet_dist.data.index import BadFile, BadFilesError
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.signals import StopRequest
 
 
 @dataclass(eq=False)

@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from alexnet_dist.data.loader import Batch, Loader
-from alexnet_dist.data.samples import BadFile
-from alexnet_dist.errors import CheckpointError, DataError, DivergedError, InterruptedRunError
+from alexnet_dist.base.errors import CheckpointError, DataError, DivergedError, InterruptedRunError
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.index import BadFile
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.runs.folder import METRICS, write_bad_files
+from alexnet_dist.tracking.trackers import Trackers, read_rows
 from alexnet_dist.training.checkpoint import (
     OTHERWISE,
     Checkpoint,
@@ -35,11 +37,9 @@ from alexnet_dist.training.evaluate import Evaluation, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
-from alexnet_dist.training.run_folder import METRICS, write_bad_files
 from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.state_fields import read_fields
 from alexnet_dist.training.step import DeviceCounters, train_step
-from alexnet_dist.training.trackers import Trackers, read_rows
 
 logger = logging.getLogger("alexnet_dist")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from alexnet_dist.data.loader import Batch
+from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.parallel.replicas import hold_gradients
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import count_correct, cross_entropy

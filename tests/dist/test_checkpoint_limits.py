@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
-from alexnet_dist.commands.predict import predict_files
-from alexnet_dist.commands.train import train
-from alexnet_dist.durable import MANIFEST, hash_file
-from alexnet_dist.errors import AlexNetDistError, UsageError
+from alexnet_dist.cli.predict import predict_files
+from alexnet_dist.cli.train import train
+from alexnet_dist.base.durable import MANIFEST, hash_file
+from alexnet_dist.base.errors import AlexNetDistError, UsageError
 from alexnet_dist.training.checkpoint import list_checkpoints
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.tracking.trackers import read_rows
 
 LENGTH = {"train__epochs": None, "train__max_steps": 6, "checkpoint__keep": 3}
 LONGER = LENGTH | {"train__max_steps": 8}

@@ -17,13 +17,13 @@ from dist_helper import Group, run_processes, start_processes
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from alexnet_dist.commands.crossval import configure_fold, cross_validate
-from alexnet_dist.commands.evaluate import evaluate_model
-from alexnet_dist.commands.train import train
-from alexnet_dist.config import Config
-from alexnet_dist.errors import AlexNetDistError, CheckpointError, DataError, InterruptedRunError, UsageError
+from alexnet_dist.cli.crossval import configure_fold, cross_validate
+from alexnet_dist.cli.evaluate import evaluate_model
+from alexnet_dist.cli.train import train
+from alexnet_dist.settings.schema import Config
+from alexnet_dist.base.errors import AlexNetDistError, CheckpointError, DataError, InterruptedRunError, UsageError
 from alexnet_dist.training.checkpoint import list_checkpoints
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.tracking.trackers import read_rows
 
 NUM_FOLDS = 3
 

@@ -15,11 +15,11 @@ from torch import nn
 from dist_helper import run_processes
 from tiny import tiny_loader, tiny_spec, worst_difference
 
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import BadFile, synthetic_index
-from alexnet_dist.errors import DataError, DivergedError, InterruptedRunError
+from alexnet_dist.data.index import BadFile, synthetic_index
+from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
 from alexnet_dist.models import build_model
 from alexnet_dist.parallel.replicas import average_over_replicas
 from alexnet_dist.parallel.runtime import Runtime, start_runtime

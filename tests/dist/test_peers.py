@@ -17,18 +17,19 @@ from dist_helper import run_processes, start_processes
 from refusals import refused
 from tiny import tiny_config
 
-from alexnet_dist.commands import same_data
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.train import train
-from alexnet_dist.errors import AlexNetDistError, DataError, MachineError
-from alexnet_dist.machine import available_cores
-from alexnet_dist.parallel import pulse, waiting
-from alexnet_dist.parallel.cost_model import Link, Links
+from alexnet_dist.runs import same_data
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.train import train
+from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
+from alexnet_dist.base.machine import available_cores
+from alexnet_dist.parallel.processes import pulse
+from alexnet_dist.parallel.processes import waiting
+from alexnet_dist.costs.model import Link, Links
 from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
-from alexnet_dist.parallel.probe import LinkProbe, links_from_probe, probe_links
-from alexnet_dist.parallel.restart import join_restarted_group
+from alexnet_dist.costs.probe import LinkProbe, links_from_probe, probe_links
+from alexnet_dist.parallel.processes.restart import join_restarted_group
 from alexnet_dist.parallel.runtime import lost_peers_named
-from alexnet_dist.parallel.transfers import all_reduce_hops
+from alexnet_dist.costs.transfers import all_reduce_hops
 
 CPU = torch.device("cpu")
 TINY = ["--model.image_size", "64", "--model.conv_channels", "[8,16,16,16,16]", "--model.fc_width", "16"]

@@ -20,12 +20,13 @@ from dist_helper import Group, run_processes, start_processes
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from alexnet_dist.commands.train import train
-from alexnet_dist import durable
-from alexnet_dist.durable import is_marked
-from alexnet_dist.training import loop, run_folder
+from alexnet_dist.cli.train import train
+from alexnet_dist.base import durable
+from alexnet_dist.base.durable import is_marked
+from alexnet_dist.runs import folder as run_folder
+from alexnet_dist.training import loop
 from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.tracking.trackers import read_rows
 
 LAST_STEP = 20
 

@@ -26,12 +26,12 @@ from strategies import (
 from tiny import tiny_loader, worst_difference
 from torch import Tensor
 
-from alexnet_dist.commands.strategy import replicate_network
+from alexnet_dist.assembly.strategy import replicate_network
 from alexnet_dist.models import named_layers
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
-from alexnet_dist.parallel.transfers import Strategy
+from alexnet_dist.costs.transfers import Strategy
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 CASES = [

@@ -20,20 +20,20 @@ from strategies import Case, cut_tiny, ddp, hybrid, start_case, towers
 from tiny import tiny_config, tiny_loader, worst_difference
 from torch import Tensor
 
-from alexnet_dist.commands import session
-from alexnet_dist.commands.strategy import check_strategy, replicate_network
-from alexnet_dist.commands.train import train
-from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.runs import session
+from alexnet_dist.assembly.strategy import check_strategy, replicate_network
+from alexnet_dist.cli.train import train
+from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.checkpoint import list_checkpoints, load_weights, pack_tensors
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.training.model_folder import read_card, read_model_weights
+from alexnet_dist.inference.model_folder import read_card, read_model_weights
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.step import DeviceCounters, train_step
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.tracking.trackers import read_rows
 
 QUIET = {"precision": "fp32", "model__dropout": 0.0, "train__epochs": None, "checkpoint__every_steps": None}
 FIRST_STEPS, ALL_STEPS = 8, 12  # ends of epochs: a run that ends elsewhere evaluates once more

@@ -15,7 +15,7 @@ import pytest
 import torch
 from images import save_jpeg
 
-from alexnet_dist.data.engines import find_obstacle
+from alexnet_dist.data.engines.choose import find_obstacle
 
 pytestmark = pytest.mark.timeout(900)  # all benchmarks run in one fixture: minutes, and twice as many on a busy host
 ROOT = Path(__file__).resolve().parents[2]

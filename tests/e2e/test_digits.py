@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from dist_helper import run_processes
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.evaluate import evaluate_model
-from alexnet_dist.commands.predict import predict_files
-from alexnet_dist.data.digits import prepare_digits
-from alexnet_dist.training.run_folder import default_cache_dir
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.cli.evaluate import evaluate_model
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.predict import predict_files
+from alexnet_dist.data.sources.digits import prepare_digits
+from alexnet_dist.runs.folder import default_cache_dir
+from alexnet_dist.tracking.trackers import read_rows
 
 
 def train_digits(folder: Path, words: list[str]) -> int:

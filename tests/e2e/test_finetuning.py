@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 from verbs import call
 
-from alexnet_dist.durable import hash_file
-from alexnet_dist.settings import dump_config
+from alexnet_dist.base.durable import hash_file
+from alexnet_dist.settings.reader import dump_config
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dist_helper import wait_for_step
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from alexnet_dist.settings import dump_config
+from alexnet_dist.settings.reader import dump_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.commands.cli import run
+from alexnet_dist.cli.main import run
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")

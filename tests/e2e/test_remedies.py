@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 from verbs import call
 
-from alexnet_dist.settings import dump_config
+from alexnet_dist.settings.reader import dump_config
+from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.checkpoint import list_checkpoints
-from alexnet_dist.training.trackers import read_rows
 
 NUM_IMAGES = 24
 

@@ -19,9 +19,9 @@ from dist_helper import run_processes, wait_for_step
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.train import train
-from alexnet_dist.settings import dump_config
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.train import train
+from alexnet_dist.settings.reader import dump_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, DOCTOR = str(ROOT / "launch" / "train.py"), str(ROOT / "launch" / "doctor.py")

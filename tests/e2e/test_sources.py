@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import tiny_config
 from verbs import call_well
 
-from alexnet_dist.settings import dump_config
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.settings.reader import dump_config
+from alexnet_dist.tracking.trackers import read_rows
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 

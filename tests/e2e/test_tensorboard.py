@@ -20,14 +20,14 @@ from dist_helper import run_processes, start_processes
 from tables import read_table
 from tiny import tiny_config
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.train import train
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.train import train
 from alexnet_dist.parallel.runtime import start_tensorboard
-from alexnet_dist.settings import dump_config
-from alexnet_dist.training.metrics_csv import COLUMNS
-from alexnet_dist.training.run_folder import start_logging
-from alexnet_dist.training.tensorboard_mirror import TensorboardMirror, name_points
-from alexnet_dist.training.trackers import MetricsFile, Row, Trackers, read_rows
+from alexnet_dist.runs.folder import start_logging
+from alexnet_dist.settings.reader import dump_config
+from alexnet_dist.tracking.csv import COLUMNS
+from alexnet_dist.tracking.tensorboard import TensorboardMirror, name_points
+from alexnet_dist.tracking.trackers import MetricsFile, Row, Trackers, read_rows
 
 pytest.importorskip("tensorboard")
 CANARY = "canary-5f1c2e"

@@ -20,11 +20,12 @@ import pytest
 from dist_helper import run_processes, start_processes
 from tiny import tiny_config
 
-from alexnet_dist.commands.train import train
-from alexnet_dist.config import TrackingConfig
-from alexnet_dist.training import wandb_account, wandb_mirror
-from alexnet_dist.training.trackers import read_rows, rename_for_display
-from alexnet_dist.training.wandb_mirror import WandbMirror
+from alexnet_dist.cli.train import train
+from alexnet_dist.settings.schema import TrackingConfig
+from alexnet_dist.tracking import wandb as wandb_mirror
+from alexnet_dist.tracking import wandb_account
+from alexnet_dist.tracking.trackers import read_rows, rename_for_display
+from alexnet_dist.tracking.wandb import WandbMirror
 
 pytest.importorskip("wandb")
 CANARY = "canary-5f1c2e"
@@ -169,10 +170,12 @@ END = """
 import os, signal, sys
 from pathlib import Path
 import psutil
-from alexnet_dist.config import TrackingConfig
-from alexnet_dist.parallel.runtime import call_with_deadline, start_wandb
-from alexnet_dist.config import TrackingConfig
-from alexnet_dist.training import wandb_account, wandb_mirror
+from alexnet_dist.settings.schema import TrackingConfig
+from alexnet_dist.base.deadlines import call_with_deadline
+from alexnet_dist.parallel.runtime import start_wandb
+from alexnet_dist.settings.schema import TrackingConfig
+from alexnet_dist.tracking import wandb_account
+from alexnet_dist.tracking import wandb as wandb_mirror
 wandb_mirror.WANDB_BUDGET_SECONDS, wandb_mirror.EXIT_SECONDS = 6.0, 0.5
 mirror = wandb_mirror.WandbMirror(start_wandb, call_with_deadline, folder=Path(sys.argv[1]), mode="offline",
     run_id="5e6f7a8b", settings={}, rows=[], tracking=vars(TrackingConfig()))

@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from alexnet_dist.commands.train import train
-from alexnet_dist.data import cache_device
-from alexnet_dist.data.cache_build import build_store
-from alexnet_dist.data.cache_engine import find_layout
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Loader, Normalization
+from alexnet_dist.cli.train import train
+from alexnet_dist.data.engines.cache import device as cache_device
+from alexnet_dist.data.engines.cache.build import build_store
+from alexnet_dist.data.engines.cache.engine import find_layout
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Loader, Normalization
+from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import synthetic_index
 
 pytestmark = [
     pytest.mark.gpu,

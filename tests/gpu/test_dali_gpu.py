@@ -15,11 +15,11 @@ import torch
 from images import bad_images, encode, good_images
 from PIL import Image
 
-from alexnet_dist.data import dali_engine
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.dali import engine as dali_engine
+from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
+from alexnet_dist.data.index import SampleIndex, scan_folder
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex, scan_folder
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,9 +11,9 @@ import torch
 from dist_helper import reset_accelerate
 from tiny import tiny_config
 
-from alexnet_dist.commands.train import train
+from alexnet_dist.cli.train import train
 from alexnet_dist.parallel.runtime import start_runtime
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.tracking.trackers import read_rows
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,11 +17,11 @@ from strategies import Case, backward_once, ddp, hybrid, towers, train_twenty_up
 from tiny import tiny_config, worst_difference
 from torch import Tensor
 
-from alexnet_dist.commands.train import train
+from alexnet_dist.cli.train import train
+from alexnet_dist.costs.probe import probe_links
 from alexnet_dist.parallel.peers import introduce, list_machines
-from alexnet_dist.parallel.probe import probe_links
 from alexnet_dist.parallel.runtime import start_runtime
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.tracking.trackers import read_rows
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,12 +12,12 @@ import pytest
 import torch
 from images import save_jpeg
 
-from alexnet_dist.data import cache_build
-from alexnet_dist.data.cache_engine import find_layout
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Loader
+from alexnet_dist.data.engines.cache import build as cache_build
+from alexnet_dist.data.engines.cache.engine import find_layout
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Loader
+from alexnet_dist.data.index import SampleIndex, scan_folder
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex, scan_folder
 
 MAX_IMAGES, BATCHES, PROCESSES = 40, (1, 2, 3, 7, 16), (1, 2, 3, 4)  # a batch is that of one process
 RECIPE = Augmentation(crop_size=16, resize=18)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alexnet_dist.data.batch_pixels import Crops, cut_crops, locate_crops
+from alexnet_dist.data.engines.batch_pixels import Crops, cut_crops, locate_crops
 from alexnet_dist.models import LocalResponseNorm
 
 pytest.importorskip("triton")
-from alexnet_dist.data import crop_kernel
+from alexnet_dist.data.engines.cache import crop_kernel
 from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,17 +21,19 @@ from images import JPEG, BadImage, GoodImage, bad_images, encode, good_images, m
 from PIL import Image
 from tiny import tiny_config, tiny_spec
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.prepare_parity import compare_folder
-from alexnet_dist.data import cache_build, cache_store, decode
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.base.durable import read_csv
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.prepare.parity import compare_folder
+from alexnet_dist.data import decode
+from alexnet_dist.data.engines.cache import build as cache_build
+from alexnet_dist.data.engines.cache import store as cache_store
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
+from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_folder
 from alexnet_dist.data.plan import Augmentation
-from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder
-from alexnet_dist.durable import read_csv
+from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
 from alexnet_dist.models import build_model
-from alexnet_dist.settings import dump_config
-from alexnet_dist.training.model_folder import ModelCard, save_model_folder
+from alexnet_dist.settings.reader import dump_config
 
 CLASSES = ("cat", "it's a dög", "红 狐")
 SIDE = 16

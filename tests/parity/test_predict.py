@@ -19,13 +19,13 @@ from PIL import Image
 from tiny import tiny_spec
 from torch import Tensor
 
-from alexnet_dist.commands.evaluate import evaluate_model
-from alexnet_dist.commands.predict import predict_files
-from alexnet_dist.data.loader import Normalization
+from alexnet_dist.cli.evaluate import evaluate_model
+from alexnet_dist.cli.predict import predict_files
+from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
 from alexnet_dist.models import AlexNet, build_model
-from alexnet_dist.settings import build_config
-from alexnet_dist.training.model_folder import ModelCard, save_model_folder
+from alexnet_dist.settings.reader import build_config
 
 NUM_PICTURES = 9
 ROUNDING = 1e-6  # of logits, beside the largest; measured 1e-7

@@ -11,8 +11,8 @@ import pytest
 from images import save_jpeg
 from tiny import tiny_config
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.settings import dump_config
+from alexnet_dist.cli.main import run
+from alexnet_dist.settings.reader import dump_config
 
 LINE, SMALL = "train/cat/line.jpg", "train/dog/small.jpg"
 has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None

@@ -35,16 +35,18 @@ from array_files import (
 from refusals import refused
 from torchvision.datasets import CIFAR10, FashionMNIST
 
-from alexnet_dist.commands.evaluate import find_split
-from alexnet_dist.commands.splits import Splits, build_splits, find_root
-from alexnet_dist.config import Config
-from alexnet_dist.data import array_sets, download, kept_arrays
-from alexnet_dist.data.array_sets import array_index
+from alexnet_dist.assembly.sets import Splits, build_splits, find_root
+from alexnet_dist.base import download
+from alexnet_dist.base.durable import TEMPORARY, mark_name
+from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.cli.evaluate import find_split
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma
-from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.durable import TEMPORARY, mark_name
-from alexnet_dist.errors import CheckpointError, MachineError, UsageError
-from alexnet_dist.settings import build_config
+from alexnet_dist.data.files import kept_arrays
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources import arrays as array_sets
+from alexnet_dist.data.sources.arrays import array_index
+from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.schema import Config
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"

@@ -22,27 +22,28 @@ from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 from tiny import tiny_config
 
-from alexnet_dist.commands import caching
-from alexnet_dist.commands.caching import build_caches
-from alexnet_dist.commands.evaluate import evaluate_model
-from alexnet_dist.commands.train import train
-from alexnet_dist.config import DataConfig
-from alexnet_dist.data import cache_engine, cache_store
-from alexnet_dist.data.array_sets import array_index
-from alexnet_dist.data.batch_pixels import jitter_batch
-from alexnet_dist.data.cache_build import build_store
-from alexnet_dist.data.cache_device import make_from_bands, make_from_resident, upload
-from alexnet_dist.data.cache_engine import find_layout, run_ahead
-from alexnet_dist.data.cache_store import open_store
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.assembly import caches as caching
+from alexnet_dist.assembly.caches import build_caches
+from alexnet_dist.base.errors import DataError, InterruptedRunError, UsageError
+from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.cli.evaluate import evaluate_model
+from alexnet_dist.cli.train import train
+from alexnet_dist.data.engines.batch_pixels import jitter_batch
+from alexnet_dist.data.engines.cache import engine as cache_engine
+from alexnet_dist.data.engines.cache import store as cache_store
+from alexnet_dist.data.engines.cache.build import build_store
+from alexnet_dist.data.engines.cache.device import make_from_bands, make_from_resident, upload
+from alexnet_dist.data.engines.cache.engine import find_layout, run_ahead
+from alexnet_dist.data.engines.cache.store import open_store
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
+from alexnet_dist.data.engines.torchvision import JITTERS
+from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Augmentation
-from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.data.torchvision_engine import JITTERS
-from alexnet_dist.errors import DataError, InterruptedRunError, UsageError
+from alexnet_dist.data.sources.arrays import array_index
 from alexnet_dist.parallel.runtime import start_runtime
-from alexnet_dist.training.signals import StopRequest
-from alexnet_dist.training.trackers import read_rows
+from alexnet_dist.settings.schema import DataConfig
+from alexnet_dist.tracking.trackers import read_rows
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (41, 90), (44, 44), (70, 45)]
 EVERYTHING: dict[str, Any] = {

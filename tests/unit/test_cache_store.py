@@ -18,16 +18,18 @@ import torch
 from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.data import cache_build, cache_store, patience
-from alexnet_dist.data.cache_build import build_store, iterate_build
-from alexnet_dist.data.cache_store import Layout, check_cacheable, iterate_checks, lay_out, open_store
+from alexnet_dist.base.durable import TEMPORARY, mark_name
+from alexnet_dist.base.errors import DataError, MachineError, UsageError
+from alexnet_dist.cli.main import run
 from alexnet_dist.data.decode import Pixels
+from alexnet_dist.data.engines import patience
+from alexnet_dist.data.engines.cache import build as cache_build
+from alexnet_dist.data.engines.cache import store as cache_store
+from alexnet_dist.data.engines.cache.build import build_store, iterate_build
+from alexnet_dist.data.engines.cache.store import Layout, check_cacheable, iterate_checks, lay_out, open_store
+from alexnet_dist.data.engines.torchvision import resize_pixels
+from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.data.torchvision_engine import resize_pixels
-from alexnet_dist.durable import TEMPORARY, mark_name
-from alexnet_dist.errors import DataError, MachineError, UsageError
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (41, 90), (44, 44), (70, 45)]
 LIMIT = 10**6
@@ -559,7 +561,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(root: Path, tmp_path: Path)
 
 def test_a_disk_that_gives_back_something_else_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = plan_layout(root)
-    monkeypatch.setattr("alexnet_dist.data.cache_chunks.hash_pixels", lambda path, num_bytes: "0" * 64)
+    monkeypatch.setattr("alexnet_dist.data.engines.cache.chunks.hash_pixels", lambda path, num_bytes: "0" * 64)
     with pytest.raises(MachineError, match=r"cannot keep images .*what was read back is not what was written"):
         build(layout)
     assert Folder.read(layout.folder) == Folder({})

@@ -18,13 +18,13 @@ from refusals import refused
 from safetensors.torch import save_file
 
 from alexnet_dist import AlexNet
-from alexnet_dist.commands.evaluate import evaluate_model
-from alexnet_dist.commands.export import export_model
-from alexnet_dist.commands.predict import predict_files
+from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.cli.evaluate import evaluate_model
+from alexnet_dist.cli.export import export_model
+from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.data.plan import Augmentation
-from alexnet_dist.errors import CheckpointError
+from alexnet_dist.inference.model_folder import pack_card, read_card, read_fitting_card, save_model_folder
 from alexnet_dist.models import build_model, make_spec, spec_to_dict
-from alexnet_dist.training.model_folder import pack_card, read_card, read_fitting_card, save_model_folder
 
 SOURCE = {"step": 12, "settings": {"data": {"max_pixels": 1000}}, "data_fingerprint": "0" * 64}
 VALUES: dict[str, Any] = json.loads(pack_card(dataclasses.replace(CARD, source=SOURCE)))

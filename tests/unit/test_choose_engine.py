@@ -21,16 +21,17 @@ from dist_helper import reset_accelerate
 from images import save_jpeg
 from tiny import tiny_config
 
-from alexnet_dist.commands.train import train
-from alexnet_dist.data import dali_engine, engines
-from alexnet_dist.data.cache_build import build_store
-from alexnet_dist.data.cache_store import lay_out
-from alexnet_dist.data.engines import ENGINES, choose_engine, choose_evaluation_engine, compare_engines
-from alexnet_dist.data.loader import Batch, Loader
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.cli.train import train
+from alexnet_dist.data.engines import choose as engines
+from alexnet_dist.data.engines.cache.build import build_store
+from alexnet_dist.data.engines.cache.store import lay_out
+from alexnet_dist.data.engines.choose import ENGINES, choose_engine, choose_evaluation_engine, compare_engines
+from alexnet_dist.data.engines.dali import engine as dali_engine
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.workers import worker_context
+from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.data.workers import worker_context
-from alexnet_dist.errors import MachineError
 
 SIDE, NUM_IMAGES = 16, 80
 RECIPE = Augmentation(crop_size=SIDE, resize=20, crop="random")

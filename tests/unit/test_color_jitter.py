@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from alexnet_dist.commands.build import build_augmentation
-from alexnet_dist.config import AugmentConfig
+from alexnet_dist.assembly.loaders import build_augmentation
 from alexnet_dist.data.draws import JITTER, draw_uniforms
+from alexnet_dist.data.engines.torchvision import PixelBatch, PixelBatches, jitter_pixels
+from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Augmentation, Plan, StepPlan, draw_jitter
-from alexnet_dist.data.samples import synthetic_index
-from alexnet_dist.data.torchvision_engine import PixelBatch, PixelBatches, jitter_pixels
+from alexnet_dist.settings.schema import AugmentConfig
 
 MANY = 24_000
 STRENGTHS = (0.4, 1.5, 0.8, 0.3)

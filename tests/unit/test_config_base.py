@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.config import Config
-from alexnet_dist.errors import UsageError
-from alexnet_dist.settings import dump_config, load_config
+from alexnet_dist.base.errors import UsageError
+from alexnet_dist.settings.reader import dump_config, load_config
+from alexnet_dist.settings.schema import Config
 
 BOTTOM = (
     "seed: 7\n"

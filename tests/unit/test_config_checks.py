@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from alexnet_dist.config import Config, LayerFactors, walk_fields
-from alexnet_dist.config_checks import PERIODS
-from alexnet_dist.errors import UsageError
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES
-from alexnet_dist.settings import build_config, load_config
+from alexnet_dist.settings.checks import PERIODS
+from alexnet_dist.settings.reader import build_config, load_config
+from alexnet_dist.settings.schema import Config, LayerFactors, walk_fields
 
 BASE: dict[str, Any] = {"data.source": "synthetic", "train.epochs": 1}
 

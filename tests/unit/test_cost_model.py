@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from tiny import tiny_spec
 
+from alexnet_dist.costs.model import Compute, Link, Links, choose_shards, predict, recommend, transfer_seconds
+from alexnet_dist.costs.network_size import measure_network
+from alexnet_dist.costs.published import PUBLISHED, PublishedRun, is_in_band, predict_band
+from alexnet_dist.costs.transfers import Strategy, count_held, list_transfers, meeting_points, refuse
 from alexnet_dist.models import AlexNet, make_spec
-from alexnet_dist.parallel.cost_model import Compute, Link, Links, choose_shards, predict, recommend, transfer_seconds
-from alexnet_dist.parallel.network_size import measure_network
-from alexnet_dist.parallel.published import PUBLISHED, PublishedRun, is_in_band, predict_band
-from alexnet_dist.parallel.transfers import Strategy, count_held, list_transfers, meeting_points, refuse
 
 PAPER = measure_network(make_spec("paper"))
 FLAT, WIDTH, CLASSES = 9216, 4096, 1000

@@ -22,20 +22,21 @@ import torch
 from images import JPEG, bad_images, encode, good_images, make_picture
 from PIL import Image
 
-from alexnet_dist.data import dali_engine, dali_source
-from alexnet_dist.data.dali_engine import find_dali
+from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
 from alexnet_dist.data.decode import UnreadableImageError
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader, Normalization
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.dali import engine as dali_engine
+from alexnet_dist.data.engines.dali import feed as dali_source
+from alexnet_dist.data.engines.dali.engine import find_dali
+from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
+from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan, StepPlan
-from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.errors import MachineError, MemoryExhaustedError
 
 if find_dali():
     pytest.skip("DALI is not installed", allow_module_level=True)
 os.environ.update(dali_engine.SETTINGS)
 
-from alexnet_dist.data import dali_pipeline
+from alexnet_dist.data.engines.dali import pipeline as dali_pipeline
 
 SIDE = 20
 # After a resize: DALI rounds once, torchvision after each axis. A grey level is 1.
@@ -591,7 +592,7 @@ def test_memory_stays_flat(index: SampleIndex) -> None:
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-import alexnet_dist.data.engines
+import alexnet_dist.data.engines.choose
 assert not any(module.startswith("nvidia.dali") for module in sys.modules)
 from test_dali_engine import CUT, make_loader, scan
 received = []

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from images import save_jpeg
 
-from alexnet_dist.data.dali_note import find_suspects, noting
-from alexnet_dist.data.samples import SampleIndex, scan_folder
+from alexnet_dist.data.engines.dali.note import find_suspects, noting
+from alexnet_dist.data.index import SampleIndex, scan_folder
 
 DYING = """
 import os, sys
 from pathlib import Path
-from alexnet_dist.data.dali_note import noting, write_names
-from alexnet_dist.data.dali_source import stack_names
-from alexnet_dist.data.samples import scan_folder
+from alexnet_dist.data.engines.dali.note import noting, write_names
+from alexnet_dist.data.engines.dali.feed import stack_names
+from alexnet_dist.data.index import scan_folder
 cache, root, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 index = scan_folder(root, classes=None, on_bad_file="fail", cache_dir=cache)
 with noting(cache, index) as outer, noting(cache, index) as note:

@@ -186,7 +186,7 @@ def test_threads_agree_and_leave_no_warning() -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, alexnet_dist.data.samples; print(*{'torch', 'sklearn', 'scipy'} & set(sys.modules))"
+    code = "import sys, alexnet_dist.data.index; print(*{'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from alexnet_dist import durable
-from alexnet_dist.durable import (
+from alexnet_dist.base import durable
+from alexnet_dist.base.durable import (
     REPLACED,
     TEMPORARY,
     find_damage,
@@ -23,7 +23,7 @@ from alexnet_dist.durable import (
     write_file,
     write_folder,
 )
-from alexnet_dist.errors import MachineError
+from alexnet_dist.base.errors import MachineError
 
 
 def list_names(folder: Path) -> list[str]:

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from tiny import tiny_config
 from verbs import call
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.train import train
-from alexnet_dist.errors import MachineError
-from alexnet_dist.parallel.environment import REFUSED, check_environment, is_cpu_wanted, is_first_here
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.train import train
+from alexnet_dist.parallel.processes.environment import REFUSED, check_environment, is_cpu_wanted, is_first_here
 from alexnet_dist.parallel.runtime import build_accelerator, start_runtime
 
 MEETING = "MASTER_ADDR=127.0.0.1 MASTER_PORT=29500"

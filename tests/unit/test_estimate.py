@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.measure_compute import split_times
+from alexnet_dist.cli.main import run
+from alexnet_dist.costs.measure import split_times
 from alexnet_dist.models import make_spec, spec_to_dict
 
 ROOT = Path(__file__).resolve().parents[2]

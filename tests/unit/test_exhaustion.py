@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.data import workers
-from alexnet_dist.errors import MachineError
-from alexnet_dist.exhaustion import explain_exhaustion
-from alexnet_dist.settings import new_parser, parse_arguments
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.exhaustion import explain_exhaustion
+from alexnet_dist.data.engines import workers
+from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,13 +23,13 @@ from tiny import tiny_config
 from torchvision.models import alexnet
 
 from alexnet_dist import AlexNet
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.train import train
-from alexnet_dist.data.loader import Normalization
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.train import train
+from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.inference import export
+from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
 from alexnet_dist.models import build_model, make_spec
-from alexnet_dist.training import export
-from alexnet_dist.training.model_folder import ModelCard, save_model_folder
 
 TINY = {"conv_channels": [8, 16, 16, 16, 16], "fc_width": 16, "image_size": 64, "num_classes": 3, "init": "torch"}
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

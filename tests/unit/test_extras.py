@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from verbs import call
 
-from alexnet_dist.commands import summary
-from alexnet_dist.commands.cli import run
-from alexnet_dist.errors import MachineError
-from alexnet_dist.extras import import_extra
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.extras import import_extra
+from alexnet_dist.cli import summary
+from alexnet_dist.cli.main import run
 
 
 def put_package(folder: Path, name: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_dist.commands.plots import show_images
-from alexnet_dist.data.loader import Normalization
+from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.figures.canvas import shorten
 from alexnet_dist.figures.confusion import count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves, find_best, find_drops, find_unit
 from alexnet_dist.figures.filters import arrange_filters, choose_columns, draw_filters
+from alexnet_dist.runs.plots import show_images
 from alexnet_dist.training.metrics import count_correct
 from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions, rate_images
 
@@ -197,7 +197,7 @@ def test_long_names_end_in_an_ellipsis() -> None:
 def test_help_waits_for_nothing_heavy(verb: str) -> None:
     code = (
         "import sys\n"
-        "from alexnet_dist.commands.cli import run\n"
+        "from alexnet_dist.cli.main import run\n"
         "try:\n"
         f"    run({verb!r}, ['--help'])\n"
         "except SystemExit:\n"

@@ -14,12 +14,20 @@ from cards import CARD
 from refusals import refused
 from torch import Tensor, nn
 
-from alexnet_dist.config import Config, flatten
-from alexnet_dist.data.samples import BadFile
-from alexnet_dist.durable import MANIFEST, format_json, write_json
-from alexnet_dist.errors import CheckpointError, DivergedError, MachineError, UsageError
-from alexnet_dist.settings import build_config
-from alexnet_dist.training import run_folder
+from alexnet_dist.base.durable import MANIFEST, format_json, write_json
+from alexnet_dist.base.errors import CheckpointError, DivergedError, MachineError, UsageError
+from alexnet_dist.data.index import BadFile
+from alexnet_dist.inference.model_folder import (
+    find_model_folder,
+    read_card,
+    read_model_weights,
+    save_model_folder,
+)
+from alexnet_dist.runs import folder as run_folder
+from alexnet_dist.runs.folder import compare_settings, open_run_folder, store_settings, write_bad_files
+from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.schema import Config, flatten
+from alexnet_dist.tracking.trackers import MetricsFile, read_rows, rename_for_display
 from alexnet_dist.training.checkpoint import (
     Checkpoint,
     choose_checkpoint,
@@ -30,14 +38,6 @@ from alexnet_dist.training.checkpoint import (
     pack_tensors,
     save_checkpoint,
 )
-from alexnet_dist.training.model_folder import (
-    find_model_folder,
-    read_card,
-    read_model_weights,
-    save_model_folder,
-)
-from alexnet_dist.training.run_folder import compare_settings, open_run_folder, store_settings, write_bad_files
-from alexnet_dist.training.trackers import MetricsFile, read_rows, rename_for_display
 
 
 def list_names(folder: Path) -> list[str]:

@@ -13,15 +13,15 @@ from images import save_jpeg
 from refusals import refused
 from tiny import tiny_config
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.crossval import configure_fold
-from alexnet_dist.commands.crossval_table import FoldResult, format_table, write_table
-from alexnet_dist.commands.splits import build_splits
-from alexnet_dist.config import Config, DataConfig
+from alexnet_dist.assembly.sets import build_splits
+from alexnet_dist.base.errors import UsageError
+from alexnet_dist.cli.crossval import configure_fold
+from alexnet_dist.cli.main import run
 from alexnet_dist.data.folds import split_fold
-from alexnet_dist.data.samples import BadFile, SampleIndex, synthetic_index
-from alexnet_dist.errors import UsageError
-from alexnet_dist.settings import load_config
+from alexnet_dist.data.index import BadFile, SampleIndex, synthetic_index
+from alexnet_dist.runs.crossval_table import FoldResult, format_table, write_table
+from alexnet_dist.settings.reader import load_config
+from alexnet_dist.settings.schema import Config, DataConfig
 
 
 def make_index(*counts: int) -> SampleIndex:

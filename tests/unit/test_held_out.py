@@ -14,12 +14,12 @@ from images import save_jpeg
 from tiny import tiny_config
 from verbs import call, call_well
 
-from alexnet_dist.commands.splits import build_splits, restore_splits
-from alexnet_dist.config import Config, DataConfig, walk_fields
-from alexnet_dist.durable import write_json
-from alexnet_dist.settings import build_config, dump_config, read_yaml
-from alexnet_dist.training.held_out import write_held_out
-from alexnet_dist.training.model_folder import read_card, read_model_weights, save_model_folder
+from alexnet_dist.assembly.sets import build_splits, restore_splits
+from alexnet_dist.base.durable import write_json
+from alexnet_dist.inference.model_folder import read_card, read_model_weights, save_model_folder
+from alexnet_dist.runs.held_out import write_held_out
+from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
+from alexnet_dist.settings.schema import Config, DataConfig, walk_fields
 
 CANARY = "canary-of-this-machine"
 FRACTION, PER_CLASS = 0.3, 12

@@ -21,19 +21,19 @@ from refusals import refused
 from tiny import make_runtime, tiny_config
 
 from alexnet_dist import AlexNet
-from alexnet_dist.commands.build import build_loader
-from alexnet_dist.commands.evaluate import evaluate_model
-from alexnet_dist.commands.predict import predict_files
-from alexnet_dist.commands.train import train
-from alexnet_dist.config import DataConfig
+from alexnet_dist.assembly.loaders import build_loader
+from alexnet_dist.base.errors import CheckpointError, DataError, MachineError, UsageError
+from alexnet_dist.cli.evaluate import evaluate_model
+from alexnet_dist.cli.predict import predict_files
+from alexnet_dist.cli.train import train
 from alexnet_dist.data.decode import UnreadableImageError, convert_picture
-from alexnet_dist.data.loader import Normalization
+from alexnet_dist.data.engines.loader import Normalization
+from alexnet_dist.data.index import scan_folder
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import scan_folder
-from alexnet_dist.errors import CheckpointError, DataError, MachineError, UsageError
+from alexnet_dist.inference import hub
+from alexnet_dist.inference.model_folder import ModelCard, read_card, read_model_weights
 from alexnet_dist.models import build_model, make_spec
-from alexnet_dist.training import hub
-from alexnet_dist.training.model_folder import ModelCard, read_card, read_model_weights
+from alexnet_dist.settings.schema import DataConfig
 
 
 def make_card(channels: int = 3, resize: Any = 72) -> ModelCard:

@@ -11,7 +11,7 @@ from images import encode, exif_block, make_gray
 from PIL import Image
 
 from alexnet_dist.data.decode import UnreadableImageError, decode_image, read_header
-from alexnet_dist.data.jpeg_stream import MAX_SCANS, read_head
+from alexnet_dist.data.files.jpeg_stream import MAX_SCANS, read_head
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 PLAIN = encode(PICTURE, format="JPEG", quality=90)

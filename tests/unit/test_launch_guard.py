@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.commands import cli
-from alexnet_dist.errors import MachineError
-from alexnet_dist.parallel import launch_guard
-from alexnet_dist.parallel.environment import rank_from_environment, world_size_from_environment
-from alexnet_dist.parallel.launch_guard import ORPHAN_EXIT_CODE, check_process_count, find_requests, was_launched
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.cli import main as cli
+from alexnet_dist.parallel.processes import guard as launch_guard
+from alexnet_dist.parallel.processes.environment import rank_from_environment, world_size_from_environment
+from alexnet_dist.parallel.processes.guard import ORPHAN_EXIT_CODE, check_process_count, find_requests, was_launched
 
 LAUNCH = "/usr/bin/python3 /venv/bin/accelerate launch"
 ALONE = "/usr/bin/python3 /venv/bin/accelerate-launch"
@@ -222,7 +222,7 @@ def test_rank_0_has_time_to_speak_before_a_launcher_ends_it(
 
 ORPHAN = """
 import os, sys, time
-from alexnet_dist.parallel.launch_guard import end_with_parent
+from alexnet_dist.parallel.processes.guard import end_with_parent
 if os.fork():
     time.sleep(0.3)
     os._exit(0)  # the parent dies; its child must follow

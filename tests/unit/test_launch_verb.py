@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.launch import build_command, find_launch_file
+from alexnet_dist.cli.launch import build_command, find_launch_file
+from alexnet_dist.cli.main import run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,11 +22,13 @@ import torch
 from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
-from alexnet_dist.data import patience, torchvision_engine
-from alexnet_dist.data.cache_build import build_store
-from alexnet_dist.data.cache_engine import find_layout
-from alexnet_dist.data.engines import find_obstacle
-from alexnet_dist.data.loader import (
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.data.engines import patience
+from alexnet_dist.data.engines import torchvision as torchvision_engine
+from alexnet_dist.data.engines.cache.build import build_store
+from alexnet_dist.data.engines.cache.engine import find_layout
+from alexnet_dist.data.engines.choose import find_obstacle
+from alexnet_dist.data.engines.loader import (
     MAX_WORKERS,
     Batch,
     Loader,
@@ -34,10 +36,9 @@ from alexnet_dist.data.loader import (
     choose_workers,
     make_normalization,
 )
+from alexnet_dist.data.engines.torchvision import PixelBatches, iterate_pixel_batches, share_slots
+from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Augmentation
-from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.data.torchvision_engine import PixelBatches, iterate_pixel_batches, share_slots
-from alexnet_dist.errors import MachineError
 
 SIDE = 20
 KEPT_SECONDS = 0.2  # a worker makes several batches in it
@@ -161,7 +162,7 @@ def test_workers_are_born_deaf_to_signals_of_the_whole_group() -> None:
     program = """if 1:
         import os, signal
         from multiprocessing.forkserver import _forkserver
-        from alexnet_dist.data.workers import start_worker_server
+        from alexnet_dist.data.engines.workers import start_worker_server
         start_worker_server()
         status = open(f"/proc/{_forkserver._forkserver_pid}/status").read()
         blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
@@ -357,7 +358,7 @@ def test_normalization_defaults(
 
 
 def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_dist.data.loader.available_cores", lambda: 16)
+    monkeypatch.setattr("alexnet_dist.data.engines.loader.available_cores", lambda: 16)
     chosen = functools.partial(choose_workers, None)
     assert [chosen(True, processes) for processes in (1, 4, 32)] == [min(16, MAX_WORKERS), 4, 1]
     assert [chosen(False, processes) for processes in (1, 4)] == [1, 1]

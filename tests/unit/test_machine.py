@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.machine import find_git_commit
+from alexnet_dist.base.machine import find_git_commit
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="makes repositories")
 WHO = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]

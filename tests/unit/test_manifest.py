@@ -16,16 +16,16 @@ import pytest
 from images import save_jpeg
 from refusals import refused
 
-from alexnet_dist.commands.evaluate import find_split
-from alexnet_dist.commands.splits import Splits, build_splits
-from alexnet_dist.config import Config
-from alexnet_dist.data import header_scan
+from alexnet_dist.assembly.sets import Splits, build_splits
+from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.cli.evaluate import find_split
 from alexnet_dist.data.decode import read_header
-from alexnet_dist.data.manifest import ListForm
+from alexnet_dist.data.files import scan as header_scan
+from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_manifest
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_manifest
-from alexnet_dist.errors import CheckpointError
-from alexnet_dist.settings import build_config
+from alexnet_dist.data.sources.manifest import ListForm
+from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.schema import Config
 
 NAMES = ("cat", "dog", "red fox")
 PICTURES = ("cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/1.jpg", "red fox/0.jpg")

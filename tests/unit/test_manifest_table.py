@@ -14,11 +14,11 @@ from refusals import refused
 from tiny import tiny_config
 from verbs import call, call_well
 
-from alexnet_dist.commands.splits import Splits, build_splits
-from alexnet_dist.data.manifest import ListForm, read_manifest
-from alexnet_dist.data.manifest_table import ColumnNames
-from alexnet_dist.errors import UsageError
-from alexnet_dist.settings import build_config, dump_config
+from alexnet_dist.assembly.sets import Splits, build_splits
+from alexnet_dist.base.errors import UsageError
+from alexnet_dist.data.sources.manifest import ListForm, read_manifest
+from alexnet_dist.data.sources.manifest_table import ColumnNames
+from alexnet_dist.settings.reader import build_config, dump_config
 
 PICTURES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
 RIGHT = ["cat", "dog", "dog", "cat"]

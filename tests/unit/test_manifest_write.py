@@ -12,13 +12,13 @@ import pytest
 from images import save_jpeg
 from refusals import refused
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.prepare_subset import pick_classes
-from alexnet_dist.commands.splits import Splits, build_splits
-from alexnet_dist.config import DataConfig
-from alexnet_dist.data.manifest_write import format_class_list, format_manifest
-from alexnet_dist.data.samples import SampleIndex
-from alexnet_dist.data.subset import pick_names
+from alexnet_dist.assembly.sets import Splits, build_splits
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.prepare.subset import pick_classes
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
+from alexnet_dist.data.sources.subset import pick_names
+from alexnet_dist.settings.schema import DataConfig
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tables import read_table
 
-from alexnet_dist.errors import DivergedError, MachineError
-from alexnet_dist.training.metrics_csv import COLUMNS, MetricsCsv
-from alexnet_dist.training.trackers import MetricsFile, Row, Trackers, read_rows
+from alexnet_dist.base.errors import DivergedError, MachineError
+from alexnet_dist.tracking.csv import COLUMNS, MetricsCsv
+from alexnet_dist.tracking.trackers import MetricsFile, Row, Trackers, read_rows
 
 TRAIN = {"event": "train", "step": 2, "epoch": 0, "samples_seen": 24, "loss": 0.1 + 0.2, "lr": 1e-05, "top1": 1 / 3}
 EVAL = {"event": "eval", "split": "val", "step": 4, "epoch": 1, "loss": 5e-324, "top1": 0.0, "num_examples": 7}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from alexnet_dist.commands.train import train
-from alexnet_dist.errors import MachineError
-from alexnet_dist.machine import check_compiler, settle_home
-from alexnet_dist.training.run_folder import default_cache_dir
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.machine import check_compiler, settle_home
+from alexnet_dist.cli.train import train
+from alexnet_dist.runs.folder import default_cache_dir
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_home_where_others_may_write_is_refused(stranger: Path, tmp_path: Path
 def test_no_compiler_is_said_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_gpu: bool, words: str
 ) -> None:
-    from alexnet_dist import machine
+    from alexnet_dist.base import machine
 
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -15,14 +15,14 @@ from cards import CARD
 from refusals import refused
 from tiny import tiny_config
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.targets import check_output_dir, check_target
-from alexnet_dist.config import DataConfig
-from alexnet_dist.errors import MachineError, UsageError
-from alexnet_dist.settings import dump_config
-from alexnet_dist.training.model_folder import save_model_folder
-from alexnet_dist.training.ownership import MARKER, Kind, is_made_here, mark_folder, owns
-from alexnet_dist.training.run_folder import open_folder, open_run_folder
+from alexnet_dist.base.errors import MachineError, UsageError
+from alexnet_dist.cli.main import run
+from alexnet_dist.inference.model_folder import save_model_folder
+from alexnet_dist.runs.folder import open_folder, open_run_folder
+from alexnet_dist.runs.ownership import MARKER, Kind, is_made_here, mark_folder, owns
+from alexnet_dist.runs.targets import check_output_dir, check_target
+from alexnet_dist.settings.reader import dump_config
+from alexnet_dist.settings.schema import DataConfig
 
 RUN_JSON: dict[str, Any] = {"versions": {"torch": "2"}, "starts": [{"step": 0}]}
 

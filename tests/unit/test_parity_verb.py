@@ -11,12 +11,12 @@ import pytest
 from images import save_jpeg
 from PIL import Image
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Batch, Loader
-from alexnet_dist.data.parity import _cut_tiles
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.cli.main import run
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.parity import _cut_tiles
 from alexnet_dist.data.plan import StepPlan
-from alexnet_dist.errors import MachineError
 
 OURS = ENGINES["torchvision"]
 WIDE, HIGH = (75, 50), (40, 90)  # width and height of two of the pictures

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.picture_paths import find_pictures
-from alexnet_dist.errors import DataError
+from alexnet_dist.base.errors import DataError
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.picture_paths import find_pictures
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import pytest
 from refusals import refused
 from tiny import tiny_config
 
-from alexnet_dist.commands.picture_paths import find_pictures, read_list
-from alexnet_dist.data.manifest import read_plain_text
-from alexnet_dist.durable import disk_errors_named, write_file
-from alexnet_dist.errors import CheckpointError, MachineError, UsageError
-from alexnet_dist.places import describe_missing, expand_home
-from alexnet_dist.settings import build_config, dump_config, load_config, new_parser, parse_options
-from alexnet_dist.training.model_folder import find_model_folder
-from alexnet_dist.training.run_folder import compare_settings
+from alexnet_dist.base.durable import disk_errors_named, write_file
+from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.base.places import describe_missing, expand_home
+from alexnet_dist.cli.picture_paths import find_pictures, read_list
+from alexnet_dist.data.sources.manifest import read_plain_text
+from alexnet_dist.inference.model_folder import find_model_folder
+from alexnet_dist.runs.folder import compare_settings
+from alexnet_dist.settings.reader import build_config, dump_config, load_config, new_parser, parse_options
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import CROP, FLIP, draw_uniforms, shuffle_order
 from alexnet_dist.data.plan import (
@@ -22,7 +23,6 @@ from alexnet_dist.data.plan import (
     choose_resized_windows,
     resize_shapes,
 )
-from alexnet_dist.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 

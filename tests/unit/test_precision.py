@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from alexnet_dist.errors import MachineError, UsageError
+from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.parallel.precision import check_launcher_precision, choose_precision, settle_float32
 from alexnet_dist.parallel.runtime import start_runtime
 

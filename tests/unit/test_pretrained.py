@@ -12,12 +12,12 @@ from refusals import refused
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from alexnet_dist.data import download
-from alexnet_dist.errors import CheckpointError, MachineError
+from alexnet_dist.base import download
+from alexnet_dist.base.errors import CheckpointError, MachineError
+from alexnet_dist.inference import pretrained
+from alexnet_dist.inference.model_folder import save_model_folder
+from alexnet_dist.inference.pretrained import Pretrained, load_pretrained, read_pretrained
 from alexnet_dist.models import AlexNet, build_model, make_spec
-from alexnet_dist.training import pretrained
-from alexnet_dist.training.model_folder import save_model_folder
-from alexnet_dist.training.pretrained import Pretrained, load_pretrained, read_pretrained
 
 CLASSES = ("cat", "dog", "fox")
 LAST = ("classifier.6.weight", "classifier.6.bias")

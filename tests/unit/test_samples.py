@@ -19,17 +19,18 @@ import pytest
 from images import make_picture, save_jpeg
 from PIL import Image
 
-from alexnet_dist.data import class_folders, header_scan
+from alexnet_dist.base.errors import DataError, MachineError, UsageError
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma, read_header
-from alexnet_dist.data.digits import prepare_digits
-from alexnet_dist.data.samples import (
+from alexnet_dist.data.files import scan as header_scan
+from alexnet_dist.data.index import (
     BadFilesError,
     SampleIndex,
     scan_folder,
     split_validation,
     synthetic_index,
 )
-from alexnet_dist.errors import DataError, MachineError, UsageError
+from alexnet_dist.data.sources import folders as class_folders
+from alexnet_dist.data.sources.digits import prepare_digits
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 
@@ -615,7 +616,7 @@ def test_digits(tmp_path: Path) -> None:
 
 def test_complete_digits_are_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepare_digits(tmp_path)
-    monkeypatch.setattr("alexnet_dist.data.digits._replace_digits", lambda folder: pytest.fail("written again"))
+    monkeypatch.setattr("alexnet_dist.data.sources.digits._replace_digits", lambda folder: pytest.fail("written again"))
     assert prepare_digits(tmp_path) == folder
 
 

@@ -23,14 +23,13 @@ import torch
 import yaml
 from verbs import call
 
-from alexnet_dist import config as config_module
-from alexnet_dist.commands.build import build_augmentation, build_normalization
-from alexnet_dist.commands.network import build_spec
-from alexnet_dist.config import Config, flatten, walk_fields
+from alexnet_dist.assembly.loaders import build_augmentation, build_normalization
+from alexnet_dist.assembly.network import build_spec
+from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.data.plan import Plan
-from alexnet_dist.errors import DataError, UsageError
 from alexnet_dist.models import AlexNet
-from alexnet_dist.settings import (
+from alexnet_dist.settings import schema as config_module
+from alexnet_dist.settings.reader import (
     MAX_CONFIG_BYTES,
     build_config,
     dump_config,
@@ -39,7 +38,8 @@ from alexnet_dist.settings import (
     new_parser,
     parse_arguments,
 )
-from alexnet_dist.shipped import shipped_folder
+from alexnet_dist.settings.schema import Config, flatten, walk_fields
+from alexnet_dist.settings.shipped import shipped_folder
 from alexnet_dist.training.schedule import FACTORS as SCHEDULES
 from alexnet_dist.training.schedule import PlateauState, Schedule
 
@@ -457,10 +457,11 @@ def test_print_config_prints_settings_that_read_back() -> None:
 
 def test_settings_do_not_import_torch() -> None:
     code = (
-        "import sys, alexnet_dist, alexnet_dist.settings as s; print(sorted({'torch', s.__name__} & set(sys.modules)))"
+        "import sys, alexnet_dist, alexnet_dist.settings.reader as s; "
+        "print(sorted({'torch', s.__name__} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['alexnet_dist.settings']"
+    assert done.stdout.strip() == "['alexnet_dist.settings.reader']"
 
 
 # -- fuzz -------------------------------------------------------------------------------------------------------------

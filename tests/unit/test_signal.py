@@ -11,14 +11,14 @@ import torch
 from loaders import make_loader
 from tiny import tiny_config, tiny_spec
 
-from alexnet_dist.commands.preflight import check_signal
-from alexnet_dist.commands.train import train
-from alexnet_dist.data.loader import make_normalization
+from alexnet_dist.cli.train import train
+from alexnet_dist.data.engines.loader import make_normalization
+from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import Augmentation
-from alexnet_dist.data.samples import synthetic_index
 from alexnet_dist.models import build_model, make_spec
 from alexnet_dist.models.alexnet import LAYER_NAMES
 from alexnet_dist.models.signal import LEAST_SIGNAL, measure_signal
+from alexnet_dist.runs.preflight import check_signal
 
 MEAN, STD = 120.0, 58.0
 

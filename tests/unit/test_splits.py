@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from images import save_jpeg
 
-from alexnet_dist.commands.splits import build_splits
-from alexnet_dist.config import DataConfig
-from alexnet_dist.errors import DataError
+from alexnet_dist.assembly.sets import build_splits
+from alexnet_dist.base.errors import DataError
+from alexnet_dist.settings.schema import DataConfig
 
 
 def list_warnings(root: Path, caplog: pytest.LogCaptureFixture, **data: Any) -> list[str]:

@@ -15,11 +15,11 @@ import psutil
 import pytest
 from tiny import tiny_config
 
-from alexnet_dist.data import workers
-from alexnet_dist.errors import MachineError
-from alexnet_dist.settings import dump_config
-from alexnet_dist.training import signals
-from alexnet_dist.training.signals import Ending, Stopped, StopRequest
+from alexnet_dist.base import signals
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.signals import Ending, Stopped, StopRequest
+from alexnet_dist.data.engines import workers
+from alexnet_dist.settings.reader import dump_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
@@ -34,7 +34,7 @@ def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
 
 PROGRAM = """
 import ctypes, sys, time, types
-from alexnet_dist.training.signals import ending_at_once
+from alexnet_dist.base.signals import ending_at_once
 
 LOCK = ctypes.create_string_buffer(64)
 
@@ -43,8 +43,8 @@ def wait(argv):
 {body}
 
 with ending_at_once():
-    from alexnet_dist.commands.cli import run
-    sys.modules["alexnet_dist.commands.summary"] = types.SimpleNamespace(main=wait)
+    from alexnet_dist.cli.main import run
+    sys.modules["alexnet_dist.cli.summary"] = types.SimpleNamespace(main=wait)
     sys.exit(run("summary", []))
 """
 # Places where a main thread may be; from the last two it does not come back by itself.
@@ -95,7 +95,7 @@ def test_a_training_that_begins_leaves_nothing(tmp_path: Path, delay: float, num
 LEAVING = """
 import os, sys, tempfile, types
 from multiprocessing import util
-from alexnet_dist.ending import leave
+from alexnet_dist.base.ending import leave
 util.get_temp_dir()
 with tempfile.NamedTemporaryFile(suffix=".py", prefix="__autograph_generated_file", delete=False) as file:
     sys.modules[os.path.basename(file.name)[:-3]] = types.SimpleNamespace(__file__=file.name)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.commands import cli, summary
-from alexnet_dist.errors import MachineError
-from alexnet_dist.settings import load_config
-from alexnet_dist.streams import BROKEN_PIPE_CODE, write_output
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.streams import BROKEN_PIPE_CODE, write_output
+from alexnet_dist.cli import main as cli
+from alexnet_dist.cli import summary
+from alexnet_dist.settings.reader import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PRINT_CONFIG = [str(ROOT / "launch" / "train.py"), "--config", "smoke", "--print_config"]

@@ -13,13 +13,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alexnet_dist.commands.build import build_normalization
-from alexnet_dist.commands.cli import run
-from alexnet_dist.config import AugmentConfig
+from alexnet_dist.assembly.loaders import build_normalization
+from alexnet_dist.cli.main import run
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
 from alexnet_dist.models import LAYER_NAMES, VARIANTS, AlexNet, make_spec, spec_from_dict, spec_to_dict
 from alexnet_dist.models.summary import LayerSummary, summarise
-from alexnet_dist.training.model_folder import ModelCard, save_model_folder
+from alexnet_dist.settings.schema import AugmentConfig
 
 GRAY = ["--model.variant", "ungrouped", "--model.in_channels", "1", "--model.image_size", "227"]
 

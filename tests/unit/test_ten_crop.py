@@ -20,17 +20,17 @@ from tiny import make_runtime, tiny_config
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.commands.evaluate import plan_evaluation
-from alexnet_dist.config import DataConfig
-from alexnet_dist.data import torchvision_engine
-from alexnet_dist.data.engines import ENGINES
-from alexnet_dist.data.loader import Loader, Normalization
+from alexnet_dist.base.errors import DataError, DivergedError
+from alexnet_dist.cli.evaluate import plan_evaluation
+from alexnet_dist.cli.main import run
+from alexnet_dist.data.engines import torchvision as torchvision_engine
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Loader, Normalization
+from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.samples import SampleIndex, scan_folder, synthetic_index
-from alexnet_dist.errors import DataError, DivergedError
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
-from alexnet_dist.settings import dump_config
+from alexnet_dist.settings.reader import dump_config
+from alexnet_dist.settings.schema import DataConfig
 from alexnet_dist.training.evaluate import Evaluation, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import average_views

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from refusals import refused
 
-from alexnet_dist.commands.tracking import check_mirrors
-from alexnet_dist.config import TrackingConfig
-from alexnet_dist.durable import read_csv, write_csv
-from alexnet_dist.errors import LONGEST_LINE, DataError, UsageError
-from alexnet_dist.text import escape_cell, escape_text, escape_values, quote_word, shorten, unescape_cell
-from alexnet_dist.training import wandb_mirror
-from alexnet_dist.training.run_folder import silence_logging, start_logging
+from alexnet_dist.assembly.trackers import check_mirrors
+from alexnet_dist.base.durable import read_csv, write_csv
+from alexnet_dist.base.errors import LONGEST_LINE, DataError, UsageError
+from alexnet_dist.base.text import escape_cell, escape_text, escape_values, quote_word, shorten, unescape_cell
+from alexnet_dist.runs.folder import silence_logging, start_logging
+from alexnet_dist.settings.schema import TrackingConfig
+from alexnet_dist.tracking import wandb as wandb_mirror
 
 LATIN = os.fsdecode(b"caf\xe9")  # not UTF-8
 ODD = [

@@ -11,8 +11,8 @@ import torch
 from tiny import make_runtime, tiny_spec
 from torch import Tensor, nn
 
-from alexnet_dist.commands.build import settle_batch_sizes
-from alexnet_dist.errors import UsageError
+from alexnet_dist.assembly.loaders import settle_batch_sizes
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES, build_model, named_layers
 from alexnet_dist.training.metrics import Totals, count_correct, cross_entropy
 from alexnet_dist.training.optim import OPTIMIZERS, build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr

@@ -13,15 +13,15 @@ import pytest
 from images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
-from alexnet_dist.commands.cli import run
-from alexnet_dist.data import verify
-from alexnet_dist.data.class_folders import FoundFile, list_class_folders, list_images
+from alexnet_dist.base.durable import read_csv
+from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
+from alexnet_dist.cli.main import run
 from alexnet_dist.data.decode import decode_image
-from alexnet_dist.data.manifest import ListForm
-from alexnet_dist.data.samples import BadFilesError, SampleIndex, scan_folder, scan_manifest
-from alexnet_dist.data.verify import read_verdicts, verify_files
-from alexnet_dist.durable import read_csv
-from alexnet_dist.errors import MachineError, MemoryExhaustedError
+from alexnet_dist.data.files import verify
+from alexnet_dist.data.files.verify import read_verdicts, verify_files
+from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_folder, scan_manifest
+from alexnet_dist.data.sources.folders import FoundFile, list_class_folders, list_images
+from alexnet_dist.data.sources.manifest import ListForm
 
 CUT = "cat/1.jpg"  # has a good header and half of its pixels
 

@@ -24,10 +24,10 @@ from refusals import refused
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from alexnet_dist.errors import CheckpointError
+from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.inference.pretrained import load_pretrained, read_pretrained
+from alexnet_dist.inference.weights_file import read_weights_file
 from alexnet_dist.models import AlexNet, build_model, make_spec
-from alexnet_dist.training.pretrained import load_pretrained, read_pretrained
-from alexnet_dist.training.weights_file import read_weights_file
 
 CLASSES = ("cat", "dog", "fox")
 Weights = dict[str, Tensor]

@@ -1,0 +1,171 @@
+"""From settings to the parts of a run: here, and for the images in splits.py, fields of a `Config` become arguments."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from alexnet_dist.assembly.sets import cache_dir
+from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Loader, Normalization, choose_workers, make_normalization
+from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
+from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.settings.schema import AugmentConfig, Config, DataConfig
+
+UNFIT_REMEDY = "remove it, set data.on_bad_file: skip, or change augment.resize"
+RESIZE_REMEDY = "set augment.resize to model.image_size or more"
+
+# What autocast makes of the network's input: the loader writes it at once, in half the memory.
+INPUT_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def join_processes(config: Config, kept_precision: str | None) -> Runtime:
+    """Join the other processes of a run; see `start_runtime`."""
+    parallel = config.parallel
+    return start_runtime(
+        config.device,
+        config.precision,
+        kept_precision,
+        strategy=parallel.strategy,
+        shard_size=parallel.shard_size,
+    )
+
+
+def build_augmentation(augment: AugmentConfig, crop_size: int) -> Augmentation:
+    """The training recipe for an image."""
+    values = asdict(augment)
+    for name in ("mean", "std", "pixel_range"):
+        values.pop(name)
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Augmentation(crop_size=crop_size, **values)
+
+
+def build_normalization(augment: AugmentConfig, channels: int) -> Normalization:
+    """The network's input scale."""
+    return make_normalization(channels, augment.pixel_range, augment.mean, augment.std)
+
+
+def build_plan(
+    data: DataConfig, index: SampleIndex, recipe: Augmentation, global_batch_size: int, seed: int, shuffle: bool
+) -> Plan:
+    """The batches of a set; see `Plan`. Images that the recipe cannot be carried out on count as bad files.
+
+    Raises:
+        BadFilesError: there are such images, and bad files are not skipped; all of them.
+        DataError: there are no others.
+    """
+    plan = Plan(index.sizes, recipe, global_batch_size, seed, shuffle, skips_unfit=True)
+    unfit = list_unfit(index, plan)
+    if len(unfit) == len(index) > 0:
+        where = "" if index.pixels else str(index.root)
+        raise DataError("no image fits the recipe", where=where, why=unfit[0].reason, remedy=RESIZE_REMEDY)
+    if unfit and data.on_bad_file == "fail":
+        raise BadFilesError(index.root, unfit, UNFIT_REMEDY, what="an image does not fit the recipe")
+    return plan
+
+
+def list_unfit(index: SampleIndex, plan: Plan) -> tuple[BadFile, ...]:
+    """The images that a plan's recipe cannot be carried out on."""
+    return tuple(BadFile(index.paths[sample], reason) for sample, reason in plan.unfit.items())
+
+
+def build_loader(
+    runtime: Runtime,
+    data: DataConfig,
+    index: SampleIndex,
+    plan: Plan,
+    normalization: Normalization,
+    channels_last: bool,
+    engine: str = "torchvision",
+) -> Loader:
+    """One replica's batches of a set."""
+    on_gpu = runtime.device.type == "cuda"
+    return Loader(
+        plan=plan,
+        index=index,
+        normalization=normalization,
+        channels=len(normalization.mean),
+        max_pixels=data.max_pixels,
+        shard_id=runtime.dp_rank,
+        num_shards=runtime.dp_size,
+        device=runtime.device,
+        channels_last=channels_last,
+        workers=choose_workers(data.workers, on_gpu, runtime.processes_here),
+        engine=ENGINES[engine],
+        cache_dir=cache_dir(data),
+        prefetch=data.prefetch,
+        hw_decoder_load=data.hw_decoder_load,
+        dtype=INPUT_DTYPES[runtime.precision],
+    )
+
+
+def place_model(model: torch.nn.Module, runtime: Runtime, channels_last: bool) -> None:
+    """Move a network to the device, in the layout of its batches."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """The arithmetic of a batch: global = micro x replicas x accumulation.
+
+    Args:
+        global_: samples per update.
+        micro: samples per replica per forward.
+        replicas: copies of the network.
+        accumulation: forwards per update.
+    """
+
+    global_: int
+    micro: int
+    replicas: int
+    accumulation: int
+
+    def __str__(self) -> str:
+        return f"{self.global_} = {self.micro} x {self.replicas} replicas x {self.accumulation} accumulation"
+
+
+def settle_batch_sizes(
+    global_size: int, micro_size: int | None, replicas: int, num_train: int, holders: str = "processes"
+) -> BatchSizes:
+    """Check the arithmetic of a batch.
+
+    Args:
+        global_size: samples per update.
+        micro_size: samples per replica per forward; None = its whole share.
+        replicas: copies of the network.
+        num_train: images of the training set.
+        holders: what hold a copy each, for messages.
+
+    Raises:
+        UsageError: sizes that do not divide; the line names the nearest that do.
+        DataError: a batch larger than the training set.
+    """
+    if global_size % replicas:
+        lower = global_size // replicas * replicas
+        near = " or ".join(str(size) for size in (lower, lower + replicas) if size)
+        raise UsageError(
+            f"train.global_batch_size {global_size} cannot be shared by {replicas} {holders}",
+            remedy=f"use {near}, or another number of {holders}",
+        )
+    per_replica = global_size // replicas
+    micro = micro_size or per_replica
+    if per_replica % micro:
+        divisors = [size for size in range(1, per_replica + 1) if per_replica % size == 0]
+        near = " or ".join(str(size) for size in sorted(divisors, key=lambda size: abs(size - micro))[:2])
+        raise UsageError(
+            f"train.micro_batch_size {micro} does not divide {per_replica}",
+            why=f"global batch {global_size} over {replicas} {holders}",
+            remedy=f"use {near}",
+        )
+    if global_size > num_train:
+        raise DataError(
+            f"train.global_batch_size {global_size} is larger than the training set",
+            why=f"{num_train} images",
+            remedy=f"set --train.global_batch_size {num_train // replicas * replicas} or less",
+        )
+    return BatchSizes(global_size, micro, replicas, per_replica // micro)

@@ -1,0 +1,107 @@
+"""The errors a user can meet, each with its exit code.
+
+An error is one line on stderr, `error: WHAT (WHERE): WHY; REMEDY`. Anything that is not an `AlexNetDistError` is a bug
+of ours and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alexnet_dist.base.text import escape_text, shorten
+
+LONGEST_LINE = 200  # characters with a short path; a longer line loses the middle of its longest parts
+_COMMON_PATH, _LONGEST_PATH = 40, 240  # a path of more than the first makes the line longer; it is to be copied whole
+_SHORTEST_PART, _LONGEST_REMEDY = 60, 300
+
+
+class AlexNetDistError(Exception):
+    """An error that a user can mend.
+
+    Args:
+        what: what went wrong, without a full stop ("unknown key 'optimizer.lrr'").
+        where: the file, line, key or command it concerns.
+        why: the reason.
+        remedy: what to do about it.
+
+    The parts may hold names and values from anywhere, of any length: the line is made printable and is cut here.
+    """
+
+    exit_code = 1
+    is_local = False  # True: the other processes of the run do not know of it, so this one must say it
+    is_shared = False  # True: every process has it, and the first one says it
+    is_said = False  # True: another process says it
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
+        super().__init__(_join_parts(what, where, why, remedy))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes, whatever their constructor takes."""
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+class UsageError(AlexNetDistError):
+    """A setting or a command line that cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(AlexNetDistError):
+    """Images, labels or folders that are missing, empty, contradictory or damaged."""
+
+    exit_code = 3
+
+
+class CheckpointError(AlexNetDistError):
+    """A checkpoint or weights file that is damaged or does not fit."""
+
+    exit_code = 4
+
+
+class MachineError(AlexNetDistError):
+    """A device, package, disk, permission or launcher that does not give what was asked for."""
+
+    exit_code = 5
+
+
+class DivergedError(AlexNetDistError):
+    """The loss is not finite."""
+
+    exit_code = 6
+
+
+class MemoryExhaustedError(AlexNetDistError):
+    """The device or the machine has no memory left."""
+
+    exit_code = 7
+
+
+class InterruptedRunError(AlexNetDistError):
+    """A signal stopped the run at a step boundary; it can be resumed.
+
+    Args:
+        signal_number: SIGINT (exit code 130) or SIGTERM (143).
+    """
+
+    def __init__(self, what: str, *, signal_number: int, remedy: str) -> None:
+        super().__init__(what, remedy=remedy)
+        self.exit_code = 128 + signal_number
+
+
+def _join_parts(*texts: str) -> str:
+    """`WHAT (WHERE): WHY; REMEDY` of the parts that are not empty, in about LONGEST_LINE characters."""
+    what, where, why, remedy = (escape_text(" ".join(text.split())) for text in texts)
+    where = escape_text(texts[1])  # a path keeps its line breaks, as escapes
+    where, remedy = shorten(where, _LONGEST_PATH), shorten(remedy, _LONGEST_REMEDY)
+    limit = LONGEST_LINE + max(0, len(where) - _COMMON_PATH)
+    others = len(f"{what} ({where}): ; {remedy}")
+    why = shorten(why, max(_SHORTEST_PART, limit - others))
+    what = shorten(what, max(_SHORTEST_PART, limit - others + len(what) - len(why)))
+    return what + (f" ({where})" if where else "") + (f": {why}" if why else "") + (f"; {remedy}" if remedy else "")
+
+
+def _rebuild(kind: type[AlexNetDistError], line: str, state: dict[str, Any]) -> AlexNetDistError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, line)
+    error.__dict__.update(state)
+    return error

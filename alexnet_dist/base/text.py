@@ -1,0 +1,101 @@
+"""Words from outside (names on the disk, keys, replies of servers), made fit for terminals, logs, tables and shells.
+
+A name on the disk is bytes. Python keeps bytes that are not UTF-8 as lone surrogates (`surrogateescape`, PEP 383), and
+inside the program a name stays like that: it then opens the same file again. It is escaped once, where it is shown:
+by `AlexNetDistError`, by the logging formatter, by `durable.write_csv`, by what prints a table or draws a figure.
+JSON is written in ASCII, where such a name is `\\udce9` and comes back as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would compute the cell
+_ESCAPE = re.compile(r"\\(\\|n|r|t|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+_NAMED = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def escape_text(text: str | os.PathLike[str]) -> str:
+    """A text in which all that a terminal would obey, or could not show, is a visible escape (`\\x1b`, `\\u202e`).
+
+    Those are control characters, line ends of every kind, characters that change the direction of writing, and bytes
+    that are not UTF-8. Escaping twice changes nothing.
+    """
+    text = os.fspath(text)
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def escape_values(value: Any) -> Any:
+    """Nested dicts and lists with every text in them escaped: for programs that take UTF-8 alone."""
+    if isinstance(value, Mapping):
+        return {key: escape_values(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [escape_values(part) for part in value]
+    return escape_text(value) if isinstance(value, str) else value
+
+
+def escape_cell(text: str) -> str:
+    """A text as a cell of a CSV file: one line, UTF-8, and no formula; `unescape_cell` gives the text back.
+
+    A cell that a spreadsheet would compute begins with an apostrophe, as OWASP advises. A backslash is doubled where it
+    could be read as the beginning of an escape.
+    """
+    if not text.isprintable() or _ESCAPE.search(text):
+        text = escape_text(text.replace("\\", "\\\\"))
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA_STARTS) else text
+
+
+def unescape_cell(cell: str) -> str:
+    """What `escape_cell` was given."""
+    if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS):
+        cell = cell[1:]
+    return _ESCAPE.sub(lambda found: _NAMED.get(found[1]) or chr(int(found[1][1:], 16)), cell)
+
+
+class LogFormatter(logging.Formatter):
+    """Makes each message one printable line: it may hold names from the disk and words of other programs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return escape_text(super().formatMessage(record))
+
+
+def quote_word(word: str | os.PathLike[str]) -> str:
+    """A path or value as a word of a shell's command line, printable, which names the same bytes when it is pasted."""
+    text = os.fspath(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(map(_quote_letter, text)) + "'"  # bash, zsh and ksh know this form
+
+
+def shorten(text: str, length: int) -> str:
+    """A text of at most `length` characters; the middle of a longer one is left out, since both ends tell something."""
+    if len(text) <= length:
+        return text
+    head = (length - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (length - 3 - head) :]}"
+
+
+def _quote_letter(letter: str) -> str:
+    if letter in "\\'":
+        return f"\\{letter}"
+    return letter if letter.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
+
+
+def align(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns of text to the left, of numbers (all after the second) to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if column > 1 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "".join(line.rstrip() + "\n" for line in lines)

@@ -1,0 +1,202 @@
+"""`crossval`: trains once per fold of the training images, each time validated on the fold that was held out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from alexnet_dist.base.errors import DataError, DivergedError, UsageError
+from alexnet_dist.base.streams import writes_unicode
+from alexnet_dist.base.text import escape_text
+from alexnet_dist.data.engines.workers import start_worker_server
+from alexnet_dist.settings.reader import dump_config, find_config, load_config, new_parser, parse_arguments, read_yaml
+from alexnet_dist.settings.schema import Config
+
+if TYPE_CHECKING:
+    from alexnet_dist.assembly.sets import Sets
+    from alexnet_dist.base.signals import StopRequest
+    from alexnet_dist.parallel.runtime import Runtime
+    from alexnet_dist.runs.crossval_table import FoldResult
+
+EXAMPLES = """Cross-validate: cut the training images into folds, train from the start without each, validate on it.
+
+examples:
+  python launch/crossval.py --config digits --folds 5
+  python launch/crossval.py --config imagenet_subset --data.root data/imagenet_subset --data.val null --folds 10
+  accelerate launch launch/crossval.py --config digits --output_dir runs/digits_folds --optimizer.lr 0.001
+
+Folds are stratified by class, shuffled, and the same for the same images and seed, whatever else is set. Only the
+images of data.train take part. Each fold is an ordinary run in OUTPUT_DIR/fold-1, fold-2, ...: launch/train.py with
+--data.folds K --data.fold N gives the same. The accuracy of a fold is that of its last weights, because its best
+weights are chosen by the fold itself; theirs stands beside it. OUTPUT_DIR/crossval.json and crossval.csv hold the
+table, mean and sample standard deviation (n - 1) included, after every fold. Starting the same command again goes on
+where it stopped."""
+
+DEFAULT_FOLDS = 5
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; its exit code."""
+    parser = new_parser("crossval", EXAMPLES)
+    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    parser.add_argument("--folds", type=int, help=f"how many; null = data.folds, or {DEFAULT_FOLDS}")
+    parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parse_arguments(argv, parser)
+    config = _read_settings(arguments.options, arguments.given)
+    if arguments.options.print_config:
+        print(dump_config(config, unicode=writes_unicode()), end="")
+        return 0
+    cross_validate(config, new=arguments.options.new)
+    return 0
+
+
+def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
+    """Train and validate every fold that is not finished yet; the results of all.
+
+    Args:
+        config: the settings of every fold; data.folds and output_dir must be set.
+        new: keep an earlier cross-validation under another name and start afresh.
+
+    Raises:
+        AlexNetDistError: whatever a user can mend; see base/errors.py. The folds before it are kept.
+    """
+    if config.data.workers != 0:
+        start_worker_server()
+    from alexnet_dist.assembly.loaders import join_processes
+    from alexnet_dist.base.signals import StopRequest
+    from alexnet_dist.parallel.runtime import lost_peers_named
+    from alexnet_dist.runs.crossval_table import format_table, read_result, write_table
+    from alexnet_dist.runs.folder import read_run
+
+    stop = StopRequest()  # one for all folds: a signal between two of them counts
+    runs = [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]
+    # All folds compute alike, although some may be trained after a restart on another machine.
+    precision = None if new else read_run(Path(str(runs[0].output_dir))).get("precision")
+    with lost_peers_named(), contextlib.ExitStack() as held:
+        runtime = held.enter_context(contextlib.closing(join_processes(config, precision)))
+        results = runtime.on_main(lambda: _open(config, runs, new, held))
+        for position, run in enumerate(runs):
+            if results[position] is None:
+                _train_fold(run, len(runs), runtime, stop)
+                results[position] = runtime.on_main(partial(read_result, run))
+            finished = [result for result in results if result is not None]
+            runtime.on_main(partial(write_table, config, finished, runtime.world_size, runtime.precision))
+        if runtime.is_main:
+            print(format_table(config, finished), end="", flush=True)
+    return finished
+
+
+def configure_fold(config: Config, fold: int) -> Config:
+    """The settings of the run that leaves one fold out, counted from 1."""
+    out = Path(config.output_dir or "crossval")
+    name = f"{config.tracking.name or out.name}-fold-{fold}"
+    return dataclasses.replace(
+        config,
+        output_dir=str(out / f"fold-{fold}"),
+        data=dataclasses.replace(config.data, fold=fold),
+        tracking=dataclasses.replace(config.tracking, name=name),
+    )
+
+
+def _read_settings(options: Namespace, given: dict[str, Any]) -> Config:
+    if options.config is None:
+        raise UsageError("--config is missing", remedy="try --config digits")
+    if options.folds is not None and options.folds < 2:
+        raise UsageError("--folds must be 2 or more", why=f"got {options.folds}")
+    named = given.get("data.folds")
+    if options.folds is not None and named is not None and named != options.folds:
+        why = f"{options.folds} and {named}"
+        raise UsageError("--folds and --data.folds differ", where="command line", why=why, remedy="give one of them")
+    in_file = read_yaml(find_config(options.config))[0].get("data.folds")
+    config = load_config(options.config, {**given, "data.folds": options.folds or named or in_file or DEFAULT_FOLDS})
+    if config.data.fold is not None:
+        remedy = "leave it out, or use launch/train.py for this fold alone"
+        raise UsageError("data.fold has no effect", why="crossval trains every fold", remedy=remedy)
+    return config
+
+
+def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.ExitStack) -> list[FoldResult | None]:
+    """Take the folder, look at the images and at the folds that are finished. For the main process.
+
+    Raises:
+        UsageError: a finished fold was trained with other settings, or the folder is no cross-validation of ours.
+        DataError: no images, bad ones, other ones than before, or too few of a class.
+    """
+    from alexnet_dist.assembly.sets import find_root, find_sets
+    from alexnet_dist.base.durable import tidy_folder
+    from alexnet_dist.data.folds import check_classes_fill_folds
+    from alexnet_dist.data.index import BadFilesError
+    from alexnet_dist.runs.crossval_table import read_result
+    from alexnet_dist.runs.folder import list_bad_files, open_folder, start_logging
+    from alexnet_dist.runs.targets import check_output_dir
+
+    out = Path(str(runs[0].output_dir)).parent
+    check_output_dir(str(out), config.data)
+    held.callback(open_folder(out, new, "crossval").release)
+    for folder in (out, *(Path(str(run.output_dir)) for run in runs)):
+        tidy_folder(folder, alone=folder == out)
+    start_logging(None)
+    try:
+        sets = find_sets(config.data, config.seed, progress=True)
+    except BadFilesError as error:
+        list_bad_files(out, error, find_root(config.data))
+        raise
+    check_classes_fill_folds(sets[0], len(runs))
+    results = [read_result(run) for run in runs]
+    for run, result in zip(runs, results, strict=True):
+        _check_fold(run, sets)
+        if result is not None:
+            print(f"fold {result.fold} of {len(runs)} is finished: top-1 {result.top1:.2%}", flush=True)
+    return results
+
+
+def _check_fold(run: Config, sets: Sets) -> None:
+    """Refuse to put a fold that was trained, or begun, into a table with folds of other settings or other images."""
+    from alexnet_dist.assembly.sets import cut_splits
+    from alexnet_dist.runs.folder import compare_settings, read_run
+    from alexnet_dist.training.checkpoint import list_checkpoints
+
+    folder = Path(str(run.output_dir))
+    compare_settings(folder, run, is_whole=True)
+    if not list_checkpoints(folder / "checkpoints"):
+        return
+    before = (read_run(folder).get("data") or {}).get("fingerprint")
+    if before != cut_splits(sets, run.data, run.seed).fingerprint:
+        why = "names, sizes or classes of files differ"
+        remedy = "restore them or use --new"
+        raise DataError("the images changed since this fold was trained", where=str(folder), why=why, remedy=remedy)
+
+
+def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest) -> None:
+    from alexnet_dist.cli.train import run_session
+    from alexnet_dist.runs.session import Session
+
+    if runtime.is_main:
+        print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
+    with _folds_alike(), contextlib.closing(Session(run, new=False, runtime=runtime.renew(), stop=stop)) as session:
+        run_session(session, resume_from=None)
+    del session
+    gc.collect()  # the parts of a run refer to one another; the next fold needs the device's memory
+
+
+@contextlib.contextmanager
+def _folds_alike() -> Iterator[None]:
+    """Say what a remedy that a run by itself would accept takes here, where folds are compared with one another."""
+    from alexnet_dist.data.index import BadFilesError
+
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(str(error), remedy="and use --new, as all folds train alike") from error
+    except BadFilesError as error:
+        remedy = "when it is mended or removed, use --new, as all folds are cut anew"
+        raise DataError(str(error), remedy=remedy) from error

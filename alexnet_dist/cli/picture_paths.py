@@ -1,0 +1,96 @@
+"""Which image files the words of a command line mean: files, folders, patterns, lists."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alexnet_dist.base.disk_errors import name_reason, name_remedy
+from alexnet_dist.base.errors import DataError
+from alexnet_dist.base.places import describe_missing
+from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, Walk, list_images_below
+
+STANDARD_INPUT, ANY_DEPTH = "-", "**"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def find_pictures(words: Sequence[str], list_name: str | None) -> list[str]:
+    """The paths that are meant, in the order of the words, those of the list last.
+
+    A folder means its images at any depth, sorted. A word with `*`, `?` or `[` that names nothing on the disk is a
+    pattern and means the image files that match, sorted; `**` matches folders at any depth. Any other word, and every
+    line of a list, is a file's path, whether it is there or not.
+
+    Args:
+        words: of the command line.
+        list_name: a file with a path on each line; `-` is standard input, None no list.
+
+    Raises:
+        DataError: a folder or pattern without an image, or a list that cannot be read or names nothing.
+    """
+    paths = [path for word in words for path in _expand(word)]
+    return paths if list_name is None else [*paths, *read_list(list_name)]
+
+
+def _expand(word: str) -> list[str]:
+    if os.path.isdir(word):
+        return [os.path.join(word, found.path) for found in list_images_below(Path(word))]
+    if os.path.lexists(word) or not glob.has_magic(word):
+        return [word]
+    matches = _match_any_depth(word) if ANY_DEPTH in word.split("/") else glob.glob(word)
+    images = sorted(path for path in matches if path.lower().endswith(IMAGE_EXTENSIONS) and os.path.isfile(path))
+    if not images:
+        why = f"none of the {len(matches)} names that match is an image file's" if matches else "nothing matches"
+        raise DataError("a pattern without an image", where=word, why=why, remedy=f"use {' '.join(IMAGE_EXTENSIONS)}")
+    return images
+
+
+def _match_any_depth(word: str) -> list[str]:
+    """The image files that a pattern with `**` matches. Unlike `glob`, this reads no folder twice through links."""
+    parts = word.split("/")
+    first = parts.index(ANY_DEPTH)
+    above, below = "/".join(parts[:first]), parts[first:]
+    folders = glob.glob(os.path.join(above, "")) if parts[:first] else [""]
+    return [
+        os.path.join(folder, found.path)
+        for folder in folders
+        for found in Walk(folder or os.curdir, "").files
+        if _fits(found.path.split("/"), below)
+    ]
+
+
+def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern, name by name; `**` stands for any number of names."""
+    if not pattern or not names:
+        return not names and all(part == ANY_DEPTH for part in pattern)
+    if pattern[0] == ANY_DEPTH:
+        return _fits(names, pattern[1:]) or _fits(names[1:], pattern)
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
+
+
+def read_list(name: str) -> list[str]:
+    """The paths that a file has on its lines; empty lines are passed over.
+
+    Raises:
+        DataError: it cannot be read, names nothing, or is no text.
+    """
+    where = "standard input" if name == STANDARD_INPUT else name
+    try:
+        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            where, why, near = describe_missing(name)
+            remedy = f"did you mean '{near}'?" if near else "give a file with a path a line"
+            raise DataError("no such list", where=where, why=why, remedy=remedy) from None
+        remedy = name_remedy(error, "give a file with a path a line")
+        raise DataError("cannot read the list", where=where, why=name_reason(error), remedy=remedy) from None
+    lines = data.removeprefix(BYTE_ORDER_MARK).replace(b"\r\n", b"\n").split(b"\n")
+    paths = [os.fsdecode(line) for line in lines if line.strip()]
+    if not paths or b"\0" in data:
+        why = "it holds zero bytes" if paths else "it is empty"
+        raise DataError("a list without paths", where=where, why=why, remedy="write the path of an image on each line")
+    return paths

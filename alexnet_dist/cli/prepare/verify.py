@@ -1,0 +1,205 @@
+"""`prepare verify`: decodes every image of the sets, lists the bad ones, and remembers both for training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alexnet_dist.base.durable import write_csv
+from alexnet_dist.base.errors import MachineError, UsageError
+from alexnet_dist.base.machine import available_cores
+from alexnet_dist.base.places import find_place
+from alexnet_dist.base.text import escape_text
+from alexnet_dist.data.files.verify import verify_files
+from alexnet_dist.data.sources.folders import FoundFile, list_class_folders, list_images
+from alexnet_dist.data.sources.manifest import read_manifest
+from alexnet_dist.runs.ownership import is_own_table
+from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.settings.schema import Config, DataConfig
+
+EXAMPLES = """Decode every image of the sets with the reference decoder, and list all bad files with their reasons.
+
+examples:
+  python launch/prepare.py verify --config imagenet_subset
+  python launch/prepare.py verify --data.root data/imagenet_subset --data.val val --out bad_files.csv
+  python launch/prepare.py verify --data.source manifest --data.root data/photos --data.train train.csv --workers 32
+
+What is found is remembered in data.cache_dir by path, size and time of change: a second run, or one after Ctrl-C,
+decodes what is new. Training and evaluation use it: data.on_bad_file fail then names all bad files before the first
+step, and skip leaves them out of the plan. With --config an image that the recipe cannot be carried out on (smaller
+than the crop, or too large when it is resized) counts as bad, too. The exit code is 3 where a file is bad."""
+
+OUT = "bad_files.csv"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The settings that say which images."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The files of one set, not yet read.
+
+    Args:
+        name: train, val or test.
+        root: folder the paths are relative to.
+        files: the images.
+        missing: files that a manifest lists and that cannot be looked up, as (path, reason).
+        listed_by: the manifest; "" without one.
+    """
+
+    name: str
+    root: Path
+    files: list[FoundFile]
+    missing: list[tuple[str, str]]
+    listed_by: str = ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; its exit code."""
+    parser = new_parser("prepare verify", EXAMPLES)
+    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    parser.add_argument("--workers", type=int, help="decoding threads; null = as many as there are cores")
+    parser.add_argument("--again", action="store_true", help="decode the files that are known to be good, too")
+    parser.add_argument("--out", type=str, help=f"CSV of the bad files; null = {OUT}, in place of an earlier list")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parse_arguments(argv, parser, DataSettings)
+    options = arguments.options
+    if options.workers is not None and options.workers < 1:
+        raise UsageError("--workers must be 1 or more")
+    given = {"train.epochs": 1, **arguments.given}
+    config = load_config(options.config, arguments.given) if options.config else None
+    data = (config or build_config(given)).data
+    root = _find_image_root(data)
+    is_earlier_list = options.out is None and is_own_table(Path(OUT))
+    out = check_target(OUT if options.out is None else options.out, options.overwrite or is_earlier_list)
+    _check_out(out, root)
+    bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again, config=config)
+    write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")
+    place = escape_text(out)
+    print(f"bad files are listed in {place}" if bad_files else f"no bad file; {place} holds a header alone")
+    return 3 if bad_files else 0
+
+
+def verify_sets(
+    data: DataConfig, root: Path, workers: int, again: bool = False, config: Config | None = None
+) -> dict[str, str]:
+    """Verify the sets that the settings name, and print how many files each has.
+
+    Args:
+        data: the settings.
+        root: see `splits.find_root`.
+        workers: decoding threads.
+        again: decode the files that are known to be good, too.
+        config: a run's settings: images that its recipe cannot be carried out on are bad for it, too.
+
+    Returns:
+        Reasons of the bad files, by path relative to the root.
+
+    Raises:
+        DataError: a set's folder or manifest is missing, empty or damaged.
+        MachineError: the cache folder cannot be written.
+    """
+    from alexnet_dist.assembly.sets import cache_dir
+    from alexnet_dist.runs.folder import relative_path
+
+    bad_files: dict[str, str] = {}
+    for images in list(_list_sets(data, root)):  # a set that is missing is said before hours of work
+        reasons = verify_files(
+            images.root,
+            images.files,
+            cache_dir=cache_dir(data),
+            max_pixels=data.max_pixels,
+            workers=workers,
+            progress=True,
+            listed_by=images.listed_by,
+            again=again,
+        )
+        if config is not None:
+            reasons = [*map(_first, reasons, _judge_fit(config, images))]
+        judged = zip((file.path for file in images.files), reasons, strict=True)
+        bad = [*((path, reason) for path, reason in judged if reason), *images.missing]
+        num_files = len(images.files) + len(images.missing)
+        print(f"{images.name:<6}{num_files:>12,} images{len(bad):>10,} bad", flush=True)
+        bad_files |= {relative_path(images.root / path, root): reason for path, reason in bad}
+    return bad_files
+
+
+def _first(reason: str, other: str) -> str:
+    return reason or other
+
+
+def _judge_fit(config: Config, images: ImageSet) -> list[str]:
+    """Why a run's recipe cannot be carried out on each image, "" where it can; nothing is remembered of that."""
+    import numpy as np
+
+    from alexnet_dist.assembly.loaders import build_augmentation
+    from alexnet_dist.assembly.sets import cache_dir
+    from alexnet_dist.data.files.scan import scan_headers
+    from alexnet_dist.data.plan import find_unfit
+
+    data = config.data
+    headers = scan_headers(
+        images.root,
+        images.files,
+        cache_dir=cache_dir(data),
+        max_pixels=data.max_pixels,
+        progress=False,
+        listed_by=images.listed_by,
+    )
+    recipe = build_augmentation(config.augment, config.model.image_size)
+    is_held_out = data.val is None and (data.val_fraction > 0 or data.folds is not None)
+    recipes = [recipe] if images.name == "train" else []
+    if images.name != "train" or is_held_out:
+        recipes.append(recipe.for_evaluation())
+    side = recipe.crop_size  # stands for what could not be read
+    sizes = np.array([(side, side) if header.reason else header[:2] for header in headers], np.int64).reshape(-1, 2)
+    unfit: dict[int, str] = {}
+    for some in recipes:
+        unfit = find_unfit(sizes, some) | unfit
+    return ["" if header.reason else unfit.get(number, "") for number, header in enumerate(headers)]
+
+
+def _find_image_root(data: DataConfig) -> Path:
+    from alexnet_dist.assembly.sets import find_root
+
+    if data.source not in ("folder", "manifest", "digits"):
+        why = f"source {data.source} has no image files"
+        raise UsageError("there is nothing to verify", where="data.source", why=why, remedy="use folder or manifest")
+    return find_root(data)
+
+
+def _list_sets(data: DataConfig, root: Path) -> Iterator[ImageSet]:
+    from alexnet_dist.assembly.sets import find_lists, make_list_form
+
+    lists = find_lists(data, data.train, data.val, data.test) if data.source == "manifest" else {}
+    classes = next(iter(lists.values()), ())
+    for key in ("train", "val", "test"):
+        name = getattr(data, key)
+        if name is None:
+            continue
+        if data.source == "manifest":
+            listed = read_manifest(root, root / name, classes, make_list_form(data, key))
+            pictures = {picture.file.path: picture for picture in listed}.values()
+            found = [picture.file for picture in pictures if not picture.reason]
+            missing = [(picture.file.path, picture.reason) for picture in pictures if picture.reason]
+            yield ImageSet(key, root, found, missing, os.path.abspath(root / name))
+        else:
+            folder = root / name
+            files = [file for some in list_images(folder, list_class_folders(folder)) for file in some]
+            yield ImageSet(key, folder, files, [])
+
+
+def _check_out(out: Path, root: Path) -> None:
+    if find_place(out).is_relative_to(find_place(root)):
+        why = "nothing is written below data.root"
+        raise UsageError("--out lies among the images", where=str(out), why=why, remedy="give a path elsewhere")
+    if not find_place(out).parent.is_dir():
+        raise MachineError("no folder for --out", where=str(out.parent), remedy="make it, or give a path elsewhere")

@@ -1,0 +1,130 @@
+"""What `estimate` and `doctor` show of the cost model: predictions as a table, as JSON, and in words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from alexnet_dist.base.text import align
+
+if TYPE_CHECKING:
+    from alexnet_dist.costs.model import Compute, Links, Prediction
+    from alexnet_dist.costs.network_size import NetworkSize
+    from alexnet_dist.costs.published import PublishedRun
+    from alexnet_dist.costs.transfers import ByteSize
+
+COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")
+PUBLISHED_COLUMNS = ("run", "source", "published", "nothing hidden", "all hidden", "")
+
+
+def predict_all(
+    network: NetworkSize,
+    counts: Sequence[int],
+    images: int,
+    compute: Compute,
+    links: Links,
+    activation_bytes: ByteSize,
+    exchange_bytes: ByteSize,
+    gradient_bytes: ByteSize = 4,
+) -> tuple[list[Prediction], list[str]]:
+    """Every strategy at every process count, and why some are left out.
+
+    Args:
+        network: which.
+        counts: processes.
+        images: per process and step.
+        compute: speed of one process alone.
+        links: what joins them.
+        activation_bytes: of an activation in memory.
+        exchange_bytes: of an activation on its way.
+        gradient_bytes: of a gradient on its way under towers and hybrid; ddp is shown with both sizes.
+    """
+    from alexnet_dist.costs.model import choose_shards, predict
+    from alexnet_dist.costs.transfers import Strategy, refuse
+
+    strategies = (
+        Strategy("ddp"),
+        Strategy("ddp", gradient_bytes=2),
+        Strategy("towers", gradient_bytes, exchange_bytes),
+        Strategy("hybrid", gradient_bytes, exchange_bytes),
+    )
+    predictions: list[Prediction] = []
+    refused: dict[tuple[str, str], list[int]] = {}
+    for count in counts:
+        for strategy in strategies if count > 1 else strategies[:1]:
+            chosen = choose_shards(network, strategy, count, images, compute, links)
+            why = refuse(network, chosen, count)
+            if why is not None:
+                refused.setdefault((strategy.name, why), []).append(count)
+                continue
+            predictions.append(predict(network, chosen, count, images, compute, links, activation_bytes))
+    notes = [f"{name} left out at {', '.join(map(str, at))}: {why}" for (name, why), at in refused.items()]
+    return predictions, notes
+
+
+def write_table(predictions: Sequence[Prediction], one_process: float) -> str:
+    """Aligned columns.
+
+    Args:
+        predictions: to show.
+        one_process: images per second of one process alone.
+    """
+    cells: list[tuple[str, ...]] = [COLUMNS]
+    for one in predictions:
+        fast, slow = _milliseconds(one.fastest_seconds), _milliseconds(one.slowest_seconds)
+        cells.append(
+            (
+                f"{one.processes}",
+                str(one.strategy),
+                fast if fast == slow else f"{fast} - {slow}",
+                f"{one.images_per_second:,.0f}",
+                f"{one.images_per_second / one.processes / one_process:.0%}",
+                f"{one.bytes_sent / 1e6:,.1f}",
+                f"{one.memory_bytes / 2**30:.2f}",
+            )
+        )
+    return align(cells)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.1f}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def advise(predictions: Sequence[Prediction]) -> list[str]:
+    """A sentence for each process count: which strategy, and why."""
+    from alexnet_dist.costs.model import recommend
+
+    lines = []
+    for count, group in itertools.groupby(predictions, key=lambda one: one.processes):
+        best, reason = recommend(list(group))
+        lines.append(f"{count} process{'es' if count > 1 else ''}: {best.strategy} ({reason})")
+    return lines
+
+
+def to_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """The predictions as JSON knows them; seconds and bytes."""
+    return [
+        {
+            **asdict(one),
+            "strategy": str(one.strategy),
+            "step_seconds": one.step_seconds,
+            "images_per_second": one.images_per_second,
+        }
+        for one in predictions
+    ]
+
+
+def write_published(runs: Sequence[PublishedRun]) -> str:
+    """Published efficiencies beside the model's band."""
+    from alexnet_dist.costs.published import TOLERANCE, predict_band
+
+    cells: list[tuple[str, ...]] = [PUBLISHED_COLUMNS]
+    for run in runs:
+        slow, fast = predict_band(run)
+        held = f"held within {100 * TOLERANCE:.0f} points" if run.is_held else f"not held: {run.remark}"
+        cells.append((run.name, run.source, f"{run.efficiency:.1%}", f"{slow:.1%}", f"{fast:.1%}", held))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "".join(line.rstrip() + "\n" for line in lines)

@@ -1,0 +1,1 @@
+"""HOW a plan is carried out: one engine a way."""

@@ -1,0 +1,1 @@
+"""The image cache: built once, read as rows of bytes."""

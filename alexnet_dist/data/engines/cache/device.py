@@ -1,0 +1,131 @@
+"""The cache engine on a GPU: bytes go to the device, and one kernel cuts, flips and normalises a whole batch there.
+
+- A set that fits into the device's memory is kept there, and nothing but the plan travels.
+- Of a larger one, the bytes from a crop's first line to its last travel, copied to pinned memory by two threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexnet_dist.data.draws import IntArray
+from alexnet_dist.data.engines.batch_pixels import Crops, cut_crops, jitter_batch, locate_crops, resize_batch
+from alexnet_dist.data.engines.cache.store import Mask, Store, load_picture
+from alexnet_dist.data.engines.loader import Loader
+from alexnet_dist.data.plan import StepPlan, resize_shapes
+
+RESIDENT_PART = 0.4  # of the device's free memory that a set may take
+COPIERS = 2  # threads; with more the time goes into waiting for the GIL (of 1, 2, 4, 8, 16 the fastest on 14 cores)
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A set in the device's memory.
+
+    Args:
+        pixels: (bytes,) uint8, one image after the other.
+        offsets: (N,) first byte of each.
+        sizes: (N, 2) width and height of each as it is kept.
+        is_final: whether no image is resized any more; else all are of one size.
+    """
+
+    pixels: Tensor
+    offsets: IntArray
+    sizes: IntArray
+    is_final: bool
+
+
+def choose_maker(store: Store, loader: Loader) -> Callable[[Loader, StepPlan, Mask], Tensor]:
+    """How a loader's batches are made on its device."""
+    free = torch.cuda.mem_get_info(loader.device)[0]
+    resident_fits = store.layout.total_bytes <= RESIDENT_PART * free
+    if resident_fits and (store.is_uniform or is_final(store, loader)):
+        return partial(make_from_resident, upload(store, loader))
+    return partial(make_from_bands, store, ThreadPoolExecutor(COPIERS, "cache-bands"))
+
+
+def is_final(store: Store, loader: Loader) -> bool:
+    """Whether images are kept as large as they are cut from."""
+    sizes = store.layout.sizes
+    return bool((sizes == resize_shapes(sizes, loader.plan.augmentation.resize)).all())
+
+
+def upload(store: Store, loader: Loader) -> Resident:
+    """Copy a set to the device."""
+    layout, counts = store.layout, [len(chunk) for chunk in store.chunks]
+    firsts = np.cumsum([0, *counts])
+    pixels = torch.empty(int(firsts[-1]), dtype=torch.uint8, device=loader.device)
+    for sample_id in range(len(store.chunk_of)):
+        if sample_id not in store.bad_files:
+            store.load(sample_id)  # which checks it
+    for chunk, first in zip(store.chunks, firsts.tolist(), strict=False):
+        pixels[first : first + len(chunk)] = chunk.to(loader.device)
+    return Resident(pixels, layout.offsets + firsts[store.chunk_of], layout.sizes, is_final(store, loader))
+
+
+def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+    """The images (B, C, S, S) on the device, from a set that lies there."""
+    ids, views, channels = np.maximum(rows.ids, 0), loader.plan.augmentation.views, loader.channels
+    if resident.is_final:
+        pixels, offsets, widths = resident.pixels, resident.offsets[ids], resident.sizes[ids, 0]
+    else:
+        kept, (width, height) = resident.sizes[0].tolist(), rows.resized[0].tolist()
+        pictures = resident.pixels.view(-1, kept[1], kept[0], channels)  # (N, H, W, C)
+        wanted = torch.from_numpy(ids[::views]).to(loader.device)
+        pixels = resize_batch(pictures[wanted], height, width).reshape(-1)  # (B / views * H' * W' * C,)
+        offsets, widths = np.arange(len(ids)) // views * (height * width * channels), np.full(len(ids), width)
+    starts = offsets + (rows.corners[:, 1] * widths + rows.corners[:, 0]) * channels
+    crops = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
+    return _finish(loader, rows, pixels, crops)
+
+
+def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+    """The images (B, C, S, S) on the device, from the bytes of each between its crops' first line and their last."""
+    side, views, channels = loader.plan.augmentation.crop_size, loader.plan.augmentation.views, loader.channels
+    widths = rows.resized[:, 0]
+    lows = (rows.corners[:, 1] * widths + rows.corners[:, 0]) * channels  # (B,) a crop's first byte in its picture
+    highs = lows + ((side - 1) * widths + side) * channels  # (B,) the byte after its last
+    low, high = lows.reshape(-1, views).min(axis=1), highs.reshape(-1, views).max(axis=1)  # (B / views,)
+    lengths = np.where(mask[::views], high - low, 0)
+    places = np.cumsum(lengths) - lengths  # (B / views,) where each picture's bytes go
+    pixels = torch.empty(max(1, int(lengths.sum())), dtype=torch.uint8, pin_memory=loader.device.type == "cuda")
+    copies = np.stack([np.arange(0, len(widths), views), low, lengths, places], axis=1)  # (B / views, 4)
+    parts = [copies[number::COPIERS].tolist() for number in range(COPIERS)]
+    list(pool.map(partial(_copy_bands, store, rows, pixels.data_ptr()), parts))
+    starts = np.repeat(places - low, views) + lows
+    crops = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
+    return _finish(loader, rows, pixels.to(loader.device, non_blocking=True), crops)
+
+
+def _copy_bands(store: Store, rows: StepPlan, target: int, copies: list[list[int]]) -> None:
+    """Copy bytes of pictures to an address: row, first byte, number of bytes, where they go.
+
+    By ctypes, which lets other threads run meanwhile: numpy does not, and torch wakes threads of its own.
+    """
+    for row, low, length, place in copies:
+        if length:
+            picture = load_picture(store, rows, row)
+            ctypes.memmove(target + place, picture.ctypes.data + low, length)
+
+
+def _finish(loader: Loader, rows: StepPlan, pixels: Tensor, crops: Crops) -> Tensor:
+    """Bytes on the device to the network's input (B, C, S, S)."""
+    side, shifts = loader.plan.augmentation.crop_size, torch.from_numpy(rows.shifts)
+    if rows.jitters.shape[1]:
+        ones = torch.ones(loader.channels, device=loader.device)
+        zeros = torch.zeros(len(shifts), loader.channels, device=loader.device)
+        cut = cut_crops(pixels, crops, side, ones, zeros, torch.uint8)  # (B, S, S, C)
+        jittered = jitter_batch(cut, rows.jitters, rows.factors)
+        return loader.normalization(jittered, shifts.float(), loader.channels_last, loader.dtype)
+    scale_and_bias = loader.normalization.fold(shifts, loader.device)
+    made = cut_crops(pixels, crops, side, *scale_and_bias, loader.dtype)  # (B, S, S, C)
+    images = made.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
+    return images if loader.channels_last else images.contiguous()

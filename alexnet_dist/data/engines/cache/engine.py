@@ -1,0 +1,194 @@
+"""HOW a plan is carried out from the image cache: no file is decoded, and memory is passed over as seldom as may be.
+
+On a CPU each row goes from the cache to the network's input in one pass: cut, flip, convert, scale and shift. What
+happens on a GPU is in cache_device.py.
+
+One thread makes batches ahead of the network, on a GPU in a stream beside the network's; with `workers` 0 each is made
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexnet_dist.data.engines.cache.device import choose_maker
+from alexnet_dist.data.engines.cache.store import (
+    Layout,
+    Mask,
+    Store,
+    check_cacheable,
+    lay_out,
+    load_picture,
+    open_store,
+)
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.torchvision import cut_pixels, jitter_pixels
+from alexnet_dist.data.index import BadFile
+from alexnet_dist.data.plan import StepPlan
+
+T = TypeVar("T")
+Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
+"""Makes the images (B, C, S, S) of a batch; rows without mask are black before the colour shift."""
+
+# Below torch's grain size of 32,768 elements an operation stays in its thread. Above, it would be spread over threads
+# that the network is using: with busy cores that was seen to cost five times what it gains.
+_PIECE_ELEMENTS = 32_767
+
+# Opened once for each loader, and gone with it.
+_MAKERS: WeakKeyDictionary[Loader, tuple[Store, Maker]] = WeakKeyDictionary()
+
+
+def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start to stop - 1, finished on the device.
+
+    Raises:
+        UsageError: a recipe that needs the original images.
+        DataError: there is no cache, or it is damaged or foreign.
+    """
+    if loader not in _MAKERS:
+        _MAKERS[loader] = _open(loader)
+    make = partial(_make_batch, loader, *_MAKERS[loader])
+    steps, depth = range(start, stop), loader.prefetch if loader.workers else 0
+    if depth and loader.device.type == "cuda":
+        return _run_beside(make, steps, depth, loader.device)
+    return run_ahead(make, steps, depth)
+
+
+def _run_beside(
+    make: Callable[[int], Batch], steps: Sequence[int], depth: int, device: torch.device
+) -> Iterator[Batch]:
+    """As `run_ahead`, in a stream of its own: copies and kernels do not wait for the network's, nor it for the host."""
+    stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # before the network's kernels
+
+    def make_there(step: int) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return make(step), stream.record_event()
+
+    with closing(run_ahead(make_there, steps, depth)) as batches:
+        for batch, is_made in batches:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(is_made)
+            for tensor in (batch.images, batch.labels, batch.mask):
+                tensor.record_stream(current)  # its memory is free again once the network has read it
+            yield batch
+
+
+def run_ahead(make: Callable[[int], T], steps: Sequence[int], depth: int) -> Generator[T]:
+    """What `make` returns for each step, made by a thread that is up to `depth` steps ahead; 0 = no thread."""
+    if not depth:
+        yield from map(make, steps)
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="cache-engine")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for step in steps:
+            waiting.append(pool.submit(make, step))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def find_layout(loader: Loader) -> Layout:
+    """Where the images of a loader are cached.
+
+    Raises:
+        UsageError: a recipe that needs the original images.
+    """
+    recipe = loader.plan.augmentation
+    check_cacheable(recipe.crop)
+    return lay_out(loader.cache_dir, loader.index, recipe.resize, loader.channels, loader.max_pixels)
+
+
+def _open(loader: Loader) -> tuple[Store, Maker]:
+    layout = find_layout(loader)
+    store = open_store(layout)
+    return store, partial(make_on_host, store) if loader.device.type == "cpu" else choose_maker(store, loader)
+
+
+def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
+    rows = loader.plan.at(step).shard(loader.shard_id, loader.num_shards)
+    mask, bad_files = _judge_rows(loader, store, rows)
+    values = np.where(mask, loader.index.labels[rows.ids], 0), mask.astype(np.float32)
+    labels, weights = (torch.from_numpy(array).to(loader.device) for array in values)
+    num_images = int(mask.sum()) // loader.plan.augmentation.views
+    return Batch(maker(loader, rows, mask), labels, weights, torch.from_numpy(rows.ids), num_images, bad_files)
+
+
+def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, list[BadFile]]:
+    """(B,) which rows have an image, and the images that could not be decoded when the cache was built."""
+    mask, bad_files = rows.ids >= 0, loader.plan.unfit | store.bad_files
+    if not bad_files:
+        return mask, []
+    mask &= ~np.isin(rows.ids, list(bad_files))
+    index, images = loader.index, rows.ids[:: loader.plan.augmentation.views].tolist()
+    bad_ids = [sample for sample in images if sample in bad_files]
+    return mask, [BadFile(str(index.root / index.paths[sample]), bad_files[sample]) for sample in bad_ids]
+
+
+# -- on a CPU: one pass -----------------------------------------------------------------------------------------------
+
+
+def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
+    """The images (B, C, S, S) in host memory: (pixel + shift - mean) / std as pixel * scale + bias, row by row."""
+    side, channels, count = loader.plan.augmentation.crop_size, loader.channels, len(rows.ids)
+    scale, bias = loader.normalization.fold(torch.from_numpy(rows.shifts), loader.device)  # (C,) and (B, C)
+    scale, bias = scale.repeat(side), bias.repeat(1, side)  # (S * C,), (B, S * C): a row has its channels side by side
+    shape = (count, side, side, channels) if loader.channels_last else (count, channels, side, side)
+    # numpy asks the system for large pages, torch does not: a fresh batch costs a fifth of the time.
+    made = torch.from_numpy(np.empty(math.prod(shape) * loader.dtype.itemsize, np.uint8)).view(loader.dtype).view(shape)
+    images = made.permute(0, 3, 1, 2) if loader.channels_last else made  # (B, C, S, S)
+    without = torch.from_numpy(~mask)
+    images[without] = bias[without, :channels, None, None].to(loader.dtype)
+    scratch = torch.empty(side, side * channels)
+    for row, crop, flips in _iterate_crops(store, loader, rows, mask):
+        for part, piece in _cut_pieces(crop, *flips):
+            into = made[row, part].flatten(1) if loader.channels_last else scratch[part]  # (rows, S * C)
+            torch.addcmul(bias[row], piece.flatten(1), scale, out=into)
+            if not loader.channels_last:
+                images[row, :, part] = into.view(-1, side, channels).permute(2, 0, 1)
+    return images
+
+
+def _iterate_crops(
+    store: Store, loader: Loader, rows: StepPlan, mask: Mask
+) -> Iterator[tuple[int, Tensor, tuple[bool, bool]]]:
+    """Row, crop uint8 (S, S, C) and the flips it still needs, for each row with an image.
+
+    A crop with jitter is flipped before it: the reference's functions do both. Other crops lie in the cache.
+    """
+    side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
+    corners, flips = rows.corners.tolist(), rows.flips.tolist()
+    for first in (np.flatnonzero(mask[::views]) * views).tolist():
+        picture = load_picture(store, rows, first)  # the views of an image share it
+        for row in range(first, first + views):
+            if rows.jitters.shape[1]:
+                crop = jitter_pixels(cut_pixels(picture, rows, row, side), rows, row)
+                yield row, torch.from_numpy(crop), (False, False)
+            else:
+                left, top = corners[row]
+                yield row, torch.from_numpy(picture[top : top + side, left : left + side]), flips[row]
+
+
+def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tuple[slice, Tensor]]:
+    """A crop (S, S, C) flipped, in pieces that fit a core's cache: which rows of the result, and (rows, S, C)."""
+    side = len(crop)
+    step = max(1, _PIECE_ELEMENTS // crop[0].numel())
+    axes = [axis for axis, turned in ((0, top_bottom), (1, left_right)) if turned]
+    for start in range(0, side, step):
+        stop = min(start + step, side)
+        piece = crop[side - stop : side - start] if top_bottom else crop[start:stop]
+        yield slice(start, stop), piece.flip(axes) if axes else piece

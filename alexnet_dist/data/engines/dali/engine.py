@@ -1,0 +1,265 @@
+"""HOW a plan is carried out with DALI: threads in this process, and the decoder of a GPU where there is one.
+
+DALI gets the plan's numbers and has no state: its pipeline can be built again at any step. That is what happens when a
+file breaks under it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
+from alexnet_dist.data.engines.batch_pixels import jitter_batch
+from alexnet_dist.data.engines.dali.feed import Feed, Feeder
+from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.torchvision import jitter_pixels
+from alexnet_dist.data.plan import StepPlan
+
+REMEDY = (
+    "pip install 'alexnet_dist[dali]' (nvidia-dali-cuda130; with a driver of CUDA 12 nvidia-dali-cuda120), "
+    "or set data.engine: torchvision"
+)
+# What DALI reads when it starts. Larger blocks of host memory then come from a pool of its own: their sizes differ from
+# batch to batch, and malloc would keep the holes between them and grow. The decoder's warnings name no file.
+SETTINGS = {"DALI_MALLOC_POOL_THRESHOLD": "1M", "DALI_NVIMGCODEC_LOG_LEVEL": "1"}
+OUT_OF_MEMORY = ("out of memory", "bad_alloc", "cudaErrorMemoryAllocation")
+PHRASES = ("Critical error in pipeline:", "Current pipeline object is no longer valid.")  # they say nothing
+
+
+class PipelineBrokenError(Exception):
+    """DALI could not make a batch, and its pipeline is of no more use.
+
+    Args:
+        feed: what it was given.
+        error: what it said, on many lines.
+    """
+
+    def __init__(self, feed: Feed, error: Exception) -> None:
+        super().__init__(str(error))
+        self.feed = feed
+
+
+def find_dali() -> str | None:
+    """Why DALI cannot run, or None where it is installed. Imports nothing of it."""
+    try:
+        found = importlib.util.find_spec("nvidia.dali")
+    except ModuleNotFoundError:
+        found = None
+    return None if found else "DALI is not installed"
+
+
+def release_memory() -> None:
+    """Give back what DALI keeps for a next pipeline; nothing where it was not used."""
+    backend = sys.modules.get("nvidia.dali.backend")
+    if backend is not None:
+        backend.ReleaseUnusedMemory()
+
+
+def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start to stop - 1, finished on the device.
+
+    A file that breaks after the scan is listed and masked, as by the reference engine, and from then on not given to
+    DALI; the steps that follow are made again.
+
+    Raises:
+        MachineError: DALI is missing, cannot use the device, or fails without a bad file.
+        MemoryExhaustedError: there is no memory for its batches.
+    """
+    _import_dali()
+    feeder, step = Feeder(loader, distrusted=find_suspects(loader.cache_dir, loader.index)), start
+    pool = ThreadPoolExecutor(max(1, loader.workers), thread_name_prefix="dali-feed")
+    try:
+        with noting(loader.cache_dir, loader.index) as note:
+            while step < stop:
+                try:
+                    with closing(_run_pipeline(feeder, pool, note, step, stop)) as batches:
+                        for batch in batches:
+                            step += 1
+                            yield batch
+                except PipelineBrokenError as broken:
+                    _distrust_files(feeder, broken, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _import_dali() -> None:
+    reason = find_dali()
+    if reason:
+        raise _complain(reason)
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        importlib.import_module("alexnet_dist.data.engines.dali.pipeline")
+    except Exception as error:  # a package that lacks its library, or fits no other, raises whatever it likes
+        raise _complain(_find_message(error)) from error
+
+
+def _complain(why: str) -> MachineError:
+    return MachineError("data.engine dali cannot run", why=why, remedy=REMEDY)
+
+
+def _run_pipeline(
+    feeder: Feeder, pool: ThreadPoolExecutor, note: BinaryIO | None, start: int, stop: int
+) -> Generator[Batch]:
+    """The batches of one pipeline; the names of the files that it has are in the note.
+
+    Raises:
+        PipelineBrokenError: it could not make one; those before are all there.
+        MachineError: it cannot be built.
+    """
+    from alexnet_dist.data.engines.dali.pipeline import build_pipeline, take_outputs
+
+    loader = feeder.loader
+    waiting: deque[Feed] = deque()  # given to DALI and not yet taken; between them steps without any image
+
+    def give() -> Iterator[tuple[object, ...]]:
+        for feed in feeder.prepare_ahead(start, stop, pool, ahead=max(1, loader.workers)):
+            waiting.append(feed)
+            write_names(note, (some.inputs.name for some in waiting if some.inputs is not None))
+            if feed.inputs is not None:
+                yield feed.inputs.flatten()
+
+    try:
+        pipeline = build_pipeline(loader, give())
+    except RuntimeError as error:
+        raise _complain(_find_message(error)) from error
+    pipeline.schedule_run()
+    while True:
+        while waiting and waiting[0].inputs is None:
+            yield finish_batch(loader, waiting.popleft(), [])
+        if pipeline.empty():
+            return
+        try:
+            outputs, last_pixels = take_outputs(pipeline, loader.device)
+        except RuntimeError as error:
+            raise PipelineBrokenError(waiting[0], error) from None
+        pipeline.schedule_run()
+        feed = waiting.popleft()
+        if last_pixels is not None:
+            feed, is_kept = feeder.leave_out_cut(feed, last_pixels, pool)
+            outputs = outputs if is_kept.all() else [output[torch.from_numpy(is_kept)] for output in outputs]
+        yield finish_batch(loader, feed, outputs if feed.mask.any() else [])
+
+
+def _distrust_files(feeder: Feeder, broken: PipelineBrokenError, pool: ThreadPoolExecutor) -> None:
+    """Find the files that broke a pipeline with the reference decoder; where it reads them all, any may be the one.
+
+    Raises:
+        MachineError: it was no file.
+        MemoryExhaustedError: there was no memory.
+    """
+    why, file_ids = _find_message(broken), broken.feed.file_ids
+    if any(sign in str(broken) for sign in OUT_OF_MEMORY):
+        remedy = "lower data.prefetch or train.global_batch_size"
+        raise MemoryExhaustedError("out of memory in DALI", why=why, remedy=remedy)
+    if not file_ids:
+        failed = MachineError("DALI cannot make a batch", why=why, remedy="set data.engine: torchvision")
+        failed.is_local = True
+        raise failed
+    feeder.distrusted.update(feeder.find_unreadable(file_ids, pool) or file_ids)
+
+
+def _find_message(error: Exception) -> str:
+    """The line that says something, of the many that DALI writes."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and line not in PHRASES] or [type(error).__name__]
+    after = lines.index("encountered:") + 1 if "encountered:" in lines[:-1] else 0
+    return lines[after].partition('" failed: ')[2] or lines[after]
+
+
+def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
+    """What DALI made of the m rows that it was given, among the B rows of the batch.
+
+    Args:
+        loader: normalisation, layout, index.
+        feed: the step.
+        outputs: for each view (n, S, S, C) or (n, C, S, S); none where there were no rows.
+    """
+    mask, device = torch.from_numpy(feed.mask), loader.device
+    offsets: npt.NDArray[np.float32] = np.divide(feed.means, loader.normalization.std, dtype=np.float32)  # (B, C)
+    if outputs and feed.mask.all():
+        images = _finish_rows(loader, feed, outputs, offsets)
+    else:
+        images = _fill_blank(loader, torch.from_numpy(offsets).to(device, non_blocking=True))
+        if outputs:
+            places = torch.from_numpy(np.flatnonzero(feed.mask)).to(device, non_blocking=True)
+            images[places] = _finish_rows(loader, feed, outputs, offsets[feed.mask])
+    labels = torch.from_numpy(np.where(feed.mask, loader.index.labels[feed.rows.ids], 0))
+    return Batch(
+        images=images,
+        labels=labels.to(device, non_blocking=True),
+        mask=mask.float().to(device, non_blocking=True),
+        ids=torch.from_numpy(feed.rows.ids),
+        num_images=int(feed.mask.sum()) // loader.plan.augmentation.views,
+        bad_files=feed.bad_files,
+    )
+
+
+def _finish_rows(loader: Loader, feed: Feed, outputs: list[Tensor], offsets: npt.NDArray[np.float32]) -> Tensor:
+    """The rows that were in the pipeline, (m, C, S, S) on the device, as the network wants them."""
+    images = outputs[0] if len(outputs) == 1 else torch.stack(outputs, dim=1).flatten(0, 1)
+    if loader.channels_last:
+        images = images.permute(0, 3, 1, 2)  # (m, C, S, S), channels last in memory
+    if not feed.rows.jitters.shape[1]:
+        _weigh_edges(images, feed.gains, offsets)
+        return images.to(loader.dtype)
+    _weigh_edges(images, feed.gains, np.zeros_like(offsets))  # they hold pixels still
+    rows = StepPlan._make(values[feed.mask] for values in feed.rows)
+    shifts = torch.from_numpy(rows.shifts.astype(np.float32))
+    return loader.normalization(_jitter_rows(images, rows), shifts, loader.channels_last, loader.dtype)
+
+
+def _fill_blank(loader: Loader, offsets: Tensor) -> Tensor:
+    """(B, C, S, S) rows without an image: black pixels, as the network sees them."""
+    side = loader.plan.augmentation.crop_size
+    layout = torch.channels_last if loader.channels_last else torch.contiguous_format
+    shape = (*offsets.shape, side, side)
+    blank = torch.empty(shape, dtype=loader.dtype, device=offsets.device, memory_format=layout)
+    return blank.copy_(-offsets[:, :, None, None])
+
+
+def _weigh_edges(images: Tensor, gains: npt.NDArray[np.float32], offsets: npt.NDArray[np.float32]) -> None:
+    """Multiply the outermost pixels of (m, C, S, S) by their gains, on the scale of pixels; see `find_edge_gains`.
+
+    With images = pixels / std - offsets a gain g makes g * images + (g - 1) * offsets of them.
+    """
+    if (gains == 1).all():
+        return
+    more = (gains - 1).T[:, :, None] * offsets  # (4, m, C)
+    # On a CPU in numpy: torch would wake its threads, which then spin for a while on the cores that DALI needs.
+    on_host = images.device.type == "cpu"
+    pixels, factors, terms = (images.numpy(), gains.T, more) if on_host else _place(images, gains.T, more)
+    edges = (pixels[..., 0], pixels[..., -1], pixels[..., 0, :], pixels[..., -1, :])  # (m, C, S) each
+    for edge, factor, term in zip(edges, factors, terms, strict=True):
+        edge *= factor[:, None, None]
+        edge += term[:, :, None]
+
+
+def _place(images: Tensor, *arrays: npt.NDArray[np.float32]) -> tuple[Tensor, ...]:
+    """The images, and the arrays beside them on their device."""
+    placed = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+    return images, *(array.to(images.device, non_blocking=True) for array in placed)
+
+
+def _jitter_rows(images: Tensor, rows: StepPlan) -> Tensor:
+    """Change the colours of (m, C, S, S) pixels as the plan says, to (m, S, S, C) uint8."""
+    pixels = images.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()  # (m, S, S, C)
+    if pixels.device.type == "cuda":
+        return jitter_batch(pixels, rows.jitters, rows.factors)
+    for row, crop in enumerate(pixels.numpy()):
+        crop[...] = jitter_pixels(crop, rows, row)
+    return pixels

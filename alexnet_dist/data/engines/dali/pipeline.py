@@ -1,0 +1,187 @@
+"""The DALI graph of a plan: read, decode, cut, resize, flip, crop, normalise. It draws nothing and keeps nothing.
+
+On a CPU it also gives the last pixel of each window; see `Feeder.leave_out_cut`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import nvidia.dali as dali_package
+import nvidia.dali.plugin.pytorch as dali_for_torch
+import torch
+from torch import Tensor
+
+from alexnet_dist.data.engines.dali.feed import Array, Inputs
+from alexnet_dist.data.engines.loader import Loader
+
+# Half of DALI has types, and they disagree with what it takes.
+dali: Any = dali_package
+dali_torch: Any = dali_for_torch
+fn, types = dali.fn, dali.types
+
+# Pillow's rule for gray, in 65536ths.
+LUMA_PARTS = (19595, 38470, 7471)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is the same for all images.
+
+    Args:
+        side: of the crops in pixels.
+        views: crops of an image.
+        channels: 3, or 1 for gray.
+        std: what pixels are divided by, per channel.
+        layout: of the crops, HWC or CHW.
+        decoder: cpu, or mixed for a GPU.
+        hw_decoder_load: part of the JPEGs for a GPU's hardware decoder.
+    """
+
+    side: int
+    views: int
+    channels: int
+    std: tuple[float, ...]
+    layout: str
+    decoder: str
+    hw_decoder_load: float
+
+
+def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
+    """A pipeline whose outputs are the crops of each view, (n, S, S, C) or (n, C, S, S) float32 on the loader's device.
+
+    With jitter they hold pixels on the 0-255 scale, else the network's input.
+
+    Args:
+        loader: plan, layout, device and settings.
+        source: `Inputs.flatten` for each batch.
+
+    Raises:
+        RuntimeError: DALI cannot use the device.
+    """
+    recipe, on_gpu = loader.plan.augmentation, loader.device.type == "cuda"
+    graph = Recipe(
+        side=recipe.crop_size,
+        views=recipe.views,
+        channels=loader.channels,
+        std=(1.0,) * loader.channels if any(recipe.color_jitter or ()) else loader.normalization.std,
+        layout="HWC" if loader.channels_last else "CHW",
+        decoder="mixed" if on_gpu else "cpu",
+        hw_decoder_load=loader.hw_decoder_load,
+    )
+    pipeline = dali.pipeline_def(_define_graph, enable_conditionals=True)(
+        source,
+        graph,
+        batch_size=loader.plan.global_batch_size // loader.num_shards,
+        num_threads=max(1, loader.workers),
+        device_id=_device_id(loader.device) if on_gpu else None,
+        prefetch_queue_depth=loader.prefetch,
+        exec_dynamic=True,  # a batch that was taken keeps its memory, and one that failed leaves the others as they are
+    )
+    with warnings.catch_warnings():  # on a GPU the numbers of the images are not needed
+        warnings.filterwarnings("ignore", message=".*is not used", category=Warning)
+        pipeline.build()
+    return pipeline
+
+
+def take_outputs(pipeline: Any, device: torch.device) -> tuple[list[Tensor], Array | None]:
+    """The next batch, in memory that DALI does not write to again.
+
+    Returns:
+        The crops of each view; and on a CPU (n, C) the last pixel of each window.
+
+    Raises:
+        RuntimeError: an image of the batch cannot be decoded.
+    """
+    if device.type == "cuda":
+        # A copy within the device, in the order of torch's stream: DALI may then use its own memory again.
+        stream = torch.cuda.current_stream(device)
+        outputs = [output.as_tensor() for output in pipeline.share_outputs(cuda_stream=stream)]
+        empty = [torch.empty(output.shape(), dtype=torch.float32, device=device) for output in outputs]
+        taken = [dali_torch.feed_ndarray(output, target, stream) for output, target in zip(outputs, empty, strict=True)]
+        last_pixels = None
+    else:
+        *taken, last = (torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.share_outputs())
+        last_pixels = last.numpy()
+    pipeline.release_outputs()
+    return taken, last_pixels
+
+
+def _device_id(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _define_graph(source: Iterator[tuple[object, ...]], recipe: Recipe) -> tuple[Any, ...]:
+    """DALI rewrites the `if` on a tensor into a split of the batch, and a merge."""
+    num_inputs = len(Inputs._fields) - 1
+    num_outputs = num_inputs + 3 * recipe.views
+    layouts = ["HWC" if name == "pixels" else "" for name in Inputs._fields[:-1]] + [""] * (3 * recipe.views)
+    nodes = fn.external_source(source=source, num_outputs=num_outputs, batch=True, layout=layouts)
+    given: Any = Inputs._make([*nodes[:num_inputs], nodes[num_inputs:]])
+    if given.is_file:
+        picture = _decode_window(given, recipe)
+    else:
+        picture = given.pixels.gpu() if recipe.decoder == "mixed" else given.pixels
+    last_pixel = [] if recipe.decoder == "mixed" else [picture[-1, -1]]
+    padded = _surround_with_zeros(picture, given, recipe)
+    picture = fn.resize(
+        padded, size=given.resized, roi_start=given.inner_start, roi_end=given.inner_end, antialias=True
+    )
+    return *(_cut_view(picture, given, recipe, view) for view in range(recipe.views)), *last_pixel
+
+
+def _surround_with_zeros(picture: Any, given: Any, recipe: Recipe) -> Any:
+    """On a CPU by `multi_paste`, which takes half the time of a padded slice; on a GPU it reads beyond its memory."""
+    if recipe.decoder == "cpu":
+        return fn.multi_paste(
+            picture, in_ids=given.number, out_anchors=given.margins, output_size=given.padded, dtype=types.UINT8
+        )
+    return fn.slice(
+        picture,
+        start=fn.reshape(-given.margins, shape=[2]),
+        shape=given.padded,
+        axes=[0, 1],
+        out_of_bounds_policy="pad",
+        fill_values=[0] * recipe.channels,  # a value for each channel: with one for all DALI takes three times as long
+    )
+
+
+def _decode_window(given: Any, recipe: Recipe) -> Any:
+    # Read, not mapped: a mapped file that is cut short while it is decoded kills the process.
+    encoded = fn.io.file.read(given.name, dont_use_mmap=True)
+    picture = fn.decoders.image_slice(
+        encoded,
+        start=given.start,
+        shape=given.shape,
+        axis_names="WH",
+        device=recipe.decoder,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+        hw_decoder_load=recipe.hw_decoder_load,
+    )
+    return picture if recipe.channels == 3 else _convert_to_luma(picture)
+
+
+def _convert_to_luma(picture: Any) -> Any:
+    """(H, W, 3) to (H, W, 1) uint8, to the bit as `decode.convert_to_luma`."""
+    parts = [fn.cast(picture[:, :, c : c + 1], dtype=types.INT32) * LUMA_PARTS[c] for c in range(3)]
+    return fn.cast((parts[0] + parts[1] + parts[2] + 32768) // 65536, dtype=types.UINT8)
+
+
+def _cut_view(picture: Any, given: Any, recipe: Recipe, view: int) -> Any:
+    x, y, mirror = given.crops[3 * view : 3 * view + 3]
+    return fn.crop_mirror_normalize(
+        picture,
+        crop=[recipe.side, recipe.side],
+        crop_pos_x=x,
+        crop_pos_y=y,
+        mirror=mirror,
+        mean=given.mean,
+        std=list(recipe.std),
+        dtype=types.FLOAT,
+        output_layout=recipe.layout,
+    )

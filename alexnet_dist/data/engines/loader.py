@@ -1,0 +1,164 @@
+"""Batches on the device: what they hold, and what an engine needs to know to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alexnet_dist.base.machine import available_cores
+from alexnet_dist.data.index import BadFile, SampleIndex
+from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Plan
+
+MAX_WORKERS = 16
+
+
+class Batch(NamedTuple):
+    """One replica's batch on the device."""
+
+    images: Tensor  # (B, C, S, S) of the loader's dtype
+    labels: Tensor  # (B,) int64
+    mask: Tensor  # (B,) float32, 1 = a real image, 0 = filling or a bad file
+    ids: Tensor  # (B,) int64 on the host, -1 = filling
+    num_images: int  # with mask 1; with several views an image has that many rows
+    bad_files: list[BadFile]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Pixels on the 0-255 scale to the network's input: (pixel + shift - mean) / std, all on that scale.
+
+    Args:
+        mean: per channel.
+        std: per channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, pixels: Tensor, shifts: Tensor, channels_last: bool, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(B, S, S, C) uint8 and (B, 3) colour shifts, on the host, to (B, C, S, S), computed in float32."""
+        if pixels.device.type == "cpu":
+            images = self._normalize_on_host(pixels, shifts).to(dtype)
+        else:
+            images = self._normalize_on_device(pixels, shifts, dtype)
+        return images if channels_last else images.contiguous()
+
+    def fold(self, shifts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(C,) scale and (B, C) bias in float32: the network's input as pixel * scale + bias.
+
+        They are made on the host, where the shifts (B, 3) are: a device would be waited for at each number sent to it.
+        """
+        std = torch.tensor(self.std, dtype=torch.float64)
+        scale, bias = 1 / std, self._find_offsets(shifts.double()) / std
+        return scale.float().to(device, non_blocking=True), bias.float().to(device, non_blocking=True)
+
+    def _find_offsets(self, shifts: Tensor) -> Tensor:
+        """(B, C) what is added to pixels."""
+        if len(self.mean) == 1:
+            shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
+        return shifts - shifts.new_tensor(self.mean)
+
+    def _normalize_on_device(self, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
+        """In one kernel, which reads bytes and writes `dtype`."""
+        scale, bias = self.fold(shifts, pixels.device)
+        planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
+        images = torch.empty_like(planes, dtype=dtype)
+        return torch.addcmul(bias[:, :, None, None], planes, scale[:, None, None], out=images)
+
+    def _normalize_on_host(self, pixels: Tensor, shifts: Tensor) -> Tensor:
+        """The same sums in float32, image by image while it lies in the core's cache, and a row of pixels at a time.
+
+        In numpy: torch would share each image out over threads, which wait for each other while workers use the cores.
+        """
+        rows, height, width, channels = pixels.shape
+        made = np.empty((rows, height, width * channels), np.float32)
+        tiled = np.tile(self._find_offsets(shifts).numpy(), width)  # (B, S * C)
+        std = np.tile(np.array(self.std, np.float32), width)
+        for image, source, offset in zip(made, pixels.reshape(made.shape).numpy(), tiled, strict=True):
+            image[...] = source
+            image += offset
+            image /= std
+        return torch.from_numpy(made).view(pixels.shape).permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
+
+
+def make_normalization(
+    channels: int, pixel_range: int, mean: list[float] | None, std: list[float] | None
+) -> Normalization:
+    """The input scale of a recipe; see `AugmentConfig` for the meaning of null."""
+    to_bytes = 255 / pixel_range
+    if mean is None:
+        mean = [value * pixel_range for value in (IMAGENET_MEAN if channels == 3 else (float(np.mean(IMAGENET_MEAN)),))]
+    if std is None and pixel_range == 255:
+        std = [1.0]
+    elif std is None:
+        std = list(IMAGENET_STD) if channels == 3 else [float(np.mean(IMAGENET_STD))]
+    spread = [tuple(value * to_bytes for value in values) * (channels // len(values)) for values in (mean, std)]
+    return Normalization(*spread)
+
+
+def choose_workers(requested: int | None, on_gpu: bool, processes_here: int) -> int:
+    """Decoding processes for one training process.
+
+    Args:
+        requested: data.workers.
+        on_gpu: whether the network runs on a GPU. On a CPU it shares the cores with its workers, and one keeps it busy.
+        processes_here: training processes on this machine.
+    """
+    if requested is not None:
+        return requested
+    return min(MAX_WORKERS, max(1, available_cores() // processes_here)) if on_gpu else 1
+
+
+Engine: TypeAlias = Callable[["Loader", int, int], Iterator[Batch]]
+"""Makes the batches of steps start to stop - 1 of a loader: `engine(loader, start, stop)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Yields one replica's batches, on the device and in the network's layout.
+
+    Args:
+        plan: what happens at each step.
+        index: which images.
+        normalization: the input scale.
+        channels: 3, or 1 for gray.
+        max_pixels: larger images are bad files.
+        shard_id: this replica's number.
+        num_shards: replicas.
+        device: where batches go.
+        channels_last: memory layout of the images.
+        workers: decoding processes, or threads.
+        engine: carries the plan out; one of engines.ENGINES.
+        cache_dir: where prepared images are.
+        prefetch: batches that dali and cache make ahead.
+        hw_decoder_load: part of the JPEGs that DALI gives to a GPU's hardware decoder.
+        dtype: of the images; float32, or what autocast would make of them.
+    """
+
+    plan: Plan
+    index: SampleIndex
+    normalization: Normalization
+    channels: int
+    max_pixels: int
+    shard_id: int
+    num_shards: int
+    device: torch.device
+    channels_last: bool
+    workers: int
+    engine: Engine
+    cache_dir: Path = Path()
+    prefetch: int = 2
+    hw_decoder_load: float = 0.65
+    dtype: torch.dtype = torch.float32
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps start to stop - 1."""
+        return self.engine(self, start, stop)

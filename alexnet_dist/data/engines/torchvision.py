@@ -1,0 +1,316 @@
+"""HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop, flip, jitter in worker processes.
+
+Each worker makes whole batches of uint8 pixels, in memory that it shares with the training process; colour noise and
+normalisation follow on the device. The memory is taken once and used in turns: a page of shared memory costs more to
+get than to fill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as transforms
+
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.exhaustion import explain_exhaustion
+from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.patience import Patience, describe_process
+from alexnet_dist.data.engines.workers import (
+    FILES_PER_WORKER,
+    allow_open_files,
+    end_with_training_process,
+    worker_context,
+)
+from alexnet_dist.data.index import BadFile, SampleIndex
+from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
+
+Pixels = npt.NDArray[np.uint8]
+
+PREFETCH = 2  # batches that each worker makes ahead
+
+JITTERS: dict[int, Callable[[Tensor, float], Tensor]] = {
+    BRIGHTNESS: transforms.adjust_brightness,
+    CONTRAST: transforms.adjust_contrast,
+    SATURATION: transforms.adjust_saturation,
+    HUE: transforms.adjust_hue,
+}
+
+
+class RowFacts(NamedTuple):
+    """What there is to say of a batch beside its pixels."""
+
+    labels: npt.NDArray[np.int64]  # (B,), 0 where there is no image
+    mask: npt.NDArray[np.bool_]  # (B,), True where there is an image
+    shifts: npt.NDArray[np.float32]  # (B, 3), added to RGB on the 0-255 scale
+    ids: npt.NDArray[np.int64]  # (B,), -1 where the batch was filled up
+    bad_files: list[BadFile]  # with full paths
+
+
+class PixelBatch(NamedTuple):
+    """One replica's batch as it leaves a worker; see `RowFacts`."""
+
+    pixels: Tensor  # (B, S, S, C) uint8
+    labels: Tensor  # (B,) int64
+    mask: Tensor  # (B,) bool
+    shifts: Tensor  # (B, 3) float32
+    ids: Tensor  # (B,) int64
+    bad_files: list[BadFile]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelBatches:
+    """The batches of one replica, by step.
+
+    Args:
+        plan: what happens at each step.
+        index: which images.
+        channels: 3, or 1 for gray.
+        max_pixels: larger images are bad files.
+        shard_id: this replica's number.
+        num_shards: replicas.
+    """
+
+    plan: Plan
+    index: SampleIndex
+    channels: int
+    max_pixels: int
+    shard_id: int
+    num_shards: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of a batch's pixels: rows, height, width, channels."""
+        recipe = self.plan.augmentation
+        rows = self.plan.global_batch_size // self.num_shards * recipe.views
+        return rows, recipe.crop_size, recipe.crop_size, self.channels
+
+    def __getitem__(self, step: int) -> PixelBatch:
+        pixels = np.empty(self.shape, np.uint8)
+        return join_batch(torch.from_numpy(pixels), self.fill(pixels, step))
+
+    def fill(self, pixels: Pixels, step: int) -> RowFacts:
+        """Write the batch of a step to `pixels` (B, S, S, C), over whatever is there."""
+        rows = self.plan.at(step).shard(self.shard_id, self.num_shards)
+        views = self.plan.augmentation.views
+        mask = rows.ids >= 0
+        bad_files = []
+        for first in range(0, len(mask), views):
+            try:
+                if mask[first]:
+                    self._fill_image(pixels, rows, first)
+            except UnreadableImageError as error:
+                mask[first : first + views] = False
+                path = self.index.root / self.index.paths[rows.ids[first]]
+                bad_files.append(BadFile(str(path), str(error)))
+        pixels[~mask] = 0
+        labels = np.where(mask, self.index.labels[rows.ids], 0)
+        return RowFacts(labels, mask, rows.shifts.astype(np.float32), rows.ids, bad_files)
+
+    def _fill_image(self, pixels: Pixels, rows: StepPlan, first: int) -> None:
+        """One image, in all its views."""
+        self.plan.check_fits(int(rows.ids[first]))
+        window = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels, rows.windows[first])
+        width, height = rows.resized[first].tolist()
+        picture = resize_pixels(window, width, height)  # the views of an image share it
+        for row in range(first, first + self.plan.augmentation.views):
+            pixels[row] = jitter_pixels(cut_pixels(picture, rows, row, pixels.shape[1]), rows, row)
+
+
+def join_batch(pixels: Tensor, facts: RowFacts) -> PixelBatch:
+    """A batch of pixels (B, S, S, C) and what there is to say of it."""
+    labels, mask, shifts, ids = (torch.from_numpy(values) for values in facts[:-1])
+    return PixelBatch(pixels, labels, mask, shifts, ids, facts.bad_files)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedBatches(Dataset[RowFacts]):
+    """The batches of one replica as workers make them: step s goes to slot s modulo K.
+
+    Args:
+        batches: by step.
+        slots: (K, B, S, S, C) uint8 in shared memory.
+    """
+
+    batches: PixelBatches
+    slots: Tensor
+
+    def __getitem__(self, step: int) -> RowFacts:
+        return self.batches.fill(self.slots[step % len(self.slots)].numpy(), step)
+
+
+def resize_pixels(window: Pixels, width: int, height: int) -> Pixels:
+    """Resize a window (H, W, C) to (height, width, C): bilinear, with antialias."""
+    if window.shape[:2] == (height, width):
+        return window
+    # With the batch's axis in place torch sees that the channels come last, and leaves them there: without it, it sorts
+    # the pixels into planes, which takes as long as the resize.
+    planes = torch.from_numpy(np.ascontiguousarray(window))[None].permute(0, 3, 1, 2)  # (1, C, H, W)
+    planes = transforms.resize(planes, [height, width], antialias=True)  # (1, C, height, width)
+    picture: Pixels = planes[0].permute(1, 2, 0).numpy()
+    return picture
+
+
+def cut_pixels(picture: Pixels, rows: StepPlan, row: int, side: int) -> Pixels:
+    """Crop and flip a resized window to (side, side, C) as row `row` of the plan says."""
+    left, top = rows.corners[row]
+    crop = picture[top : top + side, left : left + side]
+    axes = [axis for axis, turned in ((1, rows.flips[row, 0]), (0, rows.flips[row, 1])) if turned]
+    # torch turns a row of pixels around 15 times as fast as a numpy view with a negative stride is copied.
+    return torch.from_numpy(crop).flip(axes).numpy() if axes else crop
+
+
+def jitter_pixels(crop: Pixels, rows: StepPlan, row: int) -> Pixels:
+    """Change the colours of a crop (S, S, C) as row `row` of the plan says.
+
+    It comes last because the crop is the smallest picture on the way: the network's input, and not one pixel more.
+    """
+    if not rows.jitters.shape[1]:
+        return crop
+    planes = torch.from_numpy(crop).permute(2, 0, 1).contiguous()  # (C, S, S)
+    # The mean gray of contrast is a sum of whole numbers: up to 256 x 256 pixels it stays below 2**24 and float32 holds
+    # it exactly, in whatever order threads add.
+    for operation, factor in zip(rows.jitters[row], rows.factors[row], strict=True):
+        planes = JITTERS[int(operation)](planes, float(factor))
+    return planes.permute(1, 2, 0).numpy()
+
+
+def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start to stop - 1, finished on the device.
+
+    Raises:
+        MachineError: a worker was killed.
+    """
+    source = PixelBatches(
+        loader.plan, loader.index, loader.channels, loader.max_pixels, loader.shard_id, loader.num_shards
+    )
+    on_gpu = loader.device.type == "cuda"
+    for made in iterate_pixel_batches(source, start, stop, loader.workers):
+        pinned = made.pixels.pin_memory() if on_gpu else made.pixels
+        pixels, labels, mask = (
+            tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask)
+        )
+        images = loader.normalization(pixels, made.shifts, loader.channels_last, loader.dtype)
+        num_images = int(made.mask.sum()) // loader.plan.augmentation.views
+        yield Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
+
+
+def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers: int) -> Iterator[PixelBatch]:
+    """The batches of steps start to stop - 1, made ahead by worker processes.
+
+    The pixels of a batch are good until the next batch is asked for.
+
+    Args:
+        batches: the replica's batches by step.
+        start: first step.
+        stop: step after the last.
+        workers: processes; 0 makes each batch when it is asked for.
+
+    Raises:
+        MachineError: a worker was killed or made nothing for long, or there is no shared memory left.
+    """
+    workers = min(workers, max(stop - start, 0))
+    if workers == 0:
+        yield from map(batches.__getitem__, range(start, stop))
+        return
+    allow_open_files(FILES_PER_WORKER * workers)
+    # DataLoader asks for one more batch with each that it hands out: so many are being made, and one is being used.
+    slots = share_slots(min(PREFETCH * workers + 1, stop - start), batches.shape)
+    loader = DataLoader(
+        SharedBatches(batches, slots),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        collate_fn=_leave_as_it_is,  # type: ignore[arg-type]
+        multiprocessing_context=worker_context(),
+        worker_init_fn=end_with_training_process,
+        prefetch_factor=PREFETCH,
+        generator=torch.Generator(),  # it would draw a seed for workers from the process's own
+    )
+    try:
+        taken = _take_patiently(loader, batches.index.root, batches.shape[0])
+        for step, facts in zip(range(start, stop), taken, strict=True):
+            yield join_batch(slots[step % len(slots)], facts)
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        why = str(error).splitlines()[0] if str(error) else "it closed its connection"
+        raise _no_memory("a decoding process was killed", why) from error
+
+
+def _take_patiently(loader: DataLoader[RowFacts], root: Path, num_rows: int) -> Iterator[RowFacts]:
+    """What workers say of their batches, with a limit on each wait.
+
+    Raises:
+        MachineError: a worker made nothing for too long.
+    """
+    workers: list[Any] = []
+    num_taken = 0
+
+    def describe() -> str:  # DataLoader gives batches to its workers in turn
+        return describe_process(workers[num_taken % len(workers)].pid, root) if workers else "decoding processes begin"
+
+    def give_up() -> bool:
+        for worker in workers:
+            worker.kill()  # DataLoader notices it in the main thread
+        return bool(workers)  # to begin may take long where torch comes over a network
+
+    patience = Patience(num_rows, describe, give_up)
+    try:
+        with patience.counting():
+            with patience.waiting():
+                batches: Any = iter(loader)
+            workers += batches._workers
+            while True:
+                with patience.waiting():
+                    facts = next(batches, None)
+                if facts is None:
+                    return
+                num_taken += 1
+                yield facts
+    except RuntimeError as error:
+        if not patience.reason:
+            raise
+        what, remedy = f"no pictures for {patience.limit} s", "see to the process or its disk, then start again"
+        late = MachineError(what, why=patience.reason, remedy=remedy)
+        late.is_local = True
+        raise late from error
+
+
+def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """(K, B, S, S, C) bytes that processes share; they have no name and go with the last process that uses them.
+
+    Raises:
+        MachineError: there is not so much shared memory.
+    """
+    size = (num_slots, *shape)
+    try:
+        slots: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        limit = explain_exhaustion(error)
+        if limit is not None:
+            limit.is_local = True
+            raise limit from error
+        what = f"cannot share {math.prod(size) / 2**20:,.0f} MiB with decoding processes"
+        raise _no_memory(what, str(error)) from error
+    return slots
+
+
+def _leave_as_it_is(facts: RowFacts) -> RowFacts:
+    """DataLoader would make tensors of them, and send each in a file of its own."""
+    return facts
+
+
+def _no_memory(what: str, why: str) -> MachineError:
+    error = MachineError(what, why=why, remedy="most likely memory, threads or /dev/shm ran out: lower --data.workers")
+    error.is_local = True
+    return error

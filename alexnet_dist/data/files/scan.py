@@ -1,0 +1,161 @@
+"""Upright sizes of many images, from their headers, remembered between runs; and how such things are remembered."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from tqdm import tqdm
+
+from alexnet_dist.base.durable import check_regular, replacing, tidy_folder
+from alexnet_dist.base.places import find_place
+from alexnet_dist.base.text import escape_text
+from alexnet_dist.data.decode import UnreadableImageError, read_header
+from alexnet_dist.data.sources.folders import FoundFile
+
+logger = logging.getLogger("alexnet_dist")
+
+_CACHE_TITLE = "alexnet_dist header scan 4"  # the number changes when the meaning of a line does
+_FILES_PER_TASK = 64
+_BAR_DELAY_SECONDS = 2.0
+# Reading headers waits for the disk or the network more than it computes.
+_NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))
+
+
+class Header(NamedTuple):
+    """What the header of a file says, or the reason why it says nothing."""
+
+    width: int  # upright, in pixels
+    height: int
+    is_plain: bool  # see ImageHeader
+    reason: str = ""
+
+
+_Cache: TypeAlias = dict[FoundFile, Header]
+
+
+def scan_headers(
+    root: Path, files: Sequence[FoundFile], *, cache_dir: Path, max_pixels: int, progress: bool, listed_by: str = ""
+) -> list[Header]:
+    """Read the header of every file that is new or changed since the last scan of this root.
+
+    Args:
+        root: folder the paths of `files` are relative to.
+        files: what to scan.
+        cache_dir: where sizes are remembered, by path, byte size and time of change. A cache that is damaged is
+            rebuilt, one that cannot be written only costs time.
+        max_pixels: an image with more pixels is unreadable.
+        progress: show a bar once the scan has taken two seconds.
+        listed_by: what named the files, where that is not the root alone. Each list has a cache of its own: a cache
+            forgets what its scan does not ask for.
+
+    Returns:
+        One Header for each file, in order. Unreadable files are never remembered.
+    """
+    tidy_folder(cache_dir / "scans")
+    cache_path = cache_dir / "scans" / f"{hash_place(root, listed_by)}.csv"
+    known = {
+        file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
+    }
+    unknown = [file for file in files if file not in known]
+    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, progress), strict=True))
+    headers = [known[file] if file in known else scanned[file] for file in files]
+    good = {file: header for file, header in zip(files, headers, strict=True) if not header.reason}
+    if good.keys() != known.keys():
+        _write_cache(cache_path, good)
+    return headers
+
+
+def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progress: bool) -> Iterable[Header]:
+    """Headers in the order of `files`, read by several threads."""
+    folder = os.path.join(root, "")
+
+    def read_some(first: int) -> list[Header]:
+        return [_read_one(folder + file.path, max_pixels) for file in files[first : first + _FILES_PER_TASK]]
+
+    headers: list[Header] = []
+    bar = tqdm(
+        total=len(files),
+        desc=f"scanning {escape_text(root)}",
+        unit=" images",
+        delay=_BAR_DELAY_SECONDS,
+        disable=not progress,
+    )
+    with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
+        for some in pool.map(read_some, range(0, len(files), _FILES_PER_TASK)):
+            headers += some
+            bar.update(len(some))
+    return headers
+
+
+def _read_one(path: str, max_pixels: int) -> Header:
+    try:
+        return Header(*read_header(path, max_pixels))
+    except UnreadableImageError as error:
+        return Header(0, 0, False, str(error))
+
+
+def hash_place(root: Path, listed_by: str = "") -> str:
+    """A file name for what is remembered of the files below a root."""
+    # A path cannot hold a zero byte, so no two places are written alike.
+    place = os.fsencode(find_place(root)) + (b"\0" + os.fsencode(listed_by) if listed_by else b"")
+    return hashlib.sha256(place).hexdigest()[:16]
+
+
+def read_table(path: Path, title: str) -> Iterator[list[str]]:
+    """The rows that `write_table` wrote, or none where the file is missing, damaged or of another version."""
+    try:
+        check_regular(path)
+        first, _, body = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        logger.debug("nothing remembered to start from (%s): %s", path, error)
+        return iter(())
+    text = body.decode("utf-8", "surrogateescape") if first == _seal(title, body) else ""
+    return csv.reader(io.StringIO(text, newline=""))
+
+
+def write_table(path: Path, title: str, rows: Iterable[Sequence[object]]) -> None:
+    """Replace a table at once.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    body = text.getvalue().encode("utf-8", "surrogateescape")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        stream.write(_seal(title, body) + b"\n" + body)
+
+
+def _seal(title: str, body: bytes) -> bytes:
+    """First line of a table; the checksum finds a file that was cut off in the middle of a number."""
+    return f"{title} crc32={zlib.crc32(body):08x}".encode()
+
+
+def _read_cache(path: Path) -> _Cache:
+    """What the last scan wrote."""
+    try:
+        return {
+            FoundFile(name, int(byte_size), int(modified_ns)): Header(int(width), int(height), is_plain == "1")
+            for name, byte_size, modified_ns, width, height, is_plain in read_table(path, _CACHE_TITLE)
+        }
+    except (ValueError, csv.Error) as error:
+        logger.debug("no header scan to start from (%s): %s", path, error)
+        return {}
+
+
+def _write_cache(path: Path, known: _Cache) -> None:
+    rows = ((*file, header.width, header.height, int(header.is_plain)) for file, header in known.items())
+    try:
+        write_table(path, _CACHE_TITLE, rows)
+    except OSError as error:
+        logger.debug("the header scan is not remembered (%s): %s", path, error)

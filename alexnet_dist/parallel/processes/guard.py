@@ -1,0 +1,145 @@
+"""Who started this process, is that launcher still alive, and did it start what it was asked for?
+
+No torch here: this runs before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+
+from alexnet_dist.base.ending import leave
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.parallel.processes.environment import world_size_from_environment
+
+logger = logging.getLogger("alexnet_dist")
+
+ORPHAN_EXIT_CODE = 143
+POLL_SECONDS = 0.5
+LAUNCHERS = ("accelerate", "accelerate_cli.py", "accelerate.commands.accelerate_cli")  # followed by `launch`
+LAUNCHERS_ALONE = ("accelerate-launch", "accelerate.commands.launch", "launch.py")
+GENERATIONS = 4  # a wrapper script or two may stand between the launcher and this process
+
+
+def was_launched() -> bool:
+    """Whether accelerate or torchrun started this process."""
+    # Some export the first one for good; only the launcher sets the second, too.
+    is_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "ACCELERATE_DYNAMO_MODE" in os.environ
+    return is_accelerate or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def end_with_parent() -> None:
+    """End this process within a second of its parent's death.
+
+    A launcher that is killed outright cannot stop its workers, and two of them would go on exchanging gradients for
+    nobody. A thread that looks at the parent's number works on every system and needs no signal.
+    """
+    expected = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == expected:
+            time.sleep(POLL_SECONDS)
+        leave(ORPHAN_EXIT_CODE)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def find_requests() -> Iterator[tuple[int, str, str]]:
+    """How many processes somebody asked for, where that stands, and how to get them.
+
+    SLURM_NTASKS alone is no request: it describes the reservation, also in a shell or a notebook that runs inside one
+    and in a batch script that asked for tasks to get cores. A task that `srun` started knows that it is one of several.
+    """
+    remedy = "without a GPU use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {}"
+    for words in _ancestors():
+        count = _count_of_accelerate(words)
+        if count is not None:
+            yield count, "accelerate launch", remedy.format(count)
+            break
+    nodes, each = (os.environ.get(name, "1") for name in ("PET_NNODES", "PET_NPROC_PER_NODE"))
+    # "1:4" asks for one to four machines; "auto", "gpu" and "cpu" for a number that torchrun alone knows.
+    count = _number(nodes.partition(":")[0]) * _number(each)
+    yield (
+        count,
+        f"PET_NNODES={nodes}, PET_NPROC_PER_NODE={each}",
+        "use torchrun, which reads them, or unset them",
+    )
+    if "SLURM_PROCID" in os.environ:
+        count = _number(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        yield count, "tasks of srun", "srun one accelerate launch a machine, see launch/slurm/train.sbatch"
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 1
+
+
+def _ancestors() -> Iterator[list[str]]:
+    """The command lines of the processes above this one, the nearest first, as far as they can be read."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for parent in psutil.Process().parents()[:GENERATIONS]:
+            yield parent.cmdline()
+
+
+def _count_of_accelerate(words: Sequence[str]) -> int | None:
+    """The process count that a command line asks accelerate's launcher for; None if it asks for none.
+
+    The launcher starts a single process for `--cpu --num_processes 2`, for a file of MULTI_CPU and for the default file
+    that `accelerate config` wrote, and says nothing. Its own parser and its own reader of such files are asked.
+    """
+    names = [PurePath(word).name.removesuffix(".exe") for word in words]
+    for i, name in enumerate(names[:4]):  # python, -m, accelerate.commands.launch; python, /bin/accelerate, launch
+        if name in LAUNCHERS and names[i + 1 : i + 2] == ["launch"]:
+            return _read_options(words[i + 2 :])
+        if name in LAUNCHERS_ALONE and (name != "launch.py" or "accelerate" in words[i]):
+            return _read_options(words[i + 1 :])
+    return None
+
+
+def _read_options(words: Sequence[str]) -> int | None:
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            options = launch_command_parser().parse_args(list(words))
+            if options.num_processes is not None:
+                return int(options.num_processes)
+            if options.config_file is None and (options.cpu or not os.path.isfile(default_config_file)):
+                return None
+            return int(load_config_from_file(options.config_file).num_processes)
+    except (Exception, SystemExit):  # noqa: BLE001 (the launcher read the same words and files, and did start us)
+        return None
+
+
+def check_process_count(joined: int) -> None:
+    """Refuse to train when fewer processes found each other than were asked for.
+
+    Args:
+        joined: processes that found each other.
+
+    Raises:
+        MachineError: N strangers that would each train alone, or one process where several were asked for.
+    """
+    started = world_size_from_environment()
+    if started != joined:
+        raise MachineError(
+            f"the launcher started {started} processes that do not know each other",
+            why="no GPU for each",
+            remedy=f"without a GPU use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {started}",
+        )
+    for count, where, remedy in find_requests():
+        if count > joined:
+            noun = "process" if joined == 1 else "processes"
+            what = f"the launcher started {joined} {noun} instead of {count}"
+            raise MachineError(what, where=where, remedy=remedy)
+    reserved = _number(os.environ.get("SLURM_NTASKS", "1"))
+    if reserved > joined and "SLURM_PROCID" in os.environ:
+        logger.warning("SLURM reserved %d tasks, and this run has %d; see launch/slurm/train.sbatch", reserved, joined)

@@ -1,0 +1,96 @@
+"""What a training run tells its user: what will be trained, on what, from where, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alexnet_dist.base.text import quote_word
+from alexnet_dist.data.sources.folders import join_names
+from alexnet_dist.runs.session import Session
+from alexnet_dist.training.loop import Trainer
+from alexnet_dist.training.schedule import list_unreached
+
+logger = logging.getLogger("alexnet_dist")
+
+MOST_CLASSES = 10  # in the start's lines
+
+
+def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> None:
+    """Say in a few lines what will be trained, on what, and from where."""
+    runtime, data, sizes = session.runtime, session.data_facts, session.sizes
+    parameters = trainer.partition.count_parameters(trainer.model)
+    layout = "channels last" if session.config.channels_last else "contiguous"
+    begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
+    if session.begins_anew:
+        begin = f"begins from step {trainer.state.step} of another run, {checkpoint}"
+    passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
+    counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
+    lines = [
+        f"model     {session.config.model.variant}, {parameters:,} parameters, {session.spec.num_classes} classes",
+        f"data      {session.config.data.source}: {counts}",
+        f"classes   {join_names(session.splits.train.classes, most=MOST_CLASSES)}",
+        f"engine    {session.engine} ({session.engine_reason}), workers per process: {trainer.loader.workers}"
+        + _count_odd_images(session),
+        f"batch     {sizes}; {session.steps_per_epoch} steps an epoch, {session.total_steps} in all",
+        f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
+        f"{torch.get_num_threads()} threads",
+        f"precision {runtime.precision} ({runtime.precision_reason})",
+        f"run       {session.folder}, {begin}",
+    ]
+    if session.signal is not None:
+        last = f"{session.signal['fc8']:.2g}"
+        lines.insert(1, f"signal    images differ by {last} of the size of their logits")
+    if session.image_changes:
+        lines.append(f"images    {session.image_changes}; from step {trainer.state.step} on, {session.describe_plan()}")
+    if session.changed:
+        changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in session.changed.items())
+        lines.append(f"changed   {changes}; from step {trainer.state.step} on")
+    for line in lines:
+        logger.info(line)
+    for line in [*list_unreached(trainer.schedule), *_list_late_settings(session)]:
+        logger.warning("schedule  %s", line)
+    if trainer.is_over and session.is_finished():
+        remedy = "raise train.epochs to go on, or use"
+        if trainer.stopped_early:
+            remedy = "it stopped early; raise train.early_stop to go on, or use"
+        logger.info("this run is finished; %s --new", remedy)
+
+
+def _count_odd_images(session: Session) -> str:
+    """How many files DALI gets as pixels: those of a kind, or a form, that decoders do not read alike."""
+    sets = (session.splits.train, session.splits.val, session.splits.test)
+    number = sum(int((~index.is_plain).sum()) for index in sets if index is not None and index.pixels is None)
+    if session.engine != "dali" or not number:
+        return ""
+    return f"; {number:,} images of unusual form are decoded by the reference"
+
+
+def _list_late_settings(session: Session) -> list[str]:
+    """Settings that count epochs and come after the run's last one, a line each."""
+    config = session.config
+    epochs = -(-session.total_steps // session.steps_per_epoch)
+    late = {
+        "optimizer.freeze_from_epoch": (config.optimizer.freeze_from_epoch, "no layer is frozen"),
+        "train.early_stop": (config.train.early_stop or 0, "the run never ends early"),
+    }
+    return [
+        f"{key} {value:,} comes after the run's {epochs:,} epochs: {what}"
+        for key, (value, what) in late.items()
+        if value >= epochs
+    ]
+
+
+def say_goodbye(session: Session, summary: dict[str, Any]) -> None:
+    """Print the result, the run folder and what to try next."""
+    for name, key in (("best validation", "best_top1"), ("test", "test_top1")):
+        if summary[key] is not None:
+            logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
+    logger.info("run folder: %s", session.folder)
+    index = session.splits.val or session.splits.train
+    if index.pixels is None:  # predict reads image files
+        words = map(quote_word, (session.folder, index.root / index.paths[0]))
+        logger.info("next: python launch/predict.py --model %s %s", *words)

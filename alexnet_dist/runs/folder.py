@@ -1,0 +1,347 @@
+"""The run folder: its lock, its settings, run.json, summary.json, bad_files.csv, run.log."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from alexnet_dist.base.durable import disk_errors_named, read_csv, tidy_folder, write_csv, write_file, write_json
+from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.base.machine import settle_home
+from alexnet_dist.base.places import find_place
+from alexnet_dist.base.text import LogFormatter
+from alexnet_dist.data.index import BadFile, BadFilesError
+from alexnet_dist.runs.ownership import LOCK, MARKER, Kind, check_ownership, mark_folder, read_marker, read_object
+from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
+from alexnet_dist.settings.schema import Config, flatten
+
+logger = logging.getLogger("alexnet_dist")
+
+LOCK_SECONDS = 10
+MOST_REPORTED = 10_000  # bad files that run.json remembers
+NO_COPY = "there is no copy of it"
+BAD_FILES = "bad_files.csv"
+SETTINGS, RUN, SUMMARY, METRICS, PLOTS = "config.yaml", "run.json", "summary.json", "metrics.jsonl", "plots"
+
+# A run may go on with other values of these; data.root only where the data's fingerprint is equal.
+CHANGEABLE = {
+    "data.on_bad_file",
+    "data.prefetch",
+    "device",
+    "output_dir",
+    "train.epochs",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "data.cache_dir",
+    "data.download",
+    "data.engine",
+    "data.root",
+    "data.workers",
+    "parallel.strategy",
+    "parallel.exchange",
+    "parallel.gradient_compression",
+    "parallel.shard_size",
+    "parallel.hybrid_schedule",
+}
+CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
+# These may change as well, and take effect from there on: the run is then no longer that of one configuration.
+FROM_HERE_ON = ("optimizer.lr", "schedule.", "train.early_stop")
+
+
+def open_run_folder(folder: Path, new: bool) -> FileLock:
+    """`open_folder`, with a place for checkpoints, tidied up after a killed process."""
+    lock = open_folder(folder, new, "run")
+    with disk_errors_named(folder):
+        (folder / "checkpoints").mkdir(exist_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        tidy_folder(place, alone=True)
+    tidy_folder(folder / PLOTS)
+    return lock
+
+
+def open_folder(folder: Path, new: bool, kind: Kind) -> FileLock:
+    """Make a folder of results and take its lock. The caller keeps the lock while it runs.
+
+    Args:
+        folder: where.
+        new: rename a folder that is there to NAME.1, NAME.2, ... and start afresh.
+        kind: of the folder.
+
+    Raises:
+        UsageError: the folder was not made here; nothing in it is touched.
+        MachineError: the folder cannot be written, or another run holds it.
+    """
+    check_ownership(folder, kind)
+    with disk_errors_named(folder):
+        if new and folder.exists():
+            _move_away(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+    check_ownership(folder, kind)  # somebody may have been faster
+    mark_folder(folder, kind)  # at each start: a folder that can be made is not always one that can be written
+    return lock
+
+
+def _move_away(folder: Path) -> None:
+    place = folder.absolute()
+    if Path.cwd().is_relative_to(find_place(place)):
+        why = "the program was started in it"
+        remedy = "start it from the folder above and give the path from there"
+        raise UsageError("--new cannot rename this folder", where=str(place), why=why, remedy=remedy)
+    numbered = (place.with_name(f"{place.name}.{number}") for number in range(1, 10**6))
+    free = next(path for path in numbered if not os.path.lexists(path))
+    _lock(folder)  # never from under a run that is going on
+    place.rename(free)
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise MachineError(
+            "another run is using this run folder",
+            where=str(folder),
+            remedy="wait for it to end or choose another --output_dir",
+        ) from None
+    return lock
+
+
+def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> dict[str, tuple[Any, Any]]:
+    """Compare the settings with those the run was started with.
+
+    A run without a checkpoint has nothing to go on from: it takes the new settings.
+
+    Args:
+        folder: the run folder.
+        config: the settings.
+        is_whole: the run is one of several that must train alike: nothing of FROM_HERE_ON may change.
+
+    Returns:
+        The settings that differ and may, {dotted name: (value before, value now)}.
+
+    Raises:
+        UsageError: a setting differs that may not; the line says which, and both values.
+        CheckpointError: what the settings were is not known any more.
+    """
+    if not any(map(is_step_name, folder.glob("checkpoints/*"))):
+        return {}
+    before, now = flatten(_read_settings(folder)), flatten(config)
+    changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+    allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON
+    refused = [key for key in changed if key not in CHANGEABLE and not _is_below(key, allowed)]
+    if refused:
+        raise UsageError(
+            "this run was started with other settings",
+            where=str(folder),
+            why=", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused),
+            remedy="use those again, or start afresh with --new",
+        )
+    return changed
+
+
+def _read_settings(folder: Path) -> Config:
+    """The settings that a run went on with until now: from its own copy, as config.yaml may have been edited."""
+    kept = read_marker(folder).get("settings")
+    is_there = (folder / SETTINGS).is_file()
+    if isinstance(kept, dict):
+        if not is_there:
+            logger.warning("%s is missing: it is written again", folder / SETTINGS)
+        values = flatten(kept)
+        return build_config(values, dict.fromkeys(values, str(folder / MARKER)))
+    if is_there:
+        values, lines = read_yaml(folder / SETTINGS)
+        return build_config(values, {key: f"{folder / SETTINGS}:{line}" for key, line in lines.items()})
+    remedy = "put it back, or start afresh with --new"
+    raise CheckpointError(f"{SETTINGS} of this run is missing", where=str(folder), why=NO_COPY, remedy=remedy)
+
+
+def find_run(model: Path) -> Path | None:
+    """The run folder that a model folder or a checkpoint is a part of; None where it stands on its own."""
+    model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
+    around = [path.parent for path in (model.parent, model.parent.parent) if path.name == "checkpoints"]
+    places = [model.parent] if model.name == "model" else around
+    for run in places:
+        if (run / SETTINGS).is_file() and any((run / name).is_file() for name in (RUN, MARKER)):
+            return run
+    return None
+
+
+def _is_below(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
+
+
+def is_step_name(path: Path) -> bool:
+    """Whether a name is a checkpoint's: `step-` and digits, which are not of other scripts and not superscript."""
+    return re.fullmatch("step-[0-9]+", path.name) is not None
+
+
+def store_settings(folder: Path, config: Config) -> None:
+    """Replace config.yaml, and keep a copy of it and of what the next start needs to know of run.json."""
+    write_file(folder / SETTINGS, dump_config(config).encode())
+    facts = {key: value for key, value in read_run(folder).items() if key in _FORMS and key != "starts"}
+    mark_folder(folder, "run", {"settings": dataclasses.asdict(config), "facts": facts})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the run folder; empty when missing or cut short."""
+    return read_object(path)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says; where it is missing or cut short, what the run's own copy says; empty without either.
+
+    Raises:
+        CheckpointError: a value that no run writes.
+    """
+    path = folder / RUN
+    facts = read_object(path)
+    if not facts:
+        copy = read_marker(folder).get("facts")
+        path, facts = folder / MARKER, copy if isinstance(copy, dict) else {}
+    for key, is_right in _FORMS.items():
+        if facts.get(key) is not None and not is_right(facts[key]):
+            why = f"{key} is {str(facts[key])[:40]!r}"
+            has_copy = path.name == RUN and isinstance(read_marker(folder).get("facts"), dict)
+            remedy = f"remove {RUN}: the run has a copy" if has_copy else "put it back, or start afresh with --new"
+            raise CheckpointError("a file of this run is damaged", where=str(path), why=why, remedy=remedy)
+    return dict(facts)
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("fingerprint"), str) and len(value["fingerprint"]) < 100
+
+
+def _is_list_of_starts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(start, dict) for start in value)
+
+
+def _has_form(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+# What later starts believe of run.json.
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "run_id": _has_form("[0-9a-f]{16}"),
+    "wandb_id": _has_form("[0-9a-z]{8}"),
+    "precision": _has_form("fp32|tf32|bf16|fp16"),
+    "engine": _has_form("dali|torchvision|cache"),
+    "pretrained": lambda value: isinstance(value, dict),
+    "held_out": lambda value: isinstance(value, dict),
+    "data": _is_data,
+    "starts": _is_list_of_starts,
+}
+
+
+def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """Store what is known of the run, and append this start to the list of its starts."""
+    before = read_run(folder)
+    values = {
+        **before,
+        **facts,
+        "wandb_id": before.get("wandb_id") or secrets.token_hex(4),
+        "starts": [*(before.get("starts") or []), {"time": now(), **start}],
+    }
+    write_json(folder / RUN, values)
+    return values
+
+
+def read_run_identity(folder: Path) -> tuple[str | None, bool]:
+    """The run's id, None where it is not known; and whether anything is known of the run at all."""
+    facts = read_run(folder)
+    if facts and not read_object(folder / RUN):
+        logger.warning("%s is missing or damaged: it is written again from the run's own copy", folder / RUN)
+    return facts.get("run_id"), bool(facts)
+
+
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return secrets.token_hex(8)
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Replace summary.json."""
+    write_json(folder / SUMMARY, summary)
+
+
+def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> None:
+    """Replace bad_files.csv (when there are any), with paths relative to data.root."""
+    rows = sorted({(relative_path(Path(bad.path), root), bad.reason) for bad in bad_files})
+    if rows:
+        write_csv(folder / BAD_FILES, ("path", "reason"), rows)
+
+
+def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
+    """Replace bad_files.csv by the files that were refused; run.json remembers them all, see `read_reported`."""
+    bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
+    facts = read_json(folder / RUN)
+    if facts:
+        named = {relative_path(Path(bad.path), root) for bad in bad_files}
+        write_json(folder / RUN, {**facts, "bad_files": sorted(named | read_reported(folder))[:MOST_REPORTED]})
+    write_bad_files(folder, bad_files, root)
+
+
+def read_reported(folder: Path) -> set[str]:
+    """The files that the run has named as bad at any time, relative to data.root: those may be mended or removed."""
+    listed = read_json(folder / RUN).get("bad_files")
+    reported = {path for path in listed if isinstance(path, str)} if isinstance(listed, list) else set()
+    try:
+        return reported | {row["path"] for row in read_csv(folder / BAD_FILES)}
+    except (OSError, ValueError, KeyError):
+        return reported
+
+
+def relative_path(path: Path, root: Path) -> str:
+    """A path as it is listed: relative to a root, POSIX."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def start_logging(path: Path | None) -> None:
+    """Send the package's messages to the terminal, and to run.log where a path is given."""
+    logger = logging.getLogger("alexnet_dist")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    _remove_handlers(logger)
+    screen = logging.StreamHandler()
+    screen.setFormatter(LogFormatter("%(message)s"))
+    logger.addHandler(screen)
+    if path is not None:
+        with disk_errors_named(path):
+            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def silence_logging() -> None:
+    """Let only the main process speak."""
+    logger = logging.getLogger("alexnet_dist")
+    _remove_handlers(logger)
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+def _remove_handlers(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()  # of an earlier run in this process: its run.log would stay open
+
+
+def now() -> str:
+    """The time, for people to read; nothing depends on it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def default_cache_dir() -> Path:
+    """alexnet_dist in the user's cache folder."""
+    settle_home()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "alexnet_dist"

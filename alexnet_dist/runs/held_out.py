@@ -1,0 +1,107 @@
+"""held_out.csv: the images that a run kept out of its training set, and a set cut again as the list says."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_dist.base.durable import hash_file, read_csv, write_csv
+from alexnet_dist.base.errors import DataError
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.folders import join_names
+from alexnet_dist.data.sources.manifest import normalise_name
+from alexnet_dist.runs.folder import RUN, read_run, relative_path
+
+HELD_OUT = "held_out.csv"
+_REMEDY = "restore what was there, or give another set with --data.val"
+
+
+def write_held_out(folder: Path, index: SampleIndex, root: Path) -> dict[str, Any]:
+    """List the images that were kept for validation in held_out.csv, as paths relative to a root, and classes.
+
+    Returns:
+        What run.json says of the list, so that a change of it, or of its images, is noticed.
+    """
+    names = (index.classes[label] for label in index.labels.tolist())
+    write_csv(folder / HELD_OUT, ("path", "class"), zip(place_paths(index, index.paths, root), names, strict=True))
+    return {"sha256": hash_file(folder / HELD_OUT), "num_bytes": int(index.byte_sizes.sum())}
+
+
+def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIndex, SampleIndex]:
+    """Cut a set as it was cut when the run began, whatever was added to it since; both parts keep its order.
+
+    Args:
+        run: the run folder with the list.
+        index: the set.
+        root: folder that the list's paths are relative to.
+
+    Returns:
+        (the images that are not listed, the listed ones). A listed image that is bad now is among the second part's
+        bad files.
+
+    Raises:
+        DataError: the list was changed; or a listed image is gone, or is of another class or size.
+    """
+    facts = read_run(run)
+    class_of = _read_list(run / HELD_OUT, facts)
+    paths = [normalise_name(path) for path in place_paths(index, index.paths, root)]
+    is_held = np.array([path in class_of for path in paths], dtype=np.bool_)
+    bad_paths = place_paths(index, [file.path for file in index.bad_files], root)
+    bad_files = dict(zip(map(normalise_name, bad_paths), index.bad_files, strict=True))
+    left_out = tuple(file for path, file in bad_files.items() if path in class_of)
+    others = tuple(file for path, file in bad_files.items() if path not in class_of)
+    missing = sorted(class_of.keys() - set(paths) - bad_files.keys())
+    if missing:
+        why = f"{len(missing)} of {len(class_of)} are not there: {join_names(missing)}"
+        raise _changed_error(index, why)
+    for path, label in zip(paths, index.labels.tolist(), strict=True):
+        if class_of.get(path, index.classes[label]) != normalise_name(index.classes[label]):
+            raise _changed_error(index, f"'{path}' was '{class_of[path]}' and is '{index.classes[label]}'")
+    train, val = index.subset(np.flatnonzero(~is_held)), index.subset(np.flatnonzero(is_held))
+    before, now = _part(facts, "held_out").get("num_bytes"), int(val.byte_sizes.sum())
+    if before not in (None, now) and not left_out:
+        raise _changed_error(index, f"their files have {now:,} bytes in all, and had {before:,}")
+    return dataclasses.replace(train, bad_files=others), dataclasses.replace(val, bad_files=left_out)
+
+
+def _read_list(path: Path, facts: Mapping[str, Any]) -> dict[str, str]:
+    """{path: class}, both normalised, of a list that is the run's own.
+
+    run.json has the list's sha256, or of runs of older versions the number of its images.
+    """
+    try:
+        rows = [(row["path"], row["class"]) for row in read_csv(path)]
+    except (OSError, ValueError, KeyError) as error:
+        raise _list_error(path, f"it cannot be read ({error})") from None
+    class_of = {normalise_name(listed): normalise_name(name) for listed, name in rows}
+    digest, num_val = _part(facts, "held_out").get("sha256"), _part(facts, "data").get("num_val")
+    is_ours = len(rows) == len(class_of) == num_val if digest is None else hash_file(path) == digest
+    if not is_ours:
+        raise _list_error(path, f"it was changed, or {RUN} is damaged")
+    return class_of
+
+
+def _part(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
+    part = facts.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def place_paths(index: SampleIndex, paths: Sequence[str], root: Path) -> list[str]:
+    """Paths of an index relative to a root, POSIX."""
+    folder = relative_path(index.root, root)
+    return [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
+
+
+def _list_error(path: Path, why: str) -> DataError:
+    remedy = "restore it from a copy, or give another set with --data.val"
+    return DataError("the list of held-out images cannot be trusted", where=str(path), why=why, remedy=remedy)
+
+
+def _changed_error(index: SampleIndex, why: str) -> DataError:
+    where = str(index.root) if index.pixels is None else ""
+    return DataError("the held-out images changed since the run began", where=where, why=why, remedy=_REMEDY)

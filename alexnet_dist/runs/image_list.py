@@ -1,0 +1,101 @@
+"""images.csv.gz: every image file that a run began with. It tells which ones changed, where the fingerprint cannot."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from alexnet_dist.base.durable import write_file
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.runs.held_out import place_paths
+
+IMAGES = "images.csv.gz"
+Key: TypeAlias = tuple[str, str]  # split (train, val, test) and path relative to data.root, POSIX
+Images: TypeAlias = dict[Key, tuple[int, str]]  # the file's bytes and its class
+
+_HEADER = ["split", "path", "bytes", "class"]
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs between the images of a run's last start and those of today; paths are those of its list.
+
+    Args:
+        removed: no longer there.
+        added: not there before.
+        altered: with other bytes or of another class.
+    """
+
+    removed: list[Key] = field(default_factory=list)
+    added: list[Key] = field(default_factory=list)
+    altered: list[Key] = field(default_factory=list)
+
+    def not_among(self, reported: Collection[str]) -> Changes:
+        """The changes of files that are not among these paths."""
+        parts = (self.removed, self.added, self.altered)
+        return Changes(*([key for key in part if key[1] not in reported] for part in parts))
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added or self.altered)
+
+    def __str__(self) -> str:
+        parts = {"is gone": self.removed, "is new": self.added, "is another file": self.altered}
+        named = [f"{path} {what}" for what, keys in parts.items() for _, path in keys]
+        others = len(named) - _MOST_NAMED
+        return ", ".join(named[:_MOST_NAMED]) + (f" ... and {others} more" if others > 0 else "")
+
+
+def list_images(sets: Mapping[str, SampleIndex | None], root: Path) -> Images:
+    """The image files of some sets.
+
+    Args:
+        sets: by the name of the split.
+        root: folder that paths are told relative to.
+    """
+    images: Images = {}
+    for split, index in sets.items():
+        if index is None or index.pixels is not None:
+            continue
+        rows = zip(place_paths(index, index.paths, root), index.byte_sizes.tolist(), index.labels.tolist(), strict=True)
+        images |= {(split, path): (num_bytes, index.classes[label]) for path, num_bytes, label in rows}
+    return images
+
+
+def write_image_list(folder: Path, images: Images) -> None:
+    """Replace the run folder's list.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(_HEADER)
+    writer.writerows([split, path, num_bytes, name] for (split, path), (num_bytes, name) in images.items())
+    write_file(folder / IMAGES, gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), 1, mtime=0))
+
+
+def read_image_list(folder: Path) -> Images:
+    """The run folder's list; empty where there is none that can be read."""
+    try:
+        data = gzip.decompress((folder / IMAGES).read_bytes())
+        header, *rows = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+        if header != _HEADER:
+            return {}
+        return {(split, path): (int(num_bytes), name) for split, path, num_bytes, name in rows}
+    except (OSError, EOFError, ValueError, csv.Error):
+        return {}
+
+
+def find_changes(before: Images, now: Images) -> Changes:
+    """What differs between two lists."""
+    return Changes(
+        removed=[key for key in before if key not in now],
+        added=[key for key in now if key not in before],
+        altered=[key for key in now if key in before and before[key] != now[key]],
+    )

@@ -1,0 +1,325 @@
+"""The figures of plots/: drawn after training, and again by `evaluate --plots`, from what the run folder holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan, place_model
+from alexnet_dist.base.durable import refuse_link, write_csv
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.places import find_place
+from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.base.text import escape_text
+from alexnet_dist.cli.evaluate import plan_evaluation
+from alexnet_dist.data.engines.choose import REFERENCE
+from alexnet_dist.data.engines.loader import Loader, Normalization
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.plan import Plan
+from alexnet_dist.figures.canvas import check_matplotlib, is_own_figure, shorten
+from alexnet_dist.figures.confusion import CLASS_COLUMNS, Counts, count_confusion, draw_confusion, tabulate_classes
+from alexnet_dist.figures.contact_sheet import draw_contact_sheet
+from alexnet_dist.figures.curves import draw_curves
+from alexnet_dist.figures.filters import draw_filters
+from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card, read_model_weights
+from alexnet_dist.models import AlexNet
+from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.runs.folder import METRICS, PLOTS
+from alexnet_dist.runs.ownership import (
+    FIRST_WORDS,
+    check_ownership,
+    is_made_here,
+    is_own_table,
+    mark_folder,
+    read_marker,
+)
+from alexnet_dist.runs.session import Session
+from alexnet_dist.settings.schema import Config
+from alexnet_dist.tracking.trackers import read_rows
+from alexnet_dist.training.checkpoint import load_weights
+from alexnet_dist.training.evaluate import evaluate
+from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions
+
+logger = logging.getLogger("alexnet_dist")
+
+CONV1 = "features.0.weight"
+NUM_PICTURES = 24  # on a contact sheet
+LONGEST_CLASS = 14  # characters of a class below a picture, beside a word and a probability
+OF_A_RUN, OF_A_SET = {"curves.png", "conv1.png", "inputs.png"}, {"classes.csv", "confusion.png", "worst.png"}
+NAMES = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the network said of a set.
+
+    Args:
+        split: val or test.
+        index: the set.
+        predictions: a row for each of its images.
+    """
+
+    split: str
+    index: SampleIndex
+    predictions: Predictions
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is drawn.
+
+    Args:
+        run: the run folder, or a model folder that stands on its own.
+        model: the model folder.
+        card: what it says about its weights.
+        config: settings of the run.
+        runtime: this process by itself.
+        engine: what makes the training inputs.
+    """
+
+    run: Path
+    model: Path
+    card: ModelCard
+    config: Config
+    runtime: Runtime
+    engine: str
+
+    @property
+    def name(self) -> str:
+        """Of the run, in titles."""
+        return escape_text(find_place(self.run).name)
+
+    def name_class(self, label: int) -> str:
+        """A class in a figure."""
+        return escape_text(name_class(self.card, label))
+
+
+def draw_after_training(session: Session, step: int, ended_at: int | None) -> None:
+    """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
+
+    The validation set, or without one the test set, is looked at once more, with the weights of model/. Where the run
+    had ended before, at the same step, only what is missing is drawn.
+
+    Args:
+        session: the run.
+        step: at which it has ended.
+        ended_at: the step at which it had ended when this start began; None where it had not.
+    """
+    names = _list_missing(session, step, ended_at)
+    if not names:
+        return
+    try:
+        check_matplotlib()
+    except MachineError as error:
+        logger.info("no figures: %s", error)
+        return
+    _guard(f"{PLOTS}/", lambda: _draw_run(session, step, names))
+
+
+def _list_missing(session: Session, step: int, ended_at: int | None) -> set[str]:
+    """The figures that a run which has ended at a step lacks: all, unless the last drawing was of this step."""
+    folder = session.folder / PLOTS
+    has_set = session.splits.val is not None or session.splits.test is not None
+    wanted = {*OF_A_RUN, *(OF_A_SET if has_set else ())}
+    drawn_at = read_marker(folder).get("step", ended_at)  # earlier versions did not note it
+    return {name for name in wanted if not (folder / name).is_file()} if drawn_at == step else wanted
+
+
+def _draw_run(session: Session, step: int, names: Collection[str]) -> None:
+    model, splits, stop = session.folder / "model", session.splits, session.stop
+    runtime = session.runtime.alone()
+    subject = Subject(session.folder, model, read_card(model), session.config, runtime, session.engine)
+    split, index = ("val", splits.val) if splits.val is not None else ("test", splits.test)
+    judged: list[Judged] = []
+    if index is not None and not OF_A_SET.isdisjoint(names):
+        logger.info("drawing figures, with one more pass over the %s set", NAMES[split])
+        predictions = partial(judge_set, subject, index, session.sizes.micro, stop)
+        _guard(f"{PLOTS}/confusion.png", lambda: judged.append(Judged(split, index, predictions())))
+    if not any(stop.counts()):
+        draw_figures(subject, judged[0] if judged else None, lambda: splits.train, step, names)
+
+
+def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopRequest) -> Predictions:
+    """What the weights of model/ say of a set.
+
+    Raises:
+        InterruptedRunError: a signal asked to stop.
+    """
+    config, runtime, card = subject.config, subject.runtime, subject.card
+    model = AlexNet(card.spec)
+    load_weights(model, read_model_weights(subject.model), str(subject.model))
+    place_model(model, runtime, config.channels_last)
+    plan = plan_evaluation(config.data, card.evaluation, index, batch_size, 1, ten_crop=False)
+    loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, subject.engine)
+    parts: list[Predictions] = []
+    evaluate(runtime, model, loader, BatchGate(runtime, skip_bad_files=True, stop=stop).admit, observe=parts.append)
+    return join_predictions(parts)
+
+
+def draw_figures(
+    subject: Subject,
+    judged: Judged | None,
+    find_training: Callable[[], SampleIndex],
+    step: int | None,
+    names: Collection[str] = OF_A_RUN | OF_A_SET,
+) -> None:
+    """Draw what can be drawn, each figure for itself: one that fails costs a warning.
+
+    Args:
+        subject: what is drawn.
+        judged: for the confusion matrix, the table of classes and the worst predictions; None = without these.
+        find_training: gives the training images.
+        step: at which the run has ended; None where that is not known.
+        names: the figures that are wanted.
+    """
+    folder = subject.run / PLOTS
+    if not _guard(f"{PLOTS}/", lambda: _open_folder(folder, subject.run)):
+        return
+    actions: dict[str, Callable[[], None]] = {}
+    if (subject.run / METRICS).is_file():
+        actions["curves.png"] = lambda: _draw_curves(subject, folder / "curves.png")
+    actions["conv1.png"] = lambda: _draw_conv1(subject, folder / "conv1.png")
+    if judged is not None and len(judged.predictions.ids):
+        actions["classes.csv"] = lambda: _write_classes(subject, judged, folder / "classes.csv")
+        actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder / "confusion.png")
+        actions["worst.png"] = lambda: _draw_worst(subject, judged, folder / "worst.png")
+    actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
+    kept = {name for name in actions if name in names and not _is_ours(folder / name)}
+    if kept:
+        remedy = "move them away, and draw with launch/evaluate.py --model RUN --plots"
+        logger.warning("%s: %s not drawn by this version: they stay; %s", folder, ", ".join(sorted(kept)), remedy)
+    names = {*names} - kept
+    drawn = [name for name, action in actions.items() if name in names and _guard(f"{PLOTS}/{name}", action)]
+    _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", {"step": step}))
+    if drawn:
+        logger.info("figures: %s (%s)", folder, ", ".join(drawn))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a name is free, or that of a figure or table drawn here: anything else is its user's."""
+    if not os.path.lexists(path):
+        return True
+    return is_own_table(path) if path.name in FIRST_WORDS else is_own_figure(path)
+
+
+def _open_folder(folder: Path, run: Path) -> None:
+    """Make the folder for figures, and note that what lies in it is of no one step from now on.
+
+    Raises:
+        UsageError: beside a model that stands on its own there are figures of somebody else's.
+    """
+    if not is_made_here(run, "run"):
+        check_ownership(folder, "plots", remedy=f"move {PLOTS}/ away")
+    refuse_link(folder)
+    folder.mkdir(exist_ok=True)
+    mark_folder(folder, "plots", {"step": None})
+
+
+def _guard(what: str, action: Callable[[], None]) -> bool:
+    """Whether something was done; a figure must not end a run, whatever it raises."""
+    try:
+        action()
+    except Exception as error:  # noqa: BLE001 (a figure, and no run, is lost)
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s not drawn (%s); try again with launch/evaluate.py --model RUN --plots", what, why)
+        return False
+    return True
+
+
+# -- one figure each --------------------------------------------------------------------------------------------------
+
+
+def _draw_curves(subject: Subject, path: Path) -> None:
+    draw_curves(path, read_rows(subject.run / METRICS), f"{subject.name}: loss and accuracy")
+
+
+def _draw_conv1(subject: Subject, path: Path) -> None:
+    weights = read_model_weights(subject.model)[CONV1]  # (filters, C, 11, 11)
+    num_towers = 2 if subject.card.spec.conv_groups[1] == 2 else 1  # conv2 reads each half of the filters apart
+    title = f"{subject.name}: the {len(weights)} filters of conv1 (gray: 0)"
+    draw_filters(path, weights.float().numpy(), num_towers, title)
+
+
+def _count_confusion(subject: Subject, judged: Judged) -> tuple[Counts, list[str]]:
+    """The confusion matrix, and the names of its rows."""
+    rows, classes = judged.predictions, len(subject.card.classes)
+    num_classes = max(classes, int(rows.predicted.max()) + 1)  # the network may have more outputs
+    counts = count_confusion(rows.labels, rows.predicted, num_classes)
+    return counts, [name_class(subject.card, label) for label in range(num_classes)]
+
+
+def _write_classes(subject: Subject, judged: Judged, path: Path) -> None:
+    write_csv(path, CLASS_COLUMNS, tabulate_classes(*_count_confusion(subject, judged)))
+
+
+def _draw_confusion(subject: Subject, judged: Judged, path: Path) -> None:
+    counts, names = _count_confusion(subject, judged)
+    right, images = int(counts.trace()), len(judged.predictions.ids)
+    title = f"{subject.name}: {right:,} of {images:,} {NAMES[judged.split]} images right ({right / images:.1%})"
+    draw_confusion(path, counts, [escape_text(name) for name in names], title)
+
+
+def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
+    rows = judged.predictions
+    worst = find_worst(rows, NUM_PICTURES)
+    index = judged.index.subset(rows.ids[worst])
+    plan = plan_evaluation(subject.config.data, subject.card.evaluation, index, len(worst), 1, ten_crop=False)
+    captions = [
+        (_rate("true", subject, label, truth), _rate("said", subject, predicted, confidence))
+        for _, label, predicted, confidence, truth in zip(*(column[worst] for column in rows), strict=True)
+    ]
+    num_wrong = int((rows.labels != rows.predicted).sum())
+    title = f"{subject.name}: the worst of {len(rows.ids):,} {NAMES[judged.split]} images; {num_wrong:,} are wrong"
+    # The cache engine has no cache of this small set.
+    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title)
+
+
+def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
+    return f"{word}: {shorten(subject.name_class(label), LONGEST_CLASS)}, {probability:.1%}"
+
+
+def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
+    config, size = subject.config, subject.card.spec.image_size
+    # The order of a pass does not depend on the size of its batches: these are the run's own first images.
+    count = min(NUM_PICTURES, len(index))
+    plan = build_plan(config.data, index, build_augmentation(config.augment, size), count, config.seed, shuffle=True)
+    captions = [(escape_text(index.classes[index.labels[sample]]),) for sample in plan.at(0).ids]
+    title = f"{subject.name}: the first training images, as the network sees them"
+    _draw_batch(path, _build_loader(subject, index, plan, subject.engine), captions, title)
+
+
+def _draw_batch(path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str) -> None:
+    """A sheet of a loader's first batch, without what could not be decoded."""
+    batch = next(iter(loader.batches(0, 1)))
+    is_there = batch.mask.bool().cpu()
+    pictures = show_images(batch.images[is_there.to(batch.images.device)], loader.normalization)
+    kept = [caption for caption, there in zip(captions, is_there.tolist(), strict=True) if there]
+    draw_contact_sheet(path, pictures, kept, title)
+
+
+def show_images(images: Tensor, normalization: Normalization) -> npt.NDArray[np.uint8]:
+    """The network's input as pictures, the input scale undone: (B, C, S, S) to (B, S, S, C) bytes.
+
+    What colour noise moved out of 0..255 is cut off.
+    """
+    pixels = images.float().cpu().permute(0, 2, 3, 1)  # (B, S, S, C)
+    pixels = pixels * torch.tensor(normalization.std) + torch.tensor(normalization.mean)
+    shown: npt.NDArray[np.uint8] = pixels.round().clamp(0, 255).to(torch.uint8).numpy()
+    return shown
+
+
+def _build_loader(subject: Subject, index: SampleIndex, plan: Plan, engine: str) -> Loader:
+    """A loader of one batch: processes beside this one would not be worth their start."""
+    config = subject.config
+    data, normalization = replace(config.data, workers=0), subject.card.normalization
+    return build_loader(subject.runtime, data, index, plan, normalization, config.channels_last, engine)

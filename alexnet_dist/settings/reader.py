@@ -1,0 +1,381 @@
+"""From a YAML file and a command line to a `Config`.
+
+jsonargparse checks types and prints the help; what it lacks is here: files that change other files, keys that stand
+twice, the nearest name for an unknown key, and errors of one line that say where. How a value is written is
+settings/yaml_file.py's business, for files and command lines alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import os
+import re
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader, set_parsing_settings
+
+from alexnet_dist.base.disk_errors import name_reason, name_remedy
+from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.places import expand_home, find_place
+from alexnet_dist.settings.checks import PERIODS, check_config, check_text
+from alexnet_dist.settings.schema import Config, flatten, nest, walk_fields
+from alexnet_dist.settings.shipped import find_yaml, is_file, shipped_folder
+from alexnet_dist.settings.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
+
+MAX_CONFIG_BYTES = 1_000_000
+EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
+MAX_LIST = 100  # values; the longest that a network needs has 8
+PATH_KEYS = (
+    *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
+    *("data.cache_dir", "data.image_dir"),
+)
+BASE = "base"  # key of a file that changes another one
+PLAIN_NUMBERS = "write numbers plainly: 10 or 0.5 or 1e-4, not 010, 0x10, 1_000 or 1:30"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What a command line asked for.
+
+    `given` are the settings named on the command line, {dotted name: value}; `options` the verb's own options.
+    """
+
+    given: dict[str, Any]
+    options: Namespace
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the examples' lines as they are."""
+
+
+def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type = Config) -> Arguments:
+    """Read a verb's command line.
+
+    Args:
+        argv: the words after the verb.
+        parser: holds the verb's own options (`--model`, `--out`); the settings are added to it.
+        settings: which settings the verb takes: `Config`, or a class with some of its fields.
+
+    Raises:
+        UsageError: an unknown or mistyped option, or a wrong type.
+    """
+    own = {action.dest for action in parser._actions}
+    parser.add_class_arguments(settings, None)
+    if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
+        raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
+    _refuse_unknown_flags(argv, parser)
+    _refuse_odd_words(argv, parser)
+    try:
+        namespace = parser.parse_args(list(argv), defaults=False)
+        own_values = parser.get_defaults()
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's wrong value)
+        raise _explain(error, _pair_words(argv), {}) from None
+    flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
+    chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
+    return Arguments(flat, _settle_paths(Namespace(**chosen)))
+
+
+def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
+    """Read the command line of a verb that takes no settings.
+
+    Raises:
+        UsageError: an unknown or mistyped option, or a wrong type.
+    """
+    _refuse_unknown_flags(argv, parser)
+    _refuse_odd_words(argv, parser)
+    try:
+        options = parser.parse_args(list(argv))
+    except Exception as error:  # noqa: BLE001 (as above)
+        raise _explain(error, _pair_words(argv), {}) from None
+    return _settle_paths(options)
+
+
+def _settle_paths(options: Namespace) -> Namespace:
+    """Options whose `~` is the user's folder: a shell does that only where a word begins with it.
+
+    Raises:
+        UsageError: an option that no file can be called.
+    """
+    for key, value in vars(options).items():
+        if isinstance(value, str):
+            check_text(f"--{key}", value, "command line")
+            setattr(options, key, expand_home(value))
+        elif isinstance(value, list):
+            setattr(options, key, [expand_home(part) if isinstance(part, str) else part for part in value])
+    return options
+
+
+def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
+    """A parser for a verb's own options, to be handed to `parse_arguments`.
+
+    Args:
+        prog: the verb.
+        description: help text, beginning with examples.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("strict", load_word, (yaml.YAMLError,))
+    return ArgumentParser(
+        parser_mode="strict",
+        prog=prog,
+        usage=SUPPRESS,  # a hundred options tell nobody anything; the examples come first
+        description=description,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+        print_config=None,  # jsonargparse's own would turn our --print_config into an option that takes a value
+    )
+
+
+def load_config(name: str, given: dict[str, Any]) -> Config:
+    """The settings of a run: defaults, then the YAML file, then the command line.
+
+    A file with `base: NAME` changes what the file of that name says, which may lie beside it or be one of ours.
+
+    Args:
+        name: a path, or a name found in configs/ with or without `.yaml`.
+        given: settings from the command line, {dotted name: value}; they win. `train.epochs` and `train.max_steps`
+            replace each other.
+
+    Raises:
+        UsageError: a missing file, a key that is unknown or stands twice, a wrong type, a value out of range.
+    """
+    path = find_config(name)
+    values, places = _read_layers(path)
+    config = build_config(_lay_over(values, given), {key: place for key, place in places.items() if key not in given})
+    if config.output_dir is None:
+        config = dataclasses.replace(config, output_dir=str(Path("runs") / path.stem))
+    return config
+
+
+def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file with its base below it: {dotted name: value}, and where each was read ("file.yaml:12").
+
+    Raises:
+        UsageError: as `load_config`; or files that are each other's base.
+    """
+    if find_place(path) in above:
+        raise UsageError("configuration is its own base", where=str(path), remedy=f"remove `{BASE}:` from one of them")
+    values, lines = read_yaml(path)
+    places = {key: f"{path}:{line}" for key, line in lines.items()}
+    base = values.pop(BASE, None)
+    if base is None:
+        return values, places
+    if not isinstance(base, str):
+        raise UsageError(f"wrong value for {BASE}", where=places[BASE], why=f"expected a name, got {base!r}")
+    beside = [path.parent / file for file in (base, f"{base}.yaml")]
+    below = next(filter(is_file, beside), None) or find_config(base)
+    lower, lower_places = _read_layers(below, (*above, find_place(path)))
+    return _lay_over(lower, values), {**lower_places, **places}
+
+
+def _lay_over(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them; what these others replace without naming it is left out."""
+    values = dict(values)
+    for first, second in (EXCLUSIVE_KEYS, EXCLUSIVE_KEYS[::-1]):
+        if given.get(first) is not None and given.get(second) is None:
+            values.pop(second, None)
+    if "schedule.name" in given:  # the period below belongs to the schedule that is replaced
+        for key in set(PERIODS.values()) - {PERIODS.get(given["schedule.name"])}:
+            values.pop(key, None)
+    return {**values, **given}
+
+
+def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -> Config:
+    """A checked `Config` from {dotted name: value}.
+
+    Args:
+        values: settings; what is missing keeps its default.
+        places: where each setting was read ("file.yaml:12"), for messages.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or a value out of range.
+    """
+    places = places or {}
+    _refuse_unknown_keys(values, places)
+    _refuse_lookalikes(values, places)
+    _refuse_odd_shapes(values, places)
+    homes = {key: expand_home(values[key]) for key in PATH_KEYS if isinstance(values.get(key), str)}
+    parser = _settings_parser()
+    try:
+        namespace = parser.parse_object(nest({**values, **homes}))
+        config = parser.instantiate(namespace).as_dict()
+    except Exception as error:  # noqa: BLE001 (as above)
+        raise _explain(error, values, places) from None
+    result = Config(**config)
+    check_config(result, places)
+    return result
+
+
+def find_config(name: str) -> Path:
+    """The file that `--config` names: a path, or a name in configs/ (here, or ours) with or without `.yaml`."""
+    return find_yaml(name, (Path("configs"), shipped_folder("configs")), "configuration")
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """A YAML file as {dotted name: value} and {dotted name: line}.
+
+    Raises:
+        UsageError: not UTF-8, not YAML, too large, a key that stands twice, or anything but a mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UsageError("configuration too large", where=str(path), remedy="a configuration has at most 1 MB")
+        loader = StrictLoader(path.read_text(encoding="utf-8-sig"))
+        root = loader.get_single_node()
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        if root is not None:
+            _read_mapping(loader, root, "", path, values, lines)
+    except UnicodeDecodeError:
+        raise UsageError("configuration is not UTF-8", where=str(path), remedy="save it as UTF-8") from None
+    except OSError as error:
+        where, why = os.path.abspath(path), name_reason(error)
+        raise UsageError("configuration cannot be read", where=where, why=why, remedy=name_remedy(error)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        why = str(getattr(error, "problem", error))
+        remedy = "write spaces in its place" if r"'\t'" in why else ""
+        raise UsageError("configuration is not YAML", where=where, why=why, remedy=remedy) from None
+    except RecursionError:
+        why = "brackets in brackets without end"
+        raise UsageError("configuration is not YAML", where=str(path), why=why) from None
+    except (ValueError, AttributeError) as error:  # PyYAML on a number of 5,000 digits
+        raise UsageError("configuration is not YAML", where=str(path), why=str(error)) from None
+    return values, lines
+
+
+def _read_mapping(
+    loader: StrictLoader, node: yaml.Node, prefix: str, path: Path, values: dict[str, Any], lines: dict[str, int]
+) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(
+            "expected `key: value` lines",
+            where=f"{path}:{node.start_mark.line + 1}",
+            why=f"{prefix.rstrip('.') or 'the file'} holds none",
+        )
+    sections = {key.rpartition(".")[0] for key in _all_keys()} - {""}
+    for key_node, value_node in node.value:
+        key, line = prefix + str(key_node.value), key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
+            what = "a merge (<<) is not read" if isinstance(key_node, yaml.ScalarNode) else "a key is no word"
+            raise UsageError(what, where=f"{path}:{line}", remedy="write each key by its name")
+        if key in lines:
+            raise UsageError(
+                f"key {key} stands twice", where=f"{path}:{lines[key]} and {line}", remedy="keep one of them"
+            )
+        lines[key] = line
+        if key in sections:
+            _read_mapping(loader, value_node, f"{key}.", path, values, lines)
+        else:
+            values[key] = loader.construct_object(value_node, deep=True)
+
+
+def dump_config(config: Config, unicode: bool = True) -> str:
+    """The resolved settings as YAML that `load_config` reads back; without `unicode` in ASCII, with escapes."""
+    values = dataclasses.asdict(config)
+    return yaml.dump(values, Dumper=StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=unicode)
+
+
+@functools.cache  # reading the fields' docstrings takes a tenth of a second
+def _settings_parser() -> ArgumentParser:
+    parser = new_parser()
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def _all_keys() -> list[str]:
+    return [key for key, _ in walk_fields(Config)]
+
+
+def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None:
+    known = _all_keys()
+    for key in values:
+        if key not in known:
+            newer = ", or update alexnet_dist if a newer one wrote it" if key in places else ""
+            where = places.get(key, "command line")
+            raise UsageError(f"unknown key {key}", where=where, remedy=_suggest(key, known) + newer)
+
+
+def _refuse_lookalikes(values: dict[str, Any], places: dict[str, str]) -> None:
+    """Refuse what jsonargparse lets through: null where a value is needed, `true` or `1.0` for one of 1 and 3."""
+    for key, item in walk_fields(Config):
+        value = values.get(key)
+        is_missing = key in values and value is None and "None" not in str(item.type)
+        if is_missing or (isinstance(value, bool | float) and str(item.type).startswith("Literal")):
+            raise _wrong_value(key, values, places)
+
+
+def _refuse_odd_shapes(values: dict[str, Any], places: dict[str, str]) -> None:
+    """Refuse what no setting holds, before it is looked at more closely: mappings, lists of lists, endless lists."""
+    kinds = {key: item.type for key, item in walk_fields(Config)}
+    for key, value in values.items():
+        inner = value if isinstance(value, list) else []
+        if isinstance(value, dict) or any(isinstance(part, list | dict) for part in inner):
+            raise _wrong_value(key, values, places)
+        if len(inner) > MAX_LIST:
+            why = f"it has {len(inner)} values, and a list has at most {MAX_LIST}"
+            raise UsageError(f"wrong value for {key}", where=places.get(key, "command line"), why=why)
+        if not is_plain(value, kinds[key]):
+            raise _wrong_value(key, values, places, PLAIN_NUMBERS)
+
+
+def _refuse_odd_words(argv: Sequence[str], parser: ArgumentParser) -> None:
+    """Refuse on a command line what a file would read otherwise, or not at all."""
+    kinds = {action.dest: getattr(action, "_typehint", action.type) for action in parser._actions}
+    for key, word in _pair_words(argv).items():
+        if not is_plain(word, kinds.get(key, "str")):
+            why = f"expected a plain value, got {word!r}"
+            raise UsageError(f"wrong value for {key}", where="command line", why=why, remedy=PLAIN_NUMBERS)
+
+
+def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
+    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and len(flag) > 2 and flag not in known:
+            raise UsageError(f"unknown option {flag}", where="command line", remedy=_suggest(flag, known))
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    last = key.lstrip("-").rpartition(".")[2]
+    near = [name for name in known if name.lstrip("-").rpartition(".")[2] == last]  # the section was left out
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "see --help for all keys"
+
+
+def _pair_words(argv: Sequence[str]) -> dict[str, str]:
+    """The value that follows each option of a command line, {dotted name: value}."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return {word.lstrip("-"): value for word, value in itertools.pairwise(words) if word.startswith("--")}
+
+
+def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -> UsageError:
+    """jsonargparse's message of several lines as one: the key, where it stands, the type wanted, the value got."""
+    text = " ".join(str(error).split())
+    match = re.search(r'key "([\w.]+)"', text) or re.search(r"argument --([\w.]+)", text)
+    if match is None or match[1] not in _all_keys():
+        return UsageError("cannot read the command line", why=text.removeprefix("error: "), remedy="see --help")
+    return _wrong_value(match[1], values, places)
+
+
+def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str], remedy: str = "see --help") -> UsageError:
+    types = {name: item.type for name, item in walk_fields(Config)}
+    wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null").replace("Layer", "conv1 ... fc8")
+    got = f"got {'null' if values[key] is None else repr(values[key])}" if key in values else "got no value"
+    return UsageError(
+        f"wrong value for {key}",
+        where=places.get(key, "command line"),
+        why=f"expected {wanted}, {got}",
+        remedy=remedy,
+    )

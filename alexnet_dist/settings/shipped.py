@@ -1,0 +1,54 @@
+"""Where the YAML files are that come with the package: beside it in a checkout, inside it in an installed wheel."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.places import MOST_NAMED, expand_home
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of shipped files, `configs` or `launch/accelerate`."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
+    """The YAML file that a user names: a path, or a name in one of some folders with or without `.yaml`.
+
+    Args:
+        name: as the user gave it.
+        folders: searched in order; the last one is the shipped one, whose names an error lists.
+        what: for the message ("configuration").
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    name = expand_home(name)
+    candidates = [Path(name), *(folder / file for folder in folders for file in (name, f"{name}.yaml"))]
+    found = next(filter(is_file, candidates), None)
+    if found is not None:
+        return found
+    known = sorted(path.stem for path in folders[-1].glob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    names = ", ".join(sorted(known, key=len)[:MOST_NAMED]) + f" and {len(known) - MOST_NAMED} more" * (
+        len(known) > MOST_NAMED
+    )
+    remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {names}"
+    why = "neither a file nor a name that we ship"
+    if os.path.dirname(name):
+        raise UsageError(f"no {what}", where=os.path.abspath(name), why=why, remedy=remedy)
+    raise UsageError(f"no {what} {name!r}", why=why, remedy=remedy)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file that can be reached; a name that is too long, or a folder that is closed, says no."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

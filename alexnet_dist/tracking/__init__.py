@@ -1,0 +1,1 @@
+"""metrics.jsonl and its mirrors: one file a tracker."""

@@ -1,0 +1,233 @@
+"""What is written while a run goes on: metrics.jsonl, which is the truth, and mirrors of it, which may break."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from alexnet_dist.base.durable import disk_errors_named, format_json, parse_json, refuse_link, write_file
+from alexnet_dist.base.errors import MachineError
+
+logger = logging.getLogger("alexnet_dist")
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class Tracker(Protocol):
+    """Something that takes the rows of metrics.jsonl."""
+
+    def log(self, row: Row) -> None:
+        """Take one row."""
+
+    def finish(self, summary: Row) -> None:
+        """Take the run's summary; nothing follows."""
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each flushed.
+
+    Args:
+        path: the file; it is made when missing.
+        size: bytes to keep of what is there; what a killed process wrote after the restored step is cut off.
+
+    Raises:
+        MachineError: the file cannot be written, or is a symbolic link.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        refuse_link(path)
+        with disk_errors_named(path):
+            if path.exists() and path.stat().st_nlink > 1:  # a backup made of second names keeps what it has
+                write_file(path, path.read_bytes())
+            self._file = path.open("a+b", buffering=0)
+            self._file.truncate(min(size, self._file.seek(0, os.SEEK_END)))  # a larger size would add zero bytes
+            self._size = self._file.seek(0, os.SEEK_END)
+
+    def log(self, row: Row) -> None:
+        """Append a row.
+
+        Raises:
+            DivergedError: a number in it is not finite: such a row is written nowhere.
+            MachineError: the disk is full or the file cannot be written.
+        """
+        line = (format_json(row, self._path.name) + "\n").encode()
+        with disk_errors_named(self._path):
+            while line:  # a disk that is nearly full takes a part of it
+                num_written = self._file.write(line)
+                self._size += num_written
+                line = line[num_written:]
+
+    def sync(self) -> int:
+        """Make the rows durable; the file's size in bytes.
+
+        Raises:
+            MachineError: the disk is full or the file cannot be written, or another one has its name.
+        """
+        with disk_errors_named(self._path):
+            os.fsync(self._file.fileno())
+            self._settle()
+        return self._size
+
+    def _settle(self) -> None:
+        """Notice what somebody did to the file while the run wrote it. One that was removed is written again."""
+        mine = os.fstat(self._file.fileno())
+        if mine.st_size != self._size:
+            logger.warning("%s was changed while the run wrote it: rows may be missing in it", self._path)
+            self._size = mine.st_size
+        try:
+            there = self._path.lstat()
+        except FileNotFoundError:
+            self._file.seek(0)
+            write_file(self._path, self._file.read())
+            self._file.close()
+            self._file = self._path.open("a+b", buffering=0)
+            logger.warning("%s was removed while the run wrote it: it is written again", self._path)
+            return
+        if not os.path.samestat(mine, there):
+            remedy = "move that one away and start the same command again"
+            raise MachineError(
+                f"another file took the place of {self._path.name}", where=str(self._path), remedy=remedy
+            )
+
+    def rows(self) -> list[Row]:
+        """The rows written so far, also by earlier starts."""
+        rows, damaged = _parse_rows(self._path)
+        if damaged:
+            shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            logger.warning("%s: damaged lines are left out of its mirrors: %s", self._path, shown)
+        return rows
+
+    def close(self) -> None:
+        """Make the rows durable and close the file.
+
+        Raises:
+            MachineError: see `sync`.
+        """
+        self.sync()
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; damaged lines, and a last one cut short by a kill, are left out."""
+    return _parse_rows(path)[0]
+
+
+def _parse_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """The rows, and the numbers of the lines that are none, from 1."""
+    rows: list[Row] = []
+    damaged: list[int] = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("event"), str):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
+def find_rows_until(path: Path, size: int, step: int) -> tuple[int, str | None]:
+    """How much of metrics.jsonl a checkpoint stands for: whole lines, none of them of a later step.
+
+    Args:
+        path: the file.
+        size: its bytes when the checkpoint was written.
+        step: of the checkpoint.
+
+    Returns:
+        Bytes to keep, and a line where the file is not what it was then.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    kept = data[:size]
+    if len(kept) == size and (not kept or (kept.endswith(b"\n") and _is_row_until(kept.rsplit(b"\n", 2)[-2], step))):
+        return size, None
+    end = position = 0
+    for line in data.split(b"\n")[:-1]:
+        position += len(line) + 1
+        if _is_row_until(line, step):
+            end = position
+    return end, f"{path.name} is not what it was at step {step}: its rows until there are kept, some may be missing"
+
+
+def _is_row_until(line: bytes, step: int) -> bool:
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return False
+    found = row.get("step") if isinstance(row, dict) else None
+    return isinstance(found, int) and found <= step and row.get("event") != "test"
+
+
+class Trackers:
+    """metrics.jsonl and its mirrors as one.
+
+    metrics.jsonl comes first: its errors are the run's errors. A mirror that fails, for whatever reason, is left out
+    from then on with one line of warning, and the run goes on.
+
+    Args:
+        metrics: metrics.jsonl, cut back to the restored step.
+        starts: for each mirror its name in warnings, and what makes it from the rows that metrics.jsonl holds already.
+    """
+
+    def __init__(self, metrics: MetricsFile, starts: Mapping[str, Callable[[list[Row]], Tracker]]) -> None:
+        self._metrics = metrics
+        self._mirrors: dict[str, Tracker] = {}
+        rows = self._guard(", ".join(starts), metrics.rows)
+        if rows is None:
+            return
+        for name, start in starts.items():
+            mirror = self._guard(name, partial(start, rows))
+            if mirror is not None:
+                self._mirrors[name] = mirror
+
+    def log(self, row: Row) -> None:
+        """Write a row everywhere.
+
+        Raises:
+            DivergedError, MachineError: see `MetricsFile.log`; the mirrors then get nothing.
+        """
+        self._metrics.log(row)
+        for name, mirror in list(self._mirrors.items()):
+            self._guard(name, partial(mirror.log, row))
+
+    def sync(self) -> int:
+        """Make the rows durable; the size of metrics.jsonl in bytes.
+
+        Raises:
+            MachineError: metrics.jsonl cannot be written.
+        """
+        return self._metrics.sync()
+
+    def finish(self, summary: Row) -> None:
+        """Give the mirrors the run's summary and close everything; nothing follows."""
+        for name, mirror in list(self._mirrors.items()):
+            self._guard(name, partial(mirror.finish, summary))
+        self._metrics.close()
+
+    def _guard(self, name: str, action: Callable[[], T]) -> T | None:
+        """The result of something done with a mirror; None, and no such mirror from now on, if it failed."""
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001 (a mirror must not end a run, whatever it raises)
+            self._mirrors.pop(name, None)
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("%s failed (%s); the run goes on without it, metrics.jsonl has everything", name, why)
+            return None
+
+
+def rename_for_display(row: Row) -> Row:
+    """A row of metrics.jsonl under W&B's and TensorBoard's names: `loss` of a train row becomes `train/loss`."""
+    prefix = {"train": "train", "epoch": "epoch"}.get(row["event"], row.get("split", row["event"]))
+    shared = {"step": "step", "epoch": "epoch", "samples_seen": "samples_seen", "lr": "lr"}
+    performance = ("images_per_second", "data_wait_seconds", "data_wait_fraction")
+    shared |= {name: f"perf/{name}" for name in performance}
+    return {shared.get(key, f"{prefix}/{key}"): value for key, value in row.items() if key not in ("event", "split")}

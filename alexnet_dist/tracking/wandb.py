@@ -1,0 +1,193 @@
+"""Weights & Biases as a mirror of metrics.jsonl, which never fails or delays a run."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from alexnet_dist.base.text import escape_text, quote_word
+from alexnet_dist.tracking.trackers import Row, rename_for_display
+from alexnet_dist.tracking.wandb_account import explain, quiet_settings, read_settings, settle_names
+
+logger = logging.getLogger("alexnet_dist")
+
+WANDB_BUDGET_SECONDS = 9.5  # what all slow calls together may cost a run, beside 3 s for W&B's word and 2 s at exit
+ONLINE_SECONDS = 6.0  # of these, for the first word with the server
+RESTART_SECONDS = 1.5
+SLOW_SECONDS = 0.1  # calls below this do not count
+EXIT_SECONDS = 2.0  # beside what is left of the budget, for W&B's service to end
+SERVICE = "wandb-core"
+
+
+class WandbMirror:
+    """Weights & Biases through Accelerate's tracker. It never fails or delays a run by more than 15 seconds.
+
+    A run that cannot begin online is recorded offline, so that nothing is lost.
+
+    Args:
+        start: makes Accelerate's tracker from a project name and arguments of `wandb.init`.
+        call_with_deadline: runs a function for some seconds at most.
+        folder: the run folder; W&B writes below its wandb/.
+        mode: offline or online.
+        run_id: the same after a resume.
+        settings: the run's settings, nested.
+        rows: what metrics.jsonl holds already. An offline mirror is made anew from them, so that it equals the file
+            also after a kill.
+        tracking: project, entity, name and tags of `TrackingConfig`.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[str, dict[str, Any]], Any],
+        call_with_deadline: Callable[[Callable[[], Any], float], Any],
+        *,
+        folder: Path,
+        mode: str,
+        run_id: str,
+        settings: Mapping[str, Any],
+        rows: list[Row],
+        tracking: Mapping[str, Any],
+    ) -> None:
+        self._call, self._budget = call_with_deadline, WANDB_BUDGET_SECONDS
+        self._folder, self._mode, self._is_finished = folder, mode, False
+        self._tracker: Any = None
+        threading.Thread(target=self._limit_exit, daemon=True, name="wandb-exit").start()
+
+        def begin(mode: str) -> Any:
+            names = settle_names(tracking, folder, read_settings())
+            words = {"dir": str(folder), "id": run_id, "resume": "allow", "mode": mode, **names}
+            words["settings"] = quiet_settings(ONLINE_SECONDS - 1)
+            with _printable_command_line():
+                return _describe(start(words.pop("project"), words), settings)
+
+        if mode == "online":
+            self._tracker = self._guard("online", lambda: begin("online"), "offline from here on", ONLINE_SECONDS)
+            if self._tracker is None:
+                self._mode = "offline"
+                # The service holds on to the id of the run that failed.
+                self._budget -= RESTART_SECONDS
+                if not self._call(self._leave_service, RESTART_SECONDS):
+                    _kill_service()
+        if self._mode == "offline":
+            _remove_offline_runs(folder / "wandb", run_id)
+            self._tracker = self._guard("start", lambda: begin("offline"))
+        atexit.register(self._leave_service)  # after W&B's own handler, hence called before it
+        if self._mode == "offline":
+            for row in rows:
+                self.log(row)
+
+    def log(self, row: Row) -> None:
+        """Mirror a row; our own `step` is the x-axis, so W&B drops nothing that a resumed run logs again."""
+        if self._tracker is not None:
+            self._guard("log", lambda: self._tracker.log(rename_for_display(row)))
+
+    def finish(self, summary: Row) -> None:
+        """End the W&B run and say how to upload what did not go online."""
+        if self._tracker is None:
+            return
+        wanted = {key: value for key, value in summary.items() if value is not None}
+
+        def end() -> bool:
+            self._tracker.tracker.summary.update({"final": wanted})
+            self._tracker.finish()
+            return True
+
+        self._is_finished = bool(self._guard("finish", end))
+        if self._mode == "online" and self._is_finished:
+            return
+        runs = sorted((self._folder / "wandb").glob("*run-*"), key=lambda path: path.name[-24:])  # by time and id
+        if runs:
+            logger.info("W&B %s; upload with: wandb sync %s", self._mode, quote_word(runs[-1]))
+
+    def _guard(
+        self, what: str, action: Callable[[], Any], then: str = "the run goes on", limit: float = WANDB_BUDGET_SECONDS
+    ) -> Any:
+        """Do something with W&B in bounded time; after a failure the run goes on without it."""
+        began, seconds = time.monotonic(), max(0.0, min(self._budget, limit))
+        try:
+            done = self._call(lambda: (action(),), seconds)
+        except Exception as error:  # noqa: BLE001 (W&B must not end a run, whatever it raises)
+            done, why = None, explain(error)
+        else:
+            why = f"no answer in {seconds:.0f} s"
+        elapsed = time.monotonic() - began
+        self._budget -= elapsed if elapsed > SLOW_SECONDS else 0.0
+        if done is not None:
+            return done[0]
+        self._tracker = None
+        logger.warning("W&B %s failed (%s); %s, metrics.jsonl has everything", what, why, then)
+        return None
+
+    def _leave_service(self) -> bool:
+        """Let W&B's service go, when the process ends or no server was found.
+
+        W&B's own handler at exit, whose place this takes, waits without a limit and prints a traceback where the
+        service is gone. `_limit_exit` gives the limit, from a thread that is there already: none can be started then.
+        """
+        import wandb
+
+        with contextlib.suppress(BaseException):
+            wandb.teardown(exit_code=0 if self._is_finished else 1)
+        return True
+
+    def _limit_exit(self) -> None:
+        threading.main_thread().join()
+        seconds = max(0.0, self._budget) + EXIT_SECONDS
+        time.sleep(seconds)
+        if _kill_service():
+            logger.warning("W&B's service did not end in %.0f s and was killed", seconds)
+
+
+def _kill_service() -> bool:
+    """Kill the service that W&B started for this process; whether there was one."""
+    found = False
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it may end at this moment
+            if child.name().startswith(SERVICE):
+                child.kill()
+                found = True
+    return found
+
+
+def _remove_offline_runs(folder: Path, run_id: str) -> None:
+    """Remove what earlier starts of this run wrote: folders of exactly W&B's names, directly in wandb/ of the run."""
+    ours = re.compile(rf"offline-run-[0-9]{{8}}_[0-9]{{6}}-{re.escape(run_id)}")
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if ours.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _printable_command_line() -> Iterator[None]:
+    """W&B sends the command line to its service, although it then keeps it out of its files, and takes UTF-8 alone."""
+    before = sys.argv
+    sys.argv = [escape_text(word) for word in before]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _describe(tracker: Any, settings: Mapping[str, Any]) -> Any:
+    """Give a started tracker the settings, our x-axis and which value of a metric is the best."""
+    tracker.store_init_configuration(dict(settings))
+    run = tracker.tracker
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    run.define_metric("val/top1", step_metric="step", summary="max")
+    run.define_metric("val/top5", step_metric="step", summary="max")
+    run.define_metric("val/loss", step_metric="step", summary="min")
+    return tracker
