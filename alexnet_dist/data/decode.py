@@ -326,12 +326,8 @@ def _read_form(image: ImageFile.ImageFile, stream: BinaryIO) -> Form:
     position = stream.tell()  # Pillow goes on from there
     chunks = read_chunks(stream)
     stream.seek(position)
-    profiles = [image.info[key] for key in _RAW_EXIF if isinstance(image.info.get(key), str)]
     if chunks.exif:
         image.info["exif"] = chunks.exif
-    elif profiles:  # three lines of words, then digits
-        with contextlib.suppress(ValueError):
-            image.info["exif"] = bytes.fromhex("".join(profiles[0].split("\n")[3:]))
     return chunks
 
 
@@ -408,7 +404,7 @@ def _read_orientation(image: Image.Image) -> int:
 
     Not `image.getexif()`: for a PNG that decodes the whole picture first.
     """
-    block = image.info.get("exif", b"")
+    block = image.info.get("exif") or _read_raw_exif(image)
     if not isinstance(block, bytes) or (b"\x12\x01" not in block and b"\x01\x12" not in block):
         return _read_xmp_orientation(image)  # the tag's number is not there in either byte order
     try:
@@ -420,6 +416,15 @@ def _read_orientation(image: Image.Image) -> int:
     if orientation is None:
         return _read_xmp_orientation(image)
     return orientation if isinstance(orientation, int) else 1
+
+
+def _read_raw_exif(image: Image.Image) -> bytes:
+    """The EXIF block in a PNG's text: three lines of words, then digits."""
+    profiles = [image.info[key] for key in _RAW_EXIF if isinstance(image.info.get(key), str)]
+    try:
+        return bytes.fromhex("".join(profiles[0].split("\n")[3:])) if profiles else b""
+    except ValueError:
+        return b""
 
 
 def _read_hidden_orientation(image: Image.Image) -> int:
