@@ -33,7 +33,13 @@ class AlexNetDistError(Exception):
     is_said = False  # True: another process says it
 
     def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
-        super().__init__(_join_parts(what, where, why, remedy))
+        self.parts = (what, where, why, remedy)
+        super().__init__(_join_parts(*self.parts))
+
+    def set_remedy(self, remedy: str) -> None:
+        """Give another remedy, where more is known than at the place of the fault."""
+        self.parts = (*self.parts[:3], remedy)
+        self.args = (_join_parts(*self.parts),)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between processes, whatever their constructor takes."""

@@ -196,7 +196,8 @@ def _folds_alike() -> Iterator[None]:
     try:
         yield
     except DivergedError as error:
-        raise DivergedError(str(error), remedy="and use --new, as all folds train alike") from error
+        error.set_remedy(f"{error.parts[-1]}; and use --new, as all folds train alike")
+        raise
     except BadFilesError as error:
-        remedy = "when it is mended or removed, use --new, as all folds are cut anew"
-        raise DataError(str(error), remedy=remedy) from error
+        error.set_remedy(f"{error.parts[-1]}; when it is mended or removed, use --new, as all folds are cut anew")
+        raise

@@ -68,7 +68,7 @@ def evaluate(
         for batch in loader.batches(0, loader.plan.steps_per_epoch):
             admit(batch)
             ids, labels, mask = batch.ids[::views], batch.labels[::views], batch.mask[::views]  # (B,) each
-            logits = _run_network(runtime, model, batch)  # (B * views, classes)
+            logits = _run_network(runtime, model, batch.images)  # (B * views, classes)
             scores = logits if views == 1 else average_views(logits, views)  # (B, classes)
             sums += _sum_batch(logits.view(len(scores), -1), scores, labels, mask)
             if observe is not None:
@@ -90,9 +90,35 @@ def evaluate(
     return Evaluation(loss_sum / count, num_top1 / count, num_top5 / count, count)
 
 
-def _run_network(runtime: Runtime, model: nn.Module, batch: Batch) -> Tensor:
+def check_outputs(runtime: Runtime, model: nn.Module, batch: Batch, num_rows: int, where: str) -> None:
+    """Refuse a network whose outputs for a training batch are not finite: what is not validated is looked at here.
+
+    Args:
+        runtime: this process among the others; all of them call this.
+        model: the network, not replicated; it is left in the mode it was in.
+        batch: of this process.
+        num_rows: images that fit into a forward; more are not looked at.
+        where: for the message.
+
+    Raises:
+        DivergedError: an output is not finite; in all processes alike.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        logits = _run_network(runtime, model, batch.images[:num_rows])  # (B, classes)
+    finally:
+        model.train(was_training)
+    is_broken = ~logits.isfinite().all(dim=1) & batch.mask[:num_rows].bool()
+    (num_broken,) = runtime.agree(int(is_broken.sum().item()))
+    if num_broken:
+        why = "an update with a finite loss broke the network"
+        raise DivergedError("the network's outputs are not finite", where=where, why=why)
+
+
+def _run_network(runtime: Runtime, model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad(), runtime.autocast():
-        logits: Tensor = model(batch.images)
+        logits: Tensor = model(images)
         return logits
 
 

@@ -33,7 +33,7 @@ from alexnet_dist.training.checkpoint import (
     step_of,
 )
 from alexnet_dist.training.divergence import find_good_checkpoint
-from alexnet_dist.training.evaluate import Evaluation, evaluate
+from alexnet_dist.training.evaluate import Evaluation, check_outputs, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
@@ -259,7 +259,7 @@ class Trainer:
             for batch in self._timed(self.loader.batches(self.state.step, stop)):
                 num_images = self.gate.admit(batch)
                 self._update(batch, num_images)
-                self._after_update()
+                self._after_update(batch)
                 if self.stopped_early:
                     break
         except InterruptedRunError:
@@ -319,12 +319,12 @@ class Trainer:
         state.window.num_images += num_images
         state.window.num_steps += 1
 
-    def _after_update(self) -> None:
+    def _after_update(self, batch: Batch) -> None:
         state, cadence = self.state, self.cadence
         self._bar.update()
         if state.step % cadence.log_steps == 0 or state.step == cadence.total_steps:
             self._log_window()
-        closed = self._close_epoch()
+        closed = self._close_epoch(batch)
         if state.step % cadence.save_steps == 0 if cadence.save_steps else closed:
             self._save()
 
@@ -388,8 +388,8 @@ class Trainer:
             yield
         except DivergedError as error:
             weights = self.partition.merge(self.model.state_dict())
-            remedy = self.runtime.on_main(lambda: self._leave_ruined(weights))
-            raise DivergedError(str(error), remedy=remedy) from error
+            error.set_remedy(self.runtime.on_main(lambda: self._leave_ruined(weights)))
+            raise
 
     def _leave_ruined(self, weights: dict[str, Tensor]) -> str:
         folder, metrics = self.folder / "checkpoints", self.folder / METRICS
@@ -414,8 +414,11 @@ class Trainer:
 
     # -- epochs -------------------------------------------------------------------------------------------------------
 
-    def _close_epoch(self) -> bool:
-        """After an epoch's last update, or the run's: evaluate, note the best, keep its weights. Whether it was one."""
+    def _close_epoch(self, batch: Batch | None = None) -> bool:
+        """After an epoch's last update, or the run's: evaluate, note the best, keep its weights. Whether it was one.
+
+        `batch` is that of the update; None where the update was made by an earlier start.
+        """
         state = self.state
         at_epoch_end = state.step > 0 and state.step % self.schedule.steps_per_epoch == 0
         at_end = at_epoch_end or state.step >= self.cadence.total_steps  # which fewer images may have made smaller
@@ -427,7 +430,7 @@ class Trainer:
         if at_epoch_end:
             self._log_epoch(result)
         if result is None:
-            self._save_model({"step": state.step, "epoch": self.epoch})
+            self._save_model({"step": state.step, "epoch": self.epoch}, batch)
         state.evaluated_step = state.step
         self._restart_clock()
         return at_epoch_end
@@ -477,14 +480,13 @@ class Trainer:
         if self.runtime.is_main:
             logger.info(f"model/ did not hold the best weights: it now holds the last ones, of step {state.step}")
 
-    def _save_model(self, note: dict[str, Any]) -> None:
-        weights = self.partition.merge(self.model.state_dict())
-
-        def save() -> None:
-            check_finite(weights, f"step {self.state.step}", remedy="")
-            self.save_model(weights, note)
-
-        self.runtime.on_main(save)
+    def _save_model(self, note: dict[str, Any], batch: Batch | None = None) -> None:
+        """Replace model/. Without a validation set `batch` shows whether the network still gives anything."""
+        weights, where = self.partition.merge(self.model.state_dict()), f"step {self.state.step}"
+        self.runtime.on_main(lambda: check_finite(weights, where, remedy=""))
+        if batch is not None:
+            check_outputs(self.runtime, self.model, batch, self.micro_batch_size, f"{where}, no validation set")
+        self.runtime.on_main(lambda: self.save_model(weights, note))
         self.is_model_lost = False
 
     def _log_epoch(self, result: Evaluation | None) -> None:

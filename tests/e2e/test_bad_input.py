@@ -166,18 +166,25 @@ def test_a_loss_that_is_not_finite_makes_no_update(config: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("extra", "where"),
+    [
+        ([], "validation at step 5): 8 of 8 images"),
+        (["--data.val", "null", "--data.val_fraction", "0"], "step 5, no validation set): an update"),
+    ],
+)
 def test_a_model_is_kept_from_a_network_whose_outputs_are_not_finite(
-    on_pictures: list[str], tmp_path: Path, processes: int
+    on_pictures: list[str], tmp_path: Path, processes: int, extra: list[str], where: str
 ) -> None:
     """The last update of an epoch gives weights of 1e28, which are numbers; its loss was finite."""
-    run, words = tmp_path / "run", [*on_pictures, "--train.global_batch_size", "24"]
+    run, words = tmp_path / "run", [*on_pictures, "--train.global_batch_size", "24", *extra]
     code, _, text = call("train", *words, "--train.epochs", "4")
     assert code == 0, text
     model = {path.name: path.read_bytes() for path in (run / "model").iterdir()}
     settings = (run / "config.yaml").read_text().replace("\n  lr: 0.01", "\n  lr: 1.0e+30")
     (run / "config.yaml").write_text(settings)
     outcome = call("train", *words, "--train.epochs", "5", "--optimizer.lr", "1e30", processes=processes)
-    assert_refused(outcome, 6, "outputs are not finite", "validation at step 5): 8 of 8 images", "step-00000004")
+    assert_refused(outcome, 6, "outputs are not finite", where, "step-00000004")
     assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == model
     assert_all_is_json(run)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,14 @@ def test_an_error_line_is_short_and_keeps_its_remedy(part: str) -> None:
     line = str(UsageError(**parts, remedy="set --train.epochs 3"))
     assert len(line) <= LONGEST_LINE + (200 if part == "where" else 0)  # a long path may make it longer
     assert line.endswith("; set --train.epochs 3")
+
+
+def test_another_remedy_leaves_the_rest_of_the_line_as_it_is() -> None:
+    error = DataError("a network's outputs are not finite", where="step 12", why="a fault of 40 letters, or of 41")
+    error.set_remedy("lower optimizer.lr or warm up " * 5)
+    assert str(error).startswith("a network's outputs are not finite (step 12): a fault of 40 letters, or of 41; lower")
+    error.set_remedy("wait")
+    assert str(pickle.loads(pickle.dumps(error))) == f"{str(error).partition(';')[0]}; wait"
 
 
 def test_an_error_line_is_one_printable_line() -> None:
