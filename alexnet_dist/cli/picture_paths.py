@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +74,14 @@ def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
     return fnmatch.fnmatchcase(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
 
 
+def _read_list_file(name: str) -> bytes:
+    """A file, or a pipe of the shell's; a device need not end."""
+    with open(name, "rb") as file:
+        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is a device")
+        return file.read()
+
+
 def read_list(name: str) -> list[str]:
     """The paths that a file has on its lines; empty lines are passed over.
 
@@ -80,7 +90,7 @@ def read_list(name: str) -> list[str]:
     """
     where = "standard input" if name == STANDARD_INPUT else name
     try:
-        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
+        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else _read_list_file(name)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             where, why, near = describe_missing(name)

@@ -26,6 +26,7 @@ from alexnet_dist.parallel.partition import name_tensors
 from alexnet_dist.training.checkpoint import load_weights
 
 TORCHVISION = "torchvision"
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")  # as other programs call them
 # Of AlexNet_Weights.IMAGENET1K_V1. Its name holds the first 8 digits, which is all that torch.hub would compare.
 TORCHVISION_SHA256 = "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"
 TORCHVISION_MAX_BYTES = 250_000_000
@@ -65,7 +66,13 @@ def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
     if path.is_file():
         found = read_weights_file(path)
         return Pretrained(name, found.tensors, hash_file(path), notes=tuple(found.notes))
-    folder = find_model_folder(path)
+    try:
+        folder = find_model_folder(path)
+    except CheckpointError as error:
+        files = sorted(file.name for file in path.glob("*") if file.suffix in WEIGHTS_SUFFIXES)
+        if files:  # a folder of another program's
+            error.set_remedy(f"name the file of weights in it: --model.pretrained {path / files[0]}")
+        raise
     return Pretrained(name, read_model_weights(folder), hash_file(weights_file(folder)), read_card(folder))
 
 

@@ -14,8 +14,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from alexnet_dist.base.durable import disk_errors_named, read_csv, tidy_folder, write_csv, write_file, write_json
-from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.base.durable import (
+    disk_errors_named,
+    format_json,
+    read_csv,
+    tidy_folder,
+    write_csv,
+    write_file,
+    write_json,
+)
+from alexnet_dist.base.errors import CheckpointError, DivergedError, MachineError, UsageError
 from alexnet_dist.base.machine import settle_home
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import LogFormatter
@@ -208,13 +216,22 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not facts:
         copy = read_marker(folder).get("facts")
         path, facts = folder / MARKER, copy if isinstance(copy, dict) else {}
-    for key, is_right in _FORMS.items():
-        if facts.get(key) is not None and not is_right(facts[key]):
-            why = f"{key} is {str(facts[key])[:40]!r}"
+    for key, value in facts.items():
+        if value is not None and not (_FORMS.get(key, _is_json)(value)):
+            why = f"{key} is {str(value)[:40]!r}"
             has_copy = path.name == RUN and isinstance(read_marker(folder).get("facts"), dict)
             remedy = f"remove {RUN}: the run has a copy" if has_copy else "put it back, or start afresh with --new"
             raise CheckpointError("a file of this run is damaged", where=str(path), why=why, remedy=remedy)
     return dict(facts)
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value of run.json that no later start believes can be written again: JSON has no infinity."""
+    try:
+        format_json(value, RUN)
+    except DivergedError:
+        return False
+    return True
 
 
 def _is_data(value: Any) -> bool:

@@ -68,11 +68,13 @@ def list_images(sets: Mapping[str, SampleIndex | None], root: Path) -> Images:
 
 
 def write_image_list(folder: Path, images: Images) -> None:
-    """Replace the run folder's list.
+    """Replace the run folder's list; a run without image files has none.
 
     Raises:
         MachineError: the disk is full or the folder cannot be written.
     """
+    if not images:
+        return
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(_HEADER)

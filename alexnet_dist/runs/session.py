@@ -76,7 +76,7 @@ from alexnet_dist.runs.folder import (
     write_summary,
 )
 from alexnet_dist.runs.held_out import write_held_out
-from alexnet_dist.runs.image_list import Changes, list_images, read_image_list, write_image_list
+from alexnet_dist.runs.image_list import IMAGES, Changes, list_images, write_image_list
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.targets import check_output_dir
@@ -492,9 +492,9 @@ class Session:
         }
         if self.splits.is_held_out and self.splits.val is not None:
             facts["held_out"] = write_held_out(self.folder, self.splits.val, self._data_root())
-        images = list_images(name_sets(self.splits), self._data_root())
-        if images and images != read_image_list(self.folder):
-            write_image_list(self.folder, images)
+        is_listed = self._images_before.get("fingerprint") == self.splits.fingerprint
+        if not (is_listed and (self.folder / IMAGES).is_file()):
+            write_image_list(self.folder, list_images(name_sets(self.splits), self._data_root()))
         values = update_run_json(self.folder, facts, start)
         store_settings(self.folder, self.config)  # after the record of what is new in them
         return values

@@ -22,6 +22,7 @@ from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.cli.train import train
 from alexnet_dist.base.durable import MANIFEST, hash_file
 from alexnet_dist.base.errors import AlexNetDistError, UsageError
+from alexnet_dist.training import checkpoint as checkpoint_module
 from alexnet_dist.training.checkpoint import list_checkpoints
 from alexnet_dist.tracking.trackers import read_rows
 
@@ -287,6 +288,18 @@ def test_damaged_checkpoints_do_not_count(copy: Path) -> None:
     assert list_steps(copy) == [6, 5]  # 6 is damaged: 5 is all that there is, and it stays
     assert go_on(copy, LONGER | every) == ""
     assert list_steps(copy) == [8]
+
+
+def test_a_retention_that_counts_damaged_ones_is_noticed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prune(folder: Path, newest: Path, keep: int, verdicts: dict[Path, bool]) -> None:
+        for path in list_checkpoints(folder)[keep:]:
+            shutil.rmtree(path)
+
+    monkeypatch.setattr(checkpoint_module, "prune_checkpoints", prune)
+    flip_a_bit(copy / "checkpoints" / "step-00000006" / "weights.safetensors")
+    every = {"checkpoint__every_steps": 1, "checkpoint__keep": 1}
+    assert go_on(copy, LONGER | every | {"train__max_steps": 5}) == ""
+    assert list_steps(copy) == [6]  # nothing is left to go on from
 
 
 def test_a_finished_run_holds_as_many_as_are_to_be_kept(copy: Path) -> None:

@@ -86,6 +86,11 @@ def test_a_list_that_names_nothing_is_refused(album: Path, content: bytes | None
         find_pictures(["b.jpg"], "list.txt")
 
 
+def test_a_device_is_no_list() -> None:
+    with pytest.raises(DataError, match="it is a device"):
+        find_pictures([], "/dev/full")
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [

@@ -85,6 +85,12 @@ def test_weights_that_do_not_fit_are_refused(change: dict[str, object], parts: l
     assert all(part in line for part in ["weights.pth", *parts])
 
 
+def test_a_folder_of_another_program_is_answered_with_its_file(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    line = refused(lambda: read_pretrained(str(tmp_path), tmp_path), CheckpointError)
+    assert line.endswith(f"; name the file of weights in it: --model.pretrained {tmp_path / 'pytorch_model.bin'}")
+
+
 def test_gray_weights_do_not_fit_colour() -> None:
     line = refused(lambda: take(tiny(), tiny(in_channels=1).state_dict()), CheckpointError)
     assert "features.0.weight is (8, 1, 11, 11) there and (8, 3, 11, 11) here" in line

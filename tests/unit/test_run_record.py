@@ -112,6 +112,7 @@ HOSTILE = {
     "starts": [3, ["x"], {}],
     "pretrained": ["x"],
     "run_id": ["../x"],
+    "best": [float("inf")],
 }
 
 

@@ -85,6 +85,10 @@ FILES: dict[str, tuple[Any, list[str]]] = {
         {"state_dict": OTHERS, "state_dict_ema": THEIRS, "arch": "alexnet", "args": argparse.Namespace(ema=True)},
         ["read from state_dict_ema in the file, not from state_dict"],
     ),
+    "basicsr": (
+        {"params": OTHERS, "params_ema": THEIRS},
+        ["read from params_ema in the file, not from params"],
+    ),
     "compiled": (begin(THEIRS, "_orig_mod."), ["names lose _orig_mod."]),
     "compiled, distributed": (begin(THEIRS, "_orig_mod.module."), ["names lose _orig_mod. and module."]),
     "distributed": (begin(THEIRS, "module."), ["names lose module."]),
