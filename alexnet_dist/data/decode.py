@@ -195,7 +195,7 @@ def decode_image(
         if window is not None and orientation not in _UPRIGHT and image.mode in ("L", "RGB"):
             # Pillow holds a pixel in four bytes: the less of them are turned into three, the better.
             x, y, width, height = map(int, window)
-            return _convert_upright(image.crop((x, y, x + width, y + height)), image.format, orientation, channels)
+            return _convert_upright(image, image.format, orientation, channels, (x, y, x + width, y + height))
         upright = _convert_upright(image, image.format, orientation, channels)
         return upright if window is None else np.ascontiguousarray(cut_window(upright, window))
 
@@ -441,7 +441,13 @@ def _read_xmp_orientation(image: Image.Image) -> int:
     return int(found[1]) if found else 1
 
 
-def _convert_upright(image: Image.Image, kind: str | None, orientation: int, channels: int) -> Pixels:
+def _convert_upright(
+    image: Image.Image,
+    kind: str | None,
+    orientation: int,
+    channels: int,
+    box: tuple[int, int, int, int] | None = None,
+) -> Pixels:
     """The loaded pixels as uint8 (H, W, channels), upright, C-contiguous and writable.
 
     A large picture goes strip by strip: the copies on the way are as large as a strip.
@@ -451,18 +457,21 @@ def _convert_upright(image: Image.Image, kind: str | None, orientation: int, cha
         kind: its format.
         orientation: as EXIF counts it.
         channels: 3 or 1.
+        box: left, top, right and bottom of the part that is wanted, as stored; None = all.
     """
     image.info.pop("transparency", None)  # alpha is dropped; Pillow would try to carry it over
-    width, height = image.size
+    left, above, right, below = box or (0, 0, *image.size)
+    width, height = right - left, below - above
     if orientation not in _UPRIGHT and width * height <= _STRIP_PIXELS:
-        return _convert_pixels(image, kind, channels)
+        return _convert_pixels(image if box is None else image.crop(box), kind, channels)
     sides = (width, height) if orientation in _TRANSPOSED else (height, width)
     upright = np.empty((*sides, channels), np.uint8)
     stored = _UPRIGHT[_BACK.get(orientation, orientation)](upright) if orientation in _UPRIGHT else upright
     step = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, step):
         bottom = min(top + step, height)
-        strip = image if bottom - top == height else image.crop((0, top, width, bottom))
+        is_all = (width, bottom - top) == image.size
+        strip = image if is_all else image.crop((left, above + top, right, above + bottom))
         stored[top:bottom] = _convert_pixels(strip, kind, channels)
     return upright
 
