@@ -16,6 +16,7 @@ import pytest
 from images import BadImage, GoodImage, bad_images, encode, good_images, make_picture, png_by_hand
 from PIL import Image, ImageFile
 
+from alexnet_dist.data import decode
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma, decode_image, read_header
 
 GOOD = good_images()
@@ -64,10 +65,14 @@ def test_one_channel_is_the_luma_of_three(image: GoodImage) -> None:
     assert np.array_equal(gray, convert_to_luma(rgb))
 
 
+@pytest.mark.parametrize("strip_pixels", [2**20, 100], ids=["at once", "in strips"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("image", GOOD, ids=by_name)
-def test_a_window_is_a_part_of_the_whole(image: GoodImage, channels: int) -> None:
+def test_a_window_is_a_part_of_the_whole(
+    image: GoodImage, channels: int, strip_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = decode_image(image.data, channels)
+    monkeypatch.setattr(decode, "_STRIP_PIXELS", strip_pixels)
     height, width = whole.shape[:2]
     x, y = width // 3, height // 4
     part = decode_image(image.data, channels, size=(width, height), window=(x, y, width - 2 * x, height - y))
