@@ -23,18 +23,21 @@ class AlexNetDistError(Exception):
         where: the file, line, key or command it concerns.
         why: the reason.
         remedy: what to do about it.
+        is_local: the other processes of the run do not know of it, so this one must say it.
 
     The parts may hold names and values from anywhere, of any length: the line is made printable and is cut here.
     """
 
     exit_code = 1
-    is_local = False  # True: the other processes of the run do not know of it, so this one must say it
+    is_local = False  # see the arguments
     is_shared = False  # True: every process has it, and the first one says it
     is_said = False  # True: another process says it
 
-    def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", why: str = "", remedy: str = "", is_local: bool = False) -> None:
         self.parts = (what, where, why, remedy)
         super().__init__(_join_parts(*self.parts))
+        if is_local:
+            self.is_local = True
 
     def set_remedy(self, remedy: str) -> None:
         """Give another remedy, where more is known than at the place of the fault."""

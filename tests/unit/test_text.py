@@ -130,6 +130,13 @@ def test_another_remedy_leaves_the_rest_of_the_line_as_it_is() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == f"{str(error).partition(';')[0]}; wait"
 
 
+@pytest.mark.parametrize("is_local", [False, True])
+def test_an_error_of_one_process_is_known_as_such_wherever_it_travels(is_local: bool) -> None:
+    error = pickle.loads(pickle.dumps(DataError("damaged image cache", is_local=is_local)))
+    assert error.is_local == is_local
+    assert not DataError.is_local
+
+
 def test_an_error_line_is_one_printable_line() -> None:
     line = str(DataError("unreadable image", where=f"\x1b[2J/{LATIN}\u2028", why="a\nb", remedy="remove '\u202egpj'"))
     assert line == r"unreadable image (\x1b[2J/caf\udce9\u2028): a b; remove '\u202egpj'"

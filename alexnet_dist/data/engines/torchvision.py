@@ -281,9 +281,7 @@ def _take_patiently(loader: DataLoader[RowFacts], root: Path, num_rows: int) -> 
         if not patience.reason:
             raise
         what, remedy = f"no pictures for {patience.limit} s", "see to the process or its disk, then start again"
-        late = MachineError(what, why=patience.reason, remedy=remedy)
-        late.is_local = True
-        raise late from error
+        raise MachineError(what, why=patience.reason, remedy=remedy, is_local=True) from error
 
 
 def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
@@ -311,6 +309,5 @@ def _leave_as_it_is(facts: RowFacts) -> RowFacts:
 
 
 def _no_memory(what: str, why: str) -> MachineError:
-    error = MachineError(what, why=why, remedy="most likely memory, threads or /dev/shm ran out: lower --data.workers")
-    error.is_local = True
-    return error
+    remedy = "most likely memory, threads or /dev/shm ran out: lower --data.workers"
+    return MachineError(what, why=why, remedy=remedy, is_local=True)

@@ -78,13 +78,12 @@ def allow_open_files(num_files: int) -> None:
     if needed > soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or needed <= hard):
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     elif needed > soft != resource.RLIM_INFINITY:
-        error = MachineError(
+        raise MachineError(
             "too few files may be open",
             why=f"ulimit -n is {soft}, decoding processes need {needed}",
             remedy="raise it, as with ulimit -n 4096, or set --data.workers 0",
+            is_local=True,
         )
-        error.is_local = True
-        raise error
 
 
 def start_worker_server() -> None:

@@ -138,24 +138,22 @@ def _check_whole() -> None:
     present = [name for name in TORCH_NAMES[:3] if os.environ.get(name)]
     missing = [name for name in needed if not os.environ.get(name)]
     if present and missing:
-        error = MachineError(
+        raise MachineError(
             "the launcher's environment is incomplete",
             why=f"{', '.join(present)} set, {', '.join(missing)} not",
             remedy="start with accelerate launch, or unset them",
+            is_local="WORLD_SIZE" in missing,  # there may be no rank 0 to say it
         )
-        error.is_local = "WORLD_SIZE" in missing  # there may be no rank 0 to say it
-        raise error
 
 
 def _check_order() -> None:
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
         most = _read_number(size, 1) - (size == "LOCAL_WORLD_SIZE" or rank == "RANK")
         if size in os.environ and _read_number(rank, 0) > most:
-            error = MachineError(
+            raise MachineError(
                 f"{rank} is {os.environ[rank]} and {size} is {os.environ[size]}",
                 where="environment",
                 why=f"{rank} is at most {most} then",
                 remedy="start with accelerate launch, or unset them",
+                is_local=rank == "RANK",  # there may be no rank 0 to say it
             )
-            error.is_local = rank == "RANK"  # there may be no rank 0 to say it
-            raise error

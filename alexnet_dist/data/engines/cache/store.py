@@ -265,9 +265,9 @@ def _read_sums(layout: Layout) -> list[str]:
     return sums
 
 
-def name_damage(path: Path, why: str) -> DataError:
+def name_damage(path: Path, why: str, is_local: bool = False) -> DataError:
     """The error for a file of a cache that cannot be used."""
-    return DataError("damaged image cache", where=str(path), why=why, remedy=REMEDY)
+    return DataError("damaged image cache", where=str(path), why=why, remedy=REMEDY, is_local=is_local)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -323,9 +323,9 @@ class Store:
             is_good, checked = hashlib.sha256(pixels.data).hexdigest() == footer.sha256, list(ids)
         if not is_good:
             path = layout.index.paths[sample_id]
-            damage = name_damage(layout.chunk_path(number), f"the pixels of {path} are not those that were written")
-            damage.is_local = True  # the other processes may have read it well, or not at all
-            raise damage
+            why = f"the pixels of {path} are not those that were written"
+            # The other processes may have read it well, or not at all.
+            raise name_damage(layout.chunk_path(number), why, is_local=True)
         self.is_checked[checked] = True
 
 

@@ -167,9 +167,8 @@ def _distrust_files(feeder: Feeder, broken: PipelineBrokenError, pool: ThreadPoo
         remedy = "lower data.prefetch or train.global_batch_size"
         raise MemoryExhaustedError("out of memory in DALI", why=why, remedy=remedy)
     if not file_ids:
-        failed = MachineError("DALI cannot make a batch", why=why, remedy="set data.engine: torchvision")
-        failed.is_local = True
-        raise failed
+        remedy = "set data.engine: torchvision"
+        raise MachineError("DALI cannot make a batch", why=why, remedy=remedy, is_local=True)
     feeder.distrusted.update(feeder.find_unreadable(file_ids, pool) or file_ids)
 
 
