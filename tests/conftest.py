@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 
 import psutil
 import pytest
@@ -40,10 +42,9 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files_of_its_own() -> Iterator[None]:
     """Processes that a test kills cannot remove theirs. Not below pytest's folder: a socket's path must be short."""
-    with (
-        tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    folder = tempfile.mkdtemp(prefix="alexnet-")
+    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)  # after multiprocessing's own, at -100
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
         yield

@@ -110,6 +110,39 @@ def test_whoever_leaves_at_once_takes_temporary_files_along(tmp_path: Path, end:
     assert len(list((tmp_path / "t").iterdir())) == num_left
 
 
+INHERITING = """
+import multiprocessing, os, sys
+from multiprocessing import util
+from alexnet_dist.base.ending import leave
+
+def end_here():
+    leave(3)
+
+folder = util.get_temp_dir()
+if sys.argv[1] == "fork":
+    child = os.fork()
+    if child == 0:
+        leave(3)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+else:
+    child = multiprocessing.get_context("fork").Process(target=end_here)
+    child.start()
+    child.join()
+    code = child.exitcode
+is_there = os.path.isdir(folder)
+print(code, is_there, file=sys.stderr, flush=True)
+leave(0)
+"""
+
+
+@pytest.mark.parametrize("way", ["fork", "multiprocessing"])
+def test_a_child_that_leaves_at_once_keeps_the_folder_of_its_parent(tmp_path: Path, way: str) -> None:
+    process = start(tmp_path, "-c", INHERITING, way)
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (0, "3 True\n")
+    assert list((tmp_path / "t").iterdir()) == []  # the parent's own end removes it
+
+
 def test_a_repeated_signal_is_the_same_signal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
