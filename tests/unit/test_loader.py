@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -407,6 +408,52 @@ def test_a_slow_use_of_pictures_is_no_wait_for_them(monkeypatch: pytest.MonkeyPa
         with watch.waiting():
             time.sleep(0.2)
         assert (watch.reason, ended) == ("x", ["x", "x"])  # what could not be ended is tried again
+
+
+def test_many_short_waits_are_no_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread looks at the watch while one waits, nearly always: of a run whose disk is slow, but alive."""
+    monkeypatch.setattr(patience, "TURN_SECONDS", 0.02)
+    watch = patience.Patience(0, lambda: "x", lambda: True)
+    watch.limit = 20
+    with watch.counting():
+        for _ in range(150):  # 75 turns or more
+            with watch.waiting():
+                time.sleep(0.01)
+        assert watch.reason == ""
+        with watch.waiting():
+            time.sleep(1)
+        assert str(watch.explain()) == "no pictures for 20 s: x; see to the process or its disk, then start again"
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, EOFError, ConnectionResetError])
+def test_a_wait_that_was_ended_is_named_however_the_loader_meets_it(
+    index: SampleIndex, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(patience, "LIMIT_SECONDS", 2)
+    monkeypatch.setattr(patience, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(torchvision_engine, "DataLoader", lambda *_, **__: Hanging(kind))
+    with pytest.raises(MachineError, match=r"no pictures for 2 s: worker 4194304 is gone") as error:
+        list(iterate_pixel_batches(make_source(index), 0, 5, 1))
+    assert error.value.is_local
+
+
+class Hanging:
+    """A DataLoader that waits for its worker until that is killed."""
+
+    pid = 2**22
+
+    def __init__(self, kind: type[Exception]) -> None:
+        self.kind, self._workers, self.killed = kind, [self], threading.Event()
+
+    def __iter__(self) -> Hanging:
+        return self
+
+    def __next__(self) -> None:
+        assert self.killed.wait(20)
+        raise self.kind("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def kill(self) -> None:
+        self.killed.set()
 
 
 def test_what_a_worker_reads_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.text import escape_text
 
 logger = logging.getLogger("alexnet_dist")
@@ -23,7 +24,7 @@ TURN_SECONDS = 1.0
 
 
 class Patience:
-    """Counts the seconds of a wait, says so now and then, and ends it at a limit.
+    """Counts the seconds of each wait by itself, says so now and then, and ends it at a limit.
 
     A thread counts: a process that is suspended as a whole does not count.
 
@@ -37,7 +38,7 @@ class Patience:
         self.limit = int(LIMIT_SECONDS + LIMIT_SECONDS_PER_IMAGE * num_images)
         self.reason = ""  # why the wait was ended; empty as long as it was not
         self._describe, self._give_up = describe, give_up
-        self._is_waiting = False
+        self._is_waiting, self._turn = False, 0  # which wait it is: many short ones are no long one
         self._stop = threading.Event()
 
     @contextmanager
@@ -52,16 +53,22 @@ class Patience:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """This block waits."""
+        self._turn += 1
         self._is_waiting = True
         try:
             yield
         finally:
             self._is_waiting = False
 
+    def explain(self, is_local: bool = False) -> MachineError:
+        """The error for a wait that was ended."""
+        what, remedy = f"no pictures for {self.limit} s", "see to the process or its disk, then start again"
+        return MachineError(what, why=self.reason, remedy=remedy, is_local=is_local)
+
     def _count(self) -> None:
-        seconds = 0
+        seconds, turn = 0, 0
         while not self._stop.wait(TURN_SECONDS):
-            seconds = seconds + 1 if self._is_waiting else 0
+            seconds, turn = (seconds + 1 if self._is_waiting and turn == self._turn else 0), self._turn
             if seconds and seconds % NOTE_SECONDS == 0:
                 _say(f"waiting for pictures since {seconds} s ({self._describe()})")
             if seconds >= self.limit:

@@ -277,11 +277,10 @@ def _take_patiently(loader: DataLoader[RowFacts], root: Path, num_rows: int) -> 
                     return
                 num_taken += 1
                 yield facts
-    except RuntimeError as error:
+    except (RuntimeError, EOFError, ConnectionError) as error:  # whichever DataLoader meets first after the kill
         if not patience.reason:
             raise
-        what, remedy = f"no pictures for {patience.limit} s", "see to the process or its disk, then start again"
-        raise MachineError(what, why=patience.reason, remedy=remedy, is_local=True) from error
+        raise patience.explain(is_local=True) from error
 
 
 def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:

@@ -303,8 +303,7 @@ def _run_jobs(jobs: Iterator[_Job], workers: int) -> Iterator[Footer]:
                 yield done.result()
     except BrokenProcessPool as error:
         if patience.reason:
-            remedy = "see to the process or its disk, then start again"
-            raise MachineError(f"no pictures for {patience.limit} s", why=patience.reason, remedy=remedy) from error
+            raise patience.explain() from error
         remedy = "most likely memory ran out: lower --data.workers"
         raise MachineError("a decoding process was killed", why=str(error).splitlines()[0], remedy=remedy) from error
     finally:
