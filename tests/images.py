@@ -137,19 +137,32 @@ def _oriented() -> list[GoodImage]:
     xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:li tiff:Orientation="6"/></x:xmpmeta>'
     spaced = b"<x:xmpmeta><rdf:li tiff:Orientation = ' 6 '/></x:xmpmeta>"
     png = encode(turned, format="PNG", exif=exif_block(6))
-    profile = PngInfo()  # as ImageMagick keeps EXIF
-    profile.add_text("Raw profile type exif", f"\nexif\n{len(exif_block(6)):8}\n{exif_block(6).hex()}\n", zip=True)
+    profile, packed_profile, packet = PngInfo(), PngInfo(), PngInfo()
+    raw_exif = f"\nexif\n{len(exif_block(6)):8}\n{exif_block(6).hex()}\n"  # as ImageMagick keeps EXIF
+    profile.add_text("Raw profile type exif", raw_exif)
+    packed_profile.add_text("Raw profile type exif", raw_exif, zip=True)
+    word = PngInfo()  # Pillow keeps a text of this name where it keeps what the header says
+    word.add_text("interlace", "1")
+    packet.add_itxt("XML:com.adobe.xmp", xmp[29:])
+    with_profile, with_packed, with_packet = (
+        encode(turned, format="PNG", pnginfo=info) for info in (profile, packed_profile, packet)
+    )
+    with_word = encode(upright, format="PNG", pnginfo=word)
     return [
         *images,
         GoodImage("xmp-spaced.jpg", add_segment(encode(turned, **JPEG), 0xE1, xmp[:29] + spaced), rgb, JPEG_TOLERANCE),
         GoodImage("xmp-spaced.tiff", encode(turned, format="TIFF", tiffinfo={700: spaced}), rgb),
         GoodImage("xmp-6-tag-6.tiff", encode(turned, format="TIFF", tiffinfo={700: spaced, 0x0112: 6}), rgb),
-        GoodImage("raw-profile.png", encode(turned, format="PNG", pnginfo=profile), rgb),
+        GoodImage("raw-profile.png", with_packed, rgb),
         GoodImage("xmp-6.jpg", add_segment(encode(turned, **JPEG), 0xE1, xmp), rgb, JPEG_TOLERANCE),
         GoodImage("xmp-6-exif-1.jpg", add_segment(images[0].data, 0xE1, xmp), rgb, JPEG_TOLERANCE),
         GoodImage("xmp-6.webp", encode(turned, format="WEBP", lossless=True, xmp=xmp[29:]), rgb),
         GoodImage("xmp-6.tiff", encode(turned, format="TIFF", tiffinfo={700: xmp[29:]}), rgb),
         GoodImage("exif-after-idat.png", move_to_end(png, b"eXIf"), rgb),
+        GoodImage("xmp-after-idat.png", move_to_end(with_packet, b"iTXt"), rgb),
+        GoodImage("raw-profile-after-idat.png", move_to_end(with_packed, b"zTXt"), rgb),
+        GoodImage("raw-text-after-idat.png", move_to_end(with_profile, b"tEXt"), rgb),
+        GoodImage("interlace-after-idat.png", move_to_end(with_word, b"tEXt"), rgb),
         GoodImage(
             "exif-motorola.jpg", encode(turned, **JPEG, exif=exif_block(6, big_endian=True)), rgb, JPEG_TOLERANCE
         ),
@@ -267,6 +280,9 @@ def bad_images() -> list[BadImage]:
     jpeg = encode(image, **JPEG)
     png = encode(image, format="PNG", compress_level=0)
     scanline = png.index(b"IDAT") + 40
+    text = PngInfo()
+    text.add_text("a", "b", zip=True)
+    with_text = encode(image, format="PNG", pnginfo=text)
     floats = Image.fromarray(np.zeros((4, 4), np.float32))
     integers = Image.fromarray(np.full((4, 4), 70_000, np.int32))
     return [
@@ -278,6 +294,9 @@ def bad_images() -> list[BadImage]:
         BadImage("drawing.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "^not an image"),
         BadImage("damaged-header.jpg", jpeg[:3] + b"\0" * 200, "^damaged JPEG header"),
         BadImage("damaged-data.png", png[:scanline] + b"\xff" * 60 + png[scanline + 60 :], "damaged", True),
+        BadImage(
+            "damaged-text-behind.png", move_to_end(with_text.replace(b"a\0\0", b"a\0\1"), b"zTXt"), "damaged", True
+        ),
         BadImage("float.tiff", encode(floats, format="TIFF"), "floating-point", True),
         BadImage("integer.tiff", encode(integers, format="TIFF"), "32-bit integer", True),
         BadImage("flat.png", png_by_hand(0, 10, 8, 2, b""), "damaged|no pixels"),

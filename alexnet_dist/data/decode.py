@@ -68,6 +68,7 @@ _FORMATS_WITH_16_BIT_I = frozenset({"PNG", "PPM"})  # their 16-bit gray opens as
 _PILLOW_MODULES = re.compile(r"PIL\.")
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([1-8])""")
 _RAW_EXIF = ("Raw profile type exif", "Raw profile type APP1")  # texts of a PNG in which ImageMagick keeps EXIF
+_ORIENTATION_KEYS = ("exif", *_RAW_EXIF, "xmp", "XML:com.adobe.xmp")  # of `Image.info`
 _REASON_LENGTH = 160
 _PNG_DEPTH_OFFSET = 24  # of the bits per sample, which Pillow's mode does not tell: it opens 16-bit colour as RGB
 _PREFIX_LENGTH = 30  # what Pillow's plugins look at to recognise their format
@@ -318,16 +319,23 @@ def _open_image(stream: BinaryIO, max_pixels: int) -> tuple[ImageFile.ImageFile,
 
 
 def _read_form(image: ImageFile.ImageFile, stream: BinaryIO) -> Form:
-    """How the file is made; an EXIF block that Pillow has not seen is put where the others are."""
+    """How the file is made; what a PNG says behind its pixels is put where Pillow keeps what it says before them."""
     if image.format in _JPEG_FORMATS:
         return read_head(stream)
     if image.format != "PNG":
         return None
     position = stream.tell()  # Pillow goes on from there
     chunks = read_chunks(stream)
+    parser = PngImagePlugin.PngStream(stream)  # the picture's own would count the texts twice against its limit
+    try:
+        for kind, start, length in chunks.late:
+            stream.seek(start)
+            parser.call(kind, start, length)
+    except (SyntaxError, ValueError):  # decoding says it
+        chunks = chunks._replace(is_strict=False)
+    # A text of another name could replace what the header says of the pixels.
+    image.info.update({key: parser.im_info[key] for key in _ORIENTATION_KEYS if key in parser.im_info})
     stream.seek(position)
-    if chunks.exif:
-        image.info["exif"] = chunks.exif
     return chunks
 
 

@@ -1,4 +1,4 @@
-"""What a PNG is made of: whether its chunks are well formed up to the last byte, and where its EXIF block lies."""
+"""What a PNG is made of: whether its chunks are well formed up to the last byte, and what stands behind the pixels."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from typing import BinaryIO, NamedTuple
 
 _SIGNATURE_BYTES, _LONGEST = 8, 2**31 - 1
 _KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # the chunks that a decoder may not pass over
+_OF_ORIENTATION = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # EXIF, or a text that holds XMP or EXIF
 
 
 class Chunks(NamedTuple):
     """The chunks of a PNG."""
 
     is_strict: bool  # every parser walks them to the end, and finds nothing that it must not pass over
-    exif: bytes  # Pillow looks for it before the pixels alone
+    late: list[tuple[bytes, int, int]]  # what may tell the orientation behind the pixels: kind, first byte, length
 
 
 def read_chunks(stream: BinaryIO) -> Chunks:
     """Walk the chunks of a PNG; the pixels are stepped over."""
     size = stream.seek(0, io.SEEK_END)
     kinds: list[bytes] = []
-    exif, position, is_whole = b"", _SIGNATURE_BYTES, True
+    late: list[tuple[bytes, int, int]] = []
+    position, is_whole, has_pixels = _SIGNATURE_BYTES, True, False
     while position < size and is_whole and kinds[-1:] != [b"IEND"]:
         stream.seek(position)
         head = stream.read(8)
-        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        length, kind, start = int.from_bytes(head[:4], "big"), head[4:], position + 8
         position += 12 + length
         is_whole = kind.isalpha() and length <= _LONGEST and position <= size
-        if kind == b"eXIf" and is_whole:
-            exif = stream.read(length)
+        has_pixels = has_pixels or kind == b"IDAT"
+        if has_pixels and kind in _OF_ORIENTATION and is_whole:
+            late.append((kind, start, length))
         kinds.append(kind)
-    return Chunks(is_whole and position == size and not exif and _is_in_order(kinds), exif)
+    return Chunks(is_whole and position == size and b"eXIf" not in kinds and _is_in_order(kinds), late)
 
 
 def _is_in_order(kinds: list[bytes]) -> bool:

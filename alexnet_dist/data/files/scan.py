@@ -23,7 +23,7 @@ from alexnet_dist.data.sources.folders import FoundFile
 
 logger = logging.getLogger("alexnet_dist")
 
-_CACHE_TITLE = "alexnet_dist header scan 4"  # the number changes when the meaning of a line does
+_CACHE_TITLE = "alexnet_dist header scan 5"  # the number changes when the meaning of a line does
 _FILES_PER_TASK = 64
 _BAR_DELAY_SECONDS = 2.0
 # Reading headers waits for the disk or the network more than it computes.
