@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,24 @@ def test_where_no_picture_is_there_the_remedy_is_the_folder(root: Path, policy: 
     assert "the first is 'old/a.jpg'; set data.root, or data.image_dir" in line
     write(root, "path,label", [*rows_of("pl"), "x.jpg,cat"])  # one that is not there is a bad file
     assert len(split(root, on_bad_file="skip", val_fraction=0).train) == len(PICTURES)
+
+
+def test_where_no_picture_is_there_a_link_to_itself_is_no_folder(root: Path) -> None:
+    (root / "loop").symlink_to("loop")
+    assert "set --data.image_dir photos" in refused(
+        lambda: read(root, "path,label", [f"7{row}" for row in rows_of("pl")])
+    )
+
+
+def test_where_no_picture_is_there_the_root_may_be_closed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be entered, but not listed."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    listed = read_manifest(root, write(root, "path,label", [f"7{row}" for row in rows_of("pl")]))
+    assert all(picture.reason for picture in listed)
 
 
 def test_a_split_column_selects_rows(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,7 +58,7 @@ def list_class_folders(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
             visible = [entry for entry in entries if not _is_stray(entry.name)]
-        names = sorted(entry.name for entry in visible if _is_folder(entry) and not _leads_upwards(entry))
+        names = sorted(entry.name for entry in visible if is_folder(entry) and not _leads_upwards(entry))
     except OSError as error:
         raise _listing_error(error, root) from error
     refuse_other_layouts(root, names, [entry.name for entry in visible])
@@ -165,6 +165,7 @@ class Walk:
     def __init__(self, folder: str, prefix: str) -> None:
         self.files: list[FoundFile] = []
         self.places = array("Q")  # device and number of each file, one after the other: a name is not a file
+        self.has_links = False  # whether a file has another name, or is one
         self.folders: dict[Place, str] = {}  # that were read, by where they lie on the disk
         self.links: list[str] = []  # to folders, passed over since these are read already or hold the link
         self.strays: list[str] = []
@@ -189,7 +190,7 @@ class Walk:
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if _is_folder(entry):
+                    if is_folder(entry):
                         below = (entry.path, f"{prefix}{entry.name}/")
                         if _is_stray(entry.name):
                             self.strays.append(prefix + entry.name)
@@ -216,12 +217,21 @@ class Walk:
         if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             self.files.append(FoundFile(path, status.st_size, status.st_mtime_ns))
             self.places.extend((status.st_dev, status.st_ino))
+            self.has_links |= status.st_nlink > 1 or entry.is_symlink()
 
 
 def folder_place(folder: str) -> Place:
     """Where a folder lies on the disk, whatever path leads to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _list_holders(folder: str) -> set[Place]:
@@ -234,7 +244,7 @@ def _list_holders(folder: str) -> set[Place]:
 def _find_no_classes(root: Path) -> tuple[list[str], list[str]]:
     """Folders beside those of the classes that are none: hidden ones and the system's, and links to what holds them."""
     with os.scandir(root) as entries:
-        folders = sorted((entry for entry in entries if _is_folder(entry)), key=lambda entry: entry.name)
+        folders = sorted((entry for entry in entries if is_folder(entry)), key=lambda entry: entry.name)
     strays = [entry.name for entry in folders if _is_stray(entry.name)]
     return strays, [entry.name for entry in folders if entry.name not in strays and _leads_upwards(entry)]
 
@@ -279,7 +289,12 @@ def _refuse_shared_folders(root: Path, folders: Sequence[str], walks: Sequence[W
 
 
 def _describe_shared_pictures(walks: Sequence[Walk]) -> list[str]:
-    """A line on files that two classes have, through links of files: one of the labels is wrong."""
+    """A line on files that two classes have, through links of files: one of the labels is wrong.
+
+    A folder that is mounted at two places is not found: its files have no links.
+    """
+    if not any(walk.has_links for walk in walks):
+        return []  # sorting a million places takes half a second
     together = b"".join(walk.places.tobytes() for walk in walks)
     places = np.frombuffer(together, np.uint64).reshape(-1, 2)  # (N, 2)
     label = np.repeat(np.arange(len(walks)), [len(walk.files) for walk in walks])  # (N,)
@@ -297,13 +312,6 @@ def _describe_shared_pictures(walks: Sequence[Walk]) -> list[str]:
 
 def _is_stray(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _leads_upwards(entry: os.DirEntry[str]) -> bool:

@@ -15,6 +15,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from alexnet_dist.base.durable import parse_json
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.base.text import quote_word
-from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, FoundFile
+from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, FoundFile, is_folder
 from alexnet_dist.data.sources.manifest_table import ColumnNames, Row, names_columns, no_label_error, read_table
 
 logger = logging.getLogger("alexnet_dist")
@@ -156,7 +157,10 @@ def refuse_other_root(manifest: Path, pictures: Sequence[Listed]) -> None:
 
 def _suggest_place(root: Path, manifest: Path, path: str, form: ListForm) -> None:
     """Where none of the pictures is found: refuse with the settings that find the first one, if there are any."""
-    folders = [form.image_dir, *sorted(entry.name for entry in os.scandir(root) if entry.is_dir())]
+    below: list[str] = []
+    with suppress(OSError), os.scandir(root) as entries:  # a folder that may be entered, but not listed
+        below = sorted(entry.name for entry in entries if is_folder(entry))
+    folders = [form.image_dir, *below]
     suffixes = dict.fromkeys([form.image_suffix, *IMAGE_EXTENSIONS, *map(str.upper, IMAGE_EXTENSIONS)])
     for folder in folders:
         for suffix in suffixes:
