@@ -143,11 +143,8 @@ class Plan:
         return find_unfit(self.sizes, self.augmentation)
 
     @cached_property
-    def _known_sizes(self) -> IntArray:
-        """(N, 2) as `sizes`, but with a square as large as the crop in the place of what does not fit."""
-        sizes = self.sizes.astype(np.int64)
-        sizes[list(self.unfit)] = self.augmentation.crop_size
-        return sizes
+    def _unfit_ids(self) -> IntArray:
+        return np.array([*self.unfit], np.int64)
 
     def check_fits(self, sample_id: int) -> None:
         """Refuse an image that the recipe cannot be carried out on.
@@ -185,7 +182,9 @@ class Plan:
 
     def _draw(self, ids: IntArray, epoch: int) -> StepPlan:
         recipe = self.augmentation
-        sizes = self._known_sizes[np.maximum(ids, 0)]  # (B, 2)
+        known = np.maximum(ids, 0)  # (B,) filling too has a size
+        sizes = self.sizes[known].astype(np.int64)  # (B, 2)
+        sizes[np.isin(known, self._unfit_ids)] = recipe.crop_size
         crop_draws = draw_uniforms(self.seed, CROP, epoch, ids, 2 * RESIZED_CROP_TRIES + 2)
         target = np.full((len(ids), 2), recipe.crop_size)
         if recipe.crop == "random_resized":
@@ -229,21 +228,24 @@ def find_unfit(sizes: Array, recipe: Augmentation) -> dict[int, str]:
         number: "smaller than the crop of {}: {} x {} after augment.resize".format(recipe.crop_size, *resized[number])
         for number in np.flatnonzero(too_small).tolist()
     }
-    return dict(sorted((describe_enlarged(sizes, recipe.resize) | small).items()))
+    return dict(sorted((describe_enlarged(resized, recipe.resize) | small).items()))
 
 
-def describe_enlarged(sizes: Array, resize: int | tuple[int, int] | None) -> dict[int, str]:
+def describe_enlarged(resized: IntArray, resize: int | tuple[int, int] | None) -> dict[int, str]:
     """What to say of the images that `find_enlarged` finds, by their numbers."""
-    resized = resize_shapes(sizes.astype(np.int64), resize)
     return {
         number: "it would become too large: {} x {} after augment.resize".format(*resized[number])
-        for number in np.flatnonzero(find_enlarged(sizes, resize)).tolist()
+        for number in np.flatnonzero(find_enlarged(resized, resize)).tolist()
     }
 
 
-def find_enlarged(sizes: Array, resize: int | tuple[int, int] | None) -> npt.NDArray[np.bool_]:
-    """(N,) which images become too large when they are resized: a line of one pixel's height may have millions."""
-    resized = resize_shapes(sizes.astype(np.int64), resize)
+def find_enlarged(resized: IntArray, resize: int | tuple[int, int] | None) -> npt.NDArray[np.bool_]:
+    """(N,) which images become too large when they are resized: a line of one pixel's height may have millions.
+
+    Args:
+        resized: (N, 2) as `resize_shapes` gives them, 64 bits each.
+        resize: `augment.resize`.
+    """
     return np.asarray((resized.prod(axis=1) > DEFAULT_MAX_PIXELS) & (resize is not None))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torchvision.transforms import v2
 
 from alexnet_dist.base.errors import DataError
+from alexnet_dist.data import plan as data_plan
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import CROP, FLIP, draw_uniforms, shuffle_order
 from alexnet_dist.data.plan import (
@@ -323,6 +325,24 @@ def test_images_that_do_not_fit_can_be_skipped_and_change_nothing_for_the_others
     for sample, fits in enumerate([True, False, True, False, True]):
         with contextlib.nullcontext() if fits else pytest.raises(UnreadableImageError, match="smaller than the crop"):
             plan.check_fits(sample)
+
+
+def test_filling_is_drawn_though_the_first_image_does_not_fit() -> None:
+    sizes = np.array([[30, 31], [100, 90], [64, 64]])
+    recipe = Augmentation(crop_size=60, resize=None, crop="random")
+    rows = Plan(sizes, recipe, 5, seed=7, shuffle=False, skips_unfit=True).at(0)
+    assert rows.ids.tolist() == [0, 1, 2, -1, -1]
+    assert rows.windows[:, 2:].tolist() == [[60, 60], [100, 90], [64, 64], [60, 60], [60, 60]]
+
+
+def test_a_plan_holds_the_sizes_once_also_where_it_travels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    resize_all = data_plan.resize_shapes
+    monkeypatch.setattr(data_plan, "resize_shapes", lambda *words: calls.append(len(words[0])) or resize_all(*words))
+    plan = make_plan(sizes=make_sizes(20_000).astype(np.int32))
+    assert plan.at(0).windows.dtype == np.int64
+    assert calls.count(20_000) == 1
+    assert len(pickle.dumps(plan)) < 1.1 * plan.sizes.nbytes
 
 
 def test_a_line_of_pixels_is_not_blown_up() -> None:

@@ -37,7 +37,7 @@ from alexnet_dist.data.engines.workers import (
     worker_context,
 )
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
-from alexnet_dist.data.plan import describe_enlarged
+from alexnet_dist.data.plan import describe_enlarged, resize_shapes
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -183,9 +183,15 @@ def _is_current(layout: Layout, footer: Footer, changes: IntArray) -> bool:
     ids = layout.chunk_ids(footer.number)
     if changes[ids.start : ids.stop].max() > footer.newest_ns:
         return False
-    enlarged = describe_enlarged(layout.index.sizes[ids.start : ids.stop], layout.resize)  # bad, and can be decoded
+    enlarged = _describe_enlarged(layout, ids)  # bad, and can be decoded
     bad = [ids[position] for position, _ in footer.bad_files if position not in enlarged]
     return not any(_can_be_decoded(layout, sample_id) for sample_id in bad)
+
+
+def _describe_enlarged(layout: Layout, ids: range) -> dict[int, str]:
+    """Why images of a chunk are too large to be kept, by their positions in it."""
+    own = layout.index.sizes[ids.start : ids.stop].astype(np.int64)
+    return describe_enlarged(resize_shapes(own, layout.resize), layout.resize)
 
 
 def _can_be_decoded(layout: Layout, sample_id: int) -> bool:
@@ -274,8 +280,15 @@ def _plan_job(layout: Layout, number: int, changes: IntArray) -> _Job:
     index = dataclasses.replace(layout.index.subset(np.arange(ids.start, ids.stop)), bad_files=(), classes=())
     footer = Footer(layout.fingerprint, number, int(changes[ids.start : ids.stop].max()), "")
     sizes = layout.sizes[ids.start : ids.stop]
-    enlarged = describe_enlarged(index.sizes, layout.resize)
-    return _Job(index, sizes, enlarged, layout.channels, layout.max_pixels, layout.chunk_path(number), footer)
+    return _Job(
+        index,
+        sizes,
+        _describe_enlarged(layout, ids),
+        layout.channels,
+        layout.max_pixels,
+        layout.chunk_path(number),
+        footer,
+    )
 
 
 def _run_jobs(jobs: Iterator[_Job], workers: int) -> Iterator[Footer]:

@@ -135,7 +135,7 @@ def lay_out(cache_dir: Path, index: SampleIndex, resize: Resize, channels: int, 
     """
     own = index.sizes.astype(np.int64)
     sizes = resize_shapes(own, resize)
-    is_enlarged = find_enlarged(own, resize)
+    is_enlarged = find_enlarged(sizes, resize)
     if (own.prod(axis=1) <= sizes.prod(axis=1))[~is_enlarged].all():
         resize, sizes = None, own
     else:
