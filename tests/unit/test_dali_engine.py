@@ -465,6 +465,18 @@ def test_a_jpeg_that_was_cut_before_its_end_mark_is_left_out_and_gray_by_nature_
         assert sorted(index.paths[number] for number in judged) == ["cat/3.jpg", "cat/gray.jpg", "dog/gray.png"]
 
 
+@pytest.mark.parametrize("name", ["both sides", "random resized"])
+def test_a_cut_jpeg_is_left_out_of_steps_that_were_under_way(tmp_path: Path, name: str) -> None:
+    """Of the regions that this seed draws the first ends in the gray, and the second does not."""
+    make_index(tmp_path, SIZES[:2])
+    path = tmp_path / "train" / "cat" / "0.jpg"
+    path.write_bytes(path.read_bytes()[:-150] + b"\xff\xd9")
+    loader = make_loader(scan(tmp_path), RESIZED[name], global_batch_size=4, seed=3, prefetch=3, workers=3)
+    ours, theirs = make_both(loader, 0, 12)  # the file is in every step
+    check_equal(ours, theirs, LARGEST, MEAN)
+    assert [bad.path for batch in ours for bad in batch.bad_files] == [str(path)] * 12
+
+
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
 @pytest.mark.parametrize("broken", [(0,), (2,), (7,), (0, 1, 2), (3, 4)])
 def test_no_step_is_lost_or_made_twice(

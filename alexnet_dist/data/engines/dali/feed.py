@@ -75,13 +75,13 @@ class Feeder:
     Args:
         loader: plan, index and normalisation.
         distrusted: ids that DALI is not asked to decode any more.
-        checked: ids that the reference has judged, as their last pixel is gray.
+        checked: what the reference said of ids whose last pixel is gray: a reason, or "" where it reads them.
         since_ns: files that changed after this time are not given to DALI either.
     """
 
     loader: Loader
     distrusted: set[int] = field(default_factory=set)
-    checked: set[int] = field(default_factory=set)
+    checked: dict[int, str] = field(default_factory=dict)
     since_ns: int = field(default_factory=time.time_ns)
 
     def prepare(self, step: int) -> Feed:
@@ -138,13 +138,14 @@ class Feeder:
         views = self.loader.plan.augmentation.views
         rows = np.flatnonzero(feed.mask[::views]) * views  # (n,)
         ids, is_kept = feed.rows.ids[rows], np.ones(len(rows), np.bool_)
-        is_gray = (last_pixels == _FILL).all(axis=1) & np.isin(ids, feed.file_ids)
-        suspects = [sample_id for sample_id in ids[is_gray].tolist() if sample_id not in self.checked]
-        if not suspects:
+        is_file = np.isin(ids, feed.file_ids)
+        suspects = ids[is_file & (last_pixels == _FILL).all(axis=1)].tolist()
+        new = [sample_id for sample_id in suspects if sample_id not in self.checked]
+        self.checked.update(zip(new, pool.map(self._judge, new), strict=True))
+        # Steps that were under way when a file was found to be cut have it too, whatever their windows show.
+        cut = {sample_id: self.checked[sample_id] for sample_id in ids[is_file].tolist() if self.checked.get(sample_id)}
+        if not cut:
             return feed, is_kept
-        judged = zip(suspects, pool.map(self._judge, suspects), strict=True)
-        cut = {sample_id: reason for sample_id, reason in judged if reason}
-        self.checked.update(suspects)
         self.distrusted.update(cut)
         is_kept &= ~np.isin(ids, [*cut])
         mask = feed.mask & ~np.isin(feed.rows.ids, [*cut])
