@@ -29,6 +29,7 @@ from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.train import train
 from alexnet_dist.data.engines.batch_pixels import jitter_batch
+from alexnet_dist.data.engines.cache import device as cache_device
 from alexnet_dist.data.engines.cache import engine as cache_engine
 from alexnet_dist.data.engines.cache import store as cache_store
 from alexnet_dist.data.engines.cache.build import build_store
@@ -235,6 +236,39 @@ def test_a_set_that_lies_on_the_device_gives_the_references_batches(
     made = make_all(loader, partial(make_from_resident, upload(store, loader)))
     for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
+
+
+def test_chunks_are_checked_at_once_and_each_by_one_thread(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = cached(make_loader(index, tmp_path, Augmentation(24, (33, 33))))
+    layout, check = find_layout(loader), cache_store.Store._check
+    assert layout.num_chunks > 2
+    monkeypatch.setattr(cache_device, "available_cores", lambda: 2)
+    firsts = [layout.chunk_ids(number).start for number in (0, 1)]
+    together, threads = threading.Barrier(2), [set[int]() for _ in range(layout.num_chunks)]
+
+    def watch(store: Any, sample_id: int) -> None:
+        if sample_id in firsts:
+            together.wait(10)
+        threads[store.chunk_of[sample_id]].add(threading.get_ident())
+        check(store, sample_id)
+
+    monkeypatch.setattr(cache_store.Store, "_check", watch)
+    store = open_store(layout)
+    upload(store, loader)
+    assert store.is_checked.all()
+    assert [len(some) for some in threads] == [1] * layout.num_chunks
+
+
+def test_a_flipped_bit_does_not_reach_the_device(index: SampleIndex, tmp_path: Path) -> None:
+    loader = cached(make_loader(index, tmp_path, Augmentation(24, (33, 33))))
+    path = find_layout(loader).chunk_path(1)
+    data = bytearray(path.read_bytes())
+    data[99] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"{path.name}.*are not those that were written"):
+        upload(open_store(find_layout(loader)), loader)
 
 
 @pytest.mark.parametrize("operation", [BRIGHTNESS, CONTRAST, SATURATION, HUE])

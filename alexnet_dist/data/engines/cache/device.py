@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alexnet_dist.base.machine import available_cores
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.engines.batch_pixels import Crops, cut_crops, jitter_batch, locate_crops, resize_batch
 from alexnet_dist.data.engines.cache.store import Mask, Store, load_picture
@@ -59,16 +60,26 @@ def is_final(store: Store, loader: Loader) -> bool:
 
 
 def upload(store: Store, loader: Loader) -> Resident:
-    """Copy a set to the device."""
+    """Copy a set to the device, each chunk once its images are checked.
+
+    Raises:
+        DataError: the pixels of an image are not those that were written.
+    """
     layout, counts = store.layout, [len(chunk) for chunk in store.chunks]
     firsts = np.cumsum([0, *counts])
     pixels = torch.empty(int(firsts[-1]), dtype=torch.uint8, device=loader.device)
-    for sample_id in range(len(store.chunk_of)):
+    with ThreadPoolExecutor(available_cores(), "cache-checks") as pool:
+        checks = pool.map(partial(_check_chunk, store), range(layout.num_chunks))
+        for chunk, first, _ in zip(store.chunks, firsts.tolist(), checks, strict=False):
+            pixels[first : first + len(chunk)] = chunk.to(loader.device)
+    return Resident(pixels, layout.offsets + firsts[store.chunk_of], layout.sizes, is_final(store, loader))
+
+
+def _check_chunk(store: Store, number: int) -> None:
+    """Hold the images of a chunk against their checksums, which lets other threads run meanwhile."""
+    for sample_id in store.layout.chunk_ids(number):
         if sample_id not in store.bad_files:
             store.load(sample_id)  # which checks it
-    for chunk, first in zip(store.chunks, firsts.tolist(), strict=False):
-        pixels[first : first + len(chunk)] = chunk.to(loader.device)
-    return Resident(pixels, layout.offsets + firsts[store.chunk_of], layout.sizes, is_final(store, loader))
 
 
 def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
