@@ -367,6 +367,21 @@ def test_no_pickle_is_opened_unchecked(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.usefixtures("cifar")
+def test_a_pickle_that_is_exchanged_after_the_check_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is checked again is a copy: the error names the file."""
+    path, keep = tmp_path / "data" / CIFAR10.base_folder / "data_batch_3", array_sets.keep_arrays
+
+    def exchange(*words: Any) -> Any:
+        _flip_a_bit(path)
+        return keep(*words)
+
+    monkeypatch.setattr(array_sets, "keep_arrays", exchange)
+    assert refused(lambda: index(tmp_path, "cifar10")).startswith(f"damaged file ({path}): its md5 is ")
+
+
 GOOD = make_part(20, (SIDE, SIDE), 0)
 
 
@@ -650,12 +665,12 @@ def test_pickles_that_are_exchanged_after_the_check_are_not_opened(
     write_cifar10(tmp_path / "data", monkeypatch)
     read, opened = array_sets._read_batches, []
 
-    def exchange_and_read(folder: Path, part: str) -> Any:
+    def exchange_and_read(folder: Path, *words: Any) -> Any:
         opened.append(folder)
         for path in (tmp_path / "data" / CIFAR10.base_folder).iterdir():
             path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
         assert folder.stat().st_mode & 0o77 == 0
-        return read(folder, part)
+        return read(folder, *words)
 
     monkeypatch.setattr(array_sets, "_read_batches", exchange_and_read)
     assert len(index(tmp_path, "cifar10")) == 100

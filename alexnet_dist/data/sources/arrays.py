@@ -258,26 +258,25 @@ def _read_archive(archive: Path, part: str, place: Path) -> tuple[Array, Array, 
         with _scratch_folder(place) as scratch:
             with disk_errors_named(scratch, CACHE_SETTING):
                 extract_archive(str(archive), str(scratch))
-            return _read_batches(scratch / CIFAR10.base_folder, part)
+            return _read_batches(scratch / CIFAR10.base_folder, part, archive)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise _damage_error(archive, str(error)) from error
 
 
 def _read_folder(folder: Path, part: str, place: Path) -> tuple[Array, Array, Array]:
-    """Read a folder of batch files by way of a copy that only its user can change: what was checked is what is opened.
+    """Read a folder of batch files by way of a copy that only its user can change: what is checked is what is opened.
 
     The files are pickles, and others may be able to exchange them between the check and the reading.
     """
     with _scratch_folder(place) as scratch:
-        for name, md5 in _list_batches(*PARTS):
+        for name, _ in _list_batches(*PARTS):
             try:
                 data = (folder / name).read_bytes()
             except OSError as error:
                 raise _unreadable_error(folder / name, error) from error
-            _compare_md5(folder / name, hashlib.md5(data, usedforsecurity=False).hexdigest(), md5)
             with disk_errors_named(scratch, CACHE_SETTING):
                 (scratch / name).write_bytes(data)
-        return _read_batches(scratch, part)
+        return _read_batches(scratch, part, folder)
 
 
 @contextlib.contextmanager
@@ -294,14 +293,20 @@ def _scratch_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read_batches(folder: Path, part: str) -> tuple[Array, Array, Array]:
-    """Read with torchvision, which asks for the files of both parts. They are pickles: none is opened unchecked."""
+def _read_batches(folder: Path, part: str, origin: Path) -> tuple[Array, Array, Array]:
+    """Read with torchvision, which asks for the files of both parts. They are pickles: none is opened unchecked.
+
+    Args:
+        folder: where they lie.
+        part: train or test.
+        origin: what they were copied from; named in errors.
+    """
     for name, md5 in _list_batches(*PARTS):
-        _check_md5(folder / name, md5)
+        _check_md5(folder / name, md5, origin / name)
     try:
         batches = _BatchFiles(folder, train=part == "train")
     except (OSError, RuntimeError) as error:
-        raise _damage_error(folder, str(error)) from error
+        raise _damage_error(origin, str(error)) from error
     return batches.data, np.array(batches.targets, dtype=np.uint8), np.array(batches.classes)
 
 
@@ -315,13 +320,11 @@ def _hash_file(path: Path) -> str:
         raise _unreadable_error(path, error) from error
 
 
-def _check_md5(path: Path, md5: str) -> None:
-    _compare_md5(path, _hash_file(path), md5)
-
-
-def _compare_md5(path: Path, found: str, md5: str) -> None:
+def _check_md5(path: Path, md5: str, origin: Path | None = None) -> None:
+    """Refuse a file, or a copy of `origin`, that has another md5."""
+    found = _hash_file(path)
     if found != md5:
-        raise _damage_error(path, f"its md5 is {found}, not {md5}")
+        raise _damage_error(origin or path, f"its md5 is {found}, not {md5}")
 
 
 def _unreadable_error(path: Path, error: OSError) -> DataError:
