@@ -133,7 +133,8 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             # Newer versions of Pillow swap `size` themselves, older ones do not: take the stored sides.
             width, height = int(image.tag_v2[_WIDTH_TAG]), int(image.tag_v2[_HEIGHT_TAG])
-            orientation = image.getexif().get(_ORIENTATION_TAG, _read_hidden_orientation(image))
+            exif = image.getexif()
+            orientation = exif[_ORIENTATION_TAG] if _ORIENTATION_TAG in exif else _read_xmp_orientation(image)
         else:
             width, height = image.size
             orientation = _read_orientation(image)
@@ -215,6 +216,8 @@ def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
         UnreadableImageError: a file that cannot be decoded, or pixels without an 8-bit value.
     """
     _silence_pillow()
+    if 0 in image.size:
+        raise UnreadableImageError(_describe_no_pixels(image.size))
     try:
         is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
         hidden = _read_hidden_orientation(image) if is_tiff else 1
@@ -352,9 +355,13 @@ def _read_webp_size(prefix: bytes) -> tuple[int, int]:
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise UnreadableImageError(f"no pixels ({width}x{height})")
+        raise UnreadableImageError(_describe_no_pixels(size))
     if width * height > max_pixels:
         raise UnreadableImageError(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
+
+
+def _describe_no_pixels(size: tuple[int, int]) -> str:
+    return "no pixels ({}x{})".format(*size)
 
 
 def _check_memory(image: ImageFile.ImageFile, form: Form, max_pixels: int) -> None:

@@ -111,11 +111,11 @@ def _take_pixels(pixels: npt.NDArray[np.uint8] | Tensor) -> Image.Image:
         str(pixels.dtype) not in ("uint8", "torch.uint8")
         or len(shape) not in (2, 3)
         or channels not in ((), (1,), (3,), (4,))
+        or 0 in shape
     ):
         kind, dtype = type(pixels).__name__, str(pixels.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"the pixels of a picture must be uint8 {axes} of 1, 3 or 4 channels, or (H, W); got {kind} {dtype} {shape}"
-        )
+        wanted = f"uint8 {axes} of 1, 3 or 4 channels, or (H, W), and not empty"
+        raise TypeError(f"the pixels of a picture must be {wanted}; got {kind} {dtype} {shape}")
     planes = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
     if isinstance(pixels, Tensor) and channels:
         planes = np.moveaxis(planes, 0, -1)  # (H, W, C)

@@ -182,6 +182,8 @@ def test_pixels_and_open_files_mean_what_their_picture_means(tmp_path: Path, cha
         (torch.zeros(3, 80, 80, dtype=torch.bfloat16), ["got Tensor bfloat16"]),
         (torch.zeros(80, 80, 3, dtype=torch.uint8), ["uint8 (80, 80, 3)"]),
         (np.zeros(80, np.uint8), ["uint8 (80,)"]),
+        (np.zeros((0, 0), np.uint8), ["not empty", "uint8 (0, 0)"]),
+        (torch.zeros(3, 80, 0, dtype=torch.uint8), ["not empty", "uint8 (3, 80, 0)"]),
         (io.StringIO("text"), ['opened with "rb"', "str"]),
     ],
 )
@@ -189,6 +191,11 @@ def test_what_is_no_picture_is_named(picture: Any, parts: list[str]) -> None:
     with pytest.raises(TypeError) as error:
         make_model().preprocess(picture)
     assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(UnreadableImageError, match=r"^no pixels \(0x9\)"):
+        make_model().preprocess(Image.new("RGB", (0, 9)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
