@@ -278,7 +278,7 @@ def _is_strict(segments: Sequence[Segment]) -> bool:
         _is_usual_frame(frames[0].body, has_jfif)
         and _has_tables(segments, frames[0], scan)
         and all(len(segment.body) == 2 for segment in segments if segment.marker == _DRI)
-        and all(is_whole_exif(segment.body[6:]) for segment in segments if _holds_exif(segment))
+        and all(_is_whole_exif(segment.body[6:]) for segment in segments if _holds_exif(segment))
         and len(scan) == 4 + 2 * scan[0]
         and (scan[0] == frames[0].body[5] or frames[0].marker == _PROGRESSIVE)
     )
@@ -340,7 +340,7 @@ def _holds_exif(segment: Segment) -> bool:
     return segment.marker == _APP1 and segment.body.startswith(b"Exif")
 
 
-def is_whole_exif(block: bytes) -> bool:
+def _is_whole_exif(block: bytes) -> bool:
     """Whether an EXIF block, from its byte order on, has a first directory, and all of it."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:

@@ -22,19 +22,8 @@ _PATH_NAMES = frozenset(
 )
 _LABEL_NAMES = frozenset(
     [
-        *(
-            "label",
-            "labels",
-            "labelname",
-            "labelid",
-            "class",
-            "classes",
-            "classname",
-            "classid",
-            "category",
-            "categoryname",
-        ),
-        *("categoryname", "categoryid", "target", "targetname", "y", "species", "breed"),
+        *("label", "labels", "labelname", "labelid", "class", "classes", "classname", "classid"),
+        *("category", "categoryname", "categoryid", "target", "targetname", "y", "species", "breed"),
     ]
 )
 _SPLIT_NAMES = frozenset(("split", "set", "subset", "partition", "part", "phase", "fold", "dataset"))
