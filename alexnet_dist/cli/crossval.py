@@ -153,23 +153,25 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
     check_classes_fill_folds(sets[0], len(runs))
     results = [read_result(run) for run in runs]
     for run, result in zip(runs, results, strict=True):
-        _check_fold(run, sets)
+        _check_fold(run, sets, is_finished=result is not None)
         if result is not None:
             print(f"fold {result.fold} of {len(runs)} is finished: top-1 {result.top1:.2%}", flush=True)
     return results
 
 
-def _check_fold(run: Config, sets: Sets) -> None:
+def _check_fold(run: Config, sets: Sets, is_finished: bool) -> None:
     """Refuse to put a fold that was trained, or begun, into a table with folds of other settings or other images."""
     from alexnet_dist.assembly.sets import cut_splits
-    from alexnet_dist.runs.folder import compare_settings, read_run
+    from alexnet_dist.runs.changed_images import read_images_before
+    from alexnet_dist.runs.folder import compare_settings
     from alexnet_dist.training.checkpoint import list_checkpoints
 
     folder = Path(str(run.output_dir))
-    compare_settings(folder, run, is_whole=True)
-    if not list_checkpoints(folder / "checkpoints"):
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    if not checkpoints and not is_finished:
         return
-    before = (read_run(folder).get("data") or {}).get("fingerprint")
+    compare_settings(folder, run, is_whole=True)
+    before = read_images_before(folder, checkpoints[0] if checkpoints else None)["fingerprint"]
     if before != cut_splits(sets, run.data, run.seed).fingerprint:
         why = "names, sizes or classes of files differ"
         remedy = "restore them or use --new"
@@ -183,7 +185,7 @@ def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest
     if runtime.is_main:
         print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
     with _folds_alike(), contextlib.closing(Session(run, new=False, runtime=runtime.renew(), stop=stop)) as session:
-        run_session(session, resume_from=None)
+        run_session(session)
     del session
     gc.collect()  # the parts of a run refer to one another; the next fold needs the device's memory
 

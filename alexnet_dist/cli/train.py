@@ -71,9 +71,9 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.session import Session
 
-    with lost_peers_named(), contextlib.closing(Session(config, new)) as session:
+    with lost_peers_named(), contextlib.closing(Session(config, new, resume_from)) as session:
         ended_at = session.find_end()
-        summary = run_session(session, resume_from)
+        summary = run_session(session)
     if config.log.plots and session.runtime.is_main:
         from alexnet_dist.runs.plots import draw_after_training
 
@@ -96,13 +96,12 @@ def _check_start(folder: Path, resume_from: str) -> None:
         raise UsageError("this checkpoint goes away", where=resume_from, why=why, remedy="use another --output_dir")
 
 
-def run_session(session: Session, resume_from: str | None) -> dict[str, Any]:
+def run_session(session: Session) -> dict[str, Any]:
     """Resume or start, train, evaluate on the test set, write the summary."""
     from alexnet_dist.runs.announce import announce, say_goodbye
 
-    checkpoint = session.find_checkpoint(resume_from)
-    trainer = session.build_trainer(checkpoint)
-    announce(session, trainer, checkpoint)
+    trainer = session.build_trainer()
+    announce(session, trainer)
     session.stop.listen()  # from here on there is something to save
     with _status_written(session, trainer):
         trainer.train()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +18,14 @@ logger = logging.getLogger("alexnet_dist")
 MOST_CLASSES = 10  # in the start's lines
 
 
-def announce(session: Session, trainer: Trainer, checkpoint: Path | None) -> None:
+def announce(session: Session, trainer: Trainer) -> None:
     """Say in a few lines what will be trained, on what, and from where."""
     runtime, data, sizes = session.runtime, session.data_facts, session.sizes
     parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if session.config.channels_last else "contiguous"
-    begin = f"resumed from {checkpoint.name}" if checkpoint else "from step 0"
+    begin = f"resumed from {session.checkpoint.name}" if session.checkpoint else "from step 0"
     if session.begins_anew:
-        begin = f"begins from step {trainer.state.step} of another run, {checkpoint}"
+        begin = f"begins from step {trainer.state.step} of another run, {session.checkpoint}"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
     lines = [

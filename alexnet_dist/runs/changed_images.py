@@ -12,9 +12,10 @@ from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.data.engines.cache.build import read_change_times
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.runs.folder import read_reported
+from alexnet_dist.runs.folder import read_reported, read_run
 from alexnet_dist.runs.held_out import place_paths
 from alexnet_dist.runs.image_list import Changes, Images, find_changes, list_images, read_image_list
+from alexnet_dist.training.checkpoint import read_data_fingerprint
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -32,6 +33,20 @@ class Record:
     facts: Mapping[str, Any]
     images: Images
     reported: set[str]
+
+
+def read_images_before(folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    """What a run that goes on says of the images that it began with.
+
+    Args:
+        folder: the run folder.
+        checkpoint: that it goes on from, if any; it is asked where run.json, and the run's copy of it, say nothing.
+
+    Returns:
+        A fingerprint, None where it is not known; and from run.json the counts.
+    """
+    facts = read_run(folder).get("data")
+    return facts or {"fingerprint": read_data_fingerprint(checkpoint) if checkpoint is not None else None}
 
 
 def read_record(folder: Path, facts: Mapping[str, Any], fingerprint: str) -> Record | None:

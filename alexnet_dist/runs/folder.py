@@ -125,9 +125,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> dict[str, tuple[Any, Any]]:
-    """Compare the settings with those the run was started with.
-
-    A run without a checkpoint has nothing to go on from: it takes the new settings.
+    """Compare the settings with those of a run that goes on.
 
     Args:
         folder: the run folder.
@@ -141,8 +139,6 @@ def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> di
         UsageError: a setting differs that may not; the line says which, and both values.
         CheckpointError: what the settings were is not known any more.
     """
-    if not any(map(is_step_name, folder.glob("checkpoints/*"))):
-        return {}
     before, now = flatten(_read_settings(folder)), flatten(config)
     changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
     allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON

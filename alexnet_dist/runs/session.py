@@ -52,6 +52,7 @@ from alexnet_dist.runs.changed_images import (
     describe_images,
     find_newest,
     name_sets,
+    read_images_before,
     read_record,
     settle_images,
     warn_about_newer,
@@ -90,7 +91,6 @@ from alexnet_dist.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
-    read_data_fingerprint,
     read_run_id,
     set_aside_newer,
 )
@@ -110,12 +110,23 @@ class Session:
     Args:
         config: the settings; output_dir must be set.
         new: keep an earlier run under another name and start afresh.
+        resume_from: the checkpoint to go on from; None = the newest intact one.
         runtime: this process among the others, where they have joined before; they then stay together afterwards.
         stop: the signals this process received before; None = none yet.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or another run's, or there are some and none is intact.
+        UsageError: a setting differs that may not.
+        DataError: missing or other images.
     """
 
     def __init__(
-        self, config: Config, new: bool, runtime: Runtime | None = None, stop: StopRequest | None = None
+        self,
+        config: Config,
+        new: bool,
+        resume_from: str | None = None,
+        runtime: Runtime | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.stop = stop or StopRequest()
         self.folder = Path(config.output_dir or "run")
@@ -130,7 +141,9 @@ class Session:
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
         self.run_id: str | None = None  # known in the main process alone, which reads and writes run.json
-        self.changed = self.runtime.on_main(lambda: self._open(new))
+        self._goes_back = resume_from is not None
+        self.checkpoint, self.begins_anew, self.changed = self.runtime.on_main(lambda: self._open(new, resume_from))
+        self._images_before = self.runtime.on_main(self._read_data_facts)
         self.splits, self.image_changes = self._keep_images(self._find_images())
         self.sizes = self._settle_sizes()
         self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
@@ -142,7 +155,6 @@ class Session:
         train = config.train
         self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
         self.signal: dict[str, float] | None = None
-        self.begins_anew = self._goes_back = False
         self._test_row: Row = {}
 
     def close(self) -> None:
@@ -151,14 +163,23 @@ class Session:
             self.lock.release()
         self._leave()
 
-    def _open(self, new: bool) -> dict[str, tuple[Any, Any]]:
-        """Take the folder; the settings that differ from those that the run went on with until now."""
+    def _open(self, new: bool, named: str | None) -> tuple[Path | None, bool, dict[str, tuple[Any, Any]]]:
+        """Take the folder and choose what the run goes on from: all that follows asks this one answer.
+
+        Returns:
+            The checkpoint, None for a fresh start; whether it is another run's that this one begins with; and the
+            settings that differ from those that the run went on with until now.
+        """
         check_mirrors(self.config.tracking, self.folder)
         check_output_dir(str(self.folder), self.config.data)
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")
-        self.run_id, self._has_record = read_run_identity(self.folder)
-        return compare_settings(self.folder, self.config)
+        self.run_id, has_record = read_run_identity(self.folder)
+        path, notes, begins_anew = self._choose_checkpoint(named, has_record)
+        for note in notes:
+            logger.warning(note)
+        goes_on = path is not None and not begins_anew
+        return path, begins_anew, compare_settings(self.folder, self.config) if goes_on else {}
 
     def _find_images(self) -> Splits:
         if not self.runtime.is_main:
@@ -173,19 +194,26 @@ class Session:
 
     def _keep_images(self, splits: Splits) -> tuple[Splits, Changes]:
         """The images of the run in the folder, if it goes on, and which of them changed; see `settle_images`."""
-        facts = self.runtime.on_main(self._read_data_facts)
+        facts, changes = self._images_before, Changes()
         record = self.runtime.on_main(lambda: read_record(self.folder, facts, splits.fingerprint))
-        self._images_before = facts
-        if record is None:
-            return splits, Changes()
-        return settle_images(splits, record, self._data_root(), "data.root" in self.changed)
+        if record is not None:
+            splits, changes = settle_images(splits, record, self._data_root(), "data.root" in self.changed)
+        self.runtime.on_main(lambda: warn_about_newer(splits, facts.get("newest_ns")))
+        return splits, changes
 
     def _read_data_facts(self) -> dict[str, Any]:
-        """What run.json, or else the newest checkpoint, says of the images; empty where no run goes on."""
-        checkpoints = list_checkpoints(self.folder / "checkpoints")
-        if not checkpoints:
+        """What is known of the images that the run began with; empty where no run goes on.
+
+        Raises:
+            CheckpointError: nothing is.
+        """
+        if self.checkpoint is None or self.begins_anew:
             return {}
-        return read_run(self.folder).get("data") or {"fingerprint": read_data_fingerprint(checkpoints[0])}
+        facts = read_images_before(self.folder, self.checkpoint)
+        if facts["fingerprint"] is None:
+            what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
+            raise CheckpointError(what, where=str(self.folder), why=NO_COPY, remedy=remedy)
+        return facts
 
     def _find_unfit(self) -> set[BadFile]:
         """The images of all sets that the recipe cannot be carried out on, with full paths.
@@ -229,24 +257,10 @@ class Session:
 
     # -- resume -------------------------------------------------------------------------------------------------------
 
-    def find_checkpoint(self, named: str | None) -> Path | None:
-        """The checkpoint to go on from, None for a fresh start; all processes get the same.
-
-        Raises:
-            CheckpointError: damaged, and none intact or this one named.
-        """
-        path, notes, self.begins_anew = self.runtime.on_main(lambda: self._choose_checkpoint(named))
-        self._goes_back = named is not None
-        for note in notes:
-            logger.warning(note)
-        if path is not None and not self.begins_anew:
-            self.runtime.on_main(partial(self._check_record, path))
-        return path
-
-    def _choose_checkpoint(self, named: str | None) -> tuple[Path | None, list[str], bool]:
+    def _choose_checkpoint(self, named: str | None, has_record: bool) -> tuple[Path | None, list[str], bool]:
         """The checkpoint, lines on those passed over, and whether it is another run's that this one begins with."""
         folder = self.folder / "checkpoints"
-        if self.run_id is None and self._has_record:
+        if self.run_id is None and has_record:
             self.run_id = new_run_id()  # a run of an older version: its checkpoints do not say whose they are
         path, notes = choose_checkpoint(folder, named, self.run_id)
         begins_anew = False
@@ -269,12 +283,6 @@ class Session:
                 "this run has checkpoints of its own", where=str(path), why="this one is of another run", remedy=remedy
             )
         return True
-
-    def _check_record(self, checkpoint: Path) -> None:
-        warn_about_newer(self.splits, self._images_before.get("newest_ns"))
-        if not read_run(self.folder).get("data") and read_data_fingerprint(checkpoint) is None:
-            what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
-            raise CheckpointError(what, where=str(self.folder), why=NO_COPY, remedy=remedy)
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
@@ -299,10 +307,10 @@ class Session:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def build_trainer(self, checkpoint: Path | None) -> Trainer:
+    def build_trainer(self) -> Trainer:
         """Everything that trains, at step 0 or at the checkpoint."""
         config, runtime = self.config, self.runtime
-        loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
+        loaded = load_checkpoint(self.checkpoint) if self.checkpoint is not None else None
         model, partition = self._build_model(fresh=loaded is None)
         if self.engine == "cache":
             self._build_caches()

@@ -210,6 +210,54 @@ def test_a_copy_under_another_name_can_be_named(copy: Path, place: str) -> None:
     assert [row["step"] for row in read_rows(copy / "metrics.jsonl") if row["event"] == "train"] == [2, 4, 6, 8]
 
 
+# -- whether a run goes on --------------------------------------------------------------------------------------------
+
+
+def other_setting(copy: Path) -> dict[str, Any]:
+    return {"optimizer__momentum": 0.5}
+
+
+def other_seed(copy: Path) -> dict[str, Any]:
+    return {"seed": 1}
+
+
+def other_images(copy: Path) -> dict[str, Any]:
+    facts = json.loads((copy / "run.json").read_text())
+    facts["data"]["fingerprint"] = "of other images"
+    (copy / "run.json").write_text(json.dumps(facts))
+    return {}
+
+
+@pytest.mark.parametrize("place", ["checkpoints/abandoned-1/step-00000006", "checkpoints/best", "../backup/step-00000006"])
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        (other_setting, "2 this run was started with other settings"),
+        (other_seed, "2 this run was started with other settings"),
+        (other_images, "3 the images changed since this run began"),
+    ],
+)
+def test_a_run_goes_on_as_it_was_wherever_its_checkpoint_lies(
+    copy: Path, place: str, change: Callable[[Path], dict[str, Any]], refusal: str
+) -> None:
+    (copy / place).parent.mkdir(exist_ok=True)
+    (copy / "checkpoints" / "step-00000006").rename(copy / place)
+    shutil.rmtree(copy / "checkpoints" / "step-00000003")
+    facts = (copy / "run.json").read_bytes()
+    named = "best" if place.endswith("best") else str(copy / place)
+    assert go_on(copy, LONGER | change(copy), named).startswith(refusal)
+    (copy / "run.json").write_bytes(facts)
+    assert go_on(copy, resume_from=named) == ""
+    assert [start["step"] for start in json.loads((copy / "run.json").read_text())["starts"]] == [0, 6]
+
+
+def test_a_run_without_a_checkpoint_takes_new_settings(copy: Path) -> None:
+    for name in ("step-00000003", "step-00000006"):
+        shutil.rmtree(copy / "checkpoints" / name)
+    assert go_on(copy, LENGTH | {"seed": 1, "optimizer__momentum": 0.5}) == ""
+    assert [start["step"] for start in json.loads((copy / "run.json").read_text())["starts"]] == [0, 0]
+
+
 # -- another run's ----------------------------------------------------------------------------------------------------
 
 

@@ -206,6 +206,30 @@ def test_other_images_are_refused(study: Path, tmp_path: Path) -> None:
     assert f"the images changed since this fold was trained ({out / 'fold-2'})" in line
 
 
+def test_a_finished_fold_without_checkpoints_is_still_compared(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    shutil.rmtree(out / "fold-2" / "checkpoints")
+    [(kind, line)] = run_processes(1, describe_refusal, out, {"optimizer__momentum": 0.5})
+    assert kind is UsageError
+    assert "optimizer.momentum was 0.9, is 0.5" in line
+    shutil.rmtree(out / "fold-1")
+    shutil.rmtree(out / "fold-3")
+    [(kind, line)] = run_processes(1, describe_refusal, out, {"optimizer__momentum": 0.5})
+    assert kind is UsageError
+
+
+def test_a_fold_whose_run_json_is_lost_is_compared_with_its_checkpoint(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    (out / "fold-2" / "summary.json").unlink()  # it had begun
+    (out / "fold-2" / "run.json").unlink()
+    marker = out / "fold-2" / ".alexnet_dist"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "facts": {}}))
+    run_processes(1, validate, out, {})
+    assert len(read_table(out)["folds"]) == 3
+
+
 @pytest.mark.parametrize(("key", "value"), [("step", "many"), ("train_seconds", None), ("best_top1", [])])
 def test_a_damaged_fold_is_one_line(study: Path, tmp_path: Path, key: str, value: Any) -> None:
     out = tmp_path / "study"

@@ -323,7 +323,6 @@ def make_config(**values: Any) -> Config:
     ],
 )
 def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str, value: Any) -> None:
-    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     store_settings(tmp_path, make_config())
     assert compare_settings(tmp_path, make_config()) == {}
     changed, before = make_config(**{key: value}), flatten(make_config())[key]
@@ -345,15 +344,9 @@ def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str
     ],
 )
 def test_other_changes_are_refused_with_the_difference(tmp_path: Path, key: str, value: Any) -> None:
-    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     store_settings(tmp_path, make_config())
     with pytest.raises(UsageError, match=rf"{key} was .*, is {value}; .*--new"):
         compare_settings(tmp_path, make_config(**{key: value}))
-
-
-def test_run_without_a_checkpoint_takes_new_settings(tmp_path: Path) -> None:
-    store_settings(tmp_path, make_config())
-    assert compare_settings(tmp_path, make_config(seed=1)) == {}
 
 
 @pytest.fixture
