@@ -36,7 +36,7 @@ ENDINGS = (b"\xff\xd9", b"\x60\x82")  # of a JPEG and of a PNG
 class Inputs(NamedTuple):
     """What DALI gets for n images, n > 0; in pixels where nothing else is said."""
 
-    name: Array  # (n, L) uint8, bytes of a file's name and zeros; only zeros where `pixels` holds the image
+    name: Array  # (n, L) uint8, bytes of a file's name and a zero or more; only zeros where `pixels` holds the image
     is_file: Array  # (n,) bool
     pixels: list[Pixels] | Array  # n times (H, W, C) the window; a black pixel where the image is in a file
     start: Array  # (n, 2) int32 x, y of the window
@@ -206,8 +206,11 @@ def is_whole(name: bytes, byte_size: int, since_ns: int) -> bool:
 
 
 def stack_names(names: list[bytes]) -> Array:
-    """(n, L) uint8: one array where a list would cost DALI's Python side a copy for each of its items."""
-    return np.array(names, dtype=np.bytes_)[:, None].view(np.uint8)
+    """(n, L) uint8: one array where a list would cost DALI's Python side a copy for each of its items.
+
+    A zero ends the longest name too: rows can be written one after the other.
+    """
+    return np.array(names, dtype=f"S{max(map(len, names)) + 1}")[:, None].view(np.uint8)
 
 
 def find_means(loader: Loader, rows: StepPlan) -> npt.NDArray[np.float32]:

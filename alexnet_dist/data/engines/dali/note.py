@@ -2,8 +2,8 @@
 
 DALI decodes in the training process, and a fault in it leaves no one to say which file it had. So the names of the
 files that it is given are written down before, and Python's faulthandler adds its words when the process ends by a
-fault. A note with these words is kept: its files are decoded by the reference from then on. A note that is left without
-them, by a process that was killed, says nothing and goes.
+fault. A note with these words gets a name that stays: its files are decoded by the reference from then on. A note that
+is left without them, by a process that was killed, says nothing and goes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
+from alexnet_dist.base.durable import TEMPORARY, mark_name, tidy_folder
 from alexnet_dist.data.engines.dali.feed import Array
 from alexnet_dist.data.files.scan import hash_place
 from alexnet_dist.data.index import SampleIndex
@@ -26,7 +25,7 @@ from alexnet_dist.data.index import SampleIndex
 logger = logging.getLogger("alexnet_dist")
 
 _FOLDER, _SUFFIX = "dali", ".note"
-_FATAL = b"\nFatal Python error"  # how faulthandler begins
+_FATAL = b"Fatal Python error"  # how faulthandler begins
 _MOST_BYTES = 2**24
 _OPEN: list[BinaryIO] = []  # faulthandler writes to one file: the newest, and after it the one before
 
@@ -37,7 +36,7 @@ def noting(cache_dir: Path, index: SampleIndex) -> Iterator[BinaryIO | None]:
     place = cache_dir / _FOLDER
     try:
         place.mkdir(parents=True, exist_ok=True)
-        path = place / f"{hash_place(index.root)}-{os.getpid()}-{len(_OPEN)}{_SUFFIX}"
+        path = mark_name(place / f"{hash_place(index.root)}{_SUFFIX}", TEMPORARY)
         note = path.open("w+b", buffering=0)
     except OSError as error:
         logger.debug("what DALI is given is not noted (%s): %s", place, error)
@@ -60,10 +59,10 @@ def write_names(note: BinaryIO | None, names: Iterable[Array]) -> None:
 
     Args:
         note: from `noting`.
-        names: (n, L) uint8 for each step, as DALI gets them.
+        names: (n, L) uint8 for each step, as DALI gets them; a zero ends each.
     """
     if note is not None:
-        text = b"".join(np.pad(name, ((0, 0), (0, 1))).tobytes() for name in names)
+        text = b"".join(name.tobytes() for name in names)
         note.seek(0)
         note.truncate()
         note.write(text)
@@ -71,17 +70,9 @@ def write_names(note: BinaryIO | None, names: Iterable[Array]) -> None:
 
 def find_suspects(cache_dir: Path, index: SampleIndex) -> set[int]:
     """The images that DALI had when it ended a process, at any start before this one."""
-    names: set[bytes] = set()
-    for path in (cache_dir / _FOLDER).glob(f"{hash_place(index.root)}-*{_SUFFIX}"):
-        with contextlib.suppress(OSError, ValueError):
-            if _is_running(int(path.stem.split("-")[1])):
-                continue
-            with path.open("rb") as note:
-                text, fatal, _ = note.read(_MOST_BYTES).partition(_FATAL[1:])
-            if fatal:
-                names |= set(text.split(b"\0"))
-            else:
-                path.unlink()
+    place, key = cache_dir / _FOLDER, hash_place(index.root)
+    names = {name for path in list(place.glob(f"{key}[.-]*")) for name in _keep_names(path, key)}
+    tidy_folder(place, of=f"{key}{_SUFFIX}")
     if not names:
         return set()
     root = os.path.join(index.root, "")
@@ -102,11 +93,17 @@ def _hand_back(was_enabled: bool) -> None:
         faulthandler.disable()
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+def _keep_names(path: Path, key: str) -> list[bytes]:
+    """The names in a note that ends in a fault, which is kept, whoever has its writer's process id now; else none."""
+    kept = path
+    if path.suffix != _SUFFIX:
+        kept = path.with_name(f"{key}-{path.stem.rpartition('-')[2]}{_SUFFIX}")
+    for place in (path, kept):  # another process may have renamed it since it was found
+        with contextlib.suppress(OSError):
+            with place.open("rb") as note:
+                text, fatal, _ = note.read(_MOST_BYTES).partition(_FATAL)
+            if fatal and place != kept:
+                with contextlib.suppress(OSError):
+                    os.rename(place, kept)
+            return text.split(b"\0") if fatal else []
+    return []
