@@ -1,4 +1,4 @@
-"""From settings to the parts of a run: here, and for the images in splits.py, fields of a `Config` become arguments."""
+"""From settings to the parts of a run: here, and for the images in sets.py, fields of a `Config` become arguments."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def verify_sets(
 
     Args:
         data: the settings.
-        root: see `splits.find_root`.
+        root: see `sets.find_root`.
         workers: decoding threads.
         again: decode the files that are known to be good, too.
         config: a run's settings: images that its recipe cannot be carried out on are bad for it, too.

@@ -1,7 +1,7 @@
 """HOW a plan is carried out from the image cache: no file is decoded, and memory is passed over as seldom as may be.
 
 On a CPU each row goes from the cache to the network's input in one pass: cut, flip, convert, scale and shift. What
-happens on a GPU is in cache_device.py.
+happens on a GPU is in device.py.
 
 One thread makes batches ahead of the network, on a GPU in a stream beside the network's; with `workers` 0 each is made
 when it is asked for.
@@ -9,6 +9,7 @@ when it is asked for.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -116,6 +117,8 @@ def find_layout(loader: Loader) -> Layout:
 def _open(loader: Loader) -> tuple[Store, Maker]:
     layout = find_layout(loader)
     store = open_store(layout)
+    # Together once, for they are looked up at each step.
+    store = dataclasses.replace(store, bad_files=loader.plan.unfit | store.bad_files)
     return store, partial(make_on_host, store) if loader.device.type == "cpu" else choose_maker(store, loader)
 
 
@@ -129,14 +132,14 @@ def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
 
 
 def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, list[BadFile]]:
-    """(B,) which rows have an image, and the images that could not be decoded when the cache was built."""
-    mask, bad_files = rows.ids >= 0, loader.plan.unfit | store.bad_files
-    if not bad_files:
+    """(B,) which rows have an image, and the images that do not fit or could not be decoded for the cache."""
+    mask = rows.ids >= 0
+    if not store.bad_files:
         return mask, []
-    mask &= ~np.isin(rows.ids, list(bad_files))
+    mask &= ~np.isin(rows.ids, list(store.bad_files))
     index, images = loader.index, rows.ids[:: loader.plan.augmentation.views].tolist()
-    bad_ids = [sample for sample in images if sample in bad_files]
-    return mask, [BadFile(str(index.root / index.paths[sample]), bad_files[sample]) for sample in bad_ids]
+    bad_ids = [sample for sample in images if sample in store.bad_files]
+    return mask, [BadFile(str(index.root / index.paths[sample]), store.bad_files[sample]) for sample in bad_ids]
 
 
 # -- on a CPU: one pass -----------------------------------------------------------------------------------------------

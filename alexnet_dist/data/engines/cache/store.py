@@ -5,7 +5,7 @@ in every epoch, each as uint8 (H, W, C), in the order of the index. KEY stands f
 resize, the channels, the pixel limit, and path, byte size and sides of every image, but not the root: images that move
 keep their cache. Sizes are known before anything is decoded, so the place of every pixel is, too.
 
-The pixels lie in chunks (cache_chunks.py). manifest.json comes last and says that the cache is whole.
+The pixels lie in chunks (chunks.py). manifest.json comes last and says that the cache is whole.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class Store:
     Args:
         layout: where the images lie.
         chunks: uint8 (bytes,) each, mapped into memory.
-        bad_files: reasons, by id, of the images that could not be decoded.
+        bad_files: reasons, by id, of the images that could not be decoded, or do not fit who opened it.
         chunk_of: (N,) the chunk of each image.
         footers: of the chunks.
         is_checked: (N,) images whose pixels were held against their checksum.
