@@ -147,6 +147,7 @@ def _oriented() -> list[GoodImage]:
     with_profile, with_packed, with_packet = (
         encode(turned, format="PNG", pnginfo=info) for info in (profile, packed_profile, packet)
     )
+    with_frames = encode(turned, format="PNG", pnginfo=packet, save_all=True, append_images=[turned.rotate(180)])
     with_word = encode(upright, format="PNG", pnginfo=word)
     return [
         *images,
@@ -160,6 +161,7 @@ def _oriented() -> list[GoodImage]:
         GoodImage("xmp-6.tiff", encode(turned, format="TIFF", tiffinfo={700: xmp[29:]}), rgb),
         GoodImage("exif-after-idat.png", move_to_end(png, b"eXIf"), rgb),
         GoodImage("xmp-after-idat.png", move_to_end(with_packet, b"iTXt"), rgb),
+        GoodImage("xmp-after-frames.png", move_to_end(with_frames, b"iTXt"), rgb),
         GoodImage("raw-profile-after-idat.png", move_to_end(with_packed, b"zTXt"), rgb),
         GoodImage("raw-text-after-idat.png", move_to_end(with_profile, b"tEXt"), rgb),
         GoodImage("interlace-after-idat.png", move_to_end(with_word, b"tEXt"), rgb),

@@ -7,6 +7,7 @@
 - Alpha is dropped: the colour stays as it is stored.
 - Animations and documents of several pages give their first frame.
 - A file that ends too early is an error, never a picture that is half gray, not even where it has an end mark.
+  (Pillow does not tell of a PNG whose packed pixels are whole but for lines that were never put in; these are black.)
 - A picture has a budget of pixels, memory and passes; what goes beyond it is an error before anything is decoded.
 
 The content decides the format, not the file's name.
@@ -25,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -221,7 +222,10 @@ def convert_picture(image: Image.Image, channels: int = 3) -> Pixels:
     try:
         is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
         hidden = _read_hidden_orientation(image) if is_tiff else 1
-        picture = image.copy()  # decodes, and finds an EXIF block behind the pixels
+        picture = image.copy()  # decodes, and finds what stands behind the pixels
+        if isinstance(image, PngImagePlugin.PngImageFile) and image.is_animated:
+            with contextlib.suppress(ValueError):  # the file may be closed by now
+                _read_form(image, cast(BinaryIO, image._fp))  # decoding stops at the second frame
         orientation = image.getexif().get(_ORIENTATION_TAG, hidden) if is_tiff else _read_orientation(image)
         return _convert_upright(picture, image.format, orientation, channels)
     except (UnreadableImageError, MemoryError):
