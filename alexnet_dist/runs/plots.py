@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan, place_model
-from alexnet_dist.base.durable import refuse_link, write_csv
+from alexnet_dist.base.durable import MANIFEST, hash_file, refuse_link, write_csv
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.signals import StopRequest
@@ -108,7 +109,7 @@ def draw_after_training(session: Session, step: int, ended_at: int | None) -> No
     """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
 
     The validation set, or without one the test set, is looked at once more, with the weights of model/. Where the run
-    had ended before, at the same step, only what is missing is drawn.
+    had ended before, at the same step and with the same rows and weights, only what is missing is drawn.
 
     Args:
         session: the run.
@@ -127,12 +128,20 @@ def draw_after_training(session: Session, step: int, ended_at: int | None) -> No
 
 
 def _list_missing(session: Session, step: int, ended_at: int | None) -> set[str]:
-    """The figures that a run which has ended at a step lacks: all, unless the last drawing was of this step."""
-    folder = session.folder / PLOTS
+    """The figures that a run which has ended at a step lacks: all, unless the last drawing was of just this end."""
+    folder, source = session.folder / PLOTS, _hash_source(session.folder, session.folder / "model")
     has_set = session.splits.val is not None or session.splits.test is not None
     wanted = {*OF_A_RUN, *(OF_A_SET if has_set else ())}
-    drawn_at = read_marker(folder).get("step", ended_at)  # earlier versions did not note it
-    return {name for name in wanted if not (folder / name).is_file()} if drawn_at == step else wanted
+    marked = read_marker(folder)
+    # Earlier versions noted no source, still earlier ones no step.
+    is_drawn = marked.get("step", ended_at) == step and marked.get("source", source) == source
+    return {name for name in wanted if not (folder / name).is_file()} if is_drawn else wanted
+
+
+def _hash_source(run: Path, model: Path) -> str:
+    """sha256 of what figures show: a run may come to the same step with other rows, or with other weights."""
+    digests = [hash_file(path) if path.is_file() else "" for path in (run / METRICS, model / MANIFEST)]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _draw_run(session: Session, step: int, names: Collection[str]) -> None:
@@ -200,7 +209,8 @@ def draw_figures(
         logger.warning("%s: %s not drawn by this version: they stay; %s", folder, ", ".join(sorted(kept)), remedy)
     names = {*names} - kept
     drawn = [name for name, action in actions.items() if name in names and _guard(f"{PLOTS}/{name}", action)]
-    _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", {"step": step}))
+    facts = {"step": step, "source": _hash_source(subject.run, subject.model)}
+    _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", facts))
     if drawn:
         logger.info("figures: %s (%s)", folder, ", ".join(drawn))
 

@@ -500,8 +500,7 @@ class Session:
         }
         if self.splits.is_held_out and self.splits.val is not None:
             facts["held_out"] = write_held_out(self.folder, self.splits.val, self._data_root())
-        is_listed = self._images_before.get("fingerprint") == self.splits.fingerprint
-        if not (is_listed and (self.folder / IMAGES).is_file()):
+        if not (self._has_same_images and (self.folder / IMAGES).is_file()):
             write_image_list(self.folder, list_images(name_sets(self.splits), self._data_root()))
         values = update_run_json(self.folder, facts, start)
         store_settings(self.folder, self.config)  # after the record of what is new in them
@@ -519,8 +518,9 @@ class Session:
         """Read the test set once, with the best weights."""
         if self.splits.test is None:
             return
-        if trainer.is_done_before and self._earlier_test_row is not None:
-            self._test_row = self._earlier_test_row
+        earlier = self._earlier_test_row
+        if earlier is not None and self._is_as_tested(trainer, earlier):
+            self._test_row = earlier
             trainer.log(self._test_row)
             return
         trainer.load_weights(read_model_weights(self.folder / "model"), "model/")
@@ -529,6 +529,15 @@ class Session:
         row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch}
         self._test_row = {**row, **dataclasses.asdict(result)}
         trainer.log(self._test_row)
+
+    def _is_as_tested(self, trainer: Trainer, row: Row) -> bool:
+        """Whether a row on the test set is of the weights of model/ and of these images."""
+        is_same_model = trainer.is_done_before and not trainer.is_model_new and not self._goes_back
+        return is_same_model and self._has_same_images and row.get("step") == trainer.state.step
+
+    @property
+    def _has_same_images(self) -> bool:
+        return self._images_before.get("fingerprint") == self.splits.fingerprint
 
     def _read_test_row(self) -> Row | None:
         rows = read_rows(self.folder / METRICS) if self.is_finished() else []

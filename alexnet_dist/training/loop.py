@@ -171,7 +171,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
-        self.is_done_before = self.is_model_lost = False
+        self.is_done_before = self.is_model_lost = self.is_model_new = False
         self._saved = (0, -1)
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = time.perf_counter()
@@ -487,7 +487,7 @@ class Trainer:
         if batch is not None:
             check_outputs(self.runtime, self.model, batch, self.micro_batch_size, f"{where}, no validation set")
         self.runtime.on_main(lambda: self.save_model(weights, note))
-        self.is_model_lost = False
+        self.is_model_lost, self.is_model_new = False, True
 
     def _log_epoch(self, result: Evaluation | None) -> None:
         totals = self.state.epoch_totals

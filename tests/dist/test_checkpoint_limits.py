@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from dist_helper import run_processes
+from images import save_jpeg
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
+from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.cli.train import train
 from alexnet_dist.base.durable import MANIFEST, hash_file
@@ -373,10 +375,43 @@ def test_going_back_sets_the_later_ones_aside(copy: Path) -> None:
 # -- model/ -----------------------------------------------------------------------------------------------------------
 
 
+def make_pictures(root: Path) -> dict[str, Any]:
+    """Class folders without a validation set; the settings that name them."""
+    for number, part in enumerate(("train", "test")):
+        for name in "abc":
+            for picture in range(4):
+                save_jpeg(root / part / name / f"{picture}.jpg", 72 + picture, 80 + number)
+    return {"data__source": "folder", "data__root": str(root), "data__val_fraction": 0.0}
+
+
+def judge(folder: Path, split: str) -> float:
+    with contextlib.redirect_stderr(io.StringIO()):
+        result = evaluate_model(folder, split, {"data.workers": 0}, 12)
+    assert result is not None
+    return float(result["loss"])
+
+
+def find_test_row(folder: Path) -> dict[str, Any]:
+    (row,) = [row for row in read_rows(folder / "metrics.jsonl") if row["event"] == "test"]
+    return row
+
+
+def assert_tested(folder: Path, step: int) -> None:
+    """The test row is of this step, and of the weights that are in model/."""
+    row = find_test_row(folder)
+    assert row["step"] == step
+    assert row["loss"] == pytest.approx(run_processes(1, judge, folder, "test")[0], rel=1e-5)
+    assert json.loads((folder / "summary.json").read_text())["test_top1"] == row["top1"]
+
+
 @pytest.mark.parametrize("overrides", [LENGTH, LONGER], ids=["finished", "goes on"])
-@pytest.mark.parametrize("data", [{}, {"data__test": "test"}, {"data__val_fraction": 0.0}], ids=str)
-def test_a_run_always_ends_with_its_model(tmp_path: Path, data: dict[str, Any], overrides: dict[str, Any]) -> None:
+@pytest.mark.parametrize("test", [None, "test"])
+@pytest.mark.parametrize("has_val", [True, False])
+def test_a_run_always_ends_with_its_model(
+    tmp_path: Path, has_val: bool, test: str | None, overrides: dict[str, Any]
+) -> None:
     folder = tmp_path / "run"
+    data = {"data__test": test} | ({} if has_val else make_pictures(tmp_path / "data"))
     assert go_on(folder, LENGTH | data) == ""
     summary = json.loads((folder / "summary.json").read_text())
     shutil.move(folder / "model", tmp_path / "deployed")
@@ -384,13 +419,45 @@ def test_a_run_always_ends_with_its_model(tmp_path: Path, data: dict[str, Any], 
     card = json.loads((folder / "model" / "config.json").read_text())
     again = json.loads((folder / "summary.json").read_text())
     assert card["source"]["step"] == again["step"]
-    assert card["source"]["val_top1"] == again["best_top1"] == again["final_top1"]
+    assert card["source"].get("val_top1") == again["best_top1"] == again["final_top1"]
+    assert ("val_top1" in card["source"]) is has_val
+    if test:
+        assert_tested(folder, again["step"])
     if overrides is LENGTH:
         assert again["final_top1"] == summary["final_top1"]
         assert "it now holds the last ones, of step 6" in (folder / "run.log").read_text()
     newest = load_file(list_checkpoints(folder / "checkpoints")[0] / "weights.safetensors")
     kept = load_file(folder / "model" / "model.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in newest.items())
+
+
+def test_a_model_that_is_made_again_is_tested_again(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "run", LENGTH | {"data__test": "test"}
+    assert go_on(folder, settings) == ""
+    assert_tested(folder, 6)
+    before = find_test_row(folder)
+    shutil.rmtree(folder / "model")
+    assert go_on(folder, settings) == ""
+    assert_tested(folder, 6)
+    assert find_test_row(folder)["loss"] != before["loss"]  # the best evaluation had been that of step 4
+
+
+def test_a_run_that_ends_earlier_is_tested_there(tmp_path: Path) -> None:
+    folder, settings = tmp_path / "run", LENGTH | {"data__test": "test"}
+    assert go_on(folder, settings) == ""
+    assert go_on(folder, settings | {"train__max_steps": 3}, "3") == ""
+    assert_tested(folder, 3)
+
+
+def test_other_test_images_are_tested_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = LENGTH | make_pictures(tmp_path / "data") | {"data__test": "test"}
+    assert go_on(folder, settings) == ""
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"bad_files": ["test/a/0.jpg"]}))
+    (tmp_path / "data" / "test" / "a" / "0.jpg").unlink()
+    assert go_on(folder, settings) == ""
+    assert find_test_row(folder)["num_examples"] == 11
 
 
 # -- checkpoints as models --------------------------------------------------------------------------------------------

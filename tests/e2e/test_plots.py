@@ -186,6 +186,24 @@ def test_figures_of_an_earlier_end_are_drawn_again_after_a_kill(
     assert "figures: " not in call_well("train", *words)
 
 
+def test_figures_of_weights_that_are_gone_are_drawn_again(copied: Path) -> None:
+    words = ["--config", copied / "config.yaml", "--output_dir", copied]
+    shutil.rmtree(copied / "model")
+    text = call_well("train", *words)
+    assert "it now holds the last ones" in text
+    assert "figures: " in text
+    assert list_plots(copied) == ALL
+    shutil.rmtree(copied / "model")
+    assert "figures: " not in call_well("train", *words)  # the same weights again
+
+
+def test_another_way_to_the_same_step_is_drawn_again(copied: Path) -> None:
+    words = ["--config", copied / "config.yaml", "--output_dir", copied, "--optimizer.lr", 0.002, "--resume_from", 6]
+    before = (copied / "plots" / "curves.png").read_bytes()
+    assert "figures: " in call_well("train", *words)
+    assert (copied / "plots" / "curves.png").read_bytes() != before
+
+
 def test_evaluate_leaves_a_users_figures_beside_a_given_model(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained / "model", tmp_path / "given")
     (folder / "plots").mkdir()
