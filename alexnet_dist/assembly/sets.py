@@ -60,6 +60,15 @@ class Splits:
     is_held_out: bool
     uncut: SampleIndex | None = None
 
+    def named(self) -> dict[str, SampleIndex]:
+        """The sets that are there, as train, val and test, in this order."""
+        sets = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: index for name, index in sets.items() if index is not None}
+
+    def counts(self) -> dict[str, int]:
+        """Images in train, val and test; 0 where there is no such set."""
+        return dict.fromkeys(PART_KEYS, 0) | {name: len(index) for name, index in self.named().items()}
+
     def recut(self, held_out: Container[str]) -> Splits:
         """The same images, of which these paths are kept out of the training images."""
         if self.uncut is None:
@@ -131,7 +140,8 @@ def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None
     facts = facts if isinstance(facts, dict) else {}
     if run is not None and (run / HELD_OUT).is_file():
         splits = Splits(*split_as_listed(run, train, find_root(data)), test, is_held_out=True)
-        changes = list_changes(run, {"train": splits.train, "val": splits.val}, find_root(data))
+        drawn = dataclasses.replace(splits, test=None).named()
+        changes = list_changes(run, drawn, find_root(data))
         before = facts.get("num_train")
         if not changes and before != len(splits.train):  # a run of an older version has no list of its images
             changes = f"{before} in training then, {len(splits.train)} now"
@@ -146,7 +156,7 @@ def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None
     return splits
 
 
-def list_changes(run: Path, sets: Mapping[str, SampleIndex | None], root: Path) -> str:
+def list_changes(run: Path, sets: Mapping[str, SampleIndex], root: Path) -> str:
     """What differs from the images that a run began with, for people; empty where nothing does, or nothing is known.
 
     Args:
@@ -155,7 +165,7 @@ def list_changes(run: Path, sets: Mapping[str, SampleIndex | None], root: Path) 
         root: folder that the run's list is relative to.
     """
     before = {key: value for key, value in read_image_list(run).items() if key[0] in sets}
-    bad = [place_paths(index, [file.path for file in index.bad_files], root) for index in sets.values() if index]
+    bad = [place_paths(index, [file.path for file in index.bad_files], root) for index in sets.values()]
     changes = find_changes(before, list_images(sets, root)).not_among(set().union(*bad))
     return str(changes) if before and changes else ""
 

@@ -143,8 +143,7 @@ def _compare_data(runtime: Runtime, config: Config) -> Splits:
 def _describe_data(splits: Splits | None, machines: int) -> str:
     if splits is None:
         return "data      not looked at: no --config"
-    sets = {"train": splits.train, "val": splits.val, "test": splits.test}
-    counts = [f"{len(part) if part else 0:,} {name}" for name, part in sets.items()]
+    counts = [f"{count:,} {name}" for name, count in splits.counts().items()]
     where = f"equal on {machines} machines" if machines > 1 else "found"
     return f"data      {where}: {', '.join(counts)} images, fingerprint {splits.fingerprint[:12]}"
 

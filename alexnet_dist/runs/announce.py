@@ -61,8 +61,8 @@ def announce(session: Session, trainer: Trainer) -> None:
 
 def _count_odd_images(session: Session) -> str:
     """How many files DALI gets as pixels: those of a kind, or a form, that decoders do not read alike."""
-    sets = (session.splits.train, session.splits.val, session.splits.test)
-    number = sum(int((~index.is_plain).sum()) for index in sets if index is not None and index.pixels is None)
+    sets = session.splits.named().values()
+    number = sum(int((~index.is_plain).sum()) for index in sets if index.pixels is None)
     if session.engine != "dali" or not number:
         return ""
     return f"; {number:,} images of unusual form are decoded by the reference"

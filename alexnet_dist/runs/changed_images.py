@@ -11,7 +11,6 @@ from typing import Any
 from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.data.engines.cache.build import read_change_times
-from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.runs.folder import read_reported, read_run
 from alexnet_dist.runs.held_out import place_paths
 from alexnet_dist.runs.image_list import Changes, Images, find_changes, list_images, read_image_list
@@ -77,11 +76,11 @@ def settle_images(splits: Splits, record: Record, root: Path, is_other_root: boo
     """
     if splits.uncut is not None and record.images:
         splits = _recut(splits, record.images, root)
-    sets = name_sets(splits)
+    sets = splits.named()
     if not record.images:
         raise _changed_error(splits, record, "names, sizes or classes of files differ", is_other_root)
     changes = find_changes(record.images, list_images(sets, root))
-    unreadable = [place_paths(index, [bad.path for bad in index.bad_files], root) for index in sets.values() if index]
+    unreadable = [place_paths(index, [bad.path for bad in index.bad_files], root) for index in sets.values()]
     others = changes.not_among(record.reported.union(*unreadable))
     if others:
         raise _changed_error(splits, record, str(others), is_other_root)
@@ -96,20 +95,15 @@ def _recut(splits: Splits, images: Images, root: Path) -> Splits:
     return splits.recut({path for path, place in zip(splits.uncut.paths, placed, strict=True) if place in held_out})
 
 
-def name_sets(splits: Splits) -> dict[str, SampleIndex | None]:
-    """The sets of a run by their names."""
-    return {"train": splits.train, "val": splits.val, "test": splits.test}
-
-
 def describe_images(splits: Splits) -> dict[str, Any]:
     """Fingerprint and counts, for run.json."""
-    counts = {f"num_{name}": len(index) if index is not None else 0 for name, index in name_sets(splits).items()}
+    counts = {f"num_{name}": count for name, count in splits.counts().items()}
     return {"fingerprint": splits.fingerprint, **counts, "num_classes": len(splits.train.classes)}
 
 
 def find_newest(splits: Splits) -> int:
     """When the newest image was changed, in nanoseconds; 0 without files."""
-    return max(index.newest_ns for index in name_sets(splits).values() if index is not None)
+    return max(index.newest_ns for index in splits.named().values())
 
 
 def warn_about_newer(splits: Splits, before_ns: Any) -> None:
@@ -123,8 +117,8 @@ def warn_about_newer(splits: Splits, before_ns: Any) -> None:
         return
     newer = [
         index.root / index.paths[position]
-        for index in name_sets(splits).values()
-        if index is not None and index.newest_ns > before_ns
+        for index in splits.named().values()
+        if index.newest_ns > before_ns
         for position in (read_change_times(index) > before_ns).nonzero()[0].tolist()
     ]
     if newer:

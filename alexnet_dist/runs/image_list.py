@@ -51,7 +51,7 @@ class Changes:
         return ", ".join(named[:_MOST_NAMED]) + (f" ... and {others} more" if others > 0 else "")
 
 
-def list_images(sets: Mapping[str, SampleIndex | None], root: Path) -> Images:
+def list_images(sets: Mapping[str, SampleIndex], root: Path) -> Images:
     """The image files of some sets.
 
     Args:
@@ -60,7 +60,7 @@ def list_images(sets: Mapping[str, SampleIndex | None], root: Path) -> Images:
     """
     images: Images = {}
     for split, index in sets.items():
-        if index is None or index.pixels is not None:
+        if index.pixels is not None:
             continue
         rows = zip(place_paths(index, index.paths, root), index.byte_sizes.tolist(), index.labels.tolist(), strict=True)
         images |= {(split, path): (num_bytes, index.classes[label]) for path, num_bytes, label in rows}

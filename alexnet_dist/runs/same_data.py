@@ -43,18 +43,13 @@ def check_same_images(runtime: Runtime, splits: Splits) -> None:
     other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
     if other is None:
         return
-    facts = runtime.gather({name: _describe(index) for name, index in _sets(splits).items()})
+    facts = runtime.gather({name: _describe(index) for name, index in splits.named().items()})
     raise DataError(
         "the images differ between processes",
         where=f"rank 0 and rank {other}",
         why=_first_difference(facts[0], facts[other], other),
         remedy="give every machine the same files",
     )
-
-
-def _sets(splits: Splits) -> dict[str, SampleIndex]:
-    named = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {name: index for name, index in named.items() if index is not None}
 
 
 def _describe(index: SampleIndex) -> ClassFacts:

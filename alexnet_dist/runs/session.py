@@ -51,7 +51,6 @@ from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.changed_images import (
     describe_images,
     find_newest,
-    name_sets,
     read_images_before,
     read_record,
     settle_images,
@@ -238,8 +237,7 @@ class Session:
         return unfit
 
     def _list_sets(self) -> list[SampleIndex]:
-        splits = self.splits
-        return [index for index in (splits.train, splits.val, splits.test) if index is not None]
+        return list(self.splits.named().values())
 
     def list_bad_files(self, error: BadFilesError) -> None:
         """Write down which files ended the run: they may be mended or removed before it goes on."""
@@ -501,7 +499,7 @@ class Session:
         if self.splits.is_held_out and self.splits.val is not None:
             facts["held_out"] = write_held_out(self.folder, self.splits.val, self._data_root())
         if not (self._has_same_images and (self.folder / IMAGES).is_file()):
-            write_image_list(self.folder, list_images(name_sets(self.splits), self._data_root()))
+            write_image_list(self.folder, list_images(self.splits.named(), self._data_root()))
         values = update_run_json(self.folder, facts, start)
         store_settings(self.folder, self.config)  # after the record of what is new in them
         return values

@@ -110,3 +110,10 @@ def test_classes_that_are_not_found_are_said(tmp_path: Path, caplog: pytest.LogC
         (tmp_path / "train" / "train" / "list.txt").symlink_to("/nowhere/list.txt")
         build(tmp_path, train="train/train")
     assert caplog.messages == [f"{tmp_path}/train/train: 1 link without a target, which may be missing classes, 'gone'"]
+
+
+def test_the_sets_that_are_there_are_named(tmp_path: Path) -> None:
+    save_sets(tmp_path, "train", "test")
+    splits = build(tmp_path, test="test")
+    assert list(splits.named().items()) == [("train", splits.train), ("test", splits.test)]
+    assert splits.counts() == {"train": 8, "val": 0, "test": 8}

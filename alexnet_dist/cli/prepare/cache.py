@@ -70,8 +70,7 @@ def prepare_cache(config: Config, check: bool) -> None:
     splits = build_splits(data, config.seed, progress=True)
     spec = build_spec(config.model, len(splits.train.classes))
     recipe = build_augmentation(config.augment, spec.image_size)
-    sets = {"train": splits.train, "val": splits.val, "test": splits.test}
-    found = {name: index for name, index in sets.items() if index is not None}
+    found = splits.named()
     for index in found.values():
         build_plan(data, index, recipe, 1, config.seed, shuffle=False)  # an image smaller than the crop is said at once
     folders: set[Path] = set()
