@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
-from _timing import Spread
-from _training import make_images, pick_losses, read_rows, share_settings, train
+from common.report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
+from common.timing import Spread
+from common.training import make_images, pick_losses, read_rows, share_settings, train
 
 from alexnet_dist.data.engines.choose import ENGINES, REFERENCE, find_obstacle
 from alexnet_dist.parallel.runtime import start_runtime

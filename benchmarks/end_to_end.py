@@ -37,10 +37,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from _images import describe_images, find_images
-from _memory import sum_resident_mib
-from _photographs import write_photographs
-from _report import (
+from common.images import describe_images, find_images
+from common.memory import sum_resident_mib
+from common.photographs import write_photographs
+from common.report import (
     Report,
     add_device_options,
     describe_environment,
@@ -49,8 +49,8 @@ from _report import (
     pick_effort,
     run_benchmark,
 )
-from _subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
-from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
+from common.subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
+from common.timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
 from alexnet_dist.base.machine import available_cores

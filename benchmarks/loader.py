@@ -40,9 +40,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from _images import describe_images, find_images
-from _memory import sum_resident_mib
-from _report import (
+from common.images import describe_images, find_images
+from common.memory import sum_resident_mib
+from common.report import (
     Report,
     add_device_options,
     describe_environment,
@@ -51,9 +51,9 @@ from _report import (
     pick_effort,
     run_benchmark,
 )
-from _rivals import PREFETCH, iterate_plain_dali, iterate_standard
-from _subject import SEED, TrainerStep, build_network, make_batch, pick_spec
-from _timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
+from common.rivals import PREFETCH, iterate_plain_dali, iterate_standard
+from common.subject import SEED, TrainerStep, build_network, make_batch, pick_spec
+from common.timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
 from alexnet_dist.base.machine import available_cores, tune_allocator

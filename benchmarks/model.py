@@ -21,9 +21,17 @@ from dataclasses import astuple, dataclass
 from itertools import product
 
 import torch
-from _report import Report, add_device_options, describe_environment, has_amx, new_parser, pick_effort, run_benchmark
-from _subject import LR, MOMENTUM, WEIGHT_DECAY, TrainerStep, build_network, build_sgd, make_batch, pick_spec
-from _timing import Protocol, Spread, divide, time_calls
+from common.report import (
+    Report,
+    add_device_options,
+    describe_environment,
+    has_amx,
+    new_parser,
+    pick_effort,
+    run_benchmark,
+)
+from common.subject import LR, MOMENTUM, WEIGHT_DECAY, TrainerStep, build_network, build_sgd, make_batch, pick_spec
+from common.timing import Protocol, Spread, divide, time_calls
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer

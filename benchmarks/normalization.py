@@ -18,9 +18,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from _report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
-from _subject import TrainerStep, build_network, make_batch, pick_spec
-from _timing import Protocol, Spread, divide, time_calls
+from common.report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
+from common.subject import TrainerStep, build_network, make_batch, pick_spec
+from common.timing import Protocol, Spread, divide, time_calls
 from torch import nn
 
 from alexnet_dist.models import LocalResponseNorm

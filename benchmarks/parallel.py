@@ -41,8 +41,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
-from _timing import Spread, divide
+from common.report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
+from common.timing import Spread, divide
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import tune_allocator
@@ -137,7 +137,7 @@ def run_processes(setting: Setting, options: argparse.Namespace) -> dict[str, An
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        words = [str(HERE / "_strategies.py"), "--variant", setting.variant, "--precision", options.precision]
+        words = ["--module", "common.strategies", "--variant", setting.variant, "--precision", options.precision]
         words += ["--images", str(setting.images), "--out", str(out), *["--tiny"] * options.tiny]
         words += ["--rounds", str(pick_effort(options, full=9, quick=2, tiny=2))]
         words += ["--steps", str(pick_effort(options, full=2, quick=1, tiny=1)), *["--few"] * options.quick]

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _report import (
+from common.report import (
     Report,
     describe_environment,
     format_cell,
@@ -35,7 +35,7 @@ from _report import (
     run_benchmark,
     write_json,
 )
-from _timing import divide
+from common.timing import divide
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.machine import find_git_commit

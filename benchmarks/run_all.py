@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _report import format_cell
+from common.report import format_cell
 
 BENCHMARKS = (
     *("startup", "model", "normalization", "original", "loader", "curves", "end_to_end", "parallel", "strategy_curves"),

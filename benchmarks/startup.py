@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark
-from _timing import Spread, divide, interleave
+from common.report import Report, describe_environment, new_parser, pick_effort, run_benchmark
+from common.timing import Spread, divide, interleave
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "launch" / "train.py")

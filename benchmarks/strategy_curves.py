@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _report import Report, describe_environment, new_parser, pick_effort, run_benchmark
-from _timing import Spread
-from _training import make_images, pick_losses, read_rows, share_settings, train
+from common.report import Report, describe_environment, new_parser, pick_effort, run_benchmark
+from common.timing import Spread
+from common.training import make_images, pick_losses, read_rows, share_settings, train
 from curves import find_distance
 
 STRATEGIES = ("ddp", "towers", "hybrid")

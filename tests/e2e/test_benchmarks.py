@@ -127,7 +127,7 @@ def test_images_may_lie_below_train_or_directly_below_the_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    find_images = importlib.import_module("_images").find_images
+    find_images = importlib.import_module("common.images").find_images
     for number in range(4):
         save_jpeg(tmp_path / "images" / part / f"class-{number % 2}" / f"{number}.jpg", 48, 40)
     index = find_images(tmp_path / "images", tmp_path / "elsewhere", 0)

@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from _report import write_json
-from _subject import TrainerStep, build_network, make_batch, pick_spec
-from _timing import interleave
 from torch import nn
 
 from alexnet_dist.assembly.loaders import place_model
@@ -32,6 +29,9 @@ from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
 from alexnet_dist.settings.checks import TWO_TOWERS
 from alexnet_dist.settings.schema import Config, ParallelConfig, TrainConfig
+from common.report import write_json
+from common.subject import TrainerStep, build_network, make_batch, pick_spec
+from common.timing import interleave
 
 ARMS = {
     "ddp_fp32": ParallelConfig(),

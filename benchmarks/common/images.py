@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _photographs import write_photographs
-
 from alexnet_dist.assembly.sets import build_splits
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.settings.schema import DataConfig
+from common.photographs import write_photographs
 
 
 def find_images(root: Path | None, folder: Path, num_images: int) -> SampleIndex:

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _photographs import write_photographs
-from _subject import TINY
-
 from alexnet_dist.base.machine import available_cores
+from common.photographs import write_photographs
+from common.subject import TINY
 
-TRAIN = Path(__file__).resolve().parents[1] / "launch" / "train.py"
+TRAIN = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 MADE = "photographs"  # folder of images that are made
 PARTS = (0, 25, 50, 75, 100)  # of a curve, in per cent
 

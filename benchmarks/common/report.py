@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from _timing import Spread
-
 from alexnet_dist.base.errors import AlexNetDistError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
+from common.timing import Spread
 
 if TYPE_CHECKING:  # a command line's help should not wait for torch
     import torch
