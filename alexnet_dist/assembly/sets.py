@@ -17,6 +17,7 @@ import numpy as np
 
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.places import describe_missing
+from alexnet_dist.base.run_record import read_run
 from alexnet_dist.base.text import quote_word
 from alexnet_dist.data.folds import split_fold
 from alexnet_dist.data.index import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
@@ -26,7 +27,7 @@ from alexnet_dist.data.sources.layouts import explain_missing_folder
 from alexnet_dist.data.sources.manifest import ListForm
 from alexnet_dist.data.sources.manifest_labels import find_class_lists
 from alexnet_dist.data.sources.manifest_table import ColumnNames
-from alexnet_dist.runs.folder import default_cache_dir, read_run
+from alexnet_dist.runs.folder import default_cache_dir
 from alexnet_dist.runs.held_out import HELD_OUT, place_paths, split_as_listed
 from alexnet_dist.runs.image_list import find_changes, list_images, read_image_list
 from alexnet_dist.settings.checks import ARRAY_SOURCES, check_fold_is_chosen

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from alexnet_dist.base.deadlines import call_with_deadline
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.run_record import METRICS
 from alexnet_dist.base.text import escape_values
 from alexnet_dist.parallel.runtime import start_tensorboard, start_wandb
-from alexnet_dist.runs.folder import METRICS
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.settings.schema import Config, TrackingConfig
 from alexnet_dist.tracking.csv import MetricsCsv

@@ -176,6 +176,15 @@ def read_json_file(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     return parse_json(data.decode())
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file; empty where it cannot be read as one."""
+    try:
+        values = read_json_file(path)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def _walk_numbers(value: Any, key: str = "a value") -> Iterator[tuple[str, float]]:
     if isinstance(value, float):
         yield key, value

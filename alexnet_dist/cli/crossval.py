@@ -72,10 +72,10 @@ def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
     if config.data.workers != 0:
         start_worker_server()
     from alexnet_dist.assembly.loaders import join_processes
+    from alexnet_dist.base.run_record import read_run
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.crossval_table import format_table, read_result, write_table
-    from alexnet_dist.runs.folder import read_run
 
     stop = StopRequest()  # one for all folds: a signal between two of them counts
     runs = [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]

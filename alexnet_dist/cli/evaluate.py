@@ -112,9 +112,10 @@ def evaluate_model(
         check_matplotlib()
     if given.get("data.workers") != 0:
         start_worker_server()
+    from alexnet_dist.base.run_record import find_run
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
-    from alexnet_dist.runs.folder import find_run, silence_logging, start_logging
+    from alexnet_dist.runs.folder import silence_logging, start_logging
     from alexnet_dist.training.evaluate import evaluate
 
     folder = find_model_folder(path, weights)
@@ -195,8 +196,8 @@ def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Con
     Raises:
         UsageError: settings that cannot be meant; or given ones would hold out other images than the run did.
     """
+    from alexnet_dist.base.run_record import SETTINGS, find_run
     from alexnet_dist.inference.model_folder import CONFIG
-    from alexnet_dist.runs.folder import SETTINGS, find_run
 
     run = find_run(folder)
     source = folder / CONFIG if run is None else run / SETTINGS
@@ -225,8 +226,9 @@ def _draw(
 ) -> None:
     """The figures of a run, and of a set that has been evaluated."""
     from alexnet_dist.assembly.sets import restore_splits
+    from alexnet_dist.base.run_record import SUMMARY, find_run
     from alexnet_dist.data.engines.choose import REFERENCE
-    from alexnet_dist.runs.folder import SUMMARY, find_run, read_json
+    from alexnet_dist.runs.folder import read_json
     from alexnet_dist.runs.plots import Judged, Subject, draw_figures
     from alexnet_dist.training.predictions import join_predictions
 

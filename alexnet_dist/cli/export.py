@@ -148,10 +148,10 @@ def _read_validation_set(folder: Path, card: ModelCard) -> Tensor:
     import numpy as np
     import torch
 
+    from alexnet_dist.base.run_record import find_run
     from alexnet_dist.cli.evaluate import find_split, settle_settings
     from alexnet_dist.data.engines.torchvision import PixelBatches
     from alexnet_dist.data.plan import Plan
-    from alexnet_dist.runs.folder import find_run
 
     try:
         index = find_split(settle_settings(folder, card, {}), card, "val", progress=False, run=find_run(folder))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from alexnet_dist.base.bounds import describe_bounds, is_within
 from alexnet_dist.base.text import shorten
 from alexnet_dist.models import VARIANTS, AlexNetSpec, check_size, spec_from_dict
-from alexnet_dist.settings.checks import LENGTHS, describe_bounds, is_within
+from alexnet_dist.settings.checks import LENGTHS
 from alexnet_dist.settings.schema import AugmentConfig, DataConfig, walk_fields
 
 FORMAT = 1

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from alexnet_dist import models
-from alexnet_dist.base.durable import MANIFEST, write_into_folder
+from alexnet_dist.base.durable import MANIFEST, read_object, write_into_folder
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.data.preprocess import Picture, crop_pictures, list_pictures
 from alexnet_dist.inference.model_folder import (
@@ -31,7 +31,7 @@ from alexnet_dist.inference.model_folder import (
     read_fitting_card,
     read_model_weights,
 )
-from alexnet_dist.runs.ownership import is_made_here, read_object
+from alexnet_dist.runs.ownership import is_made_here
 from alexnet_dist.training.checkpoint import load_weights
 
 # What `from_pretrained` hands on to `snapshot_download`, and `save_pretrained` to `push_to_hub`.

@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from alexnet_dist.base.bounds import describe_bounds, is_within
 from alexnet_dist.base.text import shorten
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
-from alexnet_dist.settings.checks import describe_bounds, is_within
 from alexnet_dist.settings.schema import ModelConfig, walk_fields
 
 DropoutPosition = Literal["after_fc", "before_fc"]

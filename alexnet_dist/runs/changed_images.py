@@ -10,8 +10,9 @@ from typing import Any
 
 from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.base.run_record import read_run
 from alexnet_dist.data.engines.cache.build import read_change_times
-from alexnet_dist.runs.folder import read_reported, read_run
+from alexnet_dist.runs.folder import read_reported
 from alexnet_dist.runs.held_out import place_paths
 from alexnet_dist.runs.image_list import Changes, Images, find_changes, list_images, read_image_list
 from alexnet_dist.training.checkpoint import read_data_fingerprint

@@ -12,8 +12,9 @@ from typing import Any
 from alexnet_dist.base.durable import write_csv, write_json
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.base.run_record import METRICS, SUMMARY, read_run
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.runs.folder import METRICS, SUMMARY, read_json, read_run
+from alexnet_dist.runs.folder import read_json
 from alexnet_dist.settings.schema import Config, TrainConfig
 from alexnet_dist.tracking.trackers import read_rows
 

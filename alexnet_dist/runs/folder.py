@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,30 @@ from filelock import FileLock, Timeout
 
 from alexnet_dist.base.durable import (
     disk_errors_named,
-    format_json,
     read_csv,
+    read_object,
     tidy_folder,
     write_csv,
     write_file,
     write_json,
 )
-from alexnet_dist.base.errors import CheckpointError, DivergedError, MachineError, UsageError
+from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.base.machine import settle_home
+from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.run_record import FORMS, MARKER, RUN, SETTINGS, SUMMARY, Kind, read_marker, read_run
 from alexnet_dist.base.text import LogFormatter
 from alexnet_dist.data.index import BadFile, BadFilesError
-from alexnet_dist.runs.ownership import LOCK, MARKER, Kind, check_ownership, mark_folder, read_marker, read_object
+from alexnet_dist.runs.ownership import LOCK, check_ownership, mark_folder
 from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
-from alexnet_dist.settings.schema import Config, flatten
+from alexnet_dist.settings.schema import Config
 
 logger = logging.getLogger("alexnet_dist")
 
 LOCK_SECONDS = 10
 MOST_REPORTED = 10_000  # bad files that run.json remembers
 NO_COPY = "there is no copy of it"
-BAD_FILES = "bad_files.csv"
-SETTINGS, RUN, SUMMARY, METRICS, PLOTS = "config.yaml", "run.json", "summary.json", "metrics.jsonl", "plots"
+BAD_FILES, PLOTS = "bad_files.csv", "plots"
 
 # A run may go on with other values of these; data.root only where the data's fingerprint is equal.
 CHANGEABLE = {
@@ -169,90 +169,20 @@ def _read_settings(folder: Path) -> Config:
     raise CheckpointError(f"{SETTINGS} of this run is missing", where=str(folder), why=NO_COPY, remedy=remedy)
 
 
-def find_run(model: Path) -> Path | None:
-    """The run folder that a model folder or a checkpoint is a part of; None where it stands on its own."""
-    model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
-    around = [path.parent for path in (model.parent, model.parent.parent) if path.name == "checkpoints"]
-    places = [model.parent] if model.name == "model" else around
-    for run in places:
-        if (run / SETTINGS).is_file() and any((run / name).is_file() for name in (RUN, MARKER)):
-            return run
-    return None
-
-
 def _is_below(key: str, names: Iterable[str]) -> bool:
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
-
-
-def is_step_name(path: Path) -> bool:
-    """Whether a name is a checkpoint's: `step-` and digits, which are not of other scripts and not superscript."""
-    return re.fullmatch("step-[0-9]+", path.name) is not None
 
 
 def store_settings(folder: Path, config: Config) -> None:
     """Replace config.yaml, and keep a copy of it and of what the next start needs to know of run.json."""
     write_file(folder / SETTINGS, dump_config(config).encode())
-    facts = {key: value for key, value in read_run(folder).items() if key in _FORMS and key != "starts"}
+    facts = {key: value for key, value in read_run(folder).items() if key in FORMS and key != "starts"}
     mark_folder(folder, "run", {"settings": dataclasses.asdict(config), "facts": facts})
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the run folder; empty when missing or cut short."""
     return read_object(path)
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json says; where it is missing or cut short, what the run's own copy says; empty without either.
-
-    Raises:
-        CheckpointError: a value that no run writes.
-    """
-    path = folder / RUN
-    facts = read_object(path)
-    if not facts:
-        copy = read_marker(folder).get("facts")
-        path, facts = folder / MARKER, copy if isinstance(copy, dict) else {}
-    for key, value in facts.items():
-        if value is not None and not (_FORMS.get(key, _is_json)(value)):
-            why = f"{key} is {str(value)[:40]!r}"
-            has_copy = path.name == RUN and isinstance(read_marker(folder).get("facts"), dict)
-            remedy = f"remove {RUN}: the run has a copy" if has_copy else "put it back, or start afresh with --new"
-            raise CheckpointError("a file of this run is damaged", where=str(path), why=why, remedy=remedy)
-    return dict(facts)
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value of run.json that no later start believes can be written again: JSON has no infinity."""
-    try:
-        format_json(value, RUN)
-    except DivergedError:
-        return False
-    return True
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("fingerprint"), str) and len(value["fingerprint"]) < 100
-
-
-def _is_list_of_starts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(start, dict) for start in value)
-
-
-def _has_form(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-# What later starts believe of run.json.
-_FORMS: dict[str, Callable[[Any], bool]] = {
-    "run_id": _has_form("[0-9a-f]{16}"),
-    "wandb_id": _has_form("[0-9a-z]{8}"),
-    "precision": _has_form("fp32|tf32|bf16|fp16"),
-    "engine": _has_form("dali|torchvision|cache"),
-    "pretrained": lambda value: isinstance(value, dict),
-    "held_out": lambda value: isinstance(value, dict),
-    "data": _is_data,
-    "starts": _is_list_of_starts,
-}
 
 
 def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import numpy as np
 
 from alexnet_dist.base.durable import hash_file, read_csv, write_csv
 from alexnet_dist.base.errors import DataError
+from alexnet_dist.base.run_record import RUN, read_run
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.folders import join_names
 from alexnet_dist.data.sources.manifest import normalise_name
-from alexnet_dist.runs.folder import RUN, read_run, relative_path
+from alexnet_dist.runs.folder import relative_path
 
 HELD_OUT = "held_out.csv"
 _REMEDY = "restore what was there, or give another set with --data.val"

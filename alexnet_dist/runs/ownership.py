@@ -11,18 +11,16 @@ import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from alexnet_dist.base.durable import MANIFEST, is_marked, read_json_file, refuse_link, write_json
+from alexnet_dist.base.durable import MANIFEST, is_marked, read_object, refuse_link, write_json
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.run_record import MARKER, WHAT_IT_IS, Kind, read_marker
 from alexnet_dist.settings.reader import read_yaml
 from alexnet_dist.settings.schema import Config, walk_fields
 
-Kind = Literal["run", "crossval", "plots"]
-
-MARKER, LOCK = ".alexnet_dist", ".lock"
-WHAT_IT_IS: dict[str, str] = {"run": "a run", "crossval": "a cross-validation", "plots": "a folder of figures"}
+LOCK = ".lock"
 # What a run writes by name; checkpoints, model, ... are folders.
 OWN_FILES: dict[str, tuple[str, ...]] = {
     "run": (
@@ -118,23 +116,6 @@ def mark_folder(folder: Path, kind: Kind, facts: dict[str, Any] | None = None) -
         MachineError: the folder cannot be written.
     """
     write_json(folder / MARKER, {"kind": kind, "id": secrets.token_hex(8), **read_marker(folder), **(facts or {})})
-
-
-def read_marker(folder: Path) -> dict[str, Any]:
-    """What the file says that shows who made a folder; empty where there is none, or no such file."""
-    path = folder / MARKER
-    values = read_object(path)
-    is_ours = values.get("kind") in WHAT_IT_IS and re.fullmatch("[0-9a-f]{16}", str(values.get("id"))) is not None
-    return values if is_ours else {}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object in a file; empty where it cannot be read as one."""
-    try:
-        values = read_json_file(path)
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def owns(path: Path) -> bool:

@@ -19,6 +19,7 @@ from alexnet_dist.assembly.loaders import build_augmentation, build_loader, buil
 from alexnet_dist.base.durable import MANIFEST, hash_file, refuse_link, write_csv
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.run_record import METRICS, read_marker
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.evaluate import plan_evaluation
@@ -34,15 +35,8 @@ from alexnet_dist.figures.filters import draw_filters
 from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card, read_model_weights
 from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.runs.folder import METRICS, PLOTS
-from alexnet_dist.runs.ownership import (
-    FIRST_WORDS,
-    check_ownership,
-    is_made_here,
-    is_own_table,
-    mark_folder,
-    read_marker,
-)
+from alexnet_dist.runs.folder import PLOTS
+from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_here, is_own_table, mark_folder
 from alexnet_dist.runs.session import Session
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import read_rows

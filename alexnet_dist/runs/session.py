@@ -30,6 +30,7 @@ from alexnet_dist.assembly.weights import load_starting_weights
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.machine import check_compiler, describe_machine, find_git_commit, list_versions
+from alexnet_dist.base.run_record import METRICS, RUN, SUMMARY, is_step_name, read_run
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.data.engines.cache.store import check_cacheable
 from alexnet_dist.data.engines.choose import REFERENCE, check_engine, choose_engine
@@ -57,17 +58,12 @@ from alexnet_dist.runs.changed_images import (
     warn_about_newer,
 )
 from alexnet_dist.runs.folder import (
-    METRICS,
     NO_COPY,
-    RUN,
-    SUMMARY,
     compare_settings,
-    is_step_name,
     list_bad_files,
     new_run_id,
     open_run_folder,
     read_json,
-    read_run,
     read_run_identity,
     silence_logging,
     start_logging,

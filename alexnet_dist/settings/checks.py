@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from alexnet_dist.base.bounds import describe_bounds, is_within
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.nested import flatten
 from alexnet_dist.settings.schema import (
     Config,
     DataConfig,
     LayerFactors,
     ParallelConfig,
     ScheduleConfig,
-    flatten,
     walk_fields,
 )
 
@@ -186,32 +185,11 @@ def _no_effect(key: str, why: str, places: Mapping[str, str]) -> UsageError:
     return UsageError(f"{key} has no effect", where=places.get(key, ""), why=why, remedy="leave it out")
 
 
-_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "minimum": ("of at least", operator.ge),
-    "above": ("above", operator.gt),
-    "maximum": ("of at most", operator.le),
-    "below": ("below", operator.lt),
-}
-
-
 def _check_bounds(key: str, value: Any, bounds: dict[str, float], place: str) -> None:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool) and not is_within(number, bounds):
             wanted = f"use a finite value {describe_bounds(bounds)}".rstrip()
             raise UsageError(f"{key} is out of range", where=place, why=f"got {number}", remedy=wanted)
-
-
-def is_within(number: float, bounds: Mapping[str, float]) -> bool:
-    """Whether a number is finite and lies within the bounds of a field; see `bounded`."""
-    is_finite = isinstance(number, int) or math.isfinite(number)  # isfinite cannot take an int of 400 digits
-    return is_finite and all(_BOUNDS[name][1](number, bound) for name, bound in bounds.items())
-
-
-def describe_bounds(bounds: Mapping[str, float]) -> str:
-    """The bounds of a field in words: `of at least 1 and of at most 8192`."""
-    return " and ".join(
-        f"{_BOUNDS[name][0]} {bound if isinstance(bound, int) else f'{bound:g}'}" for name, bound in bounds.items()
-    )
 
 
 def check_text(key: str, value: Any, place: str) -> None:

@@ -23,9 +23,10 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_lo
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.nested import flatten, nest
 from alexnet_dist.base.places import expand_home, find_place
 from alexnet_dist.settings.checks import PERIODS, check_config, check_text
-from alexnet_dist.settings.schema import Config, flatten, nest, walk_fields
+from alexnet_dist.settings.schema import Config, walk_fields
 from alexnet_dist.settings.shipped import find_yaml, is_file, shipped_folder
 from alexnet_dist.settings.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
 

@@ -7,48 +7,32 @@ package takes a `Config`: the commands read the fields and pass plain keyword ar
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# The largest values that can be meant. What lies beyond them is a slip of the hand, and would end as a process without
-# memory, as a counter of 64 bits that overflows, or as a wait of weeks.
-MAX_EPOCHS = 1_000_000_000
-MAX_STEPS = 1_000_000_000_000  # times a batch, they still fit into 64 bits
-MAX_BATCH = 1_000_000  # images
-MAX_CLASSES = 1_000_000  # 45 times ImageNet's 21,841
-MAX_SIDE = 8_192  # pixels; with its square of 67 million, the largest picture that is decoded by default
-MAX_PIXELS = 1_000_000_000  # of a picture: 3 GB once decoded
-MAX_CHANNELS = 65_536
-MAX_WIDTH = 100_000_000_000  # outputs of a layer, which summary counts; what is built has a limit of its own
-MAX_PADDING = 1_024  # pixels, as for windows and their steps
-MAX_WINDOW = 255  # channels that LRN adds up one by one
-MAX_RATE = 1e30  # of learning; times two of its factors, float32 can still hold it
-MAX_RATE_FACTOR = 1e4
-MAX_FACTOR = 1e6  # of other scales; their squares and the pixels' together stay below float32's largest number
-MAX_IMAGES = 4_000_000  # made on the fly; their list takes 100 bytes an image
-MAX_PROCESSES = 65_536
-MAX_WORKERS = 512  # processes of some 200 MB
-MAX_PREFETCH = 1_000  # batches of 40 to 150 MB
-MAX_KEPT = 1_000_000  # checkpoints
-MAX_FOLDS = 10_000  # trainings
-
-
-def bounded(
-    default: Any,
-    *,
-    minimum: float = -math.inf,
-    above: float = -math.inf,
-    maximum: float = math.inf,
-    below: float = math.inf,
-) -> Any:
-    """A dataclass field whose value, or each element of a list, must lie in a range and be finite."""
-    bounds = {"minimum": minimum, "above": above, "maximum": maximum, "below": below}
-    metadata = {key: value for key, value in bounds.items() if math.isfinite(value)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from alexnet_dist.base.bounds import (
+    MAX_BATCH,
+    MAX_CHANNELS,
+    MAX_CLASSES,
+    MAX_EPOCHS,
+    MAX_FACTOR,
+    MAX_FOLDS,
+    MAX_IMAGES,
+    MAX_KEPT,
+    MAX_PADDING,
+    MAX_PIXELS,
+    MAX_PREFETCH,
+    MAX_PROCESSES,
+    MAX_RATE,
+    MAX_RATE_FACTOR,
+    MAX_SIDE,
+    MAX_STEPS,
+    MAX_WIDTH,
+    MAX_WINDOW,
+    MAX_WORKERS,
+    bounded,
+)
 
 
 @dataclass(frozen=True)
@@ -407,27 +391,3 @@ def walk_fields(config_class: Any, prefix: str = "") -> Iterator[tuple[str, data
             yield from walk_fields(default, f"{prefix}{item.name}.")
         else:
             yield prefix + item.name, item
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A configuration, or a nested dict, as {dotted name: value}."""
-    nested = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else config
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """The nested dict of {dotted name: value}; undoes `flatten`."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, last = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value
-    return nested

@@ -27,8 +27,8 @@ from alexnet_dist.base.durable import (
 )
 from alexnet_dist.base.errors import CheckpointError, DivergedError
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.run_record import is_step_name
 from alexnet_dist.inference.weights_file import check_kinds, read_tensors
-from alexnet_dist.runs.folder import is_step_name
 
 FORMAT = 1
 WEIGHTS, OPTIMIZER, STATE, CONFIG = "weights.safetensors", "optimizer.safetensors", "state.json", "config.json"

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alexnet_dist.base.errors import CheckpointError, DataError, DivergedError, InterruptedRunError
+from alexnet_dist.base.run_record import METRICS
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.runs.folder import METRICS, write_bad_files
+from alexnet_dist.runs.folder import write_bad_files
 from alexnet_dist.tracking.trackers import Trackers, read_rows
 from alexnet_dist.training.checkpoint import (
     OTHERWISE,

@@ -16,9 +16,10 @@ from images import save_jpeg
 from tiny import tiny_config
 from verbs import call_well
 
+from alexnet_dist.base.run_record import MARKER
 from alexnet_dist.cli.main import run
 from alexnet_dist.runs import plots
-from alexnet_dist.runs.ownership import MARKER, mark_folder
+from alexnet_dist.runs.ownership import mark_folder
 from alexnet_dist.settings.reader import dump_config
 
 pytest.importorskip("matplotlib")

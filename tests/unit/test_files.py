@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from alexnet_dist.base.durable import MANIFEST, format_json, write_json
 from alexnet_dist.base.errors import CheckpointError, DivergedError, MachineError, UsageError
+from alexnet_dist.base.nested import flatten
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.inference.model_folder import (
     find_model_folder,
@@ -26,7 +27,7 @@ from alexnet_dist.inference.model_folder import (
 from alexnet_dist.runs import folder as run_folder
 from alexnet_dist.runs.folder import compare_settings, open_run_folder, store_settings, write_bad_files
 from alexnet_dist.settings.reader import build_config
-from alexnet_dist.settings.schema import Config, flatten
+from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import MetricsFile, read_rows, rename_for_display
 from alexnet_dist.training.checkpoint import (
     Checkpoint,

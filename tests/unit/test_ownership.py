@@ -16,10 +16,11 @@ from refusals import refused
 from tiny import tiny_config
 
 from alexnet_dist.base.errors import MachineError, UsageError
+from alexnet_dist.base.run_record import MARKER, Kind
 from alexnet_dist.cli.main import run
 from alexnet_dist.inference.model_folder import save_model_folder
 from alexnet_dist.runs.folder import open_folder, open_run_folder
-from alexnet_dist.runs.ownership import MARKER, Kind, is_made_here, mark_folder, owns
+from alexnet_dist.runs.ownership import is_made_here, mark_folder, owns
 from alexnet_dist.runs.targets import check_output_dir, check_target
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.settings.schema import DataConfig

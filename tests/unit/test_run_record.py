@@ -13,7 +13,7 @@ import yaml
 from tiny import tiny_config
 from verbs import call, call_well
 
-from alexnet_dist.runs.ownership import MARKER
+from alexnet_dist.base.run_record import MARKER
 from alexnet_dist.settings.reader import dump_config
 
 SHORT = {"train__epochs": 2, "checkpoint__every_steps": 2}

@@ -26,6 +26,7 @@ from verbs import call
 from alexnet_dist.assembly.loaders import build_augmentation, build_normalization
 from alexnet_dist.assembly.network import build_spec
 from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.base.nested import flatten
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.models import AlexNet
 from alexnet_dist.settings import schema as config_module
@@ -38,7 +39,7 @@ from alexnet_dist.settings.reader import (
     new_parser,
     parse_arguments,
 )
-from alexnet_dist.settings.schema import Config, flatten, walk_fields
+from alexnet_dist.settings.schema import Config, walk_fields
 from alexnet_dist.settings.shipped import shipped_folder
 from alexnet_dist.training.schedule import FACTORS as SCHEDULES
 from alexnet_dist.training.schedule import PlateauState, Schedule
