@@ -54,7 +54,7 @@ def _temporary_files_of_its_own() -> Iterator[None]:
 def _fresh_accelerate() -> None:
     """No device, precision or process group of an earlier test."""
     if "accelerate" in sys.modules:
-        from dist_helper import reset_accelerate
+        from helpers.dist_helper import reset_accelerate
 
         reset_accelerate()
 

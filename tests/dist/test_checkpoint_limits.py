@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dist_helper import run_processes
-from images import save_jpeg
+from helpers.dist_helper import run_processes
+from helpers.images import save_jpeg
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.predict import predict_files

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import Group, run_processes, start_processes
+from helpers.dist_helper import Group, run_processes, start_processes
 from safetensors.torch import load_file
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.crossval import configure_fold, cross_validate
 from alexnet_dist.cli.evaluate import evaluate_model

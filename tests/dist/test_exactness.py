@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from dist_helper import run_processes
-from tiny import tiny_loader, tiny_spec, worst_difference
+from helpers.dist_helper import run_processes
+from helpers.tiny import tiny_loader, tiny_spec, worst_difference
 
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization

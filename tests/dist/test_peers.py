@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import run_processes, start_processes
-from refusals import refused
-from tiny import tiny_config
+from helpers.dist_helper import run_processes, start_processes
+from helpers.refusals import refused
+from helpers.tiny import tiny_config
 
 from alexnet_dist.runs import same_data
 from alexnet_dist.cli.main import run

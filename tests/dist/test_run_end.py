@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import run_processes, start_processes
+from helpers.dist_helper import run_processes, start_processes
 from safetensors.torch import load_file
-from tiny import tiny_config, tiny_spec
+from helpers.tiny import tiny_config, tiny_spec
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.models import build_model, named_layers

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dist_helper import run_processes
-from strategies import (
+from helpers.dist_helper import run_processes
+from helpers.strategies import (
     BATCH_SIZE,
     NUM_IMAGES,
     Case,
@@ -23,7 +23,7 @@ from strategies import (
     towers,
     train_twenty_updates,
 )
-from tiny import tiny_loader, worst_difference
+from helpers.tiny import tiny_loader, worst_difference
 from torch import Tensor
 
 from alexnet_dist.assembly.strategy import replicate_network

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import run_processes, start_processes
+from helpers.dist_helper import run_processes, start_processes
 from safetensors.torch import load_file
-from strategies import Case, cut_tiny, ddp, hybrid, start_case, towers
-from tiny import tiny_config, tiny_loader, worst_difference
+from helpers.strategies import Case, cut_tiny, ddp, hybrid, start_case, towers
+from helpers.tiny import tiny_config, tiny_loader, worst_difference
 from torch import Tensor
 
 from alexnet_dist.runs import session

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from array_files import write_fashion_mnist
+from helpers.array_files import write_fashion_mnist
+from helpers.tiny import tiny_config
+from helpers.verbs import Outcome, call, call_with_output
 from PIL import Image
-from tiny import tiny_config
 from torchvision.datasets import FashionMNIST
-from verbs import Outcome, call, call_with_output
 
 from alexnet_dist.data.sources import arrays as array_sets
 from alexnet_dist.inference.model_folder import read_card, read_model_weights, save_model_folder

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from images import save_jpeg
+from helpers.images import save_jpeg
 
 from alexnet_dist.data.engines.choose import find_obstacle
 

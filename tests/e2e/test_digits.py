@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dist_helper import run_processes
+from helpers.dist_helper import run_processes
 
 from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.main import run

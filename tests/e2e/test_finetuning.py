@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.tiny import tiny_config
+from helpers.verbs import call
 from safetensors.torch import load_file
-from tiny import tiny_config
-from verbs import call
 
 from alexnet_dist.base.durable import hash_file
 from alexnet_dist.settings.reader import dump_config

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from dist_helper import wait_for_step
+from helpers.dist_helper import wait_for_step
+from helpers.tiny import tiny_config
 from safetensors.torch import load_file
-from tiny import tiny_config
 
 from alexnet_dist.settings.reader import dump_config
 

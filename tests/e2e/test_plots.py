@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from images import save_jpeg
-from tiny import tiny_config
-from verbs import call_well
+from helpers.images import save_jpeg
+from helpers.tiny import tiny_config
+from helpers.verbs import call_well
 
 from alexnet_dist.base.run_record import MARKER
 from alexnet_dist.cli.main import run

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import tiny_config
+from helpers.verbs import call
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_config
-from verbs import call
 
 from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.settings.reader import dump_config

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from dist_helper import run_processes, wait_for_step
+from helpers.dist_helper import run_processes, wait_for_step
+from helpers.tiny import tiny_config
 from safetensors.torch import load_file
-from tiny import tiny_config
 
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from array_files import list_files, write_cifar10, write_fashion_mnist
+from helpers.array_files import list_files, write_cifar10, write_fashion_mnist
+from helpers.tiny import tiny_config
+from helpers.verbs import call_well
 from PIL import Image
-from tiny import tiny_config
-from verbs import call_well
 
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.tracking.trackers import read_rows

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dist_helper import run_processes, start_processes
-from tables import read_table
-from tiny import tiny_config
+from helpers.dist_helper import run_processes, start_processes
+from helpers.tables import read_table
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train

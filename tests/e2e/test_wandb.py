@@ -17,8 +17,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from dist_helper import run_processes, start_processes
-from tiny import tiny_config
+from helpers.dist_helper import run_processes, start_processes
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.settings.schema import TrackingConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.data.engines.cache import device as cache_device

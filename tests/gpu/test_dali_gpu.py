@@ -1,4 +1,4 @@
-"""DALI decoding on a GPU. Skipped, saying so, where there is none; what runs on a CPU is in tests/unit."""
+"""DALI decoding on a GPU. Skipped, saying so, where there is none; what runs on a CPU is in tests/data/engines/dali."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from images import bad_images, encode, good_images
+from helpers.images import bad_images, encode, good_images
 from PIL import Image
 
 from alexnet_dist.data.engines.choose import ENGINES

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist_helper import reset_accelerate
-from tiny import tiny_config
+from helpers.dist_helper import reset_accelerate
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.parallel.runtime import start_runtime

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from images import save_jpeg
+from helpers.images import save_jpeg
 
 from alexnet_dist.data.engines import choose as engines
 from alexnet_dist.data.engines.choose import ENGINES, compare_engines, find_obstacle

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import reset_accelerate, run_gpu_processes
-from strategies import Case, backward_once, ddp, hybrid, towers, train_twenty_updates
-from tiny import tiny_config, worst_difference
+from helpers.dist_helper import reset_accelerate, run_gpu_processes
+from helpers.strategies import Case, backward_once, ddp, hybrid, towers, train_twenty_updates
+from helpers.tiny import tiny_config, worst_difference
 from torch import Tensor
 
 from alexnet_dist.cli.train import train

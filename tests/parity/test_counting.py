@@ -6,11 +6,11 @@ import dataclasses
 import importlib.util
 import itertools
 
-import loaders
 import numpy as np
 import pytest
 import torch
-from images import save_jpeg
+from helpers import loaders
+from helpers.images import save_jpeg
 
 from alexnet_dist.data.engines.cache import build as cache_build
 from alexnet_dist.data.engines.cache.engine import find_layout

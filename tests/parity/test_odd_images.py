@@ -12,14 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import loaders
 import numpy as np
 import pytest
 import torch
-from dist_helper import run_processes
-from images import JPEG, BadImage, GoodImage, bad_images, encode, good_images, make_picture, png_by_hand, save_jpeg
+from helpers import loaders
+from helpers.dist_helper import run_processes
+from helpers.images import (
+    JPEG,
+    BadImage,
+    GoodImage,
+    bad_images,
+    encode,
+    good_images,
+    make_picture,
+    png_by_hand,
+    save_jpeg,
+)
+from helpers.tiny import tiny_config, tiny_spec
 from PIL import Image
-from tiny import tiny_config, tiny_spec
 
 from alexnet_dist.base.durable import read_csv
 from alexnet_dist.cli.main import run

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from dist_helper import run_processes
-from images import make_picture, save_jpeg
+from helpers.dist_helper import run_processes
+from helpers.images import make_picture, save_jpeg
+from helpers.tiny import tiny_spec
 from PIL import Image
-from tiny import tiny_spec
 from torch import Tensor
 
 from alexnet_dist.cli.evaluate import evaluate_model

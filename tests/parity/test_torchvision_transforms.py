@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from images import save_jpeg
+from helpers.images import save_jpeg
 from PIL import Image
 from torchvision.transforms import v2
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from images import save_jpeg
-from tiny import tiny_config
+from helpers.images import save_jpeg
+from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.main import run
 from alexnet_dist.settings.reader import dump_config

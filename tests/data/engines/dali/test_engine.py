@@ -1,0 +1,700 @@
+"""The DALI engine on the CPU against the reference engine: the same batches, the same verdicts, nothing left behind."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import loaders
+from helpers.images import JPEG, bad_images, encode, good_images, make_picture
+from PIL import Image
+
+from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
+from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.dali import engine as dali_engine
+from alexnet_dist.data.engines.dali import feed as dali_source
+from alexnet_dist.data.engines.dali.engine import find_dali
+from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
+from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.plan import Augmentation, Plan, StepPlan
+
+if find_dali():
+    pytest.skip("DALI is not installed", allow_module_level=True)
+os.environ.update(dali_engine.SETTINGS)
+
+from alexnet_dist.data.engines.dali import pipeline as dali_pipeline
+
+SIDE = 20
+# After a resize: DALI rounds once, torchvision after each axis. A grey level is 1.
+LARGEST, MEAN = 2.0, 0.2
+ROUNDING = 1e-4  # of the network's input, where nothing is resized
+SIZES = [(40, 24), (24, 40), (33, 33), (25, 60), (24, 24), (101, 67), (300, 31), (52, 211)]
+
+
+def make_index(root: Path, sizes: list[tuple[int, int]] = SIZES) -> SampleIndex:
+    """Two classes; of each size a JPEG and a PNG with much detail, right up to the edges."""
+    dice = np.random.default_rng(5)
+    for number, (width, height) in enumerate(sizes):
+        coarse = dice.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        for name, options in (("cat/{}.jpg", {"format": "JPEG", "quality": 90}), ("dog/{}.png", {"format": "PNG"})):
+            path = root / "train" / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(image, **options))
+    return scan(root)
+
+
+def scan(root: Path) -> SampleIndex:
+    return scan_folder(root / "train", classes=None, on_bad_file="skip", cache_dir=root / "cache")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    return make_index(tmp_path_factory.mktemp("pictures"))
+
+
+def make_loader(index: SampleIndex, recipe: Augmentation, **changes: Any) -> Loader:
+    """On the scale of pixels, so that differences are grey levels."""
+    normalization = loaders.grey_levels(changes.get("channels", 3))
+    settings = {"engine": "dali", "workers": 1, "global_batch_size": 6, "normalization": normalization, **changes}
+    return loaders.make_loader(index, recipe, **settings)
+
+
+def make_both(loader: Loader, start: int, stop: int) -> tuple[list[Batch], list[Batch]]:
+    """The batches of DALI and of the reference."""
+    reference = replace(loader, engine=ENGINES["torchvision"], workers=0)
+    return list(loader.batches(start, stop)), list(reference.batches(start, stop))
+
+
+def check_equal(ours: list[Batch], theirs: list[Batch], largest: float = 0.0, mean: float = 0.0) -> None:
+    """Everything but the pixels is equal; these differ by no more than this."""
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.mask, other.mask)
+        assert one[4:] == other[4:]
+        assert one.images.shape == other.images.shape
+    if ours:
+        difference = torch.cat([(one.images - other.images).abs() for one, other in zip(ours, theirs, strict=True)])
+        assert difference.max() <= largest
+        assert difference.mean() <= mean or difference.max() == 0
+
+
+def is_equal(one: Batch, other: Batch) -> bool:
+    """Bit by bit."""
+    return all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True)) and one[4:] == other[4:]
+
+
+# -- the same batches as the reference --------------------------------------------------------------------------------
+
+CUT = Augmentation(SIDE, resize=None, crop="random", horizontal_flip=0.5, vertical_flip=0.5)
+RESIZED = {
+    "shorter side": Augmentation(SIDE, resize=22, crop="random", horizontal_flip=0.5),
+    "both sides": Augmentation(SIDE, resize=(23, 41), crop="random", vertical_flip=0.5),
+    "larger": Augmentation(SIDE, resize=90, crop="random"),
+    "centre": Augmentation(SIDE, resize=SIDE),
+    "random resized": Augmentation(SIDE, None, "random_resized", horizontal_flip=0.5, vertical_flip=0.5),
+    "ten views": Augmentation(SIDE, resize=24, views=10),
+}
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_crops_without_a_resize_equal_the_reference_to_the_bit(
+    index: SampleIndex, channels: int, channels_last: bool
+) -> None:
+    check_equal(*make_both(make_loader(index, CUT, channels=channels, channels_last=channels_last), 0, 4))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_lighting_and_normalisation_equal_the_reference(index: SampleIndex, channels: int) -> None:
+    scale = Normalization((120.0, 110.0, 100.0)[:channels], (58.0, 57.0, 56.0)[:channels])
+    loader = make_loader(index, replace(CUT, lighting="source2012"), channels=channels, normalization=scale)
+    check_equal(*make_both(loader, 0, 4), largest=ROUNDING, mean=ROUNDING)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", RESIZED)
+def test_resized_pictures_differ_by_rounding_alone(index: SampleIndex, name: str, channels: int) -> None:
+    check_equal(*make_both(make_loader(index, RESIZED[name], channels=channels), 0, 3), largest=LARGEST, mean=MEAN)
+
+
+def test_jitter_equals_the_reference(index: SampleIndex) -> None:
+    loader = make_loader(index, replace(CUT, color_jitter=(0.4, 0.4, 0.4, 0.1), lighting="source2012"))
+    check_equal(*make_both(loader, 0, 3), largest=ROUNDING, mean=ROUNDING)
+
+
+def test_jitter_follows_the_weighing_of_edges(index: SampleIndex) -> None:
+    brightness = replace(RESIZED["random resized"], color_jitter=(0.4, 0.0, 0.0, 0.0))  # multiplies by 1.4 at most
+    check_equal(*make_both(make_loader(index, brightness), 0, 3), largest=1.4 * LARGEST + 1, mean=1.4 * MEAN)
+
+
+def swap_flip(rows: StepPlan) -> StepPlan:
+    flips = rows.flips.copy()
+    flips[0, 0] = ~flips[0, 0]
+    return rows._replace(flips=flips)
+
+
+def shift_corner(rows: StepPlan) -> StepPlan:
+    corners, margins = rows.corners.copy(), rows.resized - SIDE
+    row = int(np.flatnonzero(margins[:, 0])[0])
+    corners[row, 0] += 1 if corners[row, 0] < margins[row, 0] else -1
+    return rows._replace(corners=corners)
+
+
+@pytest.mark.parametrize("defect", [swap_flip, shift_corner])
+@pytest.mark.parametrize("recipe", [CUT, RESIZED["shorter side"]])
+def test_that_comparison_notices_a_defect_of_one_row(
+    index: SampleIndex, recipe: Augmentation, defect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(index, recipe)
+    (theirs,) = make_both(loader, 0, 1)[1]
+    wrong = defect(loader.plan.at(0))
+    monkeypatch.setattr(Plan, "at", lambda *_: wrong)
+    ours = next(loader.batches(0, 1))
+    with pytest.raises(AssertionError):
+        check_equal([ours], [theirs], LARGEST, MEAN)
+
+
+def test_that_comparison_notices_edges_that_are_not_weighed(
+    index: SampleIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(index, RESIZED["shorter side"])
+    monkeypatch.setattr(dali_source, "find_edge_gains", lambda rows, _: np.ones((len(rows.ids), 4), np.float32))
+    with pytest.raises(AssertionError):
+        check_equal(*make_both(loader, 0, 3), largest=LARGEST, mean=MEAN)
+
+
+def place_at(corners: Any, resized: Any) -> tuple[Any, ...]:
+    """x, y and mirror of these corners (n, 2) in pictures of these widths and heights (n, 2)."""
+    rows = Plan(np.full((len(corners), 2), 30), CUT, len(corners), 0, False).at(0)
+    rows = rows._replace(corners=corners, resized=resized, flips=np.zeros_like(rows.flips))
+    return dali_source.place_crops(rows, 1, SIDE)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("margin", [0, 1, 2, 3, 19, 76, 255, 299])
+def test_dali_maps_every_corner_back(margin: int, axis: int) -> None:
+    corners = np.zeros((margin + 1, 2), np.int64)
+    corners[:, axis] = np.arange(margin + 1)
+    places = place_at(corners, np.full_like(corners, SIDE) + margin * (np.arange(2) == axis))
+
+    def define() -> Any:
+        picture, x, y, mirror = (dali_pipeline.fn.external_source(name=name) for name in "pxym")
+        picture = dali_pipeline.fn.reshape(picture, layout="HWC")
+        return dali_pipeline.fn.crop_mirror_normalize(
+            picture, crop=[SIDE, SIDE], crop_pos_x=x, crop_pos_y=y, mirror=mirror, output_layout="HWC"
+        )
+
+    line = np.arange(margin + SIDE, dtype=np.float32).reshape((1, -1, 1) if axis == 0 else (-1, 1, 1))
+    picture = np.ascontiguousarray(np.repeat(line, SIDE, axis=axis))  # its own x, or y
+    options = {"batch_size": margin + 1, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 1}
+    pipeline = dali_pipeline.dali.pipeline_def(define)(**options)
+    for name, data in zip("pxym", ([picture] * (margin + 1), *map(np.ascontiguousarray, places)), strict=True):
+        pipeline.feed_input(name, data)
+    found = [int(np.array(crop)[0, 0, 0]) for crop in pipeline.run()[0]]
+    assert found == list(range(margin + 1))
+
+
+@pytest.mark.parametrize("margins", [np.arange(600), np.array([4095, 19_999, 65_535])])
+def test_corners_survive_single_precision(margins: Any) -> None:
+    corners = np.concatenate([np.arange(margin + 1) for margin in margins])
+    spans = np.repeat(margins, margins + 1)
+    both = np.stack([corners, spans - corners], axis=1)
+    x, y, _ = place_at(both, np.stack([spans, spans], axis=1) + SIDE)
+    back = np.floor(np.stack([x, y], axis=1) * spans.astype(np.float32)[:, None] + np.float32(0.5))
+    np.testing.assert_array_equal(back, both)
+
+
+# -- odd kinds --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    """Every kind that can be decoded, and those with a good header that cannot."""
+    root = tmp_path_factory.mktemp("zoo")
+    for label, images in (("good", good_images()), ("bad", [bad for bad in bad_images() if bad.has_good_header])):
+        (root / "train" / label).mkdir(parents=True)
+        for image in images:
+            (root / "train" / label / image.name).write_bytes(image.data)
+    return scan(root)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize(
+    ("recipe", "largest"),
+    [
+        (Augmentation(SIDE, resize=(24, 40), crop="random"), LARGEST),
+        (Augmentation(12, None, "random_resized", horizontal_flip=0.5), LARGEST),
+    ],
+)
+def test_odd_kinds_get_the_verdict_and_the_pixels_of_the_reference(
+    zoo: SampleIndex, recipe: Augmentation, largest: float, channels: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert 5 < zoo.is_plain.sum() < len(zoo) - 5
+    loader = make_loader(zoo, recipe, channels=channels, global_batch_size=16)
+    ours, theirs = make_both(loader, 0, loader.plan.steps_per_epoch)
+    check_equal(ours, theirs, largest, MEAN)
+    assert sum(len(batch.bad_files) for batch in ours) >= 8
+    # libpng and libjpeg themselves tell of a damaged stream before DALI hears of it.
+    theirs_to_say = ("libpng", "Corrupt JPEG data")
+    assert [line for line in capfd.readouterr().err.splitlines() if not line.startswith(theirs_to_say)] == []
+
+
+def test_pictures_of_the_size_of_the_plan_are_equal_to_the_bit(zoo: SampleIndex) -> None:
+    fitting = zoo.subset(np.flatnonzero((zoo.sizes == (40, 24)).all(axis=1)))
+    assert len(fitting) > 40
+    loader = make_loader(fitting, Augmentation(SIDE, resize=(24, 40), crop="random"), global_batch_size=16)
+    check_equal(*make_both(loader, 0, loader.plan.steps_per_epoch))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_pixels_that_lie_in_no_files_go_the_same_way(channels: int) -> None:
+    index = synthetic_index(10, 4, (31, 27), seed=0)
+    loader = make_loader(index, RESIZED["shorter side"], channels=channels)
+    check_equal(*make_both(loader, 0, 4), largest=LARGEST, mean=0.3)  # of pure noise, more values lie between two
+
+
+# -- however they are made --------------------------------------------------------------------------------------------
+
+MIXED = replace(RESIZED["random resized"], lighting="source2012")
+
+
+@pytest.fixture(scope="module")
+def expected(index: SampleIndex) -> list[Batch]:
+    """Three passes of one process."""
+    return list(make_loader(index, MIXED).batches(0, 9))
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 1), (1, 3), (3, 1), (3, 3)])
+def test_batches_do_not_depend_on_threads_and_prefetch(
+    index: SampleIndex, expected: list[Batch], workers: int, prefetch: int
+) -> None:
+    made = list(make_loader(index, MIXED, workers=workers, prefetch=prefetch).batches(0, 9))
+    assert len(made) == 9
+    assert all(map(is_equal, made, expected))
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 8])
+def test_batches_after_a_start_in_the_middle_are_the_same(
+    index: SampleIndex, expected: list[Batch], start: int
+) -> None:
+    made = list(make_loader(index, MIXED).batches(start, 9))
+    assert len(made) == 9 - start
+    assert all(map(is_equal, made, expected[start:]))
+    assert not is_equal(made[0], expected[start - 1])
+
+
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_shards_concatenate_to_the_batch_of_one_process(
+    index: SampleIndex, expected: list[Batch], num_shards: int
+) -> None:
+    loaders = [make_loader(index, MIXED, shard_id=shard, num_shards=num_shards) for shard in range(num_shards)]
+    for parts, whole in zip(zip(*(loader.batches(0, 9) for loader in loaders), strict=True), expected, strict=True):
+        tensors = [torch.cat(values) for values in zip(*(part[:4] for part in parts), strict=True)]
+        joined = Batch(*tensors, sum(part.num_images for part in parts), [])  # type: ignore[arg-type]
+        assert is_equal(joined, whole)
+
+
+def test_no_steps_give_no_batches(index: SampleIndex) -> None:
+    assert list(make_loader(index, CUT).batches(5, 5)) == []
+
+
+@pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize(
+    ("num_images", "batch", "num_shards"), [(1, 4, 4), (5, 4, 2), (9, 8, 4), (7, 7, 1), (16, 3, 3)]
+)
+def test_every_image_is_evaluated_once(
+    index: SampleIndex, num_images: int, batch: int, num_shards: int, views: Any
+) -> None:
+    some = index.subset(range(num_images))
+    recipe = Augmentation(SIDE, resize=24, views=views)
+    ids, counted = [], 0
+    for shard in range(num_shards):
+        options = {"global_batch_size": batch, "shuffle": False, "shard_id": shard, "num_shards": num_shards}
+        loader = make_loader(some, recipe, **options)
+        for made in loader.batches(0, loader.plan.steps_per_epoch):
+            ids += made.ids[made.mask > 0].tolist()[::views]
+            counted += made.num_images
+    assert sorted(ids) == list(range(num_images))
+    assert counted == num_images
+
+
+def test_filling_is_what_the_reference_makes_of_it(index: SampleIndex) -> None:
+    scale = Normalization((120.0, 110.0, 100.0), (58.0, 57.0, 56.0))
+    loader = make_loader(index.subset(range(7)), replace(CUT, lighting="source2012"), normalization=scale)
+    (ours,), (theirs,) = make_both(loader, 1, 2)
+    assert ours.mask.tolist() == [1, 0, 0, 0, 0, 0]
+    assert torch.equal(ours.images[1:], theirs.images[1:])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("step", [0, 2])
+def test_layout_and_types(index: SampleIndex, channels_last: bool, step: int) -> None:
+    batch = next(make_loader(index, CUT, channels_last=channels_last).batches(step, step + 1))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert batch.images.shape == (6, 3, SIDE, SIDE)
+    assert batch.images.is_contiguous(memory_format=layout)
+    assert (batch.images.dtype, batch.labels.dtype, batch.mask.dtype) == (torch.float32, torch.int64, torch.float32)
+
+
+# -- files that break after the scan ----------------------------------------------------------------------------------
+
+
+def cut_off(data: bytes) -> bytes:
+    return data[: len(data) * 6 // 10]
+
+
+def fill_with_zeros(data: bytes) -> bytes:
+    """As a download that never ended: the length is right."""
+    return cut_off(data).ljust(len(data), b"\0")
+
+
+def overwrite_head(data: bytes) -> bytes:
+    """Length and ending are right: only a decoder notices."""
+    return b"junk" * 5 + data[20:]
+
+
+def replace_picture(_: bytes) -> bytes:
+    return encode(Image.fromarray(make_picture(60, 60)), **JPEG)
+
+
+def replace_equal_picture(_: bytes) -> bytes:
+    return encode(Image.fromarray(make_picture(*SIZES[1])), **JPEG)
+
+
+DAMAGES = {
+    "cut off": (cut_off, 1),
+    "zeros": (fill_with_zeros, 1),
+    "empty": (lambda _: b"", 1),
+    "HTML": (lambda _: b"<html>", 1),
+    "another size": (replace_picture, 1),
+    "another picture": (replace_equal_picture, 1),
+    "junk of the same length": (overwrite_head, 2),
+    "vanished": (None, 1),
+}
+
+
+def damage(path: Path, change: Any) -> None:
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Weak references to the pipelines that are built."""
+    pipelines: list[Any] = []
+    build = dali_pipeline.build_pipeline
+
+    def note(*args: Any) -> Any:
+        pipeline = build(*args)
+        pipelines.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(dali_pipeline, "build_pipeline", note)
+    return pipelines
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_file_that_breaks_is_masked_and_listed(tmp_path: Path, name: str, built: list[Any]) -> None:
+    index = make_index(tmp_path, SIZES[:5])
+    change, num_pipelines = DAMAGES[name]
+    damage(tmp_path / "train" / "cat" / "1.jpg", change)
+    loader = make_loader(index, CUT, global_batch_size=4)
+    check_equal(*make_both(loader, 0, 6))  # two passes
+    assert len(built) == num_pipelines
+
+
+def test_breaks_by_name(tmp_path: Path) -> None:
+    index = make_index(tmp_path, SIZES[:5])
+    path = tmp_path / "train" / "cat" / "1.jpg"
+    path.write_bytes(cut_off(path.read_bytes()))
+    batch = next(make_loader(index, CUT, shuffle=False).batches(0, 1))
+    assert batch.mask.tolist() == [1, 0, 1, 1, 1, 1]
+    assert batch.num_images == 5
+    assert [bad.path for bad in batch.bad_files] == [str(path)]
+    assert "truncated" in batch.bad_files[0].reason.lower()
+
+
+def test_a_region_above_the_cut_is_not_taken_from_a_file_that_was_cut_before_the_scan(tmp_path: Path) -> None:
+    make_index(tmp_path, SIZES[:5])
+    path = tmp_path / "train" / "cat" / "3.jpg"  # 25 x 60
+    path.write_bytes(cut_off(path.read_bytes()))
+    loader = make_loader(scan(tmp_path), Augmentation(8, resize=None, crop="random"), global_batch_size=5)
+    ours, theirs = make_both(loader, 0, 20)
+    assert min(loader.plan.at(step).corners[:, 1].min() for step in range(20)) == 0
+    check_equal(ours, theirs)
+    assert sum(len(batch.bad_files) for batch in ours) == 10
+
+
+def test_a_jpeg_that_was_cut_before_its_end_mark_is_left_out_and_gray_by_nature_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_index(tmp_path, SIZES[:5])
+    path = tmp_path / "train" / "cat" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:-150] + b"\xff\xd9")
+    gray = np.full((40, 30, 3), 128, np.uint8)
+    for name, options in (("cat/gray.jpg", {"format": "JPEG"}), ("dog/gray.png", {"format": "PNG"})):
+        (tmp_path / "train" / name).write_bytes(encode(Image.fromarray(gray), **options))
+    index = scan(tmp_path)
+    assert index.is_plain.all()
+    judged: list[int] = []
+    judge = dali_source.Feeder._judge
+    monkeypatch.setattr(dali_source.Feeder, "_judge", lambda self, number: judged.append(number) or judge(self, number))
+    for recipe in (CUT, RESIZED["ten views"]):
+        judged.clear()
+        ours, theirs = make_both(make_loader(index, recipe, global_batch_size=4), 0, 9)  # three passes
+        check_equal(ours, theirs, LARGEST, MEAN)
+        assert [bad.path for batch in ours for bad in batch.bad_files] == [str(path)] * 3
+        assert sorted(index.paths[number] for number in judged) == ["cat/3.jpg", "cat/gray.jpg", "dog/gray.png"]
+
+
+@pytest.mark.parametrize("name", ["both sides", "random resized"])
+def test_a_cut_jpeg_is_left_out_of_steps_that_were_under_way(tmp_path: Path, name: str) -> None:
+    """Of the regions that this seed draws the first ends in the gray, and the second does not."""
+    make_index(tmp_path, SIZES[:2])
+    path = tmp_path / "train" / "cat" / "0.jpg"
+    path.write_bytes(path.read_bytes()[:-150] + b"\xff\xd9")
+    loader = make_loader(scan(tmp_path), RESIZED[name], global_batch_size=4, seed=3, prefetch=3, workers=3)
+    ours, theirs = make_both(loader, 0, 12)  # the file is in every step
+    check_equal(ours, theirs, LARGEST, MEAN)
+    assert [bad.path for batch in ours for bad in batch.bad_files] == [str(path)] * 12
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5])
+@pytest.mark.parametrize("broken", [(0,), (2,), (7,), (0, 1, 2), (3, 4)])
+def test_no_step_is_lost_or_made_twice(
+    tmp_path: Path, prefetch: int, broken: tuple[int, ...], built: list[Any]
+) -> None:
+    index = make_index(tmp_path, SIZES[:4])
+    for sample_id in broken:
+        damage(index.root / index.paths[sample_id], overwrite_head)
+    loader = make_loader(index, CUT, global_batch_size=1, shuffle=False, prefetch=prefetch, workers=2)
+    ours, theirs = make_both(loader, 0, 8)
+    check_equal(ours, theirs)
+    assert [batch.ids.tolist() for batch in ours] == [[step] for step in range(8)]
+    assert len(built) == 1 + len(broken)
+    gc.collect()
+    assert [pipeline() for pipeline in built] == [None] * len(built)
+
+
+def test_a_file_that_breaks_between_the_look_and_the_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make_index(tmp_path, SIZES[:5])
+    for number, (change, _) in zip((0, 1, 4), list(DAMAGES.values())[:3], strict=True):
+        damage(tmp_path / "train" / "cat" / f"{number}.jpg", change)
+    damage(tmp_path / "train" / "dog" / "3.png", None)
+    monkeypatch.setattr(dali_source, "is_whole", lambda *_: True)
+    check_equal(*make_both(make_loader(index, CUT, global_batch_size=4), 0, 6))
+
+
+def test_what_dali_alone_cannot_read_enters_as_pixels(tmp_path: Path, built: list[Any]) -> None:
+    make_index(tmp_path, SIZES[:5])
+    path = tmp_path / "train" / "dog" / "2.png"
+    data = bytearray(path.read_bytes())
+    data[-14] ^= 1  # in the checksum of the pixels, which Pillow does not compare
+    path.write_bytes(data)
+    index = scan(tmp_path)
+    assert index.is_plain.all()
+    ours, theirs = make_both(make_loader(index, CUT, global_batch_size=4), 0, 6)
+    check_equal(ours, theirs)
+    assert [batch.bad_files for batch in ours] == [[]] * 6
+    assert len(built) == 2
+
+
+def test_the_other_rows_do_not_feel_a_broken_file(tmp_path: Path) -> None:
+    loader = make_loader(make_index(tmp_path, SIZES[:5]), RESIZED["shorter side"], shuffle=False)
+    expected = next(loader.batches(0, 1))
+    damage(tmp_path / "train" / "cat" / "1.jpg", overwrite_head)
+    batch = next(loader.batches(0, 1))
+    others = [0, 2, 3, 4, 5]
+    assert torch.equal(batch.images[others], expected.images[others])
+    assert torch.equal(batch.labels[others], expected.labels[others])
+
+
+def fail_always(message: str, *_: Any) -> Any:
+    raise RuntimeError(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("Critical error in pipeline:\nencountered:\n\nthe moon is full\n", MachineError),
+        ("Critical error in pipeline:\nCUDA allocation failed: out of memory", MemoryExhaustedError),
+    ],
+)
+def test_a_failure_that_is_no_files_fault_ends_with_one_line(
+    index: SampleIndex, message: str, error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dali_pipeline, "take_outputs", functools.partial(fail_always, message))
+    with pytest.raises(error, match=r"the moon is full|out of memory"):
+        next(make_loader(index, CUT).batches(0, 3))
+
+
+def test_an_error_while_pixels_are_read_is_passed_on(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(SampleIndex, "load_pixels", fail)
+    with pytest.raises(MemoryError):
+        next(make_loader(synthetic_index(4, 2, (24, 24), 0), CUT).batches(0, 1))
+
+
+# -- memory and ends --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_batches_that_are_kept_stay_as_they_are(index: SampleIndex, prefetch: int) -> None:
+    batches = make_loader(index, CUT, prefetch=prefetch).batches(0, 9)
+    kept = [(batch, batch.images.clone()) for batch in batches]
+    del batches
+    gc.collect()
+    assert len(kept) == 9
+    assert all(torch.equal(batch.images, copy) for batch, copy in kept)
+    assert len({batch.images.data_ptr() for batch, _ in kept}) == 9
+
+
+def name_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "dali" in thread.name]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_iterator_that_is_left_early_leaves_nothing_running(
+    index: SampleIndex, taken: int, built: list[Any]
+) -> None:
+    list(make_loader(index, CUT).batches(0, 1))  # what DALI starts once and keeps
+    before = psutil.Process().num_threads()
+    batches = make_loader(index, CUT, workers=3, prefetch=3).batches(0, 10**6)
+    for _ in range(taken):
+        next(batches)
+    assert bool(name_threads()) == bool(taken)
+    batches.close()  # type: ignore[attr-defined]
+    assert name_threads() == []
+    while psutil.Process().num_threads() > before:  # until the test's time is up
+        time.sleep(0.01)
+    assert all(pipeline() is None for pipeline in built)
+
+
+def test_memory_stays_flat(index: SampleIndex) -> None:
+    batches = make_loader(index, MIXED).batches(0, 700)
+    process = psutil.Process()
+    for _ in range(200):
+        next(batches)
+    before = process.memory_info().rss
+    for _ in range(500):
+        next(batches)
+    assert process.memory_info().rss - before < 4 * 2**20
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import alexnet_dist.data.engines.choose
+assert not any(module.startswith("nvidia.dali") for module in sys.modules)
+from test_engine import CUT, make_loader, scan
+received = []
+signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+batches = make_loader(scan(Path(sys.argv[1])), CUT, workers=2).batches(0, 10**6)
+assert next(batches).num_images == 6
+for number in (signal.SIGTERM, signal.SIGINT):
+    os.kill(os.getpid(), number)
+    next(batches)
+assert received == [signal.SIGTERM, signal.SIGINT]
+raise ValueError("in the network")
+"""
+
+
+def test_a_program_that_fails_in_the_middle_ends_at_once_and_signals_are_its_own(index: SampleIndex) -> None:
+    here = Path(__file__).resolve()
+    places = [str(here.parent), str(here.parents[3]), str(here.parents[4])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    command = [sys.executable, "-c", PROGRAM, str(index.root.parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Traceback")  # and nothing of DALI's before or after
+    assert lines[-1] == "ValueError: in the network"
+
+
+# -- where it cannot run ----------------------------------------------------------------------------------------------
+
+
+def test_dali_that_is_missing_is_said_with_the_remedy(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_engine.importlib.util, "find_spec", lambda name: None)
+    assert find_dali() == "DALI is not installed"
+    with pytest.raises(MachineError, match=r"pip install 'alexnet_dist\[dali\]'.*cuda120") as caught:
+        next(make_loader(index, CUT).batches(0, 1))
+    assert caught.value.exit_code == 5
+
+
+def test_a_package_nvidia_without_dali_is_no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(dali_engine.importlib.util, "find_spec", fail)
+    assert find_dali() == "DALI is not installed"
+
+
+def test_dali_that_cannot_be_imported_is_said_in_one_line(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:
+        raise OSError("libdali.so: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(dali_engine.importlib, "import_module", fail)
+    with pytest.raises(MachineError, match=r"libdali\.so: cannot open shared object file; pip install"):
+        next(make_loader(index, CUT).batches(0, 1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_cannot_be_used_is_said_in_one_line(index: SampleIndex) -> None:
+    with pytest.raises(MachineError, match="cuda120"):
+        next(make_loader(index, CUT, device=torch.device("cuda")).batches(0, 1))
+
+
+# -- real pictures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    place = os.environ.get("ALEXNET_DIST_TEST_DATA")
+    if not place:
+        pytest.skip("ALEXNET_DIST_TEST_DATA is not set")
+    cache = tmp_path_factory.mktemp("cache")
+    index = scan_folder(Path(place) / "imagenet_sample", classes=None, on_bad_file="fail", cache_dir=cache)
+    return index.subset(range(0, len(index), 4))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "largest", "mean"),
+    [
+        (Augmentation(120, None, "random", horizontal_flip=0.5, vertical_flip=0.5), 0.0, 0.0),
+        (Augmentation(224, None, "random_resized", horizontal_flip=0.5), LARGEST, MEAN),
+        (Augmentation(224, 256, "random", horizontal_flip=0.5), LARGEST, MEAN),
+        (Augmentation(64, 64), LARGEST, MEAN),
+    ],
+)
+def test_photographs_equal_the_reference(
+    photographs: SampleIndex, recipe: Augmentation, largest: float, mean: float
+) -> None:
+    check_equal(*make_both(make_loader(photographs, recipe, global_batch_size=25), 0, 2), largest, mean)
+
+
+def test_unreadable_is_unreadable_for_both(index: SampleIndex) -> None:
+    """The check of `make_both` would pass if no image came through."""
+    with pytest.raises(UnreadableImageError):
+        replace(index, paths=("nothing",) * len(index)).load_pixels(0)
