@@ -11,50 +11,8 @@ import torch
 from helpers.tiny import make_runtime, tiny_spec
 from torch import Tensor, nn
 
-from alexnet_dist.assembly.loaders import settle_batch_sizes
-from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES, build_model, named_layers
-from alexnet_dist.training.metrics import Totals, count_correct, cross_entropy
 from alexnet_dist.training.optim import OPTIMIZERS, build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
-
-# -- metrics ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("k", "expected"), [(1, [True, False, False]), (2, [True, True, False]), (3, [True] * 3)])
-def test_top_k_counts_the_label_among_the_k_largest(k: int, expected: list[bool]) -> None:
-    logits = torch.tensor([[3.0, 2.0, 1.0]] * 3)
-    assert count_correct(logits, torch.tensor([0, 1, 2]), k).tolist() == expected
-
-
-def test_with_fewer_classes_than_k_all_are_right() -> None:
-    assert count_correct(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), 5).tolist() == [True] * 4
-
-
-@pytest.mark.parametrize(
-    ("given", "computed"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
-)
-def test_loss_is_computed_in_float32_at_least(given: torch.dtype, computed: torch.dtype) -> None:
-    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).to(given), torch.tensor([0, 0])
-    losses = cross_entropy(logits, labels)
-    assert losses.dtype == computed
-    expected = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))]
-    assert losses.tolist() == pytest.approx(expected, rel=1e-6)
-
-
-def test_totals_divide_their_sums_once() -> None:
-    totals = Totals()
-    totals.add(Totals(loss_sum=6.0, num_correct=1, num_images=3, num_steps=1, wait_seconds=0.5, seconds=2.0))
-    totals.add(Totals(loss_sum=2.0, num_correct=1, num_images=1, num_steps=1, wait_seconds=0.5, seconds=2.0))
-    assert (totals.loss, totals.top1, totals.images_per_second) == (2.0, 0.5, 1.0)  # means of means would differ
-    assert (totals.num_steps, totals.wait_seconds) == (2, 1.0)
-
-
-def test_empty_totals_are_zero() -> None:
-    assert (Totals().loss, Totals().top1, Totals().images_per_second) == (0.0, 0.0, 0.0)
-
-
-# -- optimizers -------------------------------------------------------------------------------------------------------
 
 LR, MOMENTUM, DECAY, BIAS_FACTOR = 0.01, 0.9, 0.01, 2.0
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -325,16 +283,3 @@ def test_fp16_scaler_leaves_an_overflowing_update_out(name: str, gradient: float
     finite = math.isfinite(gradient)
     assert all(map(torch.equal, list_state(model), weights)) == (not finite)
     assert scaler.get_scale() == (16.0 if finite else 4.0)
-
-
-@pytest.mark.parametrize(
-    ("global_size", "micro_size", "words"),
-    [
-        (13, None, "13 cannot be shared by 2 pairs of processes; use 12 or 14, or another number of pairs"),
-        (12, 4, "train.micro_batch_size 4 does not divide 6: global batch 12 over 2 pairs of processes; use 3 or 2"),
-    ],
-)
-def test_sizes_that_do_not_divide_name_what_shares_them(global_size: int, micro_size: int | None, words: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        settle_batch_sizes(global_size, micro_size, 2, num_train=100, holders="pairs of processes")
-    assert words in str(caught.value)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alexnet_dist.base.errors import MachineError, UsageError
+from alexnet_dist.base.nested import flatten
+from alexnet_dist.data.index import BadFile
+from alexnet_dist.runs import folder as run_folder
+from alexnet_dist.runs.folder import compare_settings, open_run_folder, store_settings, write_bad_files
+from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.schema import Config
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def make_config(**values: Any) -> Config:
+    given = {key.replace("__", "."): value for key, value in values.items()}
+    return build_config({"data.source": "synthetic", "train.epochs": 2, "tracking.name": "1e3"} | given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.epochs", 5),
+        ("train.micro_batch_size", 8),
+        ("device", "cpu"),
+        ("data.engine", "torchvision"),
+        ("data.workers", 3),
+        ("data.root", "elsewhere"),
+        ("checkpoint.keep", 7),
+        ("log.every_steps", 1),
+        ("tracking.wandb", "offline"),
+        ("data.on_bad_file", "skip"),
+        ("train.early_stop", 3),
+        ("optimizer.lr", 0.5),
+        ("schedule.warmup_steps", 3),
+    ],
+)
+def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str, value: Any) -> None:
+    store_settings(tmp_path, make_config())
+    assert compare_settings(tmp_path, make_config()) == {}
+    changed, before = make_config(**{key: value}), flatten(make_config())[key]
+    assert compare_settings(tmp_path, changed) == {key: (before, value)}
+    store_settings(tmp_path, changed)
+    assert compare_settings(tmp_path, changed) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("optimizer.momentum", 0.5),
+        ("train.global_batch_size", 64),
+        ("augment.crop", "centre"),
+        ("model.dropout", 0.25),
+        ("precision", "fp32"),
+        ("data.val_fraction", 0.3),
+    ],
+)
+def test_other_changes_are_refused_with_the_difference(tmp_path: Path, key: str, value: Any) -> None:
+    store_settings(tmp_path, make_config())
+    with pytest.raises(UsageError, match=rf"{key} was .*, is {value}; .*--new"):
+        compare_settings(tmp_path, make_config(**{key: value}))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("new", [False, True])
+def test_second_start_in_a_held_folder_is_refused(tmp_path: Path, new: bool) -> None:
+    with open_run_folder(tmp_path / "run", new=False):
+        (tmp_path / "run" / "metrics.jsonl").write_bytes(b"{}\n")
+        with pytest.raises(MachineError, match=r"another run is using this run folder .*run"):
+            open_run_folder(tmp_path / "run", new=new)
+    open_run_folder(tmp_path / "run", new=False).release()  # free again
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_new_renames_the_old_run_and_deletes_nothing(tmp_path: Path) -> None:
+    for number in range(3):
+        with open_run_folder(tmp_path / "run", new=True):
+            (tmp_path / "run" / "mark").write_text(str(number))
+    assert list_names(tmp_path) == ["run", "run.1", "run.2"]
+    assert [(tmp_path / name / "mark").read_text() for name in ("run.1", "run.2", "run")] == ["0", "1", "2"]
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"cannot write run \(.*file/run\)"):
+        open_run_folder(tmp_path / "file" / "run", new=False)
+
+
+def test_bad_files_are_listed_once_relative_to_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    bad = [BadFile(str(root / "b,c" / "1.jpg"), "cut"), BadFile(str(root / "a.jpg"), 'a "word"')]
+    write_bad_files(tmp_path, [*bad, *bad], root)
+    assert (tmp_path / "bad_files.csv").read_text() == 'path,reason\na.jpg,"a ""word"""\n"b,c/1.jpg",cut\n'
+
+
+def test_no_bad_files_no_list(tmp_path: Path) -> None:
+    write_bad_files(tmp_path, [], tmp_path)
+    assert list_names(tmp_path) == []
