@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from alexnet_dist.base.errors import DataError, UsageError
-from alexnet_dist.base.places import describe_missing
-from alexnet_dist.base.run_record import read_run
+from alexnet_dist.base.places import default_cache_dir, describe_missing
 from alexnet_dist.base.text import quote_word
 from alexnet_dist.data.folds import split_fold
 from alexnet_dist.data.index import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
@@ -27,9 +26,6 @@ from alexnet_dist.data.sources.layouts import explain_missing_folder
 from alexnet_dist.data.sources.manifest import ListForm
 from alexnet_dist.data.sources.manifest_labels import find_class_lists
 from alexnet_dist.data.sources.manifest_table import ColumnNames
-from alexnet_dist.runs.folder import default_cache_dir
-from alexnet_dist.runs.held_out import HELD_OUT, place_paths, split_as_listed
-from alexnet_dist.runs.image_list import find_changes, list_images, read_image_list
 from alexnet_dist.settings.checks import ARRAY_SOURCES, check_fold_is_chosen
 from alexnet_dist.settings.schema import DataConfig
 
@@ -117,58 +113,6 @@ def cut_splits(sets: Sets, data: DataConfig, seed: int) -> Splits:
     if val is None and data.val_fraction > 0:
         return Splits(*split_validation(train, data.val_fraction, seed), test, is_held_out=True, uncut=train)
     return Splits(train, val, test, is_held_out=False)
-
-
-def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None, trained_on: str | None) -> Splits:
-    """The sets of a run that has trained: no image that it has learnt from is held out.
-
-    Args:
-        data: the settings.
-        seed: of the run.
-        progress: show a bar where the scan takes long.
-        run: the run folder, whose held_out.csv says which images were held out; None where it is not known.
-        trained_on: the fingerprint of the run's sets, as the model says.
-
-    Raises:
-        DataError: nothing says which images were held out; or they changed; or as `build_splits`.
-    """
-    check_fold_is_chosen(data)
-    sets = find_sets(data, seed, progress)
-    train, val, test = sets
-    if data.folds is None and (val is not None or not data.val_fraction):
-        return Splits(train, val, test, is_held_out=False)
-    facts = read_run(run).get("data") if run is not None else None
-    facts = facts if isinstance(facts, dict) else {}
-    if run is not None and (run / HELD_OUT).is_file():
-        splits = Splits(*split_as_listed(run, train, find_root(data)), test, is_held_out=True)
-        drawn = dataclasses.replace(splits, test=None).named()
-        changes = list_changes(run, drawn, find_root(data))
-        before = facts.get("num_train")
-        if not changes and before != len(splits.train):  # a run of an older version has no list of its images
-            changes = f"{before} in training then, {len(splits.train)} now"
-        if changes:
-            logger.warning("the images changed since the run began (%s); val is as listed in %s", changes, HELD_OUT)
-        return splits
-    splits = cut_splits(sets, data, seed)
-    if splits.fingerprint not in (facts.get("fingerprint"), trained_on):
-        why = f"{HELD_OUT} of the run is not there, and images drawn anew may be ones that the network has learnt from"
-        remedy = f"{'restore it' if run else 'evaluate the run folder'}, or give a set with --data.val"
-        raise DataError("the held-out images are not known", where=str(run or ""), why=why, remedy=remedy)
-    return splits
-
-
-def list_changes(run: Path, sets: Mapping[str, SampleIndex], root: Path) -> str:
-    """What differs from the images that a run began with, for people; empty where nothing does, or nothing is known.
-
-    Args:
-        run: the run folder.
-        sets: images of today, by the name of their set.
-        root: folder that the run's list is relative to.
-    """
-    before = {key: value for key, value in read_image_list(run).items() if key[0] in sets}
-    bad = [place_paths(index, [file.path for file in index.bad_files], root) for index in sets.values()]
-    changes = find_changes(before, list_images(sets, root)).not_among(set().union(*bad))
-    return str(changes) if before and changes else ""
 
 
 def find_root(data: DataConfig) -> Path:

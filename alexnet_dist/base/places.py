@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet_dist.base.machine import settle_home
+
 MOST_NAMED = 5  # a message names this many things and counts the others
 
 # What people call the same set.
@@ -21,6 +23,13 @@ def expand_home(path: str) -> str:
 def find_place(path: str | os.PathLike[str]) -> Path:
     """Where a path leads, links followed, as an absolute one; links that lead back to themselves stay as they are."""
     return Path(os.path.realpath(path))
+
+
+def default_cache_dir() -> Path:
+    """alexnet_dist in the user's cache folder."""
+    settle_home()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "alexnet_dist"
 
 
 def describe_missing(path: str | os.PathLike[str]) -> tuple[str, str, str]:

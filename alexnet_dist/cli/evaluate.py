@@ -176,7 +176,8 @@ def _load_network(folder: Path, card: ModelCard, runtime: Runtime, channels_last
 
 def _name_changes(run: Path, config: Config, split: str, index: SampleIndex) -> None:
     """Say that a set is not what it was when the run read it."""
-    from alexnet_dist.assembly.sets import find_root, list_changes
+    from alexnet_dist.assembly.sets import find_root
+    from alexnet_dist.runs.image_list import list_changes
 
     changes = list_changes(run, {split: index}, find_root(config.data))
     if changes:
@@ -225,10 +226,10 @@ def _draw(
     said: Sequence[Predictions],
 ) -> None:
     """The figures of a run, and of a set that has been evaluated."""
-    from alexnet_dist.assembly.sets import restore_splits
     from alexnet_dist.base.run_record import SUMMARY, find_run
     from alexnet_dist.data.engines.choose import REFERENCE
     from alexnet_dist.runs.folder import read_json
+    from alexnet_dist.runs.held_out import restore_splits
     from alexnet_dist.runs.plots import Judged, Subject, draw_figures
     from alexnet_dist.training.predictions import join_predictions
 
@@ -306,8 +307,9 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool, run:
         UsageError: the settings have no such set.
         DataError: the held-out images are not known, or changed; or a set is missing or damaged.
     """
-    from alexnet_dist.assembly.sets import find_part, find_root, restore_splits, scan_split
+    from alexnet_dist.assembly.sets import find_part, find_root, scan_split
     from alexnet_dist.data.sources.folders import list_class_folders
+    from alexnet_dist.runs.held_out import restore_splits
 
     name = getattr(config.data, split)
     if config.data.source == "synthetic" or (name is None and split == "val"):

@@ -23,7 +23,6 @@ from alexnet_dist.base.durable import (
     write_json,
 )
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
-from alexnet_dist.base.machine import settle_home
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.run_record import FORMS, MARKER, RUN, SETTINGS, SUMMARY, Kind, read_marker, read_run
@@ -281,10 +280,3 @@ def _remove_handlers(logger: logging.Logger) -> None:
 def now() -> str:
     """The time, for people to read; nothing depends on it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def default_cache_dir() -> Path:
-    """alexnet_dist in the user's cache folder."""
-    settle_home()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "alexnet_dist"

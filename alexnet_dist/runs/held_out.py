@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import posixpath
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alexnet_dist.assembly.sets import Splits, cut_splits, find_root, find_sets
 from alexnet_dist.base.durable import hash_file, read_csv, write_csv
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.run_record import RUN, read_run
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.folders import join_names
 from alexnet_dist.data.sources.manifest import normalise_name
-from alexnet_dist.runs.folder import relative_path
+from alexnet_dist.runs.image_list import list_changes, place_paths
+from alexnet_dist.settings.checks import check_fold_is_chosen
+from alexnet_dist.settings.schema import DataConfig
+
+logger = logging.getLogger("alexnet_dist")
 
 HELD_OUT = "held_out.csv"
 _REMEDY = "restore what was there, or give another set with --data.val"
@@ -31,6 +36,44 @@ def write_held_out(folder: Path, index: SampleIndex, root: Path) -> dict[str, An
     names = (index.classes[label] for label in index.labels.tolist())
     write_csv(folder / HELD_OUT, ("path", "class"), zip(place_paths(index, index.paths, root), names, strict=True))
     return {"sha256": hash_file(folder / HELD_OUT), "num_bytes": int(index.byte_sizes.sum())}
+
+
+def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None, trained_on: str | None) -> Splits:
+    """The sets of a run that has trained: no image that it has learnt from is held out.
+
+    Args:
+        data: the settings.
+        seed: of the run.
+        progress: show a bar where the scan takes long.
+        run: the run folder, whose held_out.csv says which images were held out; None where it is not known.
+        trained_on: the fingerprint of the run's sets, as the model says.
+
+    Raises:
+        DataError: nothing says which images were held out; or they changed; or as `build_splits`.
+    """
+    check_fold_is_chosen(data)
+    sets = find_sets(data, seed, progress)
+    train, val, test = sets
+    if data.folds is None and (val is not None or not data.val_fraction):
+        return Splits(train, val, test, is_held_out=False)
+    facts = read_run(run).get("data") if run is not None else None
+    facts = facts if isinstance(facts, dict) else {}
+    if run is not None and (run / HELD_OUT).is_file():
+        splits = Splits(*split_as_listed(run, train, find_root(data)), test, is_held_out=True)
+        drawn = dataclasses.replace(splits, test=None).named()
+        changes = list_changes(run, drawn, find_root(data))
+        before = facts.get("num_train")
+        if not changes and before != len(splits.train):  # a run of an older version has no list of its images
+            changes = f"{before} in training then, {len(splits.train)} now"
+        if changes:
+            logger.warning("the images changed since the run began (%s); val is as listed in %s", changes, HELD_OUT)
+        return splits
+    splits = cut_splits(sets, data, seed)
+    if splits.fingerprint not in (facts.get("fingerprint"), trained_on):
+        why = f"{HELD_OUT} of the run is not there, and images drawn anew may be ones that the network has learnt from"
+        remedy = f"{'restore it' if run else 'evaluate the run folder'}, or give a set with --data.val"
+        raise DataError("the held-out images are not known", where=str(run or ""), why=why, remedy=remedy)
+    return splits
 
 
 def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIndex, SampleIndex]:
@@ -90,12 +133,6 @@ def _read_list(path: Path, facts: Mapping[str, Any]) -> dict[str, str]:
 def _part(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
     part = facts.get(key)
     return part if isinstance(part, dict) else {}
-
-
-def place_paths(index: SampleIndex, paths: Sequence[str], root: Path) -> list[str]:
-    """Paths of an index relative to a root, POSIX."""
-    folder = relative_path(index.root, root)
-    return [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
 
 
 def _list_error(path: Path, why: str) -> DataError:

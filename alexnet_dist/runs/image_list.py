@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Collection, Mapping
+import posixpath
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.runs.held_out import place_paths
+from alexnet_dist.runs.folder import relative_path
 
 IMAGES = "images.csv.gz"
 Key: TypeAlias = tuple[str, str]  # split (train, val, test) and path relative to data.root, POSIX
@@ -49,6 +50,12 @@ class Changes:
         named = [f"{path} {what}" for what, keys in parts.items() for _, path in keys]
         others = len(named) - _MOST_NAMED
         return ", ".join(named[:_MOST_NAMED]) + (f" ... and {others} more" if others > 0 else "")
+
+
+def place_paths(index: SampleIndex, paths: Sequence[str], root: Path) -> list[str]:
+    """Paths of an index relative to a root, POSIX."""
+    folder = relative_path(index.root, root)
+    return [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
 
 
 def list_images(sets: Mapping[str, SampleIndex], root: Path) -> Images:
@@ -101,3 +108,17 @@ def find_changes(before: Images, now: Images) -> Changes:
         added=[key for key in now if key not in before],
         altered=[key for key in now if key in before and before[key] != now[key]],
     )
+
+
+def list_changes(run: Path, sets: Mapping[str, SampleIndex], root: Path) -> str:
+    """What differs from the images that a run began with, for people; empty where nothing does, or nothing is known.
+
+    Args:
+        run: the run folder.
+        sets: images of today, by the name of their set.
+        root: folder that the run's list is relative to.
+    """
+    before = {key: value for key, value in read_image_list(run).items() if key[0] in sets}
+    bad = [place_paths(index, [file.path for file in index.bad_files], root) for index in sets.values()]
+    changes = find_changes(before, list_images(sets, root)).not_among(set().union(*bad))
+    return str(changes) if before and changes else ""

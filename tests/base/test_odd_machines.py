@@ -13,8 +13,8 @@ from helpers.tiny import tiny_config
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import check_compiler, settle_home
+from alexnet_dist.base.places import default_cache_dir
 from alexnet_dist.cli.train import train
-from alexnet_dist.runs.folder import default_cache_dir
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from helpers.dist_helper import run_processes
 
+from alexnet_dist.base.places import default_cache_dir
 from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.data.sources.digits import prepare_digits
-from alexnet_dist.runs.folder import default_cache_dir
 from alexnet_dist.tracking.trackers import read_rows
 
 

@@ -14,10 +14,10 @@ from helpers.images import save_jpeg
 from helpers.tiny import tiny_config
 from helpers.verbs import call, call_well
 
-from alexnet_dist.assembly.sets import build_splits, restore_splits
+from alexnet_dist.assembly.sets import build_splits
 from alexnet_dist.base.durable import write_json
 from alexnet_dist.inference.model_folder import read_card, read_model_weights, save_model_folder
-from alexnet_dist.runs.held_out import write_held_out
+from alexnet_dist.runs.held_out import restore_splits, write_held_out
 from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
 from alexnet_dist.settings.schema import Config, DataConfig, walk_fields
 
