@@ -7,7 +7,8 @@ speed changes within seconds; --quick has two machines, the first four arms and 
 median over the rounds; a ratio is of images per second, taken round by round. An update is all that `Trainer` does with
 a batch; batches are in memory.
 
-- ddp_fp32, ddp_bf16: data parallel, gradients as they are or compressed. towers, hybrid: see the README. hybrid_bf16:
+- ddp_fp32, ddp_bf16: data parallel, gradients as they are or compressed. towers, hybrid: see docs/strategies.md.
+  hybrid_bf16:
   hybrid with compressed gradients. All have the same global batch: two towers share the images of two processes.
 - one_process (links without a limit): the whole batch in one process with the cores of all.
 

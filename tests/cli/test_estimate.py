@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.pages import read_commands
 
 from alexnet_dist.cli.main import run
 from alexnet_dist.costs.measure import split_times
@@ -189,14 +189,8 @@ def test_two_sizes_tell_images_from_updates(other: tuple[int, float], expected: 
     assert compute.step_seconds(10) == pytest.approx(0.3)
 
 
-def read_commands() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.findall(r"^    python launch/estimate\.py (.*)$", text, re.MULTILINE)
-    return [shlex.split(words, comments=True) for words in found]
-
-
-@pytest.mark.parametrize("words", read_commands(), ids=" ".join)
-def test_the_readmes_commands_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", read_commands("estimate"), ids=" ".join)
+def test_the_commands_of_the_pages_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_probe(tmp_path / "doctor.json")
     if not {"--images_per_second", "--probe", "--published"} & set(words):

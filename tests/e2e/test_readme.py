@@ -1,25 +1,33 @@
-"""The README's commands, word for word."""
+"""The commands of README and docs/, word for word, and the links between the pages."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from helpers.pages import PAGES, read_commands
 
 from alexnet_dist.cli.main import run
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 
 
-def read_commands(verb: str) -> list[list[str]]:
-    """The words after `python launch/VERB.py`, of each such command in a block of code."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.findall(rf"^    (?:accelerate launch|python) launch/{verb}\.py (.*)$", text, re.MULTILINE)
-    return [shlex.split(words, comments=True) for words in found]
+def find_headings(page: Path) -> set[str]:
+    """The names that a link can end in: as GitHub makes them of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    for link in (link for link in links if not link.startswith("https://")):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not heading or heading in find_headings(target), link
 
 
 @pytest.mark.parametrize(
