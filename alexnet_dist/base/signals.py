@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from alexnet_dist.base.ending import leave
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import open_closed_streams
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one comes when a terminal is closed
@@ -63,8 +64,7 @@ class Ending:
 
     def say(self, number: int) -> None:
         """Print the line; the first process speaks for all, and only once."""
-        is_first = os.environ.get("RANK", "0") in ("0", "")
-        if self._said.acquire(blocking=False) and is_first and not self.is_over:
+        if self._said.acquire(blocking=False) and rank_from_environment() == 0 and not self.is_over:
             line = f"error: stopped by {signal.Signals(number).name}; start the same command again to go on\n"
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.flush()

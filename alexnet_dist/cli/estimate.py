@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import format_json, read_json_file, write_json
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.ranks import world_size_from_environment
 from alexnet_dist.cli.summary import configured_network, read_settings
 from alexnet_dist.costs.report import advise, predict_all, to_json, write_published, write_table
-from alexnet_dist.parallel.processes.environment import world_size_from_environment
 from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 

@@ -15,9 +15,10 @@ from alexnet_dist.base.errors import AlexNetDistError
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
 from alexnet_dist.base.machine import settle_home, tune_allocator
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.signals import Stopped, ending_at_once
 from alexnet_dist.base.streams import usable_streams, write_output
-from alexnet_dist.parallel.processes.environment import check_environment, rank_from_environment
+from alexnet_dist.parallel.processes.environment import check_environment
 from alexnet_dist.parallel.processes.guard import end_with_parent, was_launched
 
 VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")

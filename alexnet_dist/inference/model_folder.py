@@ -16,13 +16,13 @@ from alexnet_dist.base.durable import MANIFEST, find_damage, format_json, parse_
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.nested import flatten, nest
 from alexnet_dist.base.places import describe_missing
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.run_record import find_run, is_step_name, read_run
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.inference.card_checks import FORMAT, check_card
 from alexnet_dist.inference.weights_file import read_shapes, read_weights_file
 from alexnet_dist.models import AlexNet, AlexNetSpec, spec_to_dict
-from alexnet_dist.parallel.processes.environment import rank_from_environment
 from alexnet_dist.settings.schema import Config, DataConfig
 from alexnet_dist.training import checkpoint
 from alexnet_dist.training.checkpoint import (

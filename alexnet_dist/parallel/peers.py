@@ -12,6 +12,7 @@ import torch
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import find_git_commit, list_versions
+from alexnet_dist.base.ranks import local_rank_from_environment, machine_from_environment
 from alexnet_dist.parallel.runtime import Runtime
 
 CLOCK_ROUNDS = 7
@@ -44,12 +45,12 @@ class Peer:
 
 def introduce(runtime: Runtime) -> list[Peer]:
     """Every process's view of itself, in order of rank. All processes must call this."""
-    commit = (find_git_commit() or "").removesuffix("?")  # a machine without git is no other version
+    commit = find_git_commit()
     me = Peer(
         rank=runtime.rank,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_rank=local_rank_from_environment(),
         # Two launchers in one box (containers, namespaces) share its name; torch's launchers number themselves.
-        machine=os.environ.get("GROUP_RANK", platform.node()),
+        machine=machine_from_environment() or platform.node(),
         host=platform.node(),
         pid=os.getpid(),
         device=_describe_device(runtime.device),
@@ -83,15 +84,20 @@ def check_versions(peers: Sequence[Peer]) -> None:
     for peer in peers[1:]:
         for name in {**first.versions, **peer.versions}:
             ours, theirs = first.versions.get(name, "missing"), peer.versions.get(name, "missing")
-            if name == "commit" and "missing" in (ours, theirs):
-                continue  # a wheel beside a checkout: alexnet_dist's version says enough
-            if ours != theirs:
+            if ours != theirs and not (name == "commit" and _may_be_one_commit(ours, theirs)):
                 raise MachineError(
                     "versions differ between processes",
                     where=f"{peer.host}, rank {peer.rank}",
                     why=f"{name} is {theirs} there and {ours} on {first.host}, rank 0",
                     remedy="install the same everywhere",
                 )
+
+
+def _may_be_one_commit(ours: str, theirs: str) -> bool:
+    """Whether two checkouts may hold the same code: where git is missing, nobody knows whether files were changed."""
+    if "missing" in (ours, theirs):  # a wheel beside a checkout: alexnet_dist's version says enough
+        return True
+    return ours.rstrip("+?") == theirs.rstrip("+?") and "?" in (ours[-1:], theirs[-1:])
 
 
 def measure_clocks(runtime: Runtime) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Processes, device and precision of a run: the only file that builds an Accelerator or reads a rank.
+"""Processes, device and precision of a run: the only file that builds an Accelerator.
 
 Accelerate gives launch, device, precision, `backward` and the trackers of W&B and TensorBoard. The DDP wrap, the
 loaders, the schedule, the metrics and the checkpoints are ours, because its versions go wrong once processes are more
@@ -7,7 +7,6 @@ than plain replicas.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,11 @@ from torch.optim import Optimizer
 from alexnet_dist.base.errors import AlexNetDistError, MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.machine import available_cores
+from alexnet_dist.base.ranks import (
+    local_world_size_from_environment,
+    rank_from_environment,
+    world_size_from_environment,
+)
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.precision import (
     MIXED_PRECISION,
@@ -32,12 +36,7 @@ from alexnet_dist.parallel.precision import (
     choose_precision,
     settle_float32,
 )
-from alexnet_dist.parallel.processes.environment import (
-    check_environment,
-    is_cpu_wanted,
-    rank_from_environment,
-    world_size_from_environment,
-)
+from alexnet_dist.parallel.processes.environment import check_environment, is_cpu_wanted
 from alexnet_dist.parallel.processes.guard import check_process_count, was_launched
 from alexnet_dist.parallel.processes.pulse import Pulse, lost_contact
 from alexnet_dist.parallel.processes.restart import join_restarted_group
@@ -266,7 +265,7 @@ def start_runtime(
         check_process_count(world_size)
         mesh = build_mesh(accelerator.process_index, world_size, strategy, shard_size)
         host_group = _join_host_group(world_size)
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes_here = local_world_size_from_environment()
     if accelerator.device.type == "cpu" and was_launched():
         # accelerate and torchrun set OMP_NUM_THREADS=1, which would leave cores idle.
         torch.set_num_threads(max(1, available_cores() // processes_here))

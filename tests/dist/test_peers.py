@@ -142,12 +142,19 @@ def test_equal_versions_pass() -> None:
     check_versions([FIRST, without_checkout])
 
 
+@pytest.mark.parametrize("pair", [("abc+", "abc?"), ("abc?", "abc+"), ("abc", "abc?"), ("abc?", "abc?")])
+def test_a_machine_without_git_may_have_the_same_code(pair: tuple[str, str]) -> None:
+    check_versions([replace(FIRST, versions={**FIRST.versions, "commit": pair[0]}), other_peer(commit=pair[1])])
+
+
 @pytest.mark.parametrize(
     ("versions", "why"),
     [
         ({"torch": "2.13"}, "torch is 2.13 there and 2.14 on a, rank 0"),
         ({"wandb": "1"}, "wandb is 1 there and missing on a, rank 0"),
         ({"commit": "abd"}, "commit is abd there and abc on a, rank 0"),
+        ({"commit": "abd?"}, "commit is abd? there and abc on a, rank 0"),
+        ({"commit": "abc+"}, "commit is abc+ there and abc on a, rank 0"),
     ],
 )
 def test_versions_that_differ_are_refused(versions: dict[str, str], why: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.ranks import read_number, world_size_from_environment
 
 # The smallest value of what must be a whole number.
 NUMBERS = {
@@ -52,31 +53,9 @@ REFUSED = {
 }
 
 
-def rank_from_environment() -> int:
-    """This process's rank as its launcher set it; 0 without a launcher."""
-    return _read_number("RANK", 0)
-
-
-def world_size_from_environment() -> int:
-    """The number of processes as the launcher set it; 1 without a launcher."""
-    return _read_number("WORLD_SIZE", 1)
-
-
-def is_first_here(without: int = -1) -> bool:
-    """Whether this process is the first of its machine, or would be if the rank `without` were gone."""
-    rank, local_rank = rank_from_environment(), _read_number("LOCAL_RANK", 0)
-    first_rank = rank - local_rank
-    return local_rank == (1 if without == first_rank else 0)
-
-
 def is_cpu_wanted() -> bool:
     """Whether ACCELERATE_USE_CPU, or Ray's way to say it, keeps this process off the GPUs."""
     return os.environ.get(CPU, "").lower() in YES or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu"
-
-
-def _read_number(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else default
 
 
 def check_environment() -> None:
@@ -94,9 +73,9 @@ def check_environment() -> None:
         if os.environ.get(name, "no").lower() not in (*YES, *NO):
             raise _malformed(name, "yes or no")
     for name, least in NUMBERS.items():
-        if name in os.environ and _read_number(name, -1) < least:
+        if name in os.environ and read_number(name, -1) < least:
             raise _malformed(name, f"a whole number from {least}")
-    if _read_number("MASTER_PORT", 1) > LARGEST_PORT:
+    if read_number("MASTER_PORT", 1) > LARGEST_PORT:
         raise _malformed("MASTER_PORT", f"a port up to {LARGEST_PORT}")
     _adopt_mpi_ranks()
     _check_whole()
@@ -113,7 +92,7 @@ def _adopt_mpi_ranks() -> None:
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return
     for names in MPI_NAMES:
-        size = _read_number(names[1], 1)
+        size = read_number(names[1], 1)
         if size == 1:
             continue
         missing = [name for name in (names[0], "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -148,8 +127,8 @@ def _check_whole() -> None:
 
 def _check_order() -> None:
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
-        most = _read_number(size, 1) - (size == "LOCAL_WORLD_SIZE" or rank == "RANK")
-        if size in os.environ and _read_number(rank, 0) > most:
+        most = read_number(size, 1) - (size == "LOCAL_WORLD_SIZE" or rank == "RANK")
+        if size in os.environ and read_number(rank, 0) > most:
             raise MachineError(
                 f"{rank} is {os.environ[rank]} and {size} is {os.environ[size]}",
                 where="environment",

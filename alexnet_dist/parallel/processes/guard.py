@@ -16,7 +16,7 @@ from pathlib import PurePath
 
 from alexnet_dist.base.ending import leave
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.parallel.processes.environment import world_size_from_environment
+from alexnet_dist.base.ranks import world_size_from_environment
 
 logger = logging.getLogger("alexnet_dist")
 

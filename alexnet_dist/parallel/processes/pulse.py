@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from alexnet_dist.base.ending import leave
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.parallel.processes.environment import is_first_here, rank_from_environment
+from alexnet_dist.base.ranks import is_first_here, rank_from_environment
 
 LOOK_SECONDS = 0.05  # between looks whether others have joined or know: a short run may lose one soon after
 BEAT_SECONDS = 0.5

@@ -7,6 +7,8 @@ import os
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from alexnet_dist.base.ranks import rank_from_environment, read_number, world_size_from_environment
+
 
 def join_restarted_group(on_gpu: bool) -> None:
     """Join the other processes under keys of their own, if this is a restart; otherwise leave it to Accelerate.
@@ -15,11 +17,11 @@ def join_restarted_group(on_gpu: bool) -> None:
     A process that is quicker than its peer then finds the address of the peer's dead predecessor, and the restart
     fails.
     """
-    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    count = read_number("TORCHELASTIC_RESTART_COUNT", 0)
     is_kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if count == 0 or not is_kept_by_launcher or dist.is_initialized():
         return
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world_size = rank_from_environment(), world_size_from_environment()
     if world_size == 1:
         return
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)

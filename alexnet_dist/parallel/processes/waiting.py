@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from alexnet_dist.base.ending import leave
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.parallel.processes.environment import rank_from_environment, world_size_from_environment
+from alexnet_dist.base.ranks import local_rank_from_environment, rank_from_environment, world_size_from_environment
 
 JOIN_SECONDS = 120.0
 NOTE_SECONDS = 15.0  # between lines that say who is waited for
@@ -38,7 +38,7 @@ def limit_wait(seconds: float) -> Iterator[None]:
 def _count(seconds: float, done: threading.Event) -> None:
     rank, world_size = rank_from_environment(), world_size_from_environment()
     place = f"{os.environ.get('MASTER_ADDR', '')} port {os.environ.get('MASTER_PORT', '')}"
-    waited, local_rank = 0.0, int(os.environ.get("LOCAL_RANK") or 0)
+    waited, local_rank = 0.0, local_rank_from_environment()
     while waited < seconds + TURN_SECONDS * local_rank:  # nobody knows whether the first of the machine still lives
         turn = min(NOTE_SECONDS, max(seconds - waited, TURN_SECONDS))
         if done.wait(turn):

@@ -10,9 +10,10 @@ from helpers.tiny import tiny_config
 from helpers.verbs import call
 
 from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.ranks import is_first_here
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train
-from alexnet_dist.parallel.processes.environment import REFUSED, check_environment, is_cpu_wanted, is_first_here
+from alexnet_dist.parallel.processes.environment import REFUSED, check_environment, is_cpu_wanted
 from alexnet_dist.parallel.runtime import build_accelerator, start_runtime
 
 MEETING = "MASTER_ADDR=127.0.0.1 MASTER_PORT=29500"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.ranks import rank_from_environment, world_size_from_environment
 from alexnet_dist.cli import main as cli
 from alexnet_dist.parallel.processes import guard as launch_guard
-from alexnet_dist.parallel.processes.environment import rank_from_environment, world_size_from_environment
 from alexnet_dist.parallel.processes.guard import ORPHAN_EXIT_CODE, check_process_count, find_requests, was_launched
 
 LAUNCH = "/usr/bin/python3 /venv/bin/accelerate launch"
