@@ -30,14 +30,6 @@ NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads
 # What still breaks the law, module by module. A debt that is paid must go from this list.
 DEBTS = {
     "figures/estimate.py": ("costs.model",),
-    "inference/card_checks.py": ("settings.checks", "settings.schema"),
-    "inference/hub.py": ("runs.ownership", "training.checkpoint"),
-    "inference/model_folder.py": (
-        "settings.schema",
-        "training",
-        "training.checkpoint",
-    ),
-    "inference/pretrained.py": ("parallel.partition", "training.checkpoint"),
     "models/alexnet.py": ("settings.schema",),
     "parallel/traffic.py": ("costs.network_size", "costs.transfers"),
     "runs/plots.py": ("cli.evaluate",),

@@ -162,9 +162,9 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
 def _check_fold(run: Config, sets: Sets, is_finished: bool) -> None:
     """Refuse to put a fold that was trained, or begun, into a table with folds of other settings or other images."""
     from alexnet_dist.assembly.sets import cut_splits
+    from alexnet_dist.inference.checkpoints import list_checkpoints
     from alexnet_dist.runs.changed_images import read_images_before
     from alexnet_dist.runs.folder import compare_settings
-    from alexnet_dist.training.checkpoint import list_checkpoints
 
     folder = Path(str(run.output_dir))
     checkpoints = list_checkpoints(folder / "checkpoints")

@@ -165,8 +165,8 @@ def _open_set(
 def _load_network(folder: Path, card: ModelCard, runtime: Runtime, channels_last: bool) -> AlexNet:
     from alexnet_dist.assembly.loaders import place_model
     from alexnet_dist.inference.model_folder import read_model_weights
+    from alexnet_dist.inference.weights import load_weights
     from alexnet_dist.models import AlexNet
-    from alexnet_dist.training.checkpoint import load_weights
 
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(folder), str(folder))

@@ -78,8 +78,8 @@ def export_model(
     from alexnet_dist.base.durable import write_file
     from alexnet_dist.inference import export
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
+    from alexnet_dist.inference.weights import check_finite, load_weights
     from alexnet_dist.models import AlexNet
-    from alexnet_dist.training.checkpoint import check_finite, load_weights
 
     folder = find_model_folder(path, weights)
     card = read_fitting_card(folder)

@@ -96,9 +96,9 @@ def predict_files(
     """
     from alexnet_dist.assembly.loaders import place_model
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
+    from alexnet_dist.inference.weights import load_weights
     from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import start_runtime
-    from alexnet_dist.training.checkpoint import load_weights
 
     folder = find_model_folder(model_path, weights)
     card = read_fitting_card(folder)

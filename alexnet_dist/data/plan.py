@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from alexnet_dist.base.bounds import MAX_EPOCHS, MAX_FACTOR, MAX_SIDE, bounded
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
 from alexnet_dist.data.draws import CROP, FLIP, JITTER, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
@@ -81,23 +82,25 @@ class StepPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The recipe for an image; see `AugmentConfig` for the fields' meaning and units.
+    """The recipe for an image; see `AugmentConfig` for the fields' meaning, units and ranges.
+
+    What comes out of a file, config.json of a model folder, is held to these types and ranges.
 
     `views` is no setting of a run: 10 takes the corners and the centre of the resized picture's central square, and
     their mirrors, in place of one crop and its flips.
     """
 
     crop_size: int
-    resize: int | tuple[int, int] | None = 256
+    resize: int | tuple[int, int] | None = bounded(256, minimum=1, maximum=MAX_SIDE)
     crop: Literal["centre", "random", "random_resized"] = "centre"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    horizontal_flip: float = 0.0
-    vertical_flip: float = 0.0
+    crop_scale: tuple[float, float] = bounded((0.08, 1.0), above=0.0, maximum=1.0)
+    crop_ratio: tuple[float, float] = bounded((3 / 4, 4 / 3), above=0.0, maximum=MAX_FACTOR)
+    horizontal_flip: float = bounded(0.0, minimum=0.0, maximum=1.0)
+    vertical_flip: float = bounded(0.0, minimum=0.0, maximum=1.0)
     lighting: Literal["source2012", "common"] | None = None
-    lighting_std: float = 0.1
-    lighting_epochs: int | None = None
-    color_jitter: tuple[float, ...] | None = None
+    lighting_std: float = bounded(0.1, minimum=0.0, maximum=MAX_FACTOR)
+    lighting_epochs: int | None = bounded(None, minimum=0, maximum=MAX_EPOCHS)
+    color_jitter: tuple[float, float, float, float] | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     views: Literal[1, 10] = 1
 
     def for_evaluation(self) -> Augmentation:

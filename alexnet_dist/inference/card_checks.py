@@ -1,22 +1,21 @@
-"""What config.json of a model folder may say: its types and ranges, those of the settings that it came from."""
+"""What config.json of a model folder may say: its types and ranges, those of the classes that are made of it."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from alexnet_dist.base.bounds import describe_bounds, is_within
+from alexnet_dist.base.bounds import MAX_PIXELS, describe_bounds, is_within
 from alexnet_dist.base.text import shorten
+from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.models import VARIANTS, AlexNetSpec, check_size, spec_from_dict
-from alexnet_dist.settings.checks import LENGTHS
-from alexnet_dist.settings.schema import AugmentConfig, DataConfig, walk_fields
 
 FORMAT = 1
 MAX_CLASS_NAME = 1_000  # characters
-_AUGMENT = {name: (get_type_hints(AugmentConfig)[name], item.metadata) for name, item in walk_fields(AugmentConfig)}
-_SCALES = ("mean", "std", "pixel_range")  # of augment; a model folder keeps them as the normalization
+_RECIPE = {item.name: (get_type_hints(Augmentation)[item.name], item.metadata) for item in fields(Augmentation)}
 _SCALE_BOUNDS = {"minimum": -1e9, "maximum": 1e9}  # on the scale of bytes, 255 times a setting's
-_MAX_PIXELS = next(item.metadata for name, item in walk_fields(DataConfig) if name == "max_pixels")
+_PIXEL_BOUNDS = {"minimum": 1, "maximum": MAX_PIXELS}
 
 
 def check_card(values: Any) -> AlexNetSpec:
@@ -67,12 +66,12 @@ def _check_evaluation(recipe: dict[str, Any], image_size: int) -> None:
     for name, value in recipe.items():
         if name in ("crop_size", "views"):
             continue
-        if name not in _AUGMENT or name in _SCALES:
+        if name not in _RECIPE:
             raise ValueError(f"no such field of evaluation: {shorten(name, 40)}")
-        kind, bounds = _AUGMENT[name]
+        kind, bounds = _RECIPE[name]
         numbers = value if isinstance(value, list) else [value]
         is_right = _is_kind(value, kind) and all(is_within(n, bounds) for n in numbers if isinstance(n, int | float))
-        if not is_right or (isinstance(value, list) and len(value) != LENGTHS[f"augment.{name}"]):
+        if not is_right:
             raise _wrong(name, f"{_name_kind(kind)} {describe_bounds(bounds)}".strip(), value)
 
 
@@ -93,8 +92,8 @@ def _check_source(source: dict[str, Any]) -> None:
     settings = _take_mapping(source.get("settings", {}), "settings")
     data = _take_mapping(settings.get("data", {}), "data")
     limit = data.get("max_pixels", 1)
-    if not _is_kind(limit, int) or not is_within(limit, _MAX_PIXELS):
-        raise _wrong("max_pixels", f"a whole number {describe_bounds(_MAX_PIXELS)}", limit)
+    if not _is_kind(limit, int) or not is_within(limit, _PIXEL_BOUNDS):
+        raise _wrong("max_pixels", f"a whole number {describe_bounds(_PIXEL_BOUNDS)}", limit)
 
 
 def _is_kind(value: Any, kind: Any) -> bool:
@@ -106,16 +105,20 @@ def _is_kind(value: Any, kind: Any) -> bool:
         return any(_is_kind(value, part) for part in get_args(kind))
     if origin is list:
         return isinstance(value, list) and all(_is_kind(part, get_args(kind)[0]) for part in value)
+    if origin is tuple:  # a list in JSON
+        kinds = get_args(kind)
+        return isinstance(value, list) and len(value) == len(kinds) and all(map(_is_kind, value, kinds))
     if kind in (int, float):
         return isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
 def _name_kind(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", NoneType: "null", list[int]: "two", list[float]: "numbers"}
+    names = {int: "a whole number", float: "a number", NoneType: "null", tuple[int, int]: "two"}
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     choices = [", ".join(map(str, get_args(part))) for part in parts if get_origin(part) is Literal]
-    return " or ".join([*choices, *(names[part] for part in parts if get_origin(part) is not Literal)])
+    others = [names.get(part, "numbers") for part in parts if get_origin(part) is not Literal]
+    return " or ".join([*choices, *others])
 
 
 def _wrong(name: str, wanted: object, value: object) -> ValueError:

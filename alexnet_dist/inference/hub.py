@@ -20,6 +20,7 @@ from torch import Tensor
 from alexnet_dist import models
 from alexnet_dist.base.durable import MANIFEST, read_object, write_into_folder
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.base.run_record import find_run
 from alexnet_dist.data.preprocess import Picture, crop_pictures, list_pictures
 from alexnet_dist.inference.model_folder import (
     CONFIG,
@@ -31,8 +32,7 @@ from alexnet_dist.inference.model_folder import (
     read_fitting_card,
     read_model_weights,
 )
-from alexnet_dist.runs.ownership import is_made_here
-from alexnet_dist.training.checkpoint import load_weights
+from alexnet_dist.inference.weights import load_weights
 
 # What `from_pretrained` hands on to `snapshot_download`, and `save_pretrained` to `push_to_hub`.
 DOWNLOADING = (
@@ -162,7 +162,7 @@ def _check_target(folder: Path) -> None:
     """
     there = [name for name in (CONFIG, WEIGHTS, MANIFEST) if os.path.lexists(folder / name)]
     why = ""
-    if there and folder.absolute().name == "model" and is_made_here(folder.absolute().parent, "run"):
+    if there and folder.absolute().name == "model" and find_run(folder.absolute()) is not None:
         why = "it is the model/ of a run"
     elif there and not {"format", "spec"} <= read_object(folder / CONFIG).keys():
         why = f"it holds a {there[0]} that is no model of ours"

@@ -5,33 +5,27 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alexnet_dist.base.durable import MANIFEST, find_damage, format_json, parse_json, read_json_file, write_folder
+from alexnet_dist.base.durable import MANIFEST, find_damage, format_json, read_json_file, write_folder
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.nested import flatten, nest
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.run_record import find_run, is_step_name, read_run
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.inference import checkpoints
 from alexnet_dist.inference.card_checks import FORMAT, check_card
+from alexnet_dist.inference.checkpoints import choose_checkpoint, list_checkpoints, step_of
+from alexnet_dist.inference.weights import check_shapes, pack_tensors
 from alexnet_dist.inference.weights_file import read_shapes, read_weights_file
 from alexnet_dist.models import AlexNet, AlexNetSpec, spec_to_dict
-from alexnet_dist.settings.schema import Config, DataConfig
-from alexnet_dist.training import checkpoint
-from alexnet_dist.training.checkpoint import (
-    Checkpoint,
-    check_shapes,
-    choose_checkpoint,
-    list_checkpoints,
-    pack_tensors,
-)
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -85,20 +79,20 @@ class ModelCard:
     @property
     def max_pixels(self) -> int:
         """The limit on a picture's size that the network was trained with."""
-        limit: int = self.settings.get("data.max_pixels", DataConfig().max_pixels)
+        limit: int = self.settings.get("data.max_pixels", DEFAULT_MAX_PIXELS)
         return limit
 
 
-def describe_source(config: Config, pretrained: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
+def describe_source(settings: dict[str, Any], pretrained: dict[str, Any] | None, fingerprint: str) -> dict[str, Any]:
     """What config.json says of a run beside its name: nothing that tells of the machine or its user.
 
     Args:
-        config: all settings of the run.
+        settings: all of the run, nested.
         pretrained: what run.json says of the weights that it began with; None = fresh ones.
         fingerprint: of the run's sets.
     """
     origin = {"pretrained": pretrained} if pretrained else {}
-    return keep_public({**origin, "data_fingerprint": fingerprint, "settings": asdict(config)})
+    return keep_public({**origin, "data_fingerprint": fingerprint, "settings": settings})
 
 
 def keep_public(source: dict[str, Any]) -> dict[str, Any]:
@@ -143,24 +137,6 @@ def pack_card(card: ModelCard) -> bytes:
     return (format_json(values, CONFIG, indent=2) + "\n").encode()
 
 
-def check_same_classes(begins_from: Checkpoint, classes: tuple[str, ...]) -> None:
-    """Refuse a checkpoint whose outputs stand for other classes; one of an older version does not say which.
-
-    Raises:
-        CheckpointError: the first class that differs is named.
-    """
-    try:
-        theirs = parse_json(begins_from.config or b"{}").get("classes")
-    except (ValueError, AttributeError):
-        theirs = None
-    if isinstance(theirs, list) and tuple(theirs) != classes:
-        pairs = zip_longest(theirs, classes)
-        n, their, our = next((n, *pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
-        why = f"class {n} is {their!r} there and {our!r} here"
-        remedy = "to begin with the weights alone, use --model.pretrained"
-        raise CheckpointError("the checkpoint is for other classes", where=begins_from.where, why=why, remedy=remedy)
-
-
 def find_model_step(folder: Path) -> int | None:
     """The step of the weights in a model folder; None where it holds none that can be used."""
     if find_damage(folder, (WEIGHTS, CONFIG)) is not None:
@@ -190,12 +166,12 @@ def find_model_folder(path: Path, weights: str = BEST) -> Path:
     if is_checkpoint(path):
         return path
     why = f"neither it nor its model/ holds {WEIGHTS} and {CONFIG}"
-    checkpoints = list_checkpoints(path / "checkpoints")
-    remedy = f"give {checkpoints[0]}" if checkpoints else "give a run folder after training, its model/ or a checkpoint"
+    there = list_checkpoints(path / "checkpoints")
+    remedy = f"give {there[0]}" if there else "give a run folder after training, its model/ or a checkpoint"
     where = os.path.abspath(path)
     if not os.path.lexists(path):
-        where, there, near = describe_missing(path)
-        why, remedy = f"no such folder, {there}", f"did you mean '{near}'? {remedy}" if near else remedy
+        where, beside, near = describe_missing(path)
+        why, remedy = f"no such folder, {beside}", f"did you mean '{near}'? {remedy}" if near else remedy
     raise CheckpointError("no model", where=where, why=why, remedy=remedy)
 
 
@@ -213,12 +189,12 @@ def _find_last(path: Path) -> Path:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder has the files of a checkpoint."""
-    return all((folder / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE))
+    return all((folder / name).is_file() for name in (checkpoints.WEIGHTS, checkpoints.OPTIMIZER, checkpoints.STATE))
 
 
 def weights_file(folder: Path) -> Path:
     """The file that holds the weights of a model folder or of a checkpoint."""
-    return folder / (checkpoint.WEIGHTS if is_checkpoint(folder) else WEIGHTS)
+    return folder / (checkpoints.WEIGHTS if is_checkpoint(folder) else WEIGHTS)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -282,7 +258,7 @@ def _read_card_beside(folder: Path) -> ModelCard:
         )
     card = read_card(run / "model")
     kept = {key: value for key, value in card.source.items() if key not in ("step", "epoch", "val_top1")}
-    return replace(card, source={**kept, "step": checkpoint.step_of(folder)} if is_step_name(folder) else kept)
+    return replace(card, source={**kept, "step": step_of(folder)} if is_step_name(folder) else kept)
 
 
 def read_model_weights(folder: Path) -> dict[str, Tensor]:

@@ -19,11 +19,10 @@ from alexnet_dist.inference.model_folder import (
     read_model_weights,
     weights_file,
 )
-from alexnet_dist.inference.weights_file import check_kinds, read_weights_file
+from alexnet_dist.inference.weights import check_kinds, load_weights
+from alexnet_dist.inference.weights_file import read_weights_file
 from alexnet_dist.models import VARIANTS, AlexNet, named_layers
-from alexnet_dist.models.weights_names import fit_names
-from alexnet_dist.parallel.partition import name_tensors
-from alexnet_dist.training.checkpoint import load_weights
+from alexnet_dist.models.weights_names import fit_names, name_tensors
 
 TORCHVISION = "torchvision"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz")  # as other programs call them

@@ -257,29 +257,3 @@ def _has_tensors(values: dict[Any, Any]) -> bool:
                 seen.add(id(value))
                 waiting.append(value)
     return False
-
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_kinds(tensors: dict[str, Tensor], where: str) -> None:
-    """Refuse tensors that torch would take and that mean something else, or whose values are not there.
-
-    Args:
-        tensors: by name.
-        where: file or folder they come from, for the message.
-
-    Raises:
-        CheckpointError: complex, whole, boolean, quantised, sparse, nested or meta tensors.
-    """
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS or tensor.is_quantized:
-            kind = str(tensor.dtype).removeprefix("torch.")
-        elif tensor.is_nested or tensor.is_meta:
-            kind = "a nested tensor" if tensor.is_nested else "a meta tensor, which has no values"
-        elif tensor.layout != torch.strided:
-            kind = f"sparse ({str(tensor.layout).removeprefix('torch.')})"
-        else:
-            continue
-        remedy = "save them as dense tensors of float32"
-        raise CheckpointError("these weights cannot be used", where=where, why=f"{name} is {kind}", remedy=remedy)

@@ -1,4 +1,4 @@
-"""Whose names the tensors of a file bear: prefixes and wrappers of other programs, taken off."""
+"""Names of tensors: those of a network, and those in a file, with prefixes and wrappers of other programs taken off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexnet_dist.base.errors import CheckpointError
 
@@ -99,3 +99,9 @@ def name_some(names: Iterable[Any], most: int = 4) -> str:
     """The first few of some names, and how many there are besides."""
     shown = [str(name)[:40] for name in names]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def name_tensors(model: nn.Module, layer: nn.Module, kinds: Iterable[str]) -> dict[str, str]:
+    """The network's names of a layer's tensors: {"weight": "features.0.weight"}."""
+    path = next(path for path, module in model.named_modules() if module is layer)
+    return {kind: f"{path}.{kind}" for kind in kinds}

@@ -17,9 +17,10 @@ from torch.func import functional_call
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import AlexNet, AlexNetSpec, named_layers
+from alexnet_dist.models.weights_names import name_tensors
 from alexnet_dist.parallel.collectives import COLUMNS, ROWS, Wire, begin_gather, begin_return, end, scale_gradient
 from alexnet_dist.parallel.mesh import Mesh
-from alexnet_dist.parallel.partition import Partition, cut_layer, name_tensors
+from alexnet_dist.parallel.partition import Partition, cut_layer
 
 CUT_LAYERS = ("fc6", "fc7")
 

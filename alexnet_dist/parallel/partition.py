@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -82,9 +82,3 @@ def cut_layer(layer: nn.Module, mesh: Mesh, dims: Mapping[str, int]) -> None:
     for name, dim in dims.items():
         part = layer.get_parameter(name).detach().chunk(mesh.num_parts, dim)[mesh.part_rank]
         setattr(layer, name, nn.Parameter(part.clone()))
-
-
-def name_tensors(model: nn.Module, layer: nn.Module, kinds: Iterable[str]) -> dict[str, str]:
-    """The network's names of a layer's tensors: {"weight": "features.0.weight"}."""
-    path = next(path for path, module in model.named_modules() if module is layer)
-    return {kind: f"{path}.{kind}" for kind in kinds}

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import LAYER_NAMES, AlexNet, AlexNetSpec, LocalResponseNorm, named_layers
+from alexnet_dist.models.weights_names import name_tensors
 from alexnet_dist.parallel.collectives import COLUMNS, Wire, gather, sum_parts
 from alexnet_dist.parallel.mesh import Mesh
-from alexnet_dist.parallel.partition import Partition, cut_layer, name_tensors
+from alexnet_dist.parallel.partition import Partition, cut_layer
 
 NUM_TOWERS = 2
 FIRST, LAST = LAYER_NAMES[0], LAYER_NAMES[-1]

@@ -12,9 +12,9 @@ from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.run_record import read_run
 from alexnet_dist.data.engines.cache.build import read_change_times
+from alexnet_dist.inference.checkpoints import read_data_fingerprint
 from alexnet_dist.runs.folder import read_reported
 from alexnet_dist.runs.image_list import Changes, Images, find_changes, list_images, place_paths, read_image_list
-from alexnet_dist.training.checkpoint import read_data_fingerprint
 
 logger = logging.getLogger("alexnet_dist")
 

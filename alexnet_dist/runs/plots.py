@@ -33,6 +33,7 @@ from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
 from alexnet_dist.figures.filters import draw_filters
 from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card, read_model_weights
+from alexnet_dist.inference.weights import load_weights
 from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import PLOTS
@@ -40,7 +41,6 @@ from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_he
 from alexnet_dist.runs.session import Session
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import read_rows
-from alexnet_dist.training.checkpoint import load_weights
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions

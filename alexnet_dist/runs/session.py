@@ -37,9 +37,9 @@ from alexnet_dist.data.engines.choose import REFERENCE, check_engine, choose_eng
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Plan
+from alexnet_dist.inference.checkpoints import choose_checkpoint, is_inside, list_checkpoints, read_run_id
 from alexnet_dist.inference.model_folder import (
     ModelCard,
-    check_same_classes,
     describe_source,
     find_model_step,
     pack_card,
@@ -81,12 +81,9 @@ from alexnet_dist.tracking.trackers import Row, Trackers, find_rows_until, read_
 from alexnet_dist.training.checkpoint import (
     ABANDONED,
     Checkpoint,
-    choose_checkpoint,
-    is_inside,
-    list_checkpoints,
+    check_same_classes,
     load_checkpoint,
     prune_checkpoints,
-    read_run_id,
     set_aside_newer,
 )
 from alexnet_dist.training.evaluate import evaluate
@@ -459,7 +456,7 @@ class Session:
             source={
                 "run": self.folder.name,
                 **note,
-                **describe_source(self.config, self.origin, self.splits.fingerprint),
+                **describe_source(dataclasses.asdict(self.config), self.origin, self.splits.fingerprint),
             },
         )
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alexnet_dist.training.checkpoint import WEIGHTS, list_checkpoints, step_of
+from alexnet_dist.inference.checkpoints import WEIGHTS, list_checkpoints, step_of
 
 FACTOR = 10.0  # a loss so much above the first one, or a guess's, is that of weights which have been blown up
 

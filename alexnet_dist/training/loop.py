@@ -20,19 +20,13 @@ from alexnet_dist.base.errors import CheckpointError, DataError, DivergedError, 
 from alexnet_dist.base.run_record import METRICS
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.index import BadFile
+from alexnet_dist.inference.checkpoints import OTHERWISE, step_of
+from alexnet_dist.inference.weights import check_finite, load_weights
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import write_bad_files
 from alexnet_dist.tracking.trackers import Trackers, read_rows
-from alexnet_dist.training.checkpoint import (
-    OTHERWISE,
-    Checkpoint,
-    check_finite,
-    load_weights,
-    save_checkpoint,
-    set_aside_newer,
-    step_of,
-)
+from alexnet_dist.training.checkpoint import Checkpoint, save_checkpoint, set_aside_newer
 from alexnet_dist.training.divergence import find_good_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, check_outputs, evaluate
 from alexnet_dist.training.gate import BatchGate

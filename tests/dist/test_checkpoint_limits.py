@@ -25,7 +25,7 @@ from alexnet_dist.cli.train import train
 from alexnet_dist.base.durable import MANIFEST, hash_file
 from alexnet_dist.base.errors import AlexNetDistError, UsageError
 from alexnet_dist.training import checkpoint as checkpoint_module
-from alexnet_dist.training.checkpoint import list_checkpoints
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.tracking.trackers import read_rows
 
 LENGTH = {"train__epochs": None, "train__max_steps": 6, "checkpoint__keep": 3}

@@ -22,7 +22,7 @@ from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.train import train
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.base.errors import AlexNetDistError, CheckpointError, DataError, InterruptedRunError, UsageError
-from alexnet_dist.training.checkpoint import list_checkpoints
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.tracking.trackers import read_rows
 
 NUM_FOLDS = 3

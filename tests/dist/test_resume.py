@@ -25,7 +25,8 @@ from alexnet_dist.base import durable
 from alexnet_dist.base.durable import is_marked
 from alexnet_dist.runs import folder as run_folder
 from alexnet_dist.training import loop
-from alexnet_dist.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from alexnet_dist.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.tracking.trackers import read_rows
 
 LAST_STEP = 20

@@ -22,7 +22,7 @@ from helpers.tiny import tiny_config, tiny_spec
 from alexnet_dist.cli.train import train
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.training import loop
-from alexnet_dist.training.checkpoint import list_checkpoints
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.training.evaluate import Evaluation
 from alexnet_dist.training.loop import TrainState
 from alexnet_dist.tracking.trackers import read_rows

@@ -27,7 +27,8 @@ from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.checkpoint import list_checkpoints, load_weights, pack_tensors
+from alexnet_dist.inference.weights import load_weights, pack_tensors
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.inference.model_folder import read_card, read_model_weights

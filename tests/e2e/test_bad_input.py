@@ -19,11 +19,11 @@ from PIL import Image
 from torchvision.datasets import FashionMNIST
 
 from alexnet_dist.data.sources import arrays as array_sets
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.inference.model_folder import read_card, read_model_weights, save_model_folder
 from alexnet_dist.runs import folder as run_folder
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.tracking.trackers import read_rows
-from alexnet_dist.training.checkpoint import list_checkpoints
 
 OTHER_WORDS = {"predict": ["picture.jpg"], "export": ["--out", "nowhere/a.onnx"]}  # that a verb needs beside --model
 

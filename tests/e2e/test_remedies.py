@@ -17,10 +17,10 @@ from helpers.verbs import call
 from PIL import Image
 from safetensors.torch import load_file
 
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.tracking.trackers import read_rows
-from alexnet_dist.training.checkpoint import list_checkpoints
 
 NUM_IMAGES = 24
 

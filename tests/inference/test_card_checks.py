@@ -25,6 +25,7 @@ from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.inference.model_folder import pack_card, read_card, read_fitting_card, save_model_folder
 from alexnet_dist.models import build_model, make_spec, spec_to_dict
+from alexnet_dist.settings.schema import AugmentConfig
 
 SOURCE = {"step": 12, "settings": {"data": {"max_pixels": 1000}}, "data_fingerprint": "0" * 64}
 VALUES: dict[str, Any] = json.loads(pack_card(dataclasses.replace(CARD, source=SOURCE)))
@@ -86,6 +87,13 @@ WRONG: dict[str, tuple[Any, ...]] = {
     SCALE[:-1]: (None, [], {"mean": [1, 2, 3]}),
     "format": ("1", None, 0, 1.0, True, []),
 }
+
+
+def test_a_setting_and_what_a_file_says_of_it_have_the_same_range() -> None:
+    settings = {item.name: item.metadata for item in dataclasses.fields(AugmentConfig)}
+    recipe = {item.name: item.metadata for item in dataclasses.fields(Augmentation) if item.name in settings}
+    assert len(recipe) > 9
+    assert recipe == {name: settings[name] for name in recipe}
 
 
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in WRONG.items() for value in values])

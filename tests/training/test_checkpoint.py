@@ -11,16 +11,9 @@ from torch import Tensor, nn
 
 from alexnet_dist.base.durable import MANIFEST
 from alexnet_dist.base.errors import CheckpointError, DivergedError, MachineError
-from alexnet_dist.training.checkpoint import (
-    Checkpoint,
-    choose_checkpoint,
-    find_checkpoint_damage,
-    list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    pack_tensors,
-    save_checkpoint,
-)
+from alexnet_dist.inference.checkpoints import choose_checkpoint, find_checkpoint_damage, list_checkpoints
+from alexnet_dist.inference.weights import load_weights, pack_tensors
+from alexnet_dist.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def list_names(folder: Path) -> list[str]:
