@@ -1,9 +1,9 @@
-# The repository's doors: `make train`, `make test`, `make lint`. Each makes the environment it needs.
+# The repository's doors: `make train`, `make test`, `make lint`, `make docs`. Each makes the environment it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits
@@ -20,6 +20,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -32,4 +35,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
