@@ -18,14 +18,17 @@ import numpy as np
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.places import default_cache_dir, describe_missing
 from alexnet_dist.base.text import quote_word
-from alexnet_dist.data.folds import split_fold
-from alexnet_dist.data.index import SampleIndex, scan_folder, scan_manifest, split_validation, synthetic_index
+from alexnet_dist.data.folds import split_fold, split_validation
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.arrays import PARTS, array_index
 from alexnet_dist.data.sources.digits import prepare_digits
+from alexnet_dist.data.sources.folders import scan_folder
 from alexnet_dist.data.sources.layouts import explain_missing_folder
-from alexnet_dist.data.sources.manifest import ListForm
+from alexnet_dist.data.sources.manifest import scan_manifest
 from alexnet_dist.data.sources.manifest_labels import find_class_lists
+from alexnet_dist.data.sources.manifest_read import ListForm
 from alexnet_dist.data.sources.manifest_table import ColumnNames
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.settings.checks import ARRAY_SOURCES, check_fold_is_chosen
 from alexnet_dist.settings.schema import DataConfig
 

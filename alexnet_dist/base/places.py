@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_dist.base.machine import settle_home
-
-MOST_NAMED = 5  # a message names this many things and counts the others
+from alexnet_dist.base.text import MOST_NAMED
 
 # What people call the same set.
 _SETS = (("val", "valid", "validation", "dev"), ("test", "testing"), ("train", "training"))

@@ -15,6 +15,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MOST_NAMED = 5  # a message names this many things and counts the others
+
 _FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would compute the cell
 _ESCAPE = re.compile(r"\\(\\|n|r|t|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _NAMED = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
@@ -72,6 +74,12 @@ def quote_word(word: str | os.PathLike[str]) -> str:
     if text.isprintable():
         return shlex.quote(text)
     return "$'" + "".join(map(_quote_letter, text)) + "'"  # bash, zsh and ksh know this form
+
+
+def join_names(names: Sequence[str], most: int = MOST_NAMED) -> str:
+    """The first few names, quoted, and how many more there are."""
+    quoted = ", ".join(f"'{name}'" for name in names[:most])
+    return quoted if len(names) <= most else f"{quoted} and {len(names) - most} more"
 
 
 def shorten(text: str, length: int) -> str:

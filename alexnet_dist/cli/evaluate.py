@@ -340,7 +340,7 @@ def _no_set_error(split: str) -> UsageError:
 def _find_listed(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:
     """The images of a manifest. A class list beside it, or beside that of training, must be the model's."""
     from alexnet_dist.assembly.sets import find_lists, find_root, make_list_form, scan_listed
-    from alexnet_dist.data.sources.manifest import is_integer, read_manifest
+    from alexnet_dist.data.sources.manifest_read import is_integer, read_manifest
 
     root, name = find_root(config.data), getattr(config.data, split)
     lists = find_lists(config.data, config.data.train, name)
@@ -360,7 +360,7 @@ def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = Fa
         card: of the model.
         only_known: some of the model's classes may be missing, as in a validation set.
     """
-    from alexnet_dist.data.sources.manifest import normalise_name
+    from alexnet_dist.data.sources.manifest_read import normalise_name
 
     found, ours = (tuple(map(normalise_name, names)) for names in (found, card.classes))
     unknown = [name for name in found if name not in ours]

@@ -1,4 +1,4 @@
-"""Stratified folds of a set: each image is held out once."""
+"""Parts of a set that are held out: stratified folds, of which each image is in one, or a single part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import islice
 
 import numpy as np
 
-from alexnet_dist.base.errors import DataError
+from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.data.index import SampleIndex
 
 
@@ -55,3 +55,50 @@ def check_classes_fill_folds(index: SampleIndex, num_folds: int) -> None:
             why=f"class '{index.classes[smallest]}' has {count} image{'s' if count > 1 else ''}, fewer than folds",
             remedy=f"{fewer}add images of it",
         )
+
+
+def split_validation(index: SampleIndex, fraction: float, seed: int) -> tuple[SampleIndex, SampleIndex]:
+    """Split off a stratified part for validation; both parts keep the order of the index.
+
+    The bad files stay with the first part, so that they are reported once.
+
+    Args:
+        fraction: part of the images that goes to validation, between 0 and 1.
+        seed: equal seeds give equal splits.
+
+    Returns:
+        (training part, validation part).
+
+    Raises:
+        DataError: a class would have no image in one of the parts.
+        UsageError: fraction is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"data.val_fraction is {fraction}", why="it must lie between 0 and 1")
+    counts = np.bincount(index.labels, minlength=len(index.classes))
+    present = np.flatnonzero(counts)
+    num_val = round(len(index) * fraction)
+    smallest = present[counts[present].argmin()]
+    if counts[smallest] < 2 or not len(present) <= num_val <= len(index) - len(present):
+        raise _split_error(index, int(smallest), fraction)
+    from sklearn.model_selection import train_test_split
+
+    train_ids, val_ids = train_test_split(
+        np.arange(len(index)), test_size=num_val, stratify=index.labels, random_state=seed % 2**32
+    )
+    train, val = index.subset(np.sort(train_ids)), index.subset(np.sort(val_ids))
+    for part in (train, val):
+        without = np.setdiff1d(present, part.labels)
+        if len(without):
+            raise _split_error(index, int(without[0]), fraction)
+    return train, dataclasses.replace(val, bad_files=())
+
+
+def _split_error(index: SampleIndex, label: int, fraction: float) -> DataError:
+    count = int(np.count_nonzero(index.labels == label))
+    return DataError(
+        "cannot split off a validation set",
+        where=str(index.root) if index.pixels is None else "",
+        why=f"class '{index.classes[label]}' ({count} in all) would have no image in one part",
+        remedy=f"add images of it, change data.val_fraction ({fraction}) or give a validation set",
+    )

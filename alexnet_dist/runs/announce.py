@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from alexnet_dist.base.text import quote_word
-from alexnet_dist.data.sources.folders import join_names
+from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.runs.session import Session
 from alexnet_dist.training.loop import Trainer
 from alexnet_dist.training.schedule import list_unreached

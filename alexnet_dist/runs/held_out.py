@@ -14,9 +14,9 @@ from alexnet_dist.assembly.sets import Splits, cut_splits, find_root, find_sets
 from alexnet_dist.base.durable import hash_file, read_csv, write_csv
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.run_record import RUN, read_run
+from alexnet_dist.base.text import join_names
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.data.sources.folders import join_names
-from alexnet_dist.data.sources.manifest import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalise_name
 from alexnet_dist.runs.image_list import list_changes, place_paths
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.schema import DataConfig

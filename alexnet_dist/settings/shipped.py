@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.base.places import MOST_NAMED, expand_home
+from alexnet_dist.base.places import expand_home
+from alexnet_dist.base.text import MOST_NAMED
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,8 @@ from alexnet_dist.base.errors import UsageError
 from alexnet_dist.cli.crossval import configure_fold
 from alexnet_dist.cli.main import run
 from alexnet_dist.data.folds import split_fold
-from alexnet_dist.data.index import BadFile, SampleIndex, synthetic_index
+from alexnet_dist.data.index import BadFile, SampleIndex
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.runs.crossval_table import FoldResult, format_table, write_table
 from alexnet_dist.settings.reader import load_config
 from alexnet_dist.settings.schema import Config, DataConfig

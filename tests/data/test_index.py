@@ -12,11 +12,9 @@ from helpers.images import save_jpeg
 
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.data.decode import UnreadableImageError
-from alexnet_dist.data.index import (
-    SampleIndex,
-    split_validation,
-    synthetic_index,
-)
+from alexnet_dist.data.folds import split_validation
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 
 def test_fingerprint_does_not_depend_on_the_place(root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from helpers.tiny import tiny_loader, tiny_spec, worst_difference
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.index import BadFile, synthetic_index
+from alexnet_dist.data.index import BadFile
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
 from alexnet_dist.models import build_model
 from alexnet_dist.parallel.replicas import average_over_replicas

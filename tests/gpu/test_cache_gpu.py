@@ -17,8 +17,8 @@ from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.engine import find_layout
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization
-from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 pytestmark = [
     pytest.mark.gpu,

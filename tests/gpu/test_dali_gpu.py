@@ -18,8 +18,9 @@ from PIL import Image
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.dali import engine as dali_engine
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
-from alexnet_dist.data.index import SampleIndex, scan_folder
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,8 +12,8 @@ from helpers.images import save_jpeg
 from alexnet_dist.data.engines import choose as engines
 from alexnet_dist.data.engines.choose import ENGINES, compare_engines, find_obstacle
 from alexnet_dist.data.engines.loader import Loader, make_normalization
-from alexnet_dist.data.index import scan_folder
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
 
 pytestmark = [
     pytest.mark.gpu,

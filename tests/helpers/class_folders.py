@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alexnet_dist.data.index import SampleIndex, scan_folder
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.folders import scan_folder
 from helpers.images import save_jpeg
 
 

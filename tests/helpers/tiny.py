@@ -11,8 +11,8 @@ import torch
 
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization
-from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.models import AlexNetSpec, make_spec
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime

@@ -28,8 +28,8 @@ from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.cli.train import train
 from alexnet_dist.data.decode import UnreadableImageError, convert_picture
 from alexnet_dist.data.engines.loader import Normalization
-from alexnet_dist.data.index import scan_folder
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
 from alexnet_dist.inference import hub
 from alexnet_dist.inference.model_folder import ModelCard, read_card, read_model_weights
 from alexnet_dist.models import build_model, make_spec

@@ -13,8 +13,8 @@ from helpers.tiny import tiny_config, tiny_spec
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.data.engines.loader import make_normalization
-from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.models import build_model, make_spec
 from alexnet_dist.models.alexnet import LAYER_NAMES
 from alexnet_dist.models.signal import LEAST_SIGNAL, measure_signal

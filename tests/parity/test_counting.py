@@ -16,8 +16,9 @@ from alexnet_dist.data.engines.cache import build as cache_build
 from alexnet_dist.data.engines.cache.engine import find_layout
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader
-from alexnet_dist.data.index import SampleIndex, scan_folder
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
 
 MAX_IMAGES, BATCHES, PROCESSES = 40, (1, 2, 3, 7, 16), (1, 2, 3, 4)  # a batch is that of one process
 RECIPE = Augmentation(crop_size=16, resize=18)

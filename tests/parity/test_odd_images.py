@@ -39,8 +39,9 @@ from alexnet_dist.data.engines.cache import build as cache_build
 from alexnet_dist.data.engines.cache import store as cache_store
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
-from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_folder
+from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.data.sources.folders import scan_folder
 from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
 from alexnet_dist.models import build_model
 from alexnet_dist.settings.reader import dump_config

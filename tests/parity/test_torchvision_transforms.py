@@ -15,8 +15,8 @@ from torchvision.transforms import v2
 
 from alexnet_dist.data.engines.loader import make_normalization
 from alexnet_dist.data.engines.torchvision import PixelBatch, PixelBatches
-from alexnet_dist.data.index import scan_folder
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Plan, StepPlan
+from alexnet_dist.data.sources.folders import scan_folder
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 SHAPES = [(40, 24), (24, 40), (33, 33), (31, 58), (97, 64), (24, 25)]

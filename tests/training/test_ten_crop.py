@@ -26,8 +26,10 @@ from alexnet_dist.cli.main import run
 from alexnet_dist.data.engines import torchvision as torchvision_engine
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization
-from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.settings.schema import DataConfig

@@ -11,9 +11,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.base.errors import DataError, UsageError
-from alexnet_dist.base.text import escape_text, quote_word
-from alexnet_dist.data.sources.folders import join_names, list_class_folders, list_images, match_folders
-from alexnet_dist.data.sources.manifest import CLASS_LIST
+from alexnet_dist.base.text import escape_text, join_names, quote_word
+from alexnet_dist.data.sources.folders import list_class_folders, list_images, match_folders
+from alexnet_dist.data.sources.manifest_read import CLASS_LIST
 from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
 from alexnet_dist.settings.reader import new_parser, parse_options
 

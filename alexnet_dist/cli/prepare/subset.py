@@ -20,7 +20,7 @@ from alexnet_dist.cli.prepare.manifest import (
     write_lists,
 )
 from alexnet_dist.data.sources.folders import list_class_folders
-from alexnet_dist.data.sources.manifest import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalise_name
 from alexnet_dist.data.sources.subset import pick_names
 from alexnet_dist.settings.reader import new_parser, parse_options
 

@@ -12,9 +12,10 @@ from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.data.files.scan import FoundFile
 from alexnet_dist.data.files.verify import verify_files
-from alexnet_dist.data.sources.folders import FoundFile, list_class_folders, list_images
-from alexnet_dist.data.sources.manifest import read_manifest
+from alexnet_dist.data.sources.folders import list_class_folders, list_images
+from alexnet_dist.data.sources.manifest_read import read_manifest
 from alexnet_dist.runs.ownership import is_own_table
 from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments

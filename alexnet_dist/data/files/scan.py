@@ -19,7 +19,6 @@ from alexnet_dist.base.durable import check_regular, replacing, tidy_folder
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.data.decode import UnreadableImageError, read_header
-from alexnet_dist.data.sources.folders import FoundFile
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -28,6 +27,14 @@ _FILES_PER_TASK = 64
 _BAR_DELAY_SECONDS = 2.0
 # Reading headers waits for the disk or the network more than it computes.
 _NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))
+
+
+class FoundFile(NamedTuple):
+    """A file that its name says is an image; nothing has read it yet."""
+
+    path: str  # relative to the root, POSIX
+    byte_size: int  # -1 where the file cannot even be looked up (a link that leads nowhere)
+    modified_ns: int
 
 
 class Header(NamedTuple):

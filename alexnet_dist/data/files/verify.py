@@ -31,8 +31,7 @@ from alexnet_dist.base.durable import check_regular, disk_errors_named, tidy_fol
 from alexnet_dist.base.errors import MemoryExhaustedError
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.data.decode import UnreadableImageError, decode_image
-from alexnet_dist.data.files.scan import hash_place, read_table, scan_headers, write_table
-from alexnet_dist.data.sources.folders import FoundFile
+from alexnet_dist.data.files.scan import FoundFile, hash_place, read_table, scan_headers, write_table
 
 Digests = npt.NDArray[np.uint64]
 

@@ -9,14 +9,19 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.base.places import MOST_NAMED
+from alexnet_dist.base.text import join_names
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
+from alexnet_dist.data.files.index_files import FileRules, index_files
+from alexnet_dist.data.files.scan import FoundFile
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY, explain_missing_folder, refuse_other_layouts
 
 LIST_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")  # of files that list images
@@ -41,12 +46,39 @@ Place: TypeAlias = tuple[int, int]  # device and number of a file or folder on i
 logger = logging.getLogger("alexnet_dist")
 
 
-class FoundFile(NamedTuple):
-    """A file that its name says is an image; nothing has read it yet."""
+def scan_folder(
+    root: Path,
+    *,
+    classes: Sequence[str] | None,
+    on_bad_file: Literal["fail", "skip"],
+    cache_dir: Path,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
+) -> SampleIndex:
+    """Index the images below class folders, reading every header that is new or changed.
 
-    path: str  # relative to the root, POSIX
-    byte_size: int  # -1 where the file cannot even be looked up (a link that leads nowhere)
-    modified_ns: int
+    Args:
+        root: folder of class folders; each is searched at any depth, links are followed, hidden names ignored.
+        classes: None for the training set, whose sorted folder names are the classes; else the classes of training,
+            to which folders are matched by name.
+        on_bad_file: raise on an unreadable file, or leave it out and list it in `bad_files`.
+        cache_dir: where header sizes are remembered.
+        max_pixels: an image with more pixels is unreadable.
+        progress: show a bar when the scan takes longer than two seconds.
+
+    Raises:
+        DataError: the folder is not laid out like this, holds nothing readable, or has classes training lacks.
+        BadFilesError: unreadable files under `fail`; all of them.
+    """
+    folders = list_class_folders(root)
+    class_names = tuple(folders if classes is None else classes)
+    label_of = match_folders(root, folders, class_names)
+    folders.sort(key=label_of.__getitem__)
+    files_of = list_images(root, folders)
+    files = list(chain.from_iterable(files_of))
+    labels = np.repeat([label_of[folder] for folder in folders], [len(found) for found in files_of])
+    rules = FileRules(cache_dir, on_bad_file, max_pixels, progress)
+    return index_files(root, files, labels, class_names, rules)
 
 
 def list_class_folders(root: Path) -> list[str]:
@@ -143,12 +175,6 @@ def list_images_below(folder: Path) -> list[FoundFile]:
     for note in notes:
         logger.warning("%s: %s", folder, note)
     return sorted(walk.files)
-
-
-def join_names(names: Sequence[str], most: int = MOST_NAMED) -> str:
-    """The first few names, quoted, and how many more there are."""
-    quoted = ", ".join(f"'{name}'" for name in names[:most])
-    return quoted if len(names) <= most else f"{quoted} and {len(names) - most} more"
 
 
 class Walk:

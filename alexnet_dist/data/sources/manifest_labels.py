@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.data.sources.folders import join_names
-from alexnet_dist.data.sources.manifest import (
+from alexnet_dist.base.text import join_names
+from alexnet_dist.data.sources.manifest_read import (
     CLASS_LIST,
     Listed,
     is_integer,

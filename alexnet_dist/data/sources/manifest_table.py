@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from alexnet_dist.base.errors import DataError, UsageError
-from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, join_names
+from alexnet_dist.base.text import join_names
+from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS
 
 # Compared without case, spaces and underscores.
 _PATH_NAMES = frozenset(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.data.sources.manifest import is_integer
+from alexnet_dist.data.sources.manifest_read import is_integer
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 

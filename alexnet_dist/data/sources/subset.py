@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from alexnet_dist.data.sources.manifest import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalise_name
 
 
 def pick_names(names: Sequence[str], count: int, seed: int) -> list[str]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.data.decode import Pixels
+from alexnet_dist.data.index import SampleIndex
 
 _NOISE_MASK = 0x3F3F3F3F3F3F3F3F  # each byte of a word: 0..63
 _WAVE_HEIGHT = 96  # two waves and the noise add up to at most 63 + 2 * 96 = 255
@@ -86,3 +88,27 @@ def _draw_words(domain: int, key: int, number: int, count: int) -> npt.NDArray[n
         key=np.array([key % _WORD, number % _WORD], dtype=np.uint64), counter=[0, 0, 0, domain]
     )
     return generator.random_raw(count)
+
+
+def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], seed: int) -> SampleIndex:
+    """Samples without files: image i has class i modulo `num_classes`, and pixels drawn from (seed, i).
+
+    The pattern of a class is the same for every seed, so sets of two seeds can train and validate.
+
+    Args:
+        num_images: how many.
+        num_classes: named `class-000`, `class-001`, ...
+        size: (width, height) in pixels.
+        seed: of the noise and of where the pattern starts.
+    """
+    synthetic = SyntheticPixels(seed=seed, num_classes=num_classes, width=size[0], height=size[1])
+    return SampleIndex(
+        root=Path(),
+        paths=tuple(map(synthetic.name_sample, range(num_images))),
+        labels=np.arange(num_images, dtype=np.int64) % num_classes,
+        sizes=np.tile(np.array(size, dtype=np.int32), (num_images, 1)),
+        byte_sizes=np.zeros(num_images, dtype=np.int64),
+        is_plain=np.zeros(num_images, dtype=np.bool_),
+        classes=tuple(map(synthetic.name_class, range(num_classes))),
+        pixels=synthetic,
+    )

@@ -30,8 +30,10 @@ from alexnet_dist.data.engines.choose import ENGINES, choose_engine, choose_eval
 from alexnet_dist.data.engines.dali import engine as dali_engine
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.workers import worker_context
-from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 SIDE, NUM_IMAGES = 16, 80
 RECIPE = Augmentation(crop_size=SIDE, resize=20, crop="random")

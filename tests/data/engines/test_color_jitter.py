@@ -13,8 +13,8 @@ import torch
 from alexnet_dist.assembly.loaders import build_augmentation
 from alexnet_dist.data.draws import JITTER, draw_uniforms
 from alexnet_dist.data.engines.torchvision import PixelBatch, PixelBatches, jitter_pixels
-from alexnet_dist.data.index import synthetic_index
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Augmentation, Plan, StepPlan, draw_jitter
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.settings.schema import AugmentConfig
 
 MANY = 24_000

@@ -38,8 +38,10 @@ from alexnet_dist.data.engines.loader import (
     make_normalization,
 )
 from alexnet_dist.data.engines.torchvision import PixelBatches, iterate_pixel_batches, share_slots
-from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Augmentation
+from alexnet_dist.data.sources.folders import scan_folder
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 SIDE = 20
 KEPT_SECONDS = 0.2  # a worker makes several batches in it

@@ -18,10 +18,12 @@ from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
 from alexnet_dist.cli.main import run
 from alexnet_dist.data.decode import decode_image
 from alexnet_dist.data.files import verify
+from alexnet_dist.data.files.scan import FoundFile
 from alexnet_dist.data.files.verify import read_verdicts, verify_files
-from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_folder, scan_manifest
-from alexnet_dist.data.sources.folders import FoundFile, list_class_folders, list_images
-from alexnet_dist.data.sources.manifest import ListForm
+from alexnet_dist.data.index import BadFilesError, SampleIndex
+from alexnet_dist.data.sources.folders import list_class_folders, list_images, scan_folder
+from alexnet_dist.data.sources.manifest import scan_manifest
+from alexnet_dist.data.sources.manifest_read import ListForm
 
 CUT = "cat/1.jpg"  # has a good header and half of its pixels
 

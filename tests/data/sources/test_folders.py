@@ -17,9 +17,7 @@ from helpers.images import make_picture, save_jpeg
 from PIL import Image
 
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.data.index import (
-    BadFilesError,
-)
+from alexnet_dist.data.index import BadFilesError
 from alexnet_dist.data.sources import folders as class_folders
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")

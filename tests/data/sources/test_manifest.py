@@ -21,9 +21,10 @@ from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.cli.evaluate import find_split
 from alexnet_dist.data.decode import read_header
 from alexnet_dist.data.files import scan as header_scan
-from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_manifest
+from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.sources.manifest import ListForm
+from alexnet_dist.data.sources.manifest import scan_manifest
+from alexnet_dist.data.sources.manifest_read import ListForm
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import Config
 

@@ -18,7 +18,7 @@ from helpers.verbs import call, call_well
 
 from alexnet_dist.assembly.sets import Splits, build_splits
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.data.sources.manifest import ListForm, read_manifest
+from alexnet_dist.data.sources.manifest_read import ListForm, read_manifest
 from alexnet_dist.data.sources.manifest_table import ColumnNames
 from alexnet_dist.settings.reader import build_config, dump_config
 

@@ -5,9 +5,7 @@ import hashlib
 import numpy as np
 
 from alexnet_dist.data.decode import convert_to_luma
-from alexnet_dist.data.index import (
-    synthetic_index,
-)
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 
 def test_synthetic_pixels_depend_on_nothing_but_seed_and_number() -> None:

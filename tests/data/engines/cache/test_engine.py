@@ -39,9 +39,11 @@ from alexnet_dist.data.engines.cache.store import open_store
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
 from alexnet_dist.data.engines.torchvision import JITTERS
-from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Augmentation
 from alexnet_dist.data.sources.arrays import array_index
+from alexnet_dist.data.sources.folders import scan_folder
+from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.settings.schema import DataConfig
 from alexnet_dist.tracking.trackers import read_rows

@@ -28,8 +28,10 @@ from alexnet_dist.data.engines.cache import store as cache_store
 from alexnet_dist.data.engines.cache.build import build_store, iterate_build
 from alexnet_dist.data.engines.cache.store import Layout, check_cacheable, iterate_checks, lay_out, open_store
 from alexnet_dist.data.engines.torchvision import resize_pixels
-from alexnet_dist.data.index import BadFilesError, SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.sources.folders import scan_folder
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 SHAPES = [(60, 40), (40, 60), (50, 50), (41, 90), (44, 44), (70, 45)]
 LIMIT = 10**6

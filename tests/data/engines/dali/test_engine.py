@@ -29,8 +29,10 @@ from alexnet_dist.data.engines.dali import engine as dali_engine
 from alexnet_dist.data.engines.dali import feed as dali_source
 from alexnet_dist.data.engines.dali.engine import find_dali
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
-from alexnet_dist.data.index import SampleIndex, scan_folder, synthetic_index
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan, StepPlan
+from alexnet_dist.data.sources.folders import scan_folder
+from alexnet_dist.data.sources.synthetic import synthetic_index
 
 if find_dali():
     pytest.skip("DALI is not installed", allow_module_level=True)

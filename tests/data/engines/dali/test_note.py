@@ -14,14 +14,15 @@ import pytest
 from helpers.images import save_jpeg
 
 from alexnet_dist.data.engines.dali.note import find_suspects, noting
-from alexnet_dist.data.index import SampleIndex, scan_folder
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.folders import scan_folder
 
 DYING = """
 import os, sys
 from pathlib import Path
 from alexnet_dist.data.engines.dali.note import noting, write_names
 from alexnet_dist.data.engines.dali.feed import stack_names
-from alexnet_dist.data.index import scan_folder
+from alexnet_dist.data.sources.folders import scan_folder
 cache, root, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 index = scan_folder(root, classes=None, on_bad_file="fail", cache_dir=cache)
 with noting(cache, index) as outer, noting(cache, index) as note:
