@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -36,12 +36,20 @@ def join_processes(config: Config, kept_precision: str | None) -> Runtime:
 
 def build_augmentation(augment: AugmentConfig, crop_size: int) -> Augmentation:
     """The training recipe for an image."""
-    values = asdict(augment)
-    for name in ("mean", "std", "pixel_range"):
-        values.pop(name)
-    for name, value in values.items():
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return Augmentation(crop_size=crop_size, **values)
+    resize, jitter = augment.resize, augment.color_jitter
+    return Augmentation(
+        crop_size=crop_size,
+        resize=(resize[0], resize[1]) if isinstance(resize, list) else resize,
+        crop=augment.crop,
+        crop_scale=(augment.crop_scale[0], augment.crop_scale[1]),
+        crop_ratio=(augment.crop_ratio[0], augment.crop_ratio[1]),
+        horizontal_flip=augment.horizontal_flip,
+        vertical_flip=augment.vertical_flip,
+        lighting=augment.lighting,
+        lighting_std=augment.lighting_std,
+        lighting_epochs=augment.lighting_epochs,
+        color_jitter=(jitter[0], jitter[1], jitter[2], jitter[3]) if jitter is not None else None,
+    )
 
 
 def build_normalization(augment: AugmentConfig, channels: int) -> Normalization:

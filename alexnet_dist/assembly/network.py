@@ -9,8 +9,6 @@ from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models import AlexNetSpec, check_size, make_spec
 from alexnet_dist.settings.schema import ModelConfig
 
-SPEC_FIELDS = tuple(AlexNetSpec.__dataclass_fields__)
-
 
 def build_spec(model: ModelConfig, num_classes: int, exchange_at: str = "all") -> AlexNetSpec:
     """The network that the settings describe.
@@ -27,9 +25,33 @@ def build_spec(model: ModelConfig, num_classes: int, exchange_at: str = "all") -
         raise UsageError(
             "model.num_classes is too small", why=f"{model.num_classes} outputs, {num_classes} classes in the data"
         )
-    fields = {name: getattr(model, name) for name in SPEC_FIELDS if hasattr(model, name)}
     try:
-        spec = make_spec(model.variant, **{**fields, "num_classes": model.num_classes or num_classes})
+        spec = make_spec(
+            model.variant,
+            num_classes=model.num_classes or num_classes,
+            in_channels=model.in_channels,
+            image_size=model.image_size,
+            dropout=model.dropout,
+            conv_channels=model.conv_channels,
+            conv_groups=model.conv_groups,
+            conv1_padding=model.conv1_padding,
+            conv1_end_padding=model.conv1_end_padding,
+            relu_after_pool=model.relu_after_pool,
+            fc_width=model.fc_width,
+            fc_groups=model.fc_groups,
+            lrn=model.lrn,
+            lrn_groups=model.lrn_groups,
+            lrn_size=model.lrn_size,
+            lrn_alpha=model.lrn_alpha,
+            lrn_beta=model.lrn_beta,
+            lrn_k=model.lrn_k,
+            map_norm=model.map_norm,
+            pool_kernel=model.pool_kernel,
+            pool_stride=model.pool_stride,
+            adaptive_pool=model.adaptive_pool,
+            dropout_position=model.dropout_position,
+            init=model.init,
+        )
         return part_towers(spec, exchange_at)
     except ValueError as error:
         raise UsageError("model cannot be built", why=str(error)) from None

@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from alexnet_dist.assembly.learning import build_rule
 from alexnet_dist.assembly.loaders import place_model
 from alexnet_dist.assembly.network import check_can_be_built
 from alexnet_dist.costs.model import Compute
@@ -16,7 +17,7 @@ from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.schema import Config
-from alexnet_dist.training.optim import build_optimizer, set_lr
+from alexnet_dist.training.optim import set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 
 LR = 1e-5  # so small that noise is not learnt: a network that diverges computes at another speed
@@ -43,7 +44,7 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
     model = build_model(spec, config.seed)
     place_model(model, runtime, config.channels_last)
     model.train()
-    optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer))
+    optimizer = build_rule(config.optimizer, model)
     set_lr(optimizer, LR)
     counters = DeviceCounters.on(runtime.device)
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from alexnet_dist.assembly.caches import build_caches
+from alexnet_dist.assembly.learning import build_cadence, build_rule, build_schedule
 from alexnet_dist.assembly.loaders import (
     BatchSizes,
     build_augmentation,
@@ -88,9 +89,7 @@ from alexnet_dist.training.checkpoint import (
 )
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.training.loop import Cadence, Trainer
-from alexnet_dist.training.optim import build_optimizer
-from alexnet_dist.training.schedule import Schedule
+from alexnet_dist.training.loop import Trainer
 from alexnet_dist.training.update_rules import merged_norms
 
 logger = logging.getLogger("alexnet_dist")
@@ -306,7 +305,7 @@ class Session:
         if self.engine == "cache":
             self._build_caches()
         norms = merged_norms(partition.find_cut(model), runtime.sum_over_parts)
-        optimizer = build_optimizer(model, **dataclasses.asdict(config.optimizer), layer_norms=norms)
+        optimizer = build_rule(config.optimizer, model, norms)
         forward = replicate_network(
             config.parallel,
             model,
@@ -321,10 +320,10 @@ class Session:
             forward=forward,
             partition=partition,
             optimizer=optimizer,
-            schedule=self._build_schedule(),
+            schedule=build_schedule(config.schedule, config.optimizer.lr, self.steps_per_epoch, self.total_steps),
             loader=self._build_loader(self.splits.train, training=True),
             val_loader=self._build_loader(self.splits.val, training=False) if self.splits.val is not None else None,
-            cadence=self._build_cadence(),
+            cadence=build_cadence(config, self.total_steps),
             micro_batch_size=self.sizes.micro,
             seed=config.seed,
             gate=BatchGate(
@@ -396,25 +395,6 @@ class Session:
         except BadFilesError as error:
             self.list_bad_files(error)
             raise
-
-    def _build_schedule(self) -> Schedule:
-        config = self.config
-        return Schedule(
-            base_lr=config.optimizer.lr,
-            steps_per_epoch=self.steps_per_epoch,
-            total_steps=self.total_steps,
-            **dataclasses.asdict(config.schedule),
-        )
-
-    def _build_cadence(self) -> Cadence:
-        config = self.config
-        return Cadence(
-            total_steps=self.total_steps,
-            log_steps=config.log.every_steps,
-            save_steps=config.checkpoint.every_steps,
-            keep=config.checkpoint.keep,
-            early_stop=config.train.early_stop,
-        )
 
     def _build_loader(self, index: SampleIndex, training: bool, engine: str | None = None) -> Loader:
         config, plan = self.config, self._build_plan(index, training)

@@ -14,13 +14,17 @@ from alexnet_dist.training.update_rules import LARS, LayerNorms, RMSprop, own_no
 
 STEP = "step"  # Adam's count of its updates, a scalar for each parameter
 
+# Torch wants a rate when an optimizer is made. `set_lr` gives each group the schedule's before the first update; this
+# one would change nothing.
+UNSET_LR = 0.0
+
 # Fused: one pass over parameters, gradients and state. On a CPU the plain ones take 20 times as long for AlexNet's
 # 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": lambda groups, lr, momentum, **_: _build_sgd(groups, lr, momentum),
-    "adam": lambda groups, lr, momentum, **_: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), fused=True),
-    "rmsprop": lambda groups, lr, momentum, **_: RMSprop(groups, lr=lr, momentum=momentum),
-    "lars": lambda groups, lr, momentum, **of_lars: LARS(groups, lr=lr, momentum=momentum, **of_lars),
+    "sgd": lambda groups, momentum, **_: _build_sgd(groups, momentum),
+    "adam": lambda groups, momentum, **_: torch.optim.Adam(groups, UNSET_LR, betas=(momentum, 0.999), fused=True),
+    "rmsprop": lambda groups, momentum, **_: RMSprop(groups, lr=UNSET_LR, momentum=momentum),
+    "lars": lambda groups, momentum, **of_lars: LARS(groups, lr=UNSET_LR, momentum=momentum, **of_lars),
 }
 
 
@@ -28,7 +32,6 @@ def build_optimizer(
     model: nn.Module,
     *,
     name: str,
-    lr: float,
     momentum: float,
     trust_coefficient: float = 0.001,
     layer_norms: LayerNorms = own_norms,
@@ -36,26 +39,27 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over the layers that learn; see `OptimizerConfig` for the values' meaning.
 
+    It has no rate: call `set_lr` before each update.
+
     Args:
         model: the network; layers that never learn get `requires_grad` False, so build it before replicating.
         name: a key of OPTIMIZERS.
-        lr: learning rate until `set_lr` is called.
         momentum: of the rule; Adam's first beta.
         trust_coefficient: of LARS.
         layer_norms: gives LARS the norms of whole layers.
         grouping: keyword arguments of `group_parameters`.
     """
     groups = group_parameters(model, **grouping)
-    return OPTIMIZERS[name](groups, lr, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
+    return OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
 
 
-def _build_sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
+def _build_sgd(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
     """Torch's fused SGD, with its momentum at zero.
 
     By itself it takes memory that nobody has written, and counts on the first update to write it. If that one is left
     out, as fp16's mostly is while its loss scale is being found, the next adds to whatever was there.
     """
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, UNSET_LR, momentum=momentum, fused=True)
     if momentum:
         for parameter in (p for group in groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from alexnet_dist.assembly.learning import build_rule, build_schedule
 from alexnet_dist.assembly.loaders import place_model
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.schema import OptimizerConfig, ScheduleConfig
 from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.training.optim import build_optimizer, set_lr
+from alexnet_dist.training.optim import set_lr
 from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.step import DeviceCounters, train_step
 
@@ -42,7 +43,9 @@ def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> n
 
 def build_sgd(model: nn.Module) -> Optimizer:
     """The project's SGD with its default momentum and decay."""
-    return build_optimizer(model, **asdict(OptimizerConfig(name="sgd", lr=LR)))
+    optimizer = build_rule(OptimizerConfig(name="sgd"), model)
+    set_lr(optimizer, LR)
+    return optimizer
 
 
 def make_batch(size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool) -> Batch:
@@ -74,12 +77,7 @@ class TrainerStep:
     step: int = 0
     loss_sum: float = 0.0
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(
-            **asdict(ScheduleConfig(name="constant")),
-            base_lr=LR,
-            steps_per_epoch=1000,
-            total_steps=1_000_000,
-        )
+        default_factory=lambda: build_schedule(ScheduleConfig(name="constant"), LR, 1000, 1_000_000)
     )
 
     def __post_init__(self) -> None:

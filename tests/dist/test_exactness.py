@@ -27,15 +27,15 @@ from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.training import evaluate as evaluation
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.training.optim import build_optimizer
+from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 
 NUM_STEPS = 20
 BATCH_SIZE = 12
 NUM_IMAGES = 37  # the fourth batch of an epoch holds a single image: some replicas have none
+LR = 0.02
 SGD = {
     "name": "sgd",
-    "lr": 0.02,
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "bias_lr_factor": 2.0,
@@ -50,6 +50,7 @@ def train_twenty_updates(
     loader = tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
     model = build_model(tiny_spec(dropout=0.0), seed=0).to(dtype=dtype, memory_format=torch.channels_last)
     optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
+    set_lr(optimizer, LR)
     forward = average_over_replicas(model, runtime.mesh, runtime.device)
     counters = DeviceCounters.on(runtime.device)
     gate = BatchGate(runtime, skip_bad_files=False)
@@ -236,6 +237,7 @@ def diverge_on_one_rank() -> tuple[bool, bool, int]:
     loader = tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True)
     model = build_model(tiny_spec(), seed=0)
     optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
+    set_lr(optimizer, LR)
     forward, counters = average_over_replicas(model, runtime.mesh, runtime.device), DeviceCounters.on(runtime.device)
     weights = []
     for step, batch in enumerate(loader.batches(0, 3)):

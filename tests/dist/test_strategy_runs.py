@@ -32,7 +32,7 @@ from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.inference.model_folder import read_card, read_model_weights
-from alexnet_dist.training.optim import build_optimizer
+from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 from alexnet_dist.tracking.trackers import read_rows
 
@@ -251,8 +251,9 @@ def diverge_on_one_rank(case: Case, broken_rank: int) -> list[bool]:
     runtime = start_case(case)
     model, partition = cut_tiny(case, runtime, torch.float32)
     optimizer = build_optimizer(
-        model, name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, bias_lr_factor=1.0, bias_weight_decay=None
+        model, name="sgd", momentum=0.9, weight_decay=0.0, bias_lr_factor=1.0, bias_weight_decay=None
     )
+    set_lr(optimizer, 0.1)
     forward = replicate_network(case.parallel, model, partition, compiled=False, accumulates=True, runtime=runtime)
     counters = DeviceCounters.on(runtime.device)
     changed = []
@@ -279,8 +280,9 @@ def overflow_on_one_rank(case: Case, agree: bool) -> tuple[bool, float]:
     runtime = replace(runtime, accelerator=SimpleNamespace(scaler=scaler), mesh=mesh)
     model, _ = cut_tiny(case, start_case(case), torch.float32)
     optimizer = build_optimizer(
-        model, name="sgd", lr=0.1, momentum=0.9, weight_decay=0.0, bias_lr_factor=1.0, bias_weight_decay=None
+        model, name="sgd", momentum=0.9, weight_decay=0.0, bias_lr_factor=1.0, bias_weight_decay=None
     )
+    set_lr(optimizer, 0.1)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     scaler.scale(sum(parameter.sum() for parameter in model.parameters())).backward()
     if runtime.rank == case.world_size - 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alexnet_dist.assembly.learning import build_rule
 from alexnet_dist.assembly.network import part_towers
 from alexnet_dist.assembly.strategy import cut_network, replicate_network
 from alexnet_dist.models import AlexNet, AlexNetSpec, build_model
@@ -16,7 +17,7 @@ from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings.schema import OptimizerConfig, ParallelConfig
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import cross_entropy
-from alexnet_dist.training.optim import build_optimizer, optimizer_tensors
+from alexnet_dist.training.optim import optimizer_tensors, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 from alexnet_dist.training.update_rules import merged_norms
 from helpers.tiny import tiny_loader, tiny_spec
@@ -122,8 +123,9 @@ def train_twenty_updates(case: Case, dtype: torch.dtype, rule: str, micro_batch_
     runtime = start_case(case)
     model, partition = cut_tiny(case, runtime, dtype)
     norms = merged_norms(partition.find_cut(model), runtime.sum_over_parts)
-    settings = asdict(OptimizerConfig(name=rule, **RULES[rule]))  # type: ignore[arg-type]
-    optimizer = build_optimizer(model, **settings, layer_norms=norms)
+    settings = OptimizerConfig(name=rule, **RULES[rule])  # type: ignore[arg-type]
+    optimizer = build_rule(settings, model, norms)
+    set_lr(optimizer, settings.lr)
     accumulates = micro_batch_size * runtime.dp_size < BATCH_SIZE
     forward = replicate_network(
         case.parallel, model, partition, compiled=False, accumulates=accumulates, runtime=runtime

@@ -24,9 +24,12 @@ def make_model(channels_last: bool = True) -> nn.Module:
 
 
 def make_optimizer(model: nn.Module, name: str, **changes: Any) -> torch.optim.Optimizer:
-    values: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
+    lr = changes.pop("lr", LR)
+    values: dict[str, Any] = {"momentum": MOMENTUM, "weight_decay": DECAY}
     values |= {"bias_lr_factor": BIAS_FACTOR, "bias_weight_decay": 0.0}
-    return build_optimizer(model, name=name, **(values | changes))
+    optimizer = build_optimizer(model, name=name, **(values | changes))
+    set_lr(optimizer, lr)
+    return optimizer
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -66,7 +69,6 @@ def plain_weights(name: str, bias_factor: float) -> list[Tensor]:
 def test_updates_equal_torchs_plain_optimizer(name: str, channels_last: bool) -> None:
     model = make_model(channels_last).double()
     optimizer = make_optimizer(model, name)
-    set_lr(optimizer, LR)
     update(model, optimizer, 5)
     torch.testing.assert_close(list_state(model), plain_weights(name, BIAS_FACTOR), atol=1e-9, rtol=0)
     with pytest.raises(AssertionError):  # the biases' own rate is noticed
@@ -147,6 +149,17 @@ def test_the_step_of_lars_grows_with_its_trust_coefficient() -> None:
 
 
 OPTIMIZER_NAMES = list(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_without_the_schedules_rate_nothing_is_learnt(name: str) -> None:
+    model = make_model()
+    optimizer = build_optimizer(
+        model, name=name, momentum=MOMENTUM, weight_decay=DECAY, bias_lr_factor=1.0, bias_weight_decay=None
+    )
+    before = list_state(model)
+    update(model, optimizer, 2)
+    assert all(torch.equal(new, old) for new, old in zip(list_state(model), before, strict=True))
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
