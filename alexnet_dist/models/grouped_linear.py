@@ -23,7 +23,7 @@ class GroupedLinear(nn.Linear):
         self.groups = groups
 
     def forward(self, values: Tensor) -> Tensor:
-        parts = zip(
-            values.chunk(self.groups, 1), self.weight.chunk(self.groups), self.bias.chunk(self.groups), strict=True
-        )
-        return torch.cat([F.linear(part, weight, bias) for part, weight, bias in parts], 1)  # (B, out_features)
+        parts, weights = values.chunk(self.groups, 1), self.weight.chunk(self.groups)
+        biases = self.bias.chunk(self.groups)
+        made = [F.linear(parts[group], weights[group], biases[group]) for group in range(self.groups)]
+        return torch.cat(made, 1)  # (B, out_features)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
 from alexnet_dist.base.machine import can_build_kernels
 
@@ -52,19 +53,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.shape[1] % self.groups:
-            raise ValueError(f"{maps.shape[1]} channels cannot be normalised in {self.groups} equal groups")
-        settings = (self.size // 2, self.alpha / self.size, self.beta, self.k)
-        if maps.device.type == "cuda" and _has_kernel(maps):
-            from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense
-
-            made: Tensor = NormaliseOnDevice.apply(lay_dense(maps), self.groups, *settings)
-            return made
-        towers = torch.unflatten(maps, 1, (self.groups, -1))  # (B, G, C, ...), a view in every memory format
-        # A graph of torch 2.11 loses the gradient of a function that computes in place, and a compiler fuses by itself.
-        normalise = _normalise_plainly if torch.compiler.is_compiling() else _Normalise.apply
-        normalised: Tensor = normalise(towers, *settings)
-        return normalised.flatten(1, 2)  # (B, G*C, ...)
+        return normalise_channels(maps, self.groups, self.size // 2, self.alpha / self.size, self.beta, self.k)
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
@@ -95,19 +84,70 @@ class MapResponseNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, maps: Tensor) -> Tensor:
-        wide = _widen(maps)
-        mean = F.avg_pool2d(wide * wide, self.size, stride=1, padding=self.size // 2)  # (B, C, H, W)
-        return (wide * (1 + self.alpha * mean).pow(-self.beta)).to(maps.dtype)  # (B, C, H, W)
+        return normalise_within_maps(maps, self.size, self.alpha, self.beta)
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
+@torch.fx.wrap  # one step in a graph of torch.fx: a tracer has no answer to what is asked of the maps here
+def normalise_channels(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
+    """What `LocalResponseNorm` computes, by the means that the device has and a recorder can follow.
+
+    Args:
+        maps: (B, G*C, ...).
+        groups: G.
+        reach: channels of the window to either side.
+        weight: of the squares.
+        beta: exponent.
+        k: constant term.
+
+    Raises:
+        ValueError: `groups` does not divide the channels.
+    """
+    if is_scripting() or _is_recorded():
+        towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...), a view in every memory format
+        return _normalise_plainly(towers, reach, weight, beta, k).flatten(1, 2)  # (B, G*C, ...)
+    if maps.shape[1] % groups:
+        raise ValueError(f"{maps.shape[1]} channels cannot be normalised in {groups} equal groups")
+    if maps.device.type == "cuda" and maps.dtype != torch.float64 and can_build_kernels():
+        return _normalise_on_device(maps, groups, reach, weight, beta, k)
+    towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...)
+    normalised: Tensor = _Normalise.apply(towers, reach, weight, beta, k)
+    return normalised.flatten(1, 2)  # (B, G*C, ...)
+
+
+@torch.fx.wrap
+def normalise_within_maps(maps: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+    """What `MapResponseNorm` computes for (B, C, H, W)."""
+    wide = _widen(maps)
+    mean = F.avg_pool2d(wide * wide, size, stride=1, padding=size // 2)  # (B, C, H, W)
+    return (wide * (1 + alpha * mean).pow(-beta)).to(maps.dtype)  # (B, C, H, W)
+
+
+def _is_recorded() -> bool:
+    """Whether a compiler or a tracer writes the steps down, which wants none that compute in place or in rounds.
+
+    A graph of torch 2.11 loses the gradient of a function that computes in place, a trace would keep the number of
+    rounds, and a compiler fuses by itself.
+    """
+    return torch.compiler.is_compiling() or is_tracing()
+
+
+def _normalise_on_device(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
+    from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense  # Triton is not everywhere
+
+    normalised: Tensor = NormaliseOnDevice.apply(lay_dense(maps), groups, reach, weight, beta, k)
+    return normalised
+
+
 def _normalise_plainly(x: Tensor, reach: int, weight: float, beta: float, k: float) -> Tensor:
-    """The definition, for autograd and compilers; as `_Normalise`."""
+    """The definition, for those who record it; as `_Normalise`."""
     wide = _widen(x)  # (B, G, C, ...)
-    squares = F.pad(wide.square(), [0] * 2 * (x.dim() - 3) + [reach, reach])  # (B, G, C + 2 * reach, ...)
-    window = sum(squares.narrow(2, start, x.shape[2]) for start in range(2 * reach + 1))  # (B, G, C, ...)
+    padded = F.pad(wide.square(), [0] * (2 * (x.dim() - 3)) + [reach, reach])  # (B, G, C + 2 * reach, ...)
+    window = padded.narrow(2, 0, x.shape[2])  # (B, G, C, ...)
+    for start in range(1, 2 * reach + 1):
+        window = window + padded.narrow(2, start, x.shape[2])
     return (wide * (k + weight * window) ** -beta).to(x.dtype)
 
 
@@ -143,11 +183,6 @@ class _Normalise(torch.autograd.Function):
         return grad_x, None, None, None, None
 
 
-def _has_kernel(maps: Tensor) -> bool:
-    """Whether the GPU's own kernel is there for these maps; torch.compile makes its own of the eager sums."""
-    return maps.dtype != torch.float64 and not torch.compiler.is_compiling() and can_build_kernels()
-
-
 def _rounds(x: Tensor) -> tuple[Tensor, ...]:
     """Splits the images so that a round's scratch fits a CPU's caches; elsewhere more rounds only cost launches."""
     if x.device.type != "cpu":
@@ -157,7 +192,7 @@ def _rounds(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _widen(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _denominator(x: Tensor, reach: int, weight: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
