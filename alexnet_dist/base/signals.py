@@ -97,12 +97,14 @@ def ending_at_once() -> Iterator[None]:
     ending = Ending()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    _take(ending.receive)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not ours
     threading.Thread(target=ending.watch, args=(reader,), name="signals", daemon=True).start()
     try:
+        _take(ending.receive)
         yield
+    except Stopped as stopped:  # before a verb was there to take it
+        stopped.ending.end(stopped.number)
     finally:
         ending.is_over = True
         _take(ending.receive)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing import util
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers.tiny import tiny_config
+from helpers.waiting import is_alive, wait_until
 
 from alexnet_dist.base import signals
 from alexnet_dist.base.errors import MachineError
@@ -26,15 +28,40 @@ TRAIN = str(ROOT / "launch" / "train.py")
 LINE = "error: stopped by {}; start the same command again to go on"
 
 
-def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+@pytest.fixture(autouse=True)
+def _hang_up_counts() -> Iterator[None]:
+    """Also where the tests run under nohup, which every process that they start would inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a Python whose temporary files go to `t`; at the end none of them is left."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t")}
-    (tmp_path / "t").mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=environment)
+    (tmp_path / "t").mkdir()
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(*words: str) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=environment))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 PROGRAM = """
 import ctypes, sys, time, types
+from alexnet_dist.base import signals
 from alexnet_dist.base.signals import ending_at_once
+
+signals.GRACE_SECONDS = {grace}
 
 LOCK = ctypes.create_string_buffer(64)
 
@@ -58,9 +85,11 @@ CASES = [(place, number) for place in ("python", "import") for number in signals
 
 
 @pytest.mark.parametrize(("place", "number"), [*CASES, ("network", signal.SIGTERM), ("swallowed", signal.SIGINT)])
-def test_a_program_ends_wherever_it_is(tmp_path: Path, place: str, number: signal.Signals) -> None:
+def test_a_program_ends_wherever_it_is(start: Start, tmp_path: Path, place: str, number: signal.Signals) -> None:
+    grace = 30 if place in ("python", "import") else 1  # the first two end long before somebody has to end them
     (tmp_path / "slow.py").write_text("import time\ntry: time.sleep(60)\nexcept BaseException: time.sleep(60)\n")
-    process = start(tmp_path, "-c", PROGRAM.replace("{body}", WAITS[place]), str(tmp_path))
+    program = PROGRAM.replace("{body}", WAITS[place]).replace("{grace}", str(grace))
+    process = start("-c", program, str(tmp_path))
     assert process.stderr is not None
     assert process.stderr.readline() == "here\n"
     time.sleep(0.2)
@@ -68,27 +97,40 @@ def test_a_program_ends_wherever_it_is(tmp_path: Path, place: str, number: signa
     began = time.monotonic()
     _, stderr = process.communicate(timeout=20)
     assert (process.returncode, stderr.splitlines()) == (128 + number, [LINE.format(number.name)])
-    assert time.monotonic() - began < (1.5 if place in ("python", "import") else signals.GRACE_SECONDS + 1.5)
+    assert time.monotonic() - began < 15
+
+
+def is_ready(process: psutil.Process) -> bool:
+    """Whether a process handles signals by now."""
+    caught = Path(f"/proc/{process.pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.mark.parametrize(
-    ("delay", "number"), [(0.4, signal.SIGTERM), (1.0, signal.SIGINT), (2.5, signal.SIGTERM), (2.0, signal.SIGHUP)]
+    ("moment", "number"), [("importing", signal.SIGTERM), ("starting", signal.SIGHUP), ("training", signal.SIGINT)]
 )
-def test_a_training_that_begins_leaves_nothing(tmp_path: Path, delay: float, number: signal.Signals) -> None:
+def test_a_training_that_begins_leaves_nothing(
+    start: Start, tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
     """With a decoding process, whose server starts first of all."""
     config = tmp_path / "tiny.yaml"
     config.write_text(dump_config(tiny_config(tmp_path / "run", data__workers=1, train__epochs=500)))
-    process = start(tmp_path, TRAIN, "--config", str(config))
-    time.sleep(delay)
-    children = psutil.Process(process.pid).children(recursive=True)
+    process = start(TRAIN, "--config", str(config))
+    here = psutil.Process(process.pid)
+    has_come: dict[str, Callable[[], object]] = {
+        "importing": lambda: is_ready(here),
+        "starting": here.children,
+        "training": (tmp_path / "run" / "metrics.jsonl").is_file,
+    }
+    wait_until(has_come[moment])
+    children = here.children(recursive=True)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=20)  # also says that no child holds the pipe
+    _, stderr = process.communicate(timeout=60)  # also says that no child holds the pipe
     assert process.returncode == 128 + number
     (said,) = [line for line in stderr.splitlines() if line.startswith("error")]
     assert said.startswith(f"error: stopped by {number.name}")
     assert "Traceback" not in stderr
-    _, alive = psutil.wait_procs(children, timeout=2)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    wait_until(lambda: not any(map(is_alive, children)))
     assert list((tmp_path / "t").iterdir()) == []
 
 
@@ -104,8 +146,10 @@ with tempfile.NamedTemporaryFile(suffix=".py", prefix="__autograph_generated_fil
 
 
 @pytest.mark.parametrize(("end", "num_left"), [("leave(7)", 0), ("os._exit(7)", 2)])
-def test_whoever_leaves_at_once_takes_temporary_files_along(tmp_path: Path, end: str, num_left: int) -> None:
-    process = start(tmp_path, "-c", LEAVING.replace("{end}", end))
+def test_whoever_leaves_at_once_takes_temporary_files_along(
+    start: Start, tmp_path: Path, end: str, num_left: int
+) -> None:
+    process = start("-c", LEAVING.replace("{end}", end))
     assert process.wait(20) == 7
     assert len(list((tmp_path / "t").iterdir())) == num_left
 
@@ -136,8 +180,8 @@ leave(0)
 
 
 @pytest.mark.parametrize("way", ["fork", "multiprocessing"])
-def test_a_child_that_leaves_at_once_keeps_the_folder_of_its_parent(tmp_path: Path, way: str) -> None:
-    process = start(tmp_path, "-c", INHERITING, way)
+def test_a_child_that_leaves_at_once_keeps_the_folder_of_its_parent(start: Start, tmp_path: Path, way: str) -> None:
+    process = start("-c", INHERITING, way)
     _, stderr = process.communicate(timeout=20)
     assert (process.returncode, stderr) == (0, "3 True\n")
     assert list((tmp_path / "t").iterdir()) == []  # the parent's own end removes it

@@ -404,9 +404,11 @@ def assert_tested(folder: Path, step: int) -> None:
     assert json.loads((folder / "summary.json").read_text())["test_top1"] == row["top1"]
 
 
-@pytest.mark.parametrize("overrides", [LENGTH, LONGER], ids=["finished", "goes on"])
-@pytest.mark.parametrize("test", [None, "test"])
-@pytest.mark.parametrize("has_val", [True, False])
+@pytest.mark.parametrize(
+    ("overrides", "has_val", "test"),
+    [(LENGTH, True, "test"), (LENGTH, False, None), (LONGER, True, None), (LONGER, False, "test")],
+    ids=["finished, val and test", "finished, neither", "goes on, val", "goes on, test"],
+)
 def test_a_run_always_ends_with_its_model(
     tmp_path: Path, has_val: bool, test: str | None, overrides: dict[str, Any]
 ) -> None:

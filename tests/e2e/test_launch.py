@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.dist_helper import wait_for_step
 from helpers.tiny import tiny_config
+from helpers.waiting import is_alive, wait_until
 from safetensors.torch import load_file
 
 from alexnet_dist.settings.reader import dump_config
@@ -51,8 +52,7 @@ def test_a_killed_launcher_takes_its_workers_along_and_the_run_goes_on(tmp_path:
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 6  # two that train, with a server and a decoder each
     os.kill(process.pid, signal.SIGKILL)
-    _, left = psutil.wait_procs(workers, timeout=5)
-    assert [worker for worker in left if worker.status() != psutil.STATUS_ZOMBIE] == []  # init has yet to bury those
+    wait_until(lambda: not any(map(is_alive, workers)), seconds=5)
     process.communicate(timeout=5)  # ends once nobody holds its pipes: no process is left that was not listed
 
     again = launch([*words, "--train.epochs", "5"])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from alexnet_dist.base.errors import MachineError
@@ -119,10 +121,10 @@ def test_requests_of_the_environment(
     assert requested() == expected
 
 
-def test_ancestors_are_real_processes() -> None:
-    assert any(
-        "pytest" in word or "python" in word or "sh" in word for words in launch_guard._ancestors() for word in words
-    )
+def test_ancestors_are_the_processes_above_the_nearest_first() -> None:
+    above = [process.cmdline() for process in psutil.Process().parents()]
+    assert list(launch_guard._ancestors()) == above[: launch_guard.GENERATIONS]
+    assert above[0] == psutil.Process(os.getppid()).cmdline()
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
@@ -221,24 +223,31 @@ def test_rank_0_has_time_to_speak_before_a_launcher_ends_it(
 
 
 ORPHAN = """
-import os, sys, time
+import ctypes, os, time
 from alexnet_dist.parallel.processes.guard import end_with_parent
-if os.fork():
-    time.sleep(0.3)
-    os._exit(0)  # the parent dies; its child must follow
-{guard}
-time.sleep(2.5)
-print("survived", flush=True)
+
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: an orphan becomes a child of this process, which sees its end
+reader, writer = os.pipe()
+parent = os.fork()
+if parent == 0:
+    if os.fork():
+        os.read(reader, 1)
+        os._exit(0)  # the parent dies; its child must follow
+    {guard}
+    os.write(writer, b"x")
+    time.sleep({seconds})
+    os._exit(7)
+os.waitpid(parent, 0)
+print(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
 """
 
 
-@pytest.mark.parametrize(("guard", "expected"), [("end_with_parent()", ""), ("", "survived\n")])
-def test_process_ends_with_its_parent(guard: str, expected: str) -> None:
-    """The pipe is held open by the child, so `communicate` returns when the child is gone."""
-    command = [sys.executable, "-c", ORPHAN.replace("{guard}", guard)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.stdout, done.stderr) == (expected, "")
-    assert ORPHAN_EXIT_CODE == 143
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
+@pytest.mark.parametrize(("guard", "seconds", "code"), [("end_with_parent()", 30, ORPHAN_EXIT_CODE), ("", 1, 7)])
+def test_process_ends_with_its_parent(guard: str, seconds: int, code: int) -> None:
+    program = ORPHAN.replace("{guard}", guard).replace("{seconds}", str(seconds))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (f"{code}\n", "")
 
 
 def test_a_rank_that_lets_the_first_one_speak_is_ended_in_silence(
