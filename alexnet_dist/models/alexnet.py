@@ -14,11 +14,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from alexnet_dist.base.bounds import describe_bounds, is_within
+from alexnet_dist.base.bounds import (
+    MAX_CHANNELS,
+    MAX_CLASSES,
+    MAX_FACTOR,
+    MAX_PADDING,
+    MAX_SIDE,
+    MAX_WIDTH,
+    MAX_WINDOW,
+    bounded,
+    describe_bounds,
+    is_within,
+)
 from alexnet_dist.base.text import shorten
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
-from alexnet_dist.settings.schema import ModelConfig, walk_fields
 
 DropoutPosition = Literal["after_fc", "before_fc"]
 Initialisation = Literal["source2012", "paper_text", "torch", "kaiming"]
@@ -33,12 +43,6 @@ _MAP_NORMALISED = 1  # position of conv2, which the normalisation within each ma
 _POOLED = (0, 1, 4)  # positions of conv1, conv2 and conv5, which max pooling follows
 
 
-# The bounds of the settings of the same names, for descriptions that come from elsewhere.
-_SETTINGS = {name: item for name, item in walk_fields(ModelConfig) if item.metadata and name != "pretrained"}
-_BOUNDS = {name: item.metadata for name, item in _SETTINGS.items()}
-_WHOLE = tuple(name for name, item in _SETTINGS.items() if "int" in str(item.type))
-
-
 @dataclass(frozen=True)
 class AlexNetSpec:
     """What the network is. The defaults are the paper's.
@@ -47,71 +51,71 @@ class AlexNetSpec:
         ValueError: the fields describe no network that could be built.
     """
 
-    num_classes: int = 1000
+    num_classes: int = bounded(1000, minimum=1, maximum=MAX_CLASSES)
     """Number of logits."""
 
     in_channels: int = 3
     """Channels of an image: 3 for colour, 1 for gray."""
 
-    image_size: int = 224
+    image_size: int = bounded(224, minimum=1, maximum=MAX_SIDE)
     """Side of the images in pixels."""
 
-    dropout: float = 0.5
+    dropout: float = bounded(0.5, minimum=0.0, below=1.0)
     """Probability that an activation beside fc6 and fc7 is dropped in training, in [0, 1)."""
 
-    conv_channels: tuple[int, ...] = (96, 256, 384, 384, 256)
+    conv_channels: tuple[int, ...] = bounded((96, 256, 384, 384, 256), minimum=1, maximum=MAX_CHANNELS)
     """Output channels of conv1 .. conv5, both towers together."""
 
-    conv_groups: tuple[int, ...] = (1, 2, 1, 2, 2)
+    conv_groups: tuple[int, ...] = bounded((1, 2, 1, 2, 2), minimum=1, maximum=MAX_CHANNELS)
     """Channel groups of conv1 .. conv5. A layer with 2 stays within its tower; conv3 reads both towers."""
 
-    conv1_padding: int | None = None
+    conv1_padding: int | None = bounded(None, minimum=0, maximum=MAX_PADDING)
     """Pixels of zero around the image. None: 0 where conv1's windows tile the image exactly (227) or where
     `conv1_end_padding` lets them hang over, else 2, so that 224 and 227 both give maps of 55x55."""
 
-    conv1_end_padding: int = 0
+    conv1_end_padding: int = bounded(0, minimum=0, maximum=MAX_PADDING)
     """Pixels of zero to the right of and below the image only. 3 lets conv1's last window hang over the image, which is
     how the 2012 program counted its windows: 1 + ceil((image_size - 11) / 4)."""
 
     relu_after_pool: tuple[bool, ...] = (False, False, False)
     """For conv1, conv2 and conv5: whether the ReLU comes after normalisation and pooling instead of before them."""
 
-    fc_width: int = 4096
+    fc_width: int = bounded(4096, minimum=1, maximum=MAX_WIDTH)
     """Outputs of fc6 and of fc7."""
 
-    fc_groups: int = 1
+    fc_groups: int = bounded(1, minimum=1, maximum=MAX_WIDTH)
     """Groups of the inputs and outputs of fc6 and of fc7. 2 keeps each tower to itself, as in the 2012 experiment
     without communication (layers-150); fc8 always reads both towers."""
 
     lrn: bool = True
     """Whether local response normalisation stands between conv1, and conv2, and their pooling."""
 
-    lrn_groups: int = 2
+    lrn_groups: int = bounded(2, minimum=1, maximum=MAX_CHANNELS)
     """Towers that normalise on their own; 1 normalises across all channels, as Caffe does."""
 
-    lrn_size: int = 5
+    lrn_size: int = bounded(5, minimum=1, maximum=MAX_WINDOW)
     """Channels in the window of the normalisation, odd."""
 
-    lrn_alpha: float = 1e-4
+    lrn_alpha: float = bounded(1e-4, minimum=0.0, maximum=MAX_FACTOR)
     """Weight of the squares in PyTorch's convention: it is divided by `lrn_size`."""
 
-    lrn_beta: float = 0.75
+    lrn_beta: float = bounded(0.75, above=0.0, maximum=10.0)
     """Exponent of the normalisation."""
 
-    lrn_k: float = 2.0
+    lrn_k: float = bounded(2.0, above=0.0, maximum=MAX_FACTOR)
     """Constant term of the normalisation."""
 
     map_norm: bool = False
     """Whether conv2's maps are normalised once more before their pooling, each over windows of 5x5 pixels of itself.
     The 2012 program has it (`cnorm2`), the paper does not mention it."""
 
-    pool_kernel: int = 3
+    pool_kernel: int = bounded(3, minimum=1, maximum=MAX_PADDING)
     """Side of the max-pooling windows; larger than the stride, they overlap."""
 
-    pool_stride: int = 2
+    pool_stride: int = bounded(2, minimum=1, maximum=MAX_PADDING)
     """Step between max-pooling windows."""
 
-    adaptive_pool: int | None = None
+    adaptive_pool: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
     """Side to which the last maps are averaged before fc6. None: fc6 reads them as they are."""
 
     dropout_position: DropoutPosition = "after_fc"
@@ -127,6 +131,10 @@ class AlexNetSpec:
         _check_choices(self)
         _check_channels(self)
         _check_image_size(self)
+
+
+_BOUNDS = {item.name: item.metadata for item in fields(AlexNetSpec) if item.metadata}
+_WHOLE = tuple(item.name for item in fields(AlexNetSpec) if "int" in str(item.type))
 
 
 def _conv_inputs(spec: AlexNetSpec) -> tuple[int, ...]:
@@ -221,22 +229,19 @@ def _check_image_size(spec: AlexNetSpec) -> None:
     raise ValueError(f"image_size {spec.image_size} leaves no map after the pooling; the smallest is {smallest}")
 
 
-def check_size(spec: AlexNetSpec) -> None:
+def check_size(spec: AlexNetSpec, most: int = MAX_WEIGHTS) -> None:
     """Refuse to build a network whose weights no machine holds; it can still be described and counted.
 
+    Args:
+        spec: the network.
+        most: weights and biases that it may have.
+
     Raises:
-        ValueError: it has more than `MAX_WEIGHTS`.
+        ValueError: it has more.
     """
-    inputs = [channels // groups for channels, groups in zip(_conv_inputs(spec), spec.conv_groups, strict=True)]
-    convs = sum(
-        channels_out * (channels_in * kernel**2 + 1)
-        for channels_out, channels_in, kernel in zip(spec.conv_channels, inputs, _KERNELS, strict=True)
-    )
-    flat = spec.conv_channels[-1] * (spec.adaptive_pool or _pool5_side(spec, spec.image_size)) ** 2
-    hidden = spec.fc_width * ((flat + spec.fc_width) // spec.fc_groups + 2)
-    count = convs + hidden + (spec.fc_width + 1) * spec.num_classes
-    if count > MAX_WEIGHTS:
-        raise ValueError(f"the network would have {count:,} weights; it may have {MAX_WEIGHTS:,}, 32 times AlexNet's")
+    count = sum(parameter.numel() for parameter in build_on_meta(spec).parameters())
+    if count > most:
+        raise ValueError(f"the network would have {count:,} weights; it may have {most:,}, 32 times AlexNet's")
 
 
 VARIANTS: dict[str, AlexNetSpec] = {
@@ -331,6 +336,19 @@ class AlexNet(nn.Module):
         maps = self.avgpool(self.features(self.pad(images)))  # (B, C5, 6, 6)
         logits: Tensor = self.classifier(torch.flatten(maps, 1))  # (B, num_classes)
         return logits
+
+
+def build_on_meta(spec: AlexNetSpec) -> AlexNet:
+    """The network without a weight in memory: all it knows of them is their shapes.
+
+    Raises:
+        ValueError: a layer is so large that its size overflows.
+    """
+    try:
+        with torch.device("meta"):
+            return AlexNet(spec)
+    except (RuntimeError, TypeError) as error:  # PyTorch's, where a number of elements or bytes leaves 64 bits
+        raise ValueError("a layer has more weights than PyTorch can count") from error
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -12,7 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alexnet_dist.models.alexnet import LAYER_NAMES, AlexNet, AlexNetSpec, Initialisation, named_layers
+from alexnet_dist.models.alexnet import (
+    LAYER_NAMES,
+    AlexNet,
+    AlexNetSpec,
+    Initialisation,
+    build_on_meta,
+    named_layers,
+)
 
 # Standard deviations and constant biases of the 2012 program (cuda-convnet, layers-145.cfg). The paper says 0.01 for
 # all weights (`paper_text`); with it and inputs divided by their deviation, hardly any signal reaches fc8.
@@ -23,8 +30,7 @@ _BIAS_ONE_2012 = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 def build_model(spec: AlexNetSpec, seed: int) -> AlexNet:
     """Builds the network on the CPU in float32, initialised as `spec.init` says; equal seeds give equal bits."""
-    with torch.device("meta"):  # so that PyTorch's own initialisation costs neither time nor random numbers
-        model = AlexNet(spec)
+    model = build_on_meta(spec)  # so that PyTorch's own initialisation costs neither time nor random numbers
     model.to_empty(device="cpu")
     initialise(model, seed)
     return model

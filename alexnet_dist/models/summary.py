@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from alexnet_dist.models.alexnet import AlexNet, AlexNetSpec, named_layers
+from alexnet_dist.models.alexnet import AlexNet, AlexNetSpec, build_on_meta, named_layers
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
@@ -49,7 +49,8 @@ def summarise(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
     Raises:
         ValueError: a layer is so large that its size overflows.
     """
-    model, image = _build_on_meta(spec)
+    model = build_on_meta(spec).eval()
+    image = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
     layer_names = {layer: name for name, layer in named_layers(model).items()}
     rows: list[LayerSummary] = []
     number = ""
@@ -63,14 +64,6 @@ def summarise(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
         parameters = sum(parameter.numel() for parameter in module.parameters())
         rows.append(LayerSummary(name, kind, detail, shape, parameters, flops // 2, flops))
     return tuple(rows)
-
-
-def _build_on_meta(spec: AlexNetSpec) -> tuple[AlexNet, Tensor]:
-    try:
-        with torch.device("meta"):
-            return AlexNet(spec).eval(), torch.empty(1, spec.in_channels, spec.image_size, spec.image_size)
-    except (RuntimeError, TypeError) as error:  # PyTorch's, where a number of elements or bytes leaves 64 bits
-        raise ValueError("a layer has more weights than PyTorch can count") from error
 
 
 def _run_through(model: AlexNet, image: Tensor) -> Iterator[tuple[nn.Module, tuple[int, ...], int]]:
