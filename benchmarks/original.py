@@ -18,10 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common.comparison import draw_comparison
 from common.report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
 from common.training import make_images, pick_losses, read_rows, share_settings, train
 
-from alexnet_dist.figures.comparison import draw_comparison
 from alexnet_dist.parallel.runtime import start_runtime
 
 NAMES = ("imagenet_subset", "common_port")

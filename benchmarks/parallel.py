@@ -23,7 +23,7 @@ and the cost model (alexnet_dist/costs/model.py) foretells every arm; estimate/A
 the measured one, round by round.
 
 Bytes: what one process sends for an update. Counted where our collectives and DDP's buckets send it, computed in closed
-form from the network's shapes (alexnet_dist/parallel/traffic.py), and read from the cable's own counter.
+form from the network's shapes (benchmarks/common/traffic.py), and read from the cable's own counter.
 """
 
 from __future__ import annotations

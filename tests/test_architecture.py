@@ -29,8 +29,6 @@ READERS_OF_SETTINGS = ("assembly", "runs", "costs", "cli", "benchmarks")
 NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads the trainer
 # What still breaks the law, module by module. A debt that is paid must go from this list.
 DEBTS = {
-    "figures/estimate.py": ("costs.model",),
-    "parallel/traffic.py": ("costs.network_size", "costs.transfers"),
     "runs/plots.py": ("cli.evaluate",),
     "tracking/wandb_account.py": ("settings.schema",),
     "training/loop.py": ("runs.folder",),

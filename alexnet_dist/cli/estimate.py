@@ -11,7 +11,7 @@ from alexnet_dist.base.durable import format_json, read_json_file, write_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.ranks import world_size_from_environment
 from alexnet_dist.cli.summary import configured_network, read_settings
-from alexnet_dist.costs.report import advise, predict_all, to_json, write_published, write_table
+from alexnet_dist.costs.report import advise, predict_all, to_json, to_lines, write_published, write_table
 from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 
@@ -247,7 +247,7 @@ def show(subject: Subject, options: Namespace) -> None:
     if options.figure is not None:
         from alexnet_dist.figures.estimate import draw_estimate
 
-        draw_estimate(predictions, one_process, _title(subject), Path(options.figure))
+        draw_estimate(to_lines(predictions), counts, one_process, _title(subject), Path(options.figure))
 
 
 def describe(subject: Subject) -> dict[str, Any]:

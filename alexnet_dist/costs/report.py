@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.text import align
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alexnet_dist.costs.network_size import NetworkSize
     from alexnet_dist.costs.published import PublishedRun
     from alexnet_dist.costs.transfers import ByteSize
+    from alexnet_dist.figures.estimate import Point
 
 COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")
 PUBLISHED_COLUMNS = ("run", "source", "published", "nothing hidden", "all hidden", "")
@@ -114,6 +115,19 @@ def to_json(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
         }
         for one in predictions
     ]
+
+
+def to_lines(predictions: Sequence[Prediction]) -> dict[str, list[Point]]:
+    """The predictions of several processes by strategy, as the figure has them: hybrid's groups are one line."""
+    from alexnet_dist.figures.estimate import Point
+
+    lines: dict[str, list[Point]] = {}
+    for one in predictions:
+        slowest, fastest = one.images / one.slowest_seconds, one.images / one.fastest_seconds
+        if one.processes > 1:
+            point = Point(one.processes, one.images_per_second, slowest, fastest, one.bytes_sent / 1e6)
+            lines.setdefault(str(replace(one.strategy, shards=None)), []).append(point)
+    return lines
 
 
 def write_published(runs: Sequence[PublishedRun]) -> str:

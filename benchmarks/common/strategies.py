@@ -26,12 +26,12 @@ from alexnet_dist.parallel.collectives import Wire
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.peers import introduce, list_machines
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
-from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
 from alexnet_dist.settings.checks import TWO_TOWERS
 from alexnet_dist.settings.schema import Config, ParallelConfig, TrainConfig
 from common.report import write_json
 from common.subject import TrainerStep, build_network, make_batch, pick_spec
 from common.timing import interleave
+from common.traffic import Traffic, count_gradient_bytes, predict_traffic
 
 ARMS = {
     "ddp_fp32": ParallelConfig(),

@@ -30,7 +30,7 @@ from alexnet_dist.assembly.strategy import replicate_network
 from alexnet_dist.models import named_layers
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.parallel.traffic import Traffic, count_gradient_bytes, predict_traffic
+from common.traffic import Traffic, count_gradient_bytes, predict_traffic
 from alexnet_dist.costs.transfers import Strategy
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
