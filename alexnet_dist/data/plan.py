@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from alexnet_dist.base.bounds import MAX_EPOCHS, MAX_FACTOR, MAX_SIDE, bounded
 from alexnet_dist.base.errors import DataError
+from alexnet_dist.data.crop_ops.operations import Drawn, Rows, draw_operations, take_drawn
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
-from alexnet_dist.data.draws import CROP, FLIP, JITTER, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
+from alexnet_dist.data.draws import CROP, FLIP, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
 
 Array = npt.NDArray[np.generic]
 
@@ -39,7 +40,6 @@ LIGHTING = {
     ),
 }
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the order of augment.color_jitter
 RESIZED_CROP_TRIES = 10  # torchvision's number
 VIEW_CORNERS = np.array([(0, 0), (1, 0), (0, 1), (1, 1)])  # of the ten crops: x, y in units of the margin
 
@@ -47,21 +47,10 @@ VIEW_CORNERS = np.array([(0, 0), (1, 0), (0, 1), (1, 1)])  # of the ten crops: x
 class StepPlan(NamedTuple):
     """What happens to each row of a batch, in the order of the batch.
 
-    An image is cut to its window, resized, cut to the network's input at its corner, flipped, jittered in colour, and
-    shifted in colour. A row is an image, or one of the `Augmentation.views` of an image: these follow each other and
-    differ in corner and flip alone. Rows that only fill the batch up have id -1.
-
-    The jitter is K operations, the i-th of row b being `jitters[b, i]` with the factor f = `factors[b, i]`. K counts
-    the strengths of `augment.color_jitter` above 0: without any, nothing happens. Each operation takes the bytes of the
-    flipped crop and gives bytes, held to 0..255 and cut to an integer, as torchvision's
-    `adjust_brightness`, `adjust_contrast`, `adjust_saturation` and `adjust_hue` do. With gray = 0.2989 R + 0.587 G +
-    0.114 B, cut to an integer, or the only channel:
-
-    - BRIGHTNESS (0): f * pixel; f >= 0, 1 changes nothing.
-    - CONTRAST (1): f * pixel + (1 - f) * the crop's mean gray; f >= 0.
-    - SATURATION (2): f * pixel + (1 - f) * the pixel's gray; f >= 0; nothing for one channel.
-    - HUE (3): the hue of HSV turned by f of a whole turn, -0.5 <= f <= 0.5; the channels on the scale 0..1 become
-      bytes as floor(255.999 * channel); nothing for one channel.
+    An image is cut to its window, resized, cut to the network's input at its corner, and flipped. The operations of
+    crop_ops on bytes follow, then the colour shift and the normalisation, then the operations on the network's input.
+    A row is an image, or one of the `Augmentation.views` of an image: these follow each other and differ in corner and
+    flip alone. Rows that only fill the batch up have id -1.
     """
 
     ids: IntArray  # (B,)
@@ -69,15 +58,17 @@ class StepPlan(NamedTuple):
     resized: IntArray  # (B, 2) width, height the window is resized to
     corners: IntArray  # (B, 2) x, y of the crop in the resized window
     flips: npt.NDArray[np.bool_]  # (B, 2) left-right, top-bottom
-    jitters: IntArray  # (B, K) operations in their order
-    factors: FloatArray  # (B, K) of these operations
     shifts: FloatArray  # (B, 3) added to RGB on the 0-255 scale
+    drawn: Drawn  # what each operation of crop_ops drew, (B, ...)
+
+    def take(self, rows: Rows) -> StepPlan:
+        """Some rows."""
+        return StepPlan._make([*(field[rows] for field in self[:-1]), take_drawn(self.drawn, rows)])
 
     def shard(self, shard_id: int, num_shards: int) -> StepPlan:
         """The rows of one replica: equal, consecutive parts of the batch, with all views of an image in one part."""
         rows = len(self.ids) // num_shards
-        part = slice(shard_id * rows, (shard_id + 1) * rows)
-        return StepPlan._make(field[part] for field in self)
+        return self.take(slice(shard_id * rows, (shard_id + 1) * rows))
 
 
 @dataclass(frozen=True)
@@ -199,8 +190,8 @@ class Plan:
             corners = choose_corners(resized - recipe.crop_size, crop_draws[:, :2] if recipe.crop == "random" else None)
         flip_draws = draw_uniforms(self.seed, FLIP, epoch, ids, 2)
         flips = flip_draws < np.array([recipe.horizontal_flip, recipe.vertical_flip])
-        jitter = draw_jitter(self.seed, epoch, ids, recipe.color_jitter or ())
-        return StepPlan(ids, windows, resized, corners, flips, *jitter, self._draw_shifts(ids, epoch))
+        drawn = draw_operations(recipe, self.seed, epoch, ids)
+        return StepPlan(ids, windows, resized, corners, flips, self._draw_shifts(ids, epoch), drawn)
 
     def _draw_shifts(self, ids: IntArray, epoch: int) -> FloatArray:
         recipe = self.augmentation
@@ -252,24 +243,6 @@ def find_enlarged(resized: IntArray, resize: int | tuple[int, int] | None) -> np
     return np.asarray((resized.prod(axis=1) > DEFAULT_MAX_PIXELS) & (resize is not None))
 
 
-def draw_jitter(seed: int, epoch: int, ids: IntArray, strengths: tuple[float, ...]) -> tuple[IntArray, FloatArray]:
-    """(B, K) operations in a random order and (B, K) factors, for the K strengths above 0; see `StepPlan`.
-
-    Factors are uniform in [max(0, 1 - strength), 1 + strength], the hue's in [-strength, strength], and the order is
-    any of the K! with equal probability, as in torchvision's ColorJitter. The draws of one operation do not depend on
-    the strengths of the others.
-    """
-    active = np.flatnonzero(strengths)
-    if not len(active):
-        return np.empty((len(ids), 0), np.int64), np.empty((len(ids), 0))
-    draws = draw_uniforms(seed, JITTER, epoch, ids, 8)
-    lows = np.array([-strength if op == HUE else max(0.0, 1 - strength) for op, strength in enumerate(strengths)])
-    highs = np.array([strength if op == HUE else 1 + strength for op, strength in enumerate(strengths)])
-    factors = lows + draws[:, :4] * (highs - lows)  # (B, 4)
-    jitters = active[draws[:, 4:][:, active].argsort(axis=1)]  # (B, K)
-    return jitters, np.take_along_axis(factors, jitters, axis=1)
-
-
 def take_ten_views(rows: StepPlan, crop_size: int) -> StepPlan:
     """The ten crops of 2012: ten rows for one, equal but for corners and flips.
 
@@ -286,7 +259,7 @@ def take_ten_views(rows: StepPlan, crop_size: int) -> StepPlan:
     corners = square[:, None] + np.concatenate([plain, mirrored], axis=1)  # (B, 10, 2)
     flips = np.zeros((len(square), 10, 2), np.bool_)
     flips[:, 5:, 0] = True
-    tenfold = StepPlan._make(np.repeat(field, 10, axis=0) for field in rows)
+    tenfold = rows.take(np.repeat(np.arange(len(square)), 10))
     return tenfold._replace(corners=corners.reshape(-1, 2), flips=flips.reshape(-1, 2))
 
 

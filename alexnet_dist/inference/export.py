@@ -23,6 +23,7 @@ from alexnet_dist.base.durable import format_json
 from alexnet_dist.base.errors import CheckpointError, DivergedError
 from alexnet_dist.base.extras import import_extra
 from alexnet_dist.base.machine import list_versions
+from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.inference.model_folder import ModelCard
 from alexnet_dist.models import VARIANTS, AlexNet, AlexNetSpec, spec_to_dict
@@ -221,7 +222,8 @@ def compare(kind: Format, data: bytes, network: AlexNet, card: ModelCard, pixels
 
 def _normalize(card: ModelCard, pixels: Tensor) -> Tensor:
     """As evaluation does it: (B, C, S, S) uint8 to float32."""
-    return card.normalization(pixels.permute(0, 2, 3, 1), torch.zeros(len(pixels), 3), channels_last=False)
+    shifts = torch.zeros(len(pixels), 3)
+    return scale_pixels(card.normalization, pixels.permute(0, 2, 3, 1), shifts, channels_last=False)
 
 
 def _example(spec: AlexNetSpec) -> Tensor:

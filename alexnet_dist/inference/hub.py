@@ -21,6 +21,7 @@ from alexnet_dist import models
 from alexnet_dist.base.durable import MANIFEST, read_object, write_into_folder
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.base.run_record import find_run
+from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.preprocess import Picture, crop_pictures, list_pictures
 from alexnet_dist.inference.model_folder import (
     CONFIG,
@@ -95,7 +96,8 @@ class AlexNet(
         """
         channels, card = self.spec.in_channels, self.card
         pixels = crop_pictures(list_pictures(pictures), card.evaluation, channels, card.max_pixels)  # (B, S, S, C)
-        images = card.normalization(pixels, torch.zeros(len(pixels), 3), channels_last=False)  # (B, C, S, S)
+        shifts = torch.zeros(len(pixels), 3)
+        images = scale_pixels(card.normalization, pixels, shifts, channels_last=False)  # (B, C, S, S)
         like = next(self.parameters())
         return images.to(like.device, like.dtype)
 

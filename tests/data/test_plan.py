@@ -49,11 +49,17 @@ def make_plan(**changes: Any) -> Plan:
 
 
 def is_equal(one: StepPlan, other: StepPlan) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    (*some, drawn), (*others, other_drawn) = one, other
+    return (
+        all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+        and drawn.keys() == other_drawn.keys()
+        and all(np.array_equal(drawn[name], other_drawn[name]) for name in drawn)
+    )
 
 
 def join(parts: list[StepPlan]) -> StepPlan:
-    return StepPlan(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    *arrays, drawn = zip(*parts, strict=True)
+    return StepPlan(*map(np.concatenate, arrays), {name: np.concatenate([d[name] for d in drawn]) for name in drawn[0]})
 
 
 # -- a pure function --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.figures.canvas import shorten
 from alexnet_dist.figures.confusion import count_confusion, draw_confusion, tabulate_classes
@@ -183,8 +184,10 @@ def test_contact_sheet(tmp_path: Path, count: int, channels: int) -> None:
 def test_shown_images_are_the_pixels_before_the_input_scale(channels: int) -> None:
     pixels = torch.randint(0, 256, (4, 6, 6, channels), dtype=torch.uint8)
     scale = Normalization((123.7, 116.3, 103.5)[:channels], (58.4, 57.1, 1.0)[:channels])
-    assert torch.equal(torch.from_numpy(show_images(scale(pixels, torch.zeros(4, 3), True), scale)), pixels)
-    bright = show_images(scale(pixels, torch.full((4, 3), 300.0), True), scale)
+    assert torch.equal(
+        torch.from_numpy(show_images(scale_pixels(scale, pixels, torch.zeros(4, 3), True), scale)), pixels
+    )
+    bright = show_images(scale_pixels(scale, pixels, torch.full((4, 3), 300.0), True), scale)
     assert (bright == 255).all()
 
 

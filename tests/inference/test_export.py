@@ -25,6 +25,7 @@ from torchvision.models import alexnet
 from alexnet_dist import AlexNet
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train
+from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.inference import export
@@ -251,7 +252,7 @@ def test_input_scale_is_evaluations() -> None:
     card = dataclasses.replace(CARD, spec=make_spec("paper", **TINY))
     deployed = export.DeployedNetwork(build_model(card.spec, 0).eval(), card.normalization)
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, -1, -1)
-    wanted = card.normalization(pixels.permute(0, 2, 3, 1).contiguous(), torch.zeros(1, 3), channels_last=False)
+    wanted = scale_pixels(card.normalization, pixels.permute(0, 2, 3, 1), torch.zeros(1, 3), channels_last=False)
     torch.testing.assert_close(pixels.float() * deployed.scale + deployed.bias, wanted, rtol=1e-6, atol=1e-5)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alexnet_dist.data.engines.batch_pixels import Crops, cut_crops, locate_crops
+from alexnet_dist.data.engines.finish import Places, cut_crops, locate_crops
 from alexnet_dist.models import LocalResponseNorm
 
 pytest.importorskip("triton")
-from alexnet_dist.data.engines.cache import crop_kernel
+from alexnet_dist.data.engines import crop_kernel
 from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,7 +23,7 @@ SIDE = 9
 # -- crops ------------------------------------------------------------------------------------------------------------
 
 
-def draw_crops(channels: int) -> tuple[Tensor, Crops, Tensor, Tensor]:
+def draw_crops(channels: int) -> tuple[Tensor, Places, Tensor, Tensor]:
     """Six rows among bytes: pictures of several widths, every flip, one row without an image."""
     dice = np.random.default_rng(channels)
     pixels = torch.from_numpy(dice.integers(0, 256, 9000, dtype=np.uint8)).to(DEVICE)
@@ -35,7 +35,7 @@ def draw_crops(channels: int) -> tuple[Tensor, Crops, Tensor, Tensor]:
     return pixels, crops, scale, bias
 
 
-def cut_by_hand(pixels: Tensor, crops: Crops, scale: Tensor, bias: Tensor) -> Tensor:
+def cut_by_hand(pixels: Tensor, crops: Places, scale: Tensor, bias: Tensor) -> Tensor:
     """The definition, image by image."""
     rows = []
     for start, stride, flips, offset in zip(*(part.tolist() for part in crops), bias.cpu(), strict=True):
@@ -79,7 +79,7 @@ def spread(tensor: Tensor) -> Tensor:
 def test_numbers_may_lie_apart() -> None:
     """A column of a table, a slice of a batch: what is no dense tensor is read as what it holds."""
     pixels, crops, scale, bias = draw_crops(3)
-    apart = Crops(*(spread(part) for part in crops))
+    apart = Places(*(spread(part) for part in crops))
     assert not any(part.is_contiguous() for part in apart)
     made = crop_kernel.cut_crops(spread(pixels), apart, SIDE, spread(scale), spread(bias), torch.float32)
     assert torch.equal(made, crop_kernel.cut_crops(pixels, crops, SIDE, scale, bias, torch.float32))
@@ -91,7 +91,7 @@ def test_any_number_of_rows_fits_the_grid(rows: int, monkeypatch: pytest.MonkeyP
     grids: list[tuple[int, ...]] = []
     monkeypatch.setattr(crop_kernel, "_cut", Recorder(grids))
     numbers = torch.zeros(rows, dtype=torch.int64)
-    crops = Crops(numbers, numbers, torch.zeros(rows, 2, dtype=torch.bool))
+    crops = Places(numbers, numbers, torch.zeros(rows, 2, dtype=torch.bool))
     made = crop_kernel.cut_crops(torch.zeros(9), crops, 2, torch.ones(1), torch.zeros(rows, 1), torch.uint8)
     assert made.shape == (rows, 2, 2, 1)
     assert grids == ([(rows,)] if rows else [])

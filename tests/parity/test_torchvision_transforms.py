@@ -13,6 +13,7 @@ from helpers.images import save_jpeg
 from PIL import Image
 from torchvision.transforms import v2
 
+from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.engines.loader import make_normalization
 from alexnet_dist.data.engines.torchvision import PixelBatch, PixelBatches
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, Augmentation, Plan, StepPlan
@@ -79,7 +80,8 @@ def test_resize_without_antialias_is_noticed(small_images: Path, tmp_path: Path)
 
 def test_normalized_input_equals_torchvisions(small_images: Path, tmp_path: Path) -> None:
     made = evaluate_pixels(small_images, tmp_path, 20, 24)
-    ours = make_normalization(3, 1, None, None)(made.pixels, made.shifts, channels_last=True)
+    shifts = torch.from_numpy(made.rows.shifts).float()
+    ours = scale_pixels(make_normalization(3, 1, None, None), made.pixels, shifts, channels_last=True)
     scaled = v2.functional.to_dtype(torchvision_pixels(small_images, 20, 24, antialias=True), torch.float32, scale=True)
     theirs = v2.functional.normalize(scaled, list(IMAGENET_MEAN), list(IMAGENET_STD))
     torch.testing.assert_close(ours, theirs, atol=NORMALIZED_TOLERANCE, rtol=0)
@@ -104,11 +106,12 @@ def train_pixels(folder: Path, cache: Path, recipe: Augmentation) -> list[tuple[
 def torchvision_jitter(rows: StepPlan, row: int, strengths: tuple[float, ...], reverse: bool) -> v2.ColorJitter:
     """torchvision's transform, made to draw what our plan says."""
     jitter = v2.ColorJitter(*strengths)
-    order = rows.jitters[row].tolist()
+    steps = rows.drawn["color_jitter"][row].tolist()
+    order = [int(number) for number, _ in steps]
     left_out = [number for number in range(4) if number not in order]
     params: dict[str, Any] = {f"{name}_factor": None for name in JITTER_NAMES}
-    for number, factor in zip(order, rows.factors[row].tolist(), strict=True):
-        params[f"{JITTER_NAMES[number]}_factor"] = factor
+    for number, factor in steps:
+        params[f"{JITTER_NAMES[int(number)]}_factor"] = factor
     params["fn_idx"] = torch.tensor([*(order[::-1] if reverse else order), *left_out])
     jitter.make_params = lambda flat_inputs: params  # type: ignore[method-assign]
     return jitter
@@ -159,8 +162,8 @@ def test_jitter_in_another_order_is_noticed(small_images: Path, tmp_path: Path) 
 def test_jitter_is_distributed_as_torchvisions() -> None:
     strengths, count = (0.4, 1.5, 0.8, 0.3), 3000
     plan = Plan(np.full((count, 2), 8), Augmentation(8, None, color_jitter=strengths), count, seed=2, shuffle=False)
-    rows = plan.at(0)
-    ours = np.take_along_axis(rows.factors, rows.jitters.argsort(axis=1), axis=1)  # (count, 4), by component
+    operations, factors = np.moveaxis(plan.at(0).drawn["color_jitter"], 2, 0)
+    ours = np.take_along_axis(factors, operations.argsort(axis=1), axis=1)  # (count, 4), by component
     torch.manual_seed(0)
     drawn = [v2.ColorJitter(*strengths).make_params([]) for _ in range(count)]
     theirs = np.array([[params[f"{name}_factor"] for name in JITTER_NAMES] for params in drawn])

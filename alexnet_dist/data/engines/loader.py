@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Normalization:
-    """Pixels on the 0-255 scale to the network's input: (pixel + shift - mean) / std, all on that scale.
+    """Pixels on the 0-255 scale to the network's input: (pixel + shift - mean) / std, all on that scale; see finish.py.
 
     Args:
         mean: per channel.
@@ -41,15 +41,11 @@ class Normalization:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(
-        self, pixels: Tensor, shifts: Tensor, channels_last: bool, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
-        """(B, S, S, C) uint8 and (B, 3) colour shifts, on the host, to (B, C, S, S), computed in float32."""
-        if pixels.device.type == "cpu":
-            images = self._normalize_on_host(pixels, shifts).to(dtype)
-        else:
-            images = self._normalize_on_device(pixels, shifts, dtype)
-        return images if channels_last else images.contiguous()
+    def find_offsets(self, shifts: Tensor) -> Tensor:
+        """(B, C) what is added to pixels, of the type of the colour shifts (B, 3)."""
+        if len(self.mean) == 1:
+            shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
+        return shifts - shifts.new_tensor(self.mean)
 
     def fold(self, shifts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """(C,) scale and (B, C) bias in float32: the network's input as pixel * scale + bias.
@@ -57,36 +53,8 @@ class Normalization:
         They are made on the host, where the shifts (B, 3) are: a device would be waited for at each number sent to it.
         """
         std = torch.tensor(self.std, dtype=torch.float64)
-        scale, bias = 1 / std, self._find_offsets(shifts.double()) / std
+        scale, bias = 1 / std, self.find_offsets(shifts.double()) / std
         return scale.float().to(device, non_blocking=True), bias.float().to(device, non_blocking=True)
-
-    def _find_offsets(self, shifts: Tensor) -> Tensor:
-        """(B, C) what is added to pixels."""
-        if len(self.mean) == 1:
-            shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
-        return shifts - shifts.new_tensor(self.mean)
-
-    def _normalize_on_device(self, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
-        """In one kernel, which reads bytes and writes `dtype`."""
-        scale, bias = self.fold(shifts, pixels.device)
-        planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
-        images = torch.empty_like(planes, dtype=dtype)
-        return torch.addcmul(bias[:, :, None, None], planes, scale[:, None, None], out=images)
-
-    def _normalize_on_host(self, pixels: Tensor, shifts: Tensor) -> Tensor:
-        """The same sums in float32, image by image while it lies in the core's cache, and a row of pixels at a time.
-
-        In numpy: torch would share each image out over threads, which wait for each other while workers use the cores.
-        """
-        rows, height, width, channels = pixels.shape
-        made = np.empty((rows, height, width * channels), np.float32)
-        tiled = np.tile(self._find_offsets(shifts).numpy(), width)  # (B, S * C)
-        std = np.tile(np.array(self.std, np.float32), width)
-        for image, source, offset in zip(made, pixels.reshape(made.shape).numpy(), tiled, strict=True):
-            image[...] = source
-            image += offset
-            image /= std
-        return torch.from_numpy(made).view(pixels.shape).permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
 
 
 def make_normalization(

@@ -123,10 +123,8 @@ class TilePlan(Plan):
         sizes = self.sizes[np.maximum(ids[:, 0], 0)].astype(np.int64)  # (B, 2)
         windows = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
         resized = resize_shapes(sizes, self.augmentation.resize)
-        none, jitters = np.zeros((len(ids), 2), np.bool_), np.empty((len(ids), 0))
-        return StepPlan(
-            ids[:, 0], windows, resized, corners, none, jitters.astype(np.int64), jitters, np.zeros((len(ids), 3))
-        )
+        flips, shifts = np.zeros((len(ids), 2), np.bool_), np.zeros((len(ids), 3))
+        return StepPlan(ids[:, 0], windows, resized, corners, flips, shifts, drawn={})
 
 
 def compare_engines(

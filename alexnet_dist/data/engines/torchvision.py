@@ -1,14 +1,14 @@
 """HOW a plan is carried out with Pillow and torchvision: decode, cut, resize, crop, flip, jitter in worker processes.
 
-Each worker makes whole batches of uint8 pixels, in memory that it shares with the training process; colour noise and
-normalisation follow on the device. The memory is taken once and used in turns: a page of shared memory costs more to
+Each worker makes whole batches of uint8 pixels, in memory that it shares with the training process; finish.py does the
+rest on the device. The memory is taken once and used in turns: a page of shared memory costs more to
 get than to fill.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
+from alexnet_dist.data.crop_ops.operations import change_crop
 from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.engines.finish import CutCrops, finish
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.patience import Patience, describe_process
 from alexnet_dist.data.engines.workers import (
@@ -32,18 +34,11 @@ from alexnet_dist.data.engines.workers import (
     worker_context,
 )
 from alexnet_dist.data.index import BadFile, SampleIndex
-from alexnet_dist.data.plan import BRIGHTNESS, CONTRAST, HUE, SATURATION, Plan, StepPlan
+from alexnet_dist.data.plan import Plan, StepPlan
 
 Pixels = npt.NDArray[np.uint8]
 
 PREFETCH = 2  # batches that each worker makes ahead
-
-JITTERS: dict[int, Callable[[Tensor, float], Tensor]] = {
-    BRIGHTNESS: transforms.adjust_brightness,
-    CONTRAST: transforms.adjust_contrast,
-    SATURATION: transforms.adjust_saturation,
-    HUE: transforms.adjust_hue,
-}
 
 
 class RowFacts(NamedTuple):
@@ -51,8 +46,7 @@ class RowFacts(NamedTuple):
 
     labels: npt.NDArray[np.int64]  # (B,), 0 where there is no image
     mask: npt.NDArray[np.bool_]  # (B,), True where there is an image
-    shifts: npt.NDArray[np.float32]  # (B, 3), added to RGB on the 0-255 scale
-    ids: npt.NDArray[np.int64]  # (B,), -1 where the batch was filled up
+    rows: StepPlan  # what was to be done, B rows
     bad_files: list[BadFile]  # with full paths
 
 
@@ -62,8 +56,7 @@ class PixelBatch(NamedTuple):
     pixels: Tensor  # (B, S, S, C) uint8
     labels: Tensor  # (B,) int64
     mask: Tensor  # (B,) bool
-    shifts: Tensor  # (B, 3) float32
-    ids: Tensor  # (B,) int64
+    rows: StepPlan
     bad_files: list[BadFile]
 
 
@@ -114,7 +107,7 @@ class PixelBatches:
                 bad_files.append(BadFile(str(path), str(error)))
         pixels[~mask] = 0
         labels = np.where(mask, self.index.labels[rows.ids], 0)
-        return RowFacts(labels, mask, rows.shifts.astype(np.float32), rows.ids, bad_files)
+        return RowFacts(labels, mask, rows, bad_files)
 
     def _fill_image(self, pixels: Pixels, rows: StepPlan, first: int) -> None:
         """One image, in all its views."""
@@ -123,13 +116,13 @@ class PixelBatches:
         width, height = rows.resized[first].tolist()
         picture = resize_pixels(window, width, height)  # the views of an image share it
         for row in range(first, first + self.plan.augmentation.views):
-            pixels[row] = jitter_pixels(cut_pixels(picture, rows, row, pixels.shape[1]), rows, row)
+            crop = torch.from_numpy(cut_pixels(picture, rows, row, pixels.shape[1]))
+            pixels[row] = change_crop(crop, rows.drawn, row).numpy()
 
 
 def join_batch(pixels: Tensor, facts: RowFacts) -> PixelBatch:
     """A batch of pixels (B, S, S, C) and what there is to say of it."""
-    labels, mask, shifts, ids = (torch.from_numpy(values) for values in facts[:-1])
-    return PixelBatch(pixels, labels, mask, shifts, ids, facts.bad_files)
+    return PixelBatch(pixels, torch.from_numpy(facts.labels), torch.from_numpy(facts.mask), facts.rows, facts.bad_files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,21 +162,6 @@ def cut_pixels(picture: Pixels, rows: StepPlan, row: int, side: int) -> Pixels:
     return torch.from_numpy(crop).flip(axes).numpy() if axes else crop
 
 
-def jitter_pixels(crop: Pixels, rows: StepPlan, row: int) -> Pixels:
-    """Change the colours of a crop (S, S, C) as row `row` of the plan says.
-
-    It comes last because the crop is the smallest picture on the way: the network's input, and not one pixel more.
-    """
-    if not rows.jitters.shape[1]:
-        return crop
-    planes = torch.from_numpy(crop).permute(2, 0, 1).contiguous()  # (C, S, S)
-    # The mean gray of contrast is a sum of whole numbers: up to 256 x 256 pixels it stays below 2**24 and float32 holds
-    # it exactly, in whatever order threads add.
-    for operation, factor in zip(rows.jitters[row], rows.factors[row], strict=True):
-        planes = JITTERS[int(operation)](planes, float(factor))
-    return planes.permute(1, 2, 0).numpy()
-
-
 def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start to stop - 1, finished on the device.
 
@@ -199,9 +177,9 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
         pixels, labels, mask = (
             tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask)
         )
-        images = loader.normalization(pixels, made.shifts, loader.channels_last, loader.dtype)
+        images = finish(loader, CutCrops(pixels), made.rows, made.mask.numpy())
         num_images = int(made.mask.sum()) // loader.plan.augmentation.views
-        yield Batch(images, labels, mask.float(), made.ids, num_images, made.bad_files)
+        yield Batch(images, labels, mask.float(), torch.from_numpy(made.rows.ids), num_images, made.bad_files)
 
 
 def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers: int) -> Iterator[PixelBatch]:

@@ -29,6 +29,7 @@ from alexnet_dist.data.engines import torchvision as torchvision_engine
 from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.engine import find_layout
 from alexnet_dist.data.engines.choose import find_obstacle
+from alexnet_dist.data.engines.finish import scale_on_device, scale_pixels
 from alexnet_dist.data.engines.loader import (
     MAX_WORKERS,
     Batch,
@@ -199,7 +200,7 @@ def test_normalization_is_the_formula_bit_by_bit(channels: int, channels_last: b
     mean, std = torch.tensor(made.mean), torch.tensor(made.std)  # (C,)
     own = shifts if channels == 3 else shifts @ torch.tensor(LUMA)[:, None]  # (3, C)
     expected = (pixels.permute(0, 3, 1, 2).float() + (own - mean)[:, :, None, None]) / std[:, None, None]
-    assert torch.equal(made(pixels, shifts, channels_last), expected)
+    assert torch.equal(scale_pixels(made, pixels, shifts, channels_last), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -207,10 +208,10 @@ def test_normalization_in_one_kernel_is_the_formula(dtype: torch.dtype) -> None:
     """As on a GPU: a product where the host divides."""
     pixels = torch.randint(256, (3, 5, 5, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
     made, shifts = make_normalization(3, 1, None, None), 20 * torch.randn(3, 3)
-    images = made._normalize_on_device(pixels, shifts, dtype)
+    images = scale_on_device(made, pixels, shifts, dtype)
     assert images.dtype == dtype
     assert images.is_contiguous(memory_format=torch.channels_last)
-    expected = made(pixels, shifts, channels_last=True)
+    expected = scale_pixels(made, pixels, shifts, channels_last=True)
     torch.testing.assert_close(images.float(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
 
 
@@ -255,7 +256,8 @@ def test_filling_has_no_image_no_label_and_no_weight(index: SampleIndex) -> None
     assert batch.ids[2:].tolist() == [-1, -1]
     assert batch.labels[2:].tolist() == [0, 0]
     shifts = make_loader(index).plan.at(2).shifts[2:]
-    empty = make_loader(index).normalization(torch.zeros(2, SIDE, SIDE, 3), torch.from_numpy(shifts).float(), True)
+    black, scale = torch.zeros(2, SIDE, SIDE, 3), make_loader(index).normalization
+    empty = scale_pixels(scale, black, torch.from_numpy(shifts).float(), channels_last=True)
     assert torch.equal(batch.images[2:], empty)
 
 

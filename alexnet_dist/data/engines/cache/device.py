@@ -15,11 +15,12 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.data.draws import IntArray
-from alexnet_dist.data.engines.batch_pixels import Crops, cut_crops, jitter_batch, locate_crops, resize_batch
 from alexnet_dist.data.engines.cache.store import Mask, Store, load_picture
+from alexnet_dist.data.engines.finish import DeviceCrops, finish, locate_crops
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.plan import StepPlan, resize_shapes
 
@@ -94,8 +95,15 @@ def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask:
         pixels = resize_batch(pictures[wanted], height, width).reshape(-1)  # (B / views * H' * W' * C,)
         offsets, widths = np.arange(len(ids)) // views * (height * width * channels), np.full(len(ids), width)
     starts = offsets + (rows.corners[:, 1] * widths + rows.corners[:, 0]) * channels
-    crops = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
-    return _finish(loader, rows, pixels, crops)
+    places = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
+    return finish(loader, DeviceCrops(pixels, places), rows, mask)
+
+
+def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:
+    """(N, H, W, C) uint8 to (N, height, width, C): on a CPU bit by bit the reference's resize, on a GPU within 1."""
+    planes = transforms.resize(pictures.permute(0, 3, 1, 2), [height, width], antialias=True)  # (N, C, H', W')
+    resized: Tensor = planes.permute(0, 2, 3, 1)
+    return resized
 
 
 def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
@@ -112,8 +120,8 @@ def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows
     parts = [copies[number::COPIERS].tolist() for number in range(COPIERS)]
     list(pool.map(partial(_copy_bands, store, rows, pixels.data_ptr()), parts))
     starts = np.repeat(places - low, views) + lows
-    crops = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
-    return _finish(loader, rows, pixels.to(loader.device, non_blocking=True), crops)
+    places_there = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
+    return finish(loader, DeviceCrops(pixels.to(loader.device, non_blocking=True), places_there), rows, mask)
 
 
 def _copy_bands(store: Store, rows: StepPlan, target: int, copies: list[list[int]]) -> None:
@@ -125,18 +133,3 @@ def _copy_bands(store: Store, rows: StepPlan, target: int, copies: list[list[int
         if length:
             picture = load_picture(store, rows, row)
             ctypes.memmove(target + place, picture.ctypes.data + low, length)
-
-
-def _finish(loader: Loader, rows: StepPlan, pixels: Tensor, crops: Crops) -> Tensor:
-    """Bytes on the device to the network's input (B, C, S, S)."""
-    side, shifts = loader.plan.augmentation.crop_size, torch.from_numpy(rows.shifts)
-    if rows.jitters.shape[1]:
-        ones = torch.ones(loader.channels, device=loader.device)
-        zeros = torch.zeros(len(shifts), loader.channels, device=loader.device)
-        cut = cut_crops(pixels, crops, side, ones, zeros, torch.uint8)  # (B, S, S, C)
-        jittered = jitter_batch(cut, rows.jitters, rows.factors)
-        return loader.normalization(jittered, shifts.float(), loader.channels_last, loader.dtype)
-    scale_and_bias = loader.normalization.fold(shifts, loader.device)
-    made = cut_crops(pixels, crops, side, *scale_and_bias, loader.dtype)  # (B, S, S, C)
-    images = made.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
-    return images if loader.channels_last else images.contiguous()

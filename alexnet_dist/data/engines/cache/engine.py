@@ -10,7 +10,6 @@ when it is asked for.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,18 +32,14 @@ from alexnet_dist.data.engines.cache.store import (
     load_picture,
     open_store,
 )
+from alexnet_dist.data.engines.finish import HostCrops, finish
 from alexnet_dist.data.engines.loader import Batch, Loader
-from alexnet_dist.data.engines.torchvision import cut_pixels, jitter_pixels
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.data.plan import StepPlan
 
 T = TypeVar("T")
 Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
 """Makes the images (B, C, S, S) of a batch; rows without mask are black before the colour shift."""
-
-# Below torch's grain size of 32,768 elements an operation stays in its thread. Above, it would be spread over threads
-# that the network is using: with busy cores that was seen to cost five times what it gains.
-_PIECE_ELEMENTS = 32_767
 
 # Opened once for each loader, and gone with it.
 _MAKERS: WeakKeyDictionary[Loader, tuple[Store, Maker]] = WeakKeyDictionary()
@@ -142,56 +137,17 @@ def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, lis
     return mask, [BadFile(str(index.root / index.paths[sample]), store.bad_files[sample]) for sample in bad_ids]
 
 
-# -- on a CPU: one pass -----------------------------------------------------------------------------------------------
-
-
 def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
-    """The images (B, C, S, S) in host memory: (pixel + shift - mean) / std as pixel * scale + bias, row by row."""
-    side, channels, count = loader.plan.augmentation.crop_size, loader.channels, len(rows.ids)
-    scale, bias = loader.normalization.fold(torch.from_numpy(rows.shifts), loader.device)  # (C,) and (B, C)
-    scale, bias = scale.repeat(side), bias.repeat(1, side)  # (S * C,), (B, S * C): a row has its channels side by side
-    shape = (count, side, side, channels) if loader.channels_last else (count, channels, side, side)
-    # numpy asks the system for large pages, torch does not: a fresh batch costs a fifth of the time.
-    made = torch.from_numpy(np.empty(math.prod(shape) * loader.dtype.itemsize, np.uint8)).view(loader.dtype).view(shape)
-    images = made.permute(0, 3, 1, 2) if loader.channels_last else made  # (B, C, S, S)
-    without = torch.from_numpy(~mask)
-    images[without] = bias[without, :channels, None, None].to(loader.dtype)
-    scratch = torch.empty(side, side * channels)
-    for row, crop, flips in _iterate_crops(store, loader, rows, mask):
-        for part, piece in _cut_pieces(crop, *flips):
-            into = made[row, part].flatten(1) if loader.channels_last else scratch[part]  # (rows, S * C)
-            torch.addcmul(bias[row], piece.flatten(1), scale, out=into)
-            if not loader.channels_last:
-                images[row, :, part] = into.view(-1, side, channels).permute(2, 0, 1)
-    return images
+    """The images (B, C, S, S) in host memory."""
+    return finish(loader, HostCrops(_iterate_crops(store, loader, rows, mask)), rows, mask)
 
 
-def _iterate_crops(
-    store: Store, loader: Loader, rows: StepPlan, mask: Mask
-) -> Iterator[tuple[int, Tensor, tuple[bool, bool]]]:
-    """Row, crop uint8 (S, S, C) and the flips it still needs, for each row with an image.
-
-    A crop with jitter is flipped before it: the reference's functions do both. Other crops lie in the cache.
-    """
+def _iterate_crops(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Iterator[tuple[int, Tensor]]:
+    """Row and crop uint8 (S, S, C), as it lies in the cache, for each row with an image."""
     side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
-    corners, flips = rows.corners.tolist(), rows.flips.tolist()
+    corners = rows.corners.tolist()
     for first in (np.flatnonzero(mask[::views]) * views).tolist():
         picture = load_picture(store, rows, first)  # the views of an image share it
         for row in range(first, first + views):
-            if rows.jitters.shape[1]:
-                crop = jitter_pixels(cut_pixels(picture, rows, row, side), rows, row)
-                yield row, torch.from_numpy(crop), (False, False)
-            else:
-                left, top = corners[row]
-                yield row, torch.from_numpy(picture[top : top + side, left : left + side]), flips[row]
-
-
-def _cut_pieces(crop: Tensor, left_right: bool, top_bottom: bool) -> Iterator[tuple[slice, Tensor]]:
-    """A crop (S, S, C) flipped, in pieces that fit a core's cache: which rows of the result, and (rows, S, C)."""
-    side = len(crop)
-    step = max(1, _PIECE_ELEMENTS // crop[0].numel())
-    axes = [axis for axis, turned in ((0, top_bottom), (1, left_right)) if turned]
-    for start in range(0, side, step):
-        stop = min(start + step, side)
-        piece = crop[side - stop : side - start] if top_bottom else crop[start:stop]
-        yield slice(start, stop), piece.flip(axes) if axes else piece
+            left, top = corners[row]
+            yield row, torch.from_numpy(picture[top : top + side, left : left + side])

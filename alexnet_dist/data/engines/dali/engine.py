@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
-from alexnet_dist.data.engines.batch_pixels import jitter_batch
+from alexnet_dist.data.crop_ops.operations import change_rows, changes_bytes
 from alexnet_dist.data.engines.dali.feed import Feed, Feeder
 from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
+from alexnet_dist.data.engines.finish import Crops, CutCrops, ScaledCrops, finish
 from alexnet_dist.data.engines.loader import Batch, Loader
-from alexnet_dist.data.engines.torchvision import jitter_pixels
-from alexnet_dist.data.plan import StepPlan
 
 REMEDY = (
     "pip install 'alexnet_dist[dali]' (nvidia-dali-cuda130; with a driver of CUDA 12 nvidia-dali-cuda120), "
@@ -189,14 +188,7 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
         outputs: for each view (n, S, S, C) or (n, C, S, S); none where there were no rows.
     """
     mask, device = torch.from_numpy(feed.mask), loader.device
-    offsets: npt.NDArray[np.float32] = np.divide(feed.means, loader.normalization.std, dtype=np.float32)  # (B, C)
-    if outputs and feed.mask.all():
-        images = _finish_rows(loader, feed, outputs, offsets)
-    else:
-        images = _fill_blank(loader, torch.from_numpy(offsets).to(device, non_blocking=True))
-        if outputs:
-            places = torch.from_numpy(np.flatnonzero(feed.mask)).to(device, non_blocking=True)
-            images[places] = _finish_rows(loader, feed, outputs, offsets[feed.mask])
+    images = finish(loader, _take_crops(loader, feed, outputs), feed.rows, feed.mask)
     labels = torch.from_numpy(np.where(feed.mask, loader.index.labels[feed.rows.ids], 0))
     return Batch(
         images=images,
@@ -208,27 +200,25 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
     )
 
 
-def _finish_rows(loader: Loader, feed: Feed, outputs: list[Tensor], offsets: npt.NDArray[np.float32]) -> Tensor:
-    """The rows that were in the pipeline, (m, C, S, S) on the device, as the network wants them."""
-    images = outputs[0] if len(outputs) == 1 else torch.stack(outputs, dim=1).flatten(0, 1)
-    if loader.channels_last:
-        images = images.permute(0, 3, 1, 2)  # (m, C, S, S), channels last in memory
-    if not feed.rows.jitters.shape[1]:
-        _weigh_edges(images, feed.gains, offsets)
-        return images.to(loader.dtype)
-    _weigh_edges(images, feed.gains, np.zeros_like(offsets))  # they hold pixels still
-    rows = StepPlan._make(values[feed.mask] for values in feed.rows)
-    shifts = torch.from_numpy(rows.shifts.astype(np.float32))
-    return loader.normalization(_jitter_rows(images, rows), shifts, loader.channels_last, loader.dtype)
-
-
-def _fill_blank(loader: Loader, offsets: Tensor) -> Tensor:
-    """(B, C, S, S) rows without an image: black pixels, as the network sees them."""
-    side = loader.plan.augmentation.crop_size
-    layout = torch.channels_last if loader.channels_last else torch.contiguous_format
-    shape = (*offsets.shape, side, side)
-    blank = torch.empty(shape, dtype=loader.dtype, device=offsets.device, memory_format=layout)
-    return blank.copy_(-offsets[:, :, None, None])
+def _take_crops(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Crops:
+    """The crops of the rows that were in the pipeline: normalised there, or bytes where operations follow on these."""
+    side, channels = loader.plan.augmentation.crop_size, loader.channels
+    if not outputs:
+        images = torch.empty((0, channels, side, side), device=loader.device)
+    else:
+        images = outputs[0] if len(outputs) == 1 else torch.stack(outputs, dim=1).flatten(0, 1)
+        if loader.channels_last:
+            images = images.permute(0, 3, 1, 2)  # (m, C, S, S), channels last in memory
+    means = feed.means[feed.mask]
+    if not changes_bytes(loader.plan.augmentation):
+        _weigh_edges(images, feed.gains, np.divide(means, loader.normalization.std, dtype=np.float32))
+        return ScaledCrops(images)
+    _weigh_edges(images, feed.gains, np.zeros_like(means))  # they hold pixels still
+    pixels = images.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()  # (m, S, S, C)
+    if not feed.mask.all():
+        made, pixels = pixels, pixels.new_zeros((len(feed.mask), side, side, channels))
+        pixels[torch.from_numpy(np.flatnonzero(feed.mask)).to(loader.device, non_blocking=True)] = made
+    return CutCrops(change_rows("bytes", pixels, feed.rows.drawn, feed.mask))
 
 
 def _weigh_edges(images: Tensor, gains: npt.NDArray[np.float32], offsets: npt.NDArray[np.float32]) -> None:
@@ -252,13 +242,3 @@ def _place(images: Tensor, *arrays: npt.NDArray[np.float32]) -> tuple[Tensor, ..
     """The images, and the arrays beside them on their device."""
     placed = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     return images, *(array.to(images.device, non_blocking=True) for array in placed)
-
-
-def _jitter_rows(images: Tensor, rows: StepPlan) -> Tensor:
-    """Change the colours of (m, C, S, S) pixels as the plan says, to (m, S, S, C) uint8."""
-    pixels = images.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()  # (m, S, S, C)
-    if pixels.device.type == "cuda":
-        return jitter_batch(pixels, rows.jitters, rows.factors)
-    for row, crop in enumerate(pixels.numpy()):
-        crop[...] = jitter_pixels(crop, rows, row)
-    return pixels

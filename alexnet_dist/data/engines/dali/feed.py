@@ -20,12 +20,14 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from alexnet_dist.data.crop_ops.operations import changes_bytes
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.draws import FloatArray, IntArray
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import BadFile
-from alexnet_dist.data.plan import LUMA, StepPlan
+from alexnet_dist.data.plan import StepPlan
 
 Array: TypeAlias = npt.NDArray[np.generic]
 
@@ -98,7 +100,7 @@ class Feeder:
             except UnreadableImageError as error:
                 mask[first : first + views] = False
                 bad_files.append(BadFile(self._find_path(int(rows.ids[first])), str(error)))
-        present = StepPlan._make(values[mask] for values in rows)
+        present = rows.take(mask)
         named = zip(images, present.ids[::views].tolist(), strict=True)
         means = find_means(loader, rows)
         return Feed(
@@ -215,10 +217,10 @@ def stack_names(names: list[bytes]) -> Array:
 
 def find_means(loader: Loader, rows: StepPlan) -> npt.NDArray[np.float32]:
     """(B, C) what is subtracted from the pixels of each row: the mean less the row's colour shift."""
-    shifts = rows.shifts.astype(np.float32)  # (B, 3)
-    if loader.channels == 1:
-        shifts = shifts @ np.array(LUMA, np.float32)[:, None]  # (B, 1)
-    return np.array(loader.normalization.mean, np.float32) - shifts
+    means: npt.NDArray[np.float32] = -loader.normalization.find_offsets(
+        torch.from_numpy(rows.shifts.astype(np.float32))
+    ).numpy()
+    return means
 
 
 def describe_images(
@@ -229,10 +231,10 @@ def describe_images(
     Args:
         images: the name of the file, or the pixels of the window (H, W, C).
         rows: n rows, or n times the number of views.
-        means: (rows, C) subtracted from the pixels, unless jitter comes before.
+        means: (rows, C) subtracted from the pixels, unless operations on bytes come before.
         loader: of the plan.
     """
-    views, has_jitter = loader.plan.augmentation.views, rows.jitters.shape[1] > 0
+    views = loader.plan.augmentation.views
     windows, resized = rows.windows[::views], rows.resized[::views]
     upside_down = rows.flips[::views, 1:] & np.array([True, False])  # (n, 2) for y, x
     shape, margins = windows[:, 3:1:-1], find_margins(windows[:, 2:], resized)[:, ::-1]  # height, width from here on
@@ -250,7 +252,7 @@ def describe_images(
         inner_start=np.where(upside_down, margins + shape, margins).astype(np.float32),
         inner_end=np.where(upside_down, margins, margins + shape).astype(np.float32),
         resized=resized[:, ::-1].astype(np.float32),
-        mean=np.zeros_like(means[::views]) if has_jitter else means[::views],
+        mean=np.zeros_like(means[::views]) if changes_bytes(loader.plan.augmentation) else means[::views],
         crops=place_crops(rows, views, loader.plan.augmentation.crop_size),
     )
 

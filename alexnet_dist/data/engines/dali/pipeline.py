@@ -15,6 +15,7 @@ import nvidia.dali.plugin.pytorch as dali_for_torch
 import torch
 from torch import Tensor
 
+from alexnet_dist.data.crop_ops.operations import changes_bytes
 from alexnet_dist.data.engines.dali.feed import Array, Inputs
 from alexnet_dist.data.engines.loader import Loader
 
@@ -53,7 +54,7 @@ class Recipe:
 def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
     """A pipeline whose outputs are the crops of each view, (n, S, S, C) or (n, C, S, S) float32 on the loader's device.
 
-    With jitter they hold pixels on the 0-255 scale, else the network's input.
+    They hold pixels on the 0-255 scale where operations on bytes follow, else the network's input.
 
     Args:
         loader: plan, layout, device and settings.
@@ -67,7 +68,7 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
         side=recipe.crop_size,
         views=recipe.views,
         channels=loader.channels,
-        std=(1.0,) * loader.channels if any(recipe.color_jitter or ()) else loader.normalization.std,
+        std=(1.0,) * loader.channels if changes_bytes(recipe) else loader.normalization.std,
         layout="HWC" if loader.channels_last else "CHW",
         decoder="mixed" if on_gpu else "cpu",
         hw_decoder_load=loader.hw_decoder_load,

@@ -12,13 +12,13 @@ from torch import Tensor
 BLOCK = 1024
 
 
-def cut_crops(pixels: Tensor, crops: Any, side: int, scale: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `batch_pixels.cut_crops`, for tensors on a GPU."""
+def cut_crops(pixels: Tensor, places: Any, side: int, scale: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `finish.cut_crops`, for tensors on a GPU."""
     rows, channels = bias.shape
     made = torch.empty((rows, side, side, channels), dtype=dtype, device=pixels.device)
     blocks = triton.cdiv(side * side * channels, BLOCK)  # of a row
     # The kernel reads all tensors as dense. Its grid has one axis, as CUDA allows 65,535 programs on the others.
-    dense = [part.contiguous() for part in (crops.starts, crops.strides, crops.flips, scale, bias)]
+    dense = [part.contiguous() for part in (places.starts, places.strides, places.flips, scale, bias)]
     if rows:
         _cut[(rows * blocks,)](pixels.contiguous(), made, *dense, blocks, side, channels, BLOCK)
     return made
