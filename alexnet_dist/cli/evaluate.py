@@ -16,7 +16,6 @@ from alexnet_dist.cli.model_options import add_model_options
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
-from alexnet_dist.settings.checks import ARRAY_SOURCES
 from alexnet_dist.settings.reader import build_config, new_parser, parse_arguments, read_yaml
 from alexnet_dist.settings.schema import Config, DataConfig, EvaluationConfig
 
@@ -307,49 +306,30 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool, run:
         UsageError: the settings have no such set.
         DataError: the held-out images are not known, or changed; or a set is missing or damaged.
     """
-    from alexnet_dist.assembly.sets import find_part, find_root, scan_split
-    from alexnet_dist.data.sources.folders import list_class_folders
+    from alexnet_dist.assembly.sets import prepare_source
+    from alexnet_dist.data.sources.source import has_part
     from alexnet_dist.runs.held_out import restore_splits
 
-    name = getattr(config.data, split)
-    if config.data.source == "synthetic" or (name is None and split == "val"):
-        splits = restore_splits(config.data, config.seed, progress, run, card.data_fingerprint)
-        index = splits.val if split == "val" else splits.test
+    data = config.data
+    source, options = prepare_source(data, config.seed, progress)
+    if split == "val" and (data.folds is not None or not has_part(options, split)):
+        index = restore_splits(data, config.seed, progress, run, card.data_fingerprint).val
         if index is None:
             raise _no_set_error(split)
         check_classes(index.classes, card)
         return index
-    if name is None:
+    if not has_part(options, split):
         raise _no_set_error(split)
-    if config.data.source in ARRAY_SOURCES:
-        index = find_part(config.data, split)
-        check_classes(index.classes, card)
-        return index
-    if config.data.source == "manifest":
-        return _find_listed(config, card, split, progress)
-    folder = find_root(config.data) / name
-    if folder.is_dir():
-        check_classes(tuple(list_class_folders(folder)), card, only_known=True)
-    return scan_split(config.data, folder, card.classes, progress)
+    for names in source.read_class_lists(options, ("train", split)).values():
+        check_classes(names, card)
+    check_classes(tuple(source.name_classes(options, split, card.classes)), card, only_known=True)
+    index = source.list_split(options, split, card.classes)
+    check_classes(index.classes, card)
+    return index
 
 
 def _no_set_error(split: str) -> UsageError:
     return UsageError(f"there is no {split} set", remedy=f"set --data.{split}; --help says what it names")
-
-
-def _find_listed(config: Config, card: ModelCard, split: str, progress: bool) -> SampleIndex:
-    """The images of a manifest. A class list beside it, or beside that of training, must be the model's."""
-    from alexnet_dist.assembly.sets import find_lists, find_root, make_list_form, scan_listed
-    from alexnet_dist.data.sources.manifest_read import is_integer, read_manifest
-
-    root, name = find_root(config.data), getattr(config.data, split)
-    lists = find_lists(config.data, config.data.train, name)
-    for names in lists.values():
-        check_classes(names, card)
-    form = make_list_form(config.data, split)
-    labels = {picture.label for picture in read_manifest(root, root / name, card.classes, form)}
-    check_classes(tuple(sorted(label for label in labels if not is_integer(label))), card, only_known=True)
-    return scan_listed(config.data, split, card.classes, bool(lists), progress)
 
 
 def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = False) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import format_json
-from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import align
 from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
-from alexnet_dist.settings.schema import Config, DataConfig
+from alexnet_dist.settings.schema import Config
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
     from alexnet_dist.models import AlexNetSpec
@@ -28,7 +28,6 @@ It needs no data and no GPU, and makes no weights. Any setting below can be give
 
 IMAGENET_CLASSES = 1000
 OTHERWISE = "set --model.num_classes for others"
-CLASSES_OF_SOURCE = {"cifar10": 10, "fashion_mnist": 10, "digits": 10}
 BYTES_OF_FP32 = 4
 PARTS = {"convolution": "convolutions", "fully_connected": "fully connected"}
 
@@ -122,23 +121,11 @@ def count_classes(config: Config, says_data: bool) -> tuple[int, str]:
         return config.model.num_classes, "model.num_classes"
     if not says_data:
         return IMAGENET_CLASSES, f"ImageNet's; {OTHERWISE}"
-    if data.source in CLASSES_OF_SOURCE:
-        return CLASSES_OF_SOURCE[data.source], f"source {data.source}"
-    if data.source == "synthetic":
-        return data.synthetic_classes, "data.synthetic_classes"
-    if data.source == "manifest":
-        return IMAGENET_CLASSES, f"ImageNet's, as manifests are not read here; {OTHERWISE}"
-    return _count_folders(data)
+    from alexnet_dist.assembly.sets import make_options
+    from alexnet_dist.data.sources.source import open_source
 
-
-def _count_folders(data: DataConfig) -> tuple[int, str]:
-    from alexnet_dist.data.sources.folders import list_class_folders
-
-    folder = Path(data.root or ".") / data.train
-    try:
-        return len(list_class_folders(folder)), f"the folders of {folder}"
-    except DataError:
-        return IMAGENET_CLASSES, f"ImageNet's, as {folder} has no class folders; {OTHERWISE}"
+    number, said = open_source(data.source).count_classes(make_options(data))
+    return (number, said) if number is not None else (IMAGENET_CLASSES, f"ImageNet's, as {said}; {OTHERWISE}")
 
 
 def stored_network(path: Path) -> Network:

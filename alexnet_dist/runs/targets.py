@@ -9,6 +9,7 @@ from pathlib import Path
 from alexnet_dist.base.durable import tidy_folder
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.runs.ownership import is_made_here, owns
 from alexnet_dist.settings.schema import DataConfig
 
@@ -43,10 +44,8 @@ def check_output_dir(out: str, data: DataConfig) -> None:
 
 def _list_image_folders(data: DataConfig) -> Iterator[Path]:
     """The folders that the sets are read from; what a list names lies in data.image_dir, if anywhere in particular."""
-    if data.source == "synthetic":
-        return
     root = find_place(data.root or ".")
-    sets = (data.train, data.val, data.test) if data.source == "folder" else (data.image_dir,)
+    sets = (data.train, data.val, data.test) if SOURCES[data.source].has_folders else (data.image_dir,)
     yield from (root / name for name in sets if name)
 
 

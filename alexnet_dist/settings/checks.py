@@ -9,6 +9,7 @@ from typing import Any
 from alexnet_dist.base.bounds import describe_bounds, is_within
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.nested import flatten
+from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.settings.schema import (
     Config,
     DataConfig,
@@ -21,7 +22,6 @@ from alexnet_dist.settings.schema import (
 # The setting that says when a schedule changes the rate: in epochs, in evaluations, in updates.
 PERIODS = {"step": "schedule.step_epochs", "plateau": "schedule.patience", "halve_every": "schedule.halve_every_steps"}
 TWO_TOWERS = ("paper", "source2012")  # variants
-ARRAY_SOURCES = ("cifar10", "fashion_mnist")
 # Values of the settings that are lists; mean and std have one, or one for each channel.
 LENGTHS = {
     "augment.crop_scale": 2,
@@ -68,25 +68,23 @@ def check_config(config: Config, places: Mapping[str, str]) -> None:
 
 def _check_data(config: Config, places: Mapping[str, str]) -> None:
     data = config.data
-    if data.source in ("folder", "manifest") and data.root is None:
-        raise UsageError(
-            "data.root is missing", why=f"source {data.source} reads images there", remedy="set --data.root FOLDER"
-        )
-    if data.source in ARRAY_SOURCES and data.root is None and not data.download:
+    facts = SOURCES[data.source]
+    if facts.needs_root and data.root is None and not (facts.can_download and data.download):
+        what, otherwise = ("its files", " or --data.download true") if facts.can_download else ("images", "")
         raise UsageError(
             "data.root is missing",
-            why=f"source {data.source} reads its files there",
-            remedy="set --data.root FOLDER or --data.download true",
+            why=f"source {data.source} reads {what} there",
+            remedy=f"set --data.root FOLDER{otherwise}",
         )
-    if data.classes is not None and data.source != "manifest":
+    if data.classes is not None and not facts.reads_list:
         raise _no_effect("data.classes", f"source {data.source} has its own class names", places)
     for key in ("columns.path", "columns.label", "columns.split", "image_dir", "image_suffix"):
-        if data.source != "manifest" and flatten(data)[key] is not None:
+        if not facts.reads_list and flatten(data)[key] is not None:
             raise _no_effect(f"data.{key}", f"source {data.source} reads no list", places)
-    if data.download and data.source not in ARRAY_SOURCES:
+    if data.download and not facts.can_download:
         raise _no_effect("data.download", f"source {data.source} cannot be downloaded", places)
     _check_folds(data, places)
-    has_val = data.val is not None or data.val_fraction > 0 or data.source == "synthetic" or data.folds is not None
+    has_val = data.val is not None or data.val_fraction > 0 or facts.makes_val or data.folds is not None
     for key, needs_val in (
         ("train.early_stop", config.train.early_stop is not None),
         ("schedule.name", config.schedule.name == "plateau"),

@@ -25,6 +25,7 @@ from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.nested import flatten, nest
 from alexnet_dist.base.places import expand_home, find_place
+from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.settings.checks import PERIODS, check_config, check_text
 from alexnet_dist.settings.schema import Config, walk_fields
 from alexnet_dist.settings.shipped import find_yaml, is_file, shipped_folder
@@ -37,6 +38,12 @@ PATH_KEYS = (
     *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
     *("data.cache_dir", "data.image_dir"),
 )
+TYPE_WORDS = {
+    "Literal": "one of ",
+    "None": "null",
+    "Layer": "conv1 ... fc8",
+    "SourceName": f"one of {list(SOURCES)}",
+}
 BASE = "base"  # key of a file that changes another one
 PLAIN_NUMBERS = "write numbers plainly: 10 or 0.5 or 1e-4, not 010, 0x10, 1_000 or 1:30"
 
@@ -372,7 +379,9 @@ def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -
 
 def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str], remedy: str = "see --help") -> UsageError:
     types = {name: item.type for name, item in walk_fields(Config)}
-    wanted = str(types[key]).replace("Literal", "one of ").replace("None", "null").replace("Layer", "conv1 ... fc8")
+    wanted = str(types[key])
+    for name, words in TYPE_WORDS.items():
+        wanted = wanted.replace(name, words)
     got = f"got {'null' if values[key] is None else repr(values[key])}" if key in values else "got no value"
     return UsageError(
         f"wrong value for {key}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from alexnet_dist.base.bounds import (
     MAX_BATCH,
@@ -33,6 +33,10 @@ from alexnet_dist.base.bounds import (
     MAX_WORKERS,
     bounded,
 )
+from alexnet_dist.base.sources import SOURCES
+
+# The table has the names, and --help lists them; mypy, which cannot look into it, takes any value for one.
+SourceName: TypeAlias = Literal[tuple(SOURCES)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class ColumnsConfig:
 class DataConfig:
     """Which images, and which engine carries the plan out."""
 
-    source: Literal["folder", "manifest", "cifar10", "fashion_mnist", "digits", "synthetic"] = "folder"
+    source: SourceName = "folder"
     """folder: class folders of images; manifest: text files of `path label` lines, or CSV; cifar10, fashion_mnist:
     torchvision's files; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
     root: str | None = None

@@ -12,10 +12,8 @@ from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.data.files.scan import FoundFile
 from alexnet_dist.data.files.verify import verify_files
-from alexnet_dist.data.sources.folders import list_class_folders, list_images
-from alexnet_dist.data.sources.manifest_read import read_manifest
+from alexnet_dist.data.sources.source import FileSet
 from alexnet_dist.runs.ownership import is_own_table
 from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
@@ -41,25 +39,6 @@ class DataSettings:
     """The settings that say which images."""
 
     data: DataConfig = field(default_factory=DataConfig)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """The files of one set, not yet read.
-
-    Args:
-        name: train, val or test.
-        root: folder the paths are relative to.
-        files: the images.
-        missing: files that a manifest lists and that cannot be looked up, as (path, reason).
-        listed_by: the manifest; "" without one.
-    """
-
-    name: str
-    root: Path
-    files: list[FoundFile]
-    missing: list[tuple[str, str]]
-    listed_by: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -112,7 +91,7 @@ def verify_sets(
     from alexnet_dist.runs.folder import relative_path
 
     bad_files: dict[str, str] = {}
-    for images in list(_list_sets(data, root)):  # a set that is missing is said before hours of work
+    for name, images in list(_list_sets(data)):  # a set that is missing is said before hours of work
         reasons = verify_files(
             images.root,
             images.files,
@@ -120,15 +99,15 @@ def verify_sets(
             max_pixels=data.max_pixels,
             workers=workers,
             progress=True,
-            listed_by=images.listed_by,
+            listed_by=_name_list(images),
             again=again,
         )
         if config is not None:
-            reasons = [*map(_first, reasons, _judge_fit(config, images))]
+            reasons = [*map(_first, reasons, _judge_fit(config, name, images))]
         judged = zip((file.path for file in images.files), reasons, strict=True)
         bad = [*((path, reason) for path, reason in judged if reason), *images.missing]
         num_files = len(images.files) + len(images.missing)
-        print(f"{images.name:<6}{num_files:>12,} images{len(bad):>10,} bad", flush=True)
+        print(f"{name:<6}{num_files:>12,} images{len(bad):>10,} bad", flush=True)
         bad_files |= {relative_path(images.root / path, root): reason for path, reason in bad}
     return bad_files
 
@@ -137,7 +116,7 @@ def _first(reason: str, other: str) -> str:
     return reason or other
 
 
-def _judge_fit(config: Config, images: ImageSet) -> list[str]:
+def _judge_fit(config: Config, name: str, images: FileSet) -> list[str]:
     """Why a run's recipe cannot be carried out on each image, "" where it can; nothing is remembered of that."""
     import numpy as np
 
@@ -153,12 +132,12 @@ def _judge_fit(config: Config, images: ImageSet) -> list[str]:
         cache_dir=cache_dir(data),
         max_pixels=data.max_pixels,
         progress=False,
-        listed_by=images.listed_by,
+        listed_by=_name_list(images),
     )
     recipe = build_augmentation(config.augment, config.model.image_size)
     is_held_out = data.val is None and (data.val_fraction > 0 or data.folds is not None)
-    recipes = [recipe] if images.name == "train" else []
-    if images.name != "train" or is_held_out:
+    recipes = [recipe] if name == "train" else []
+    if name != "train" or is_held_out:
         recipes.append(recipe.for_evaluation())
     side = recipe.crop_size  # stands for what could not be read
     sizes = np.array([(side, side) if header.reason else header[:2] for header in headers], np.int64).reshape(-1, 2)
@@ -169,33 +148,26 @@ def _judge_fit(config: Config, images: ImageSet) -> list[str]:
 
 
 def _find_image_root(data: DataConfig) -> Path:
-    from alexnet_dist.assembly.sets import find_root
+    from alexnet_dist.assembly.sets import prepare_source
 
-    if data.source not in ("folder", "manifest", "digits"):
+    source, options = prepare_source(data, seed=0, progress=False)
+    if source.list_files is None:
         why = f"source {data.source} has no image files"
         raise UsageError("there is nothing to verify", where="data.source", why=why, remedy="use folder or manifest")
-    return find_root(data)
+    return source.find_root(options)
 
 
-def _list_sets(data: DataConfig, root: Path) -> Iterator[ImageSet]:
-    from alexnet_dist.assembly.sets import find_lists, make_list_form
+def _list_sets(data: DataConfig) -> Iterator[tuple[str, FileSet]]:
+    from alexnet_dist.assembly.sets import prepare_source
 
-    lists = find_lists(data, data.train, data.val, data.test) if data.source == "manifest" else {}
-    classes = next(iter(lists.values()), ())
-    for key in ("train", "val", "test"):
-        name = getattr(data, key)
-        if name is None:
-            continue
-        if data.source == "manifest":
-            listed = read_manifest(root, root / name, classes, make_list_form(data, key))
-            pictures = {picture.file.path: picture for picture in listed}.values()
-            found = [picture.file for picture in pictures if not picture.reason]
-            missing = [(picture.file.path, picture.reason) for picture in pictures if picture.reason]
-            yield ImageSet(key, root, found, missing, os.path.abspath(root / name))
-        else:
-            folder = root / name
-            files = [file for some in list_images(folder, list_class_folders(folder)) for file in some]
-            yield ImageSet(key, folder, files, [])
+    source, options = prepare_source(data, seed=0, progress=False)
+    assert source.list_files is not None
+    for key in options.parts:
+        yield key, source.list_files(options, key)
+
+
+def _name_list(images: FileSet) -> str:
+    return os.path.abspath(images.listed_in) if images.listed_in is not None else ""
 
 
 def _check_out(out: Path, root: Path) -> None:

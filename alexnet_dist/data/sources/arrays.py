@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torchvision.datasets import CIFAR10, FashionMNIST
@@ -32,8 +31,8 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.files.kept_arrays import Array, keep_arrays
 from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.source import Source, SourceOptions, check_part, find_no_root
 
-ArraySource = Literal["cifar10", "fashion_mnist"]
 PARTS = ("train", "test")
 ARRAYS, DOWNLOADS = "arrays", "downloads"  # folders in the cache
 
@@ -104,7 +103,7 @@ class _Files:
     read: Callable[[], Sequence[Array]]  # images (N, H, W, C), labels (N,) and class names
 
 
-def array_index(source: ArraySource, part: str, *, root: Path | None, cache_dir: Path, download: bool) -> SampleIndex:
+def array_index(source: str, part: str, *, root: Path | None, cache_dir: Path, download: bool) -> SampleIndex:
     """Index one part of a set; its samples are called `train/00000` and so on, as they are numbered in the files.
 
     Args:
@@ -342,7 +341,28 @@ def _damage_error(path: Path, why: str) -> DataError:
     return DataError("damaged file", where=str(path), why=why, remedy=remedy)
 
 
-_FINDERS: dict[ArraySource, Callable[[str, Path | None, Path, bool], _Files]] = {
+_FINDERS: dict[str, Callable[[str, Path | None, Path, bool], _Files]] = {
     "cifar10": _find_cifar10,
     "fashion_mnist": _find_fashion_mnist,
 }
+
+
+# -- as a source ------------------------------------------------------------------------------------------------------
+
+
+def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
+    check_part(options, key, PARTS)
+    part, cache_dir = options.parts[key], options.rules.cache_dir
+    return array_index(options.name, part, root=options.root, cache_dir=cache_dir, download=options.download)
+
+
+def _check(options: SourceOptions) -> None:
+    for key in options.parts:
+        check_part(options, key, PARTS)
+
+
+def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
+    return 10, f"source {options.name}"
+
+
+SOURCE = Source(list_split=_list_split, check=_check, find_root=find_no_root, count_classes=_count_classes)

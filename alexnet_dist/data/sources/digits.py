@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from PIL import Image
 
 from alexnet_dist.base.durable import CACHE_SETTING, TEMPORARY, disk_errors_named, mark_name, refuse_link, tidy_folder
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.data.sources import folders
+from alexnet_dist.data.sources.source import SourceOptions
 
 NUM_DIGITS = 1797
 
@@ -90,3 +93,15 @@ def _write_digits(folder: Path) -> None:
     for number, (picture, label) in enumerate(zip(pictures, digits.target, strict=True)):
         path = folder / str(label) / f"digit-{number:04d}.jpg"
         Image.fromarray(picture).save(path, "JPEG", quality=_JPEG_QUALITY)
+
+
+def _prepare(options: SourceOptions) -> SourceOptions:
+    root = prepare_digits(options.rules.cache_dir) if options.root is None else options.root
+    return dataclasses.replace(options, root=root)
+
+
+def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
+    return 10, f"source {options.name}"
+
+
+SOURCE = dataclasses.replace(folders.SOURCE, prepare=_prepare, count_classes=_count_classes)

@@ -23,6 +23,7 @@ from alexnet_dist.data.files.index_files import FileRules, index_files
 from alexnet_dist.data.files.scan import FoundFile
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY, explain_missing_folder, refuse_other_layouts
+from alexnet_dist.data.sources.source import FileSet, Source, SourceOptions, find_given_root
 
 LIST_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")  # of files that list images
 IMAGE_EXTENSIONS = (
@@ -367,3 +368,59 @@ def _suggest_spelling(unknown: str, classes: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# -- as a source ------------------------------------------------------------------------------------------------------
+
+
+def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
+    rules = options.rules
+    return scan_folder(
+        _find_root(options) / options.parts[key],
+        classes=classes,
+        on_bad_file=rules.on_bad_file,
+        cache_dir=rules.cache_dir,
+        max_pixels=rules.max_pixels,
+        progress=rules.progress,
+    )
+
+
+def _find_root(options: SourceOptions) -> Path:
+    parts = filter(None, (options.parts.get("train"), options.parts.get("val")))
+    layout = " and ".join(f"{options.root}/{part}/CLASS/*.jpg" for part in parts)
+    return find_given_root(options, f"put images at {layout}")
+
+
+def _check(options: SourceOptions) -> None:
+    root = _find_root(options)
+    for key, name in options.parts.items():
+        if name and not os.path.lexists(root / name):
+            raise explain_missing_folder(root / name, key, name)
+
+
+def _list_files(options: SourceOptions, key: str) -> FileSet:
+    folder = _find_root(options) / options.parts[key]
+    return FileSet(folder, list(chain.from_iterable(list_images(folder, list_class_folders(folder)))))
+
+
+def _name_classes(options: SourceOptions, key: str, classes: Sequence[str]) -> Sequence[str]:
+    folder = _find_root(options) / options.parts[key]
+    return list_class_folders(folder) if folder.is_dir() else ()
+
+
+def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
+    folder = Path(options.root or ".") / options.parts["train"]
+    try:
+        return len(list_class_folders(folder)), f"the folders of {folder}"
+    except DataError:
+        return None, f"{folder} has no class folders"
+
+
+SOURCE = Source(
+    list_split=_list_split,
+    check=_check,
+    find_root=_find_root,
+    list_files=_list_files,
+    name_classes=_name_classes,
+    count_classes=_count_classes,
+)

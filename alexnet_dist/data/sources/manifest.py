@@ -13,14 +13,17 @@ import numpy.typing as npt
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.files.index_files import FileRules, index_files
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.data.sources.manifest_labels import derive_classes, number_labels
+from alexnet_dist.data.sources.manifest_labels import derive_classes, find_class_lists, number_labels
 from alexnet_dist.data.sources.manifest_read import (
     Listed,
     ListForm,
     find_first_mentions,
+    is_integer,
     read_manifest,
     refuse_other_root,
 )
+from alexnet_dist.data.sources.manifest_table import ColumnNames
+from alexnet_dist.data.sources.source import FileSet, Source, SourceOptions, find_given_root
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -80,3 +83,81 @@ def _list_pictures(
         logger.warning("%s lists pictures more than once: %d lines passed over", manifest, len(listed) - len(first))
     first.sort(key=lambda position: (labels[position], listed[position].file.path))
     return [listed[position] for position in first], labels[first], class_names
+
+
+# -- as a source ------------------------------------------------------------------------------------------------------
+
+
+def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
+    """With a class list, integers are positions in it; a list that goes with training says what its classes are."""
+    root, rules = find_given_root(options), options.rules
+    lists = _read_class_lists(options, ["train"] if key == "train" else list(options.parts))
+    return scan_manifest(
+        root,
+        root / options.parts[key],
+        classes=next(iter(lists.values()), None) if classes is None else classes,
+        form=_make_form(options, key, has_positions=bool(lists)),
+        on_bad_file=rules.on_bad_file,
+        cache_dir=rules.cache_dir,
+        max_pixels=rules.max_pixels,
+        progress=rules.progress,
+    )
+
+
+def _make_form(options: SourceOptions, key: str, has_positions: bool = False) -> ListForm:
+    """How the manifest of train, val or test is to be read."""
+    given = options.columns
+    columns = ColumnNames(path=given.get("path"), label=given.get("label"), split=given.get("split"))
+    return ListForm(
+        part=key,
+        wanted=tuple(options.parts),
+        columns=columns,
+        image_dir=options.image_dir,
+        image_suffix=options.image_suffix,
+        has_positions=has_positions,
+    )
+
+
+def _check(options: SourceOptions) -> None:
+    _read_class_lists(options, list(options.parts))
+
+
+def _read_class_lists(options: SourceOptions, keys: Sequence[str]) -> dict[Path, tuple[str, ...]]:
+    root = find_given_root(options)
+    manifests = [root / options.parts[key] for key in keys if key in options.parts]
+    return find_class_lists(manifests, root / options.classes if options.classes is not None else None)
+
+
+def _list_files(options: SourceOptions, key: str) -> FileSet:
+    root = find_given_root(options)
+    manifest = root / options.parts[key]
+    classes = next(iter(_read_class_lists(options, list(options.parts)).values()), ())
+    listed = read_manifest(root, manifest, classes, _make_form(options, key))
+    pictures = {picture.file.path: picture for picture in listed}.values()
+    return FileSet(
+        root,
+        files=[picture.file for picture in pictures if not picture.reason],
+        missing=[(picture.file.path, picture.reason) for picture in pictures if picture.reason],
+        listed_in=manifest,
+    )
+
+
+def _name_classes(options: SourceOptions, key: str, classes: Sequence[str]) -> Sequence[str]:
+    root = find_given_root(options)
+    listed = read_manifest(root, root / options.parts[key], classes, _make_form(options, key))
+    return sorted({picture.label for picture in listed if not is_integer(picture.label)})
+
+
+def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
+    return None, "manifests are not read here"
+
+
+SOURCE = Source(
+    list_split=_list_split,
+    check=_check,
+    find_root=find_given_root,
+    list_files=_list_files,
+    read_class_lists=_read_class_lists,
+    name_classes=_name_classes,
+    count_classes=_count_classes,
+)

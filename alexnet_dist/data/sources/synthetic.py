@@ -14,7 +14,10 @@ import numpy.typing as npt
 
 from alexnet_dist.data.decode import Pixels
 from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.source import Source, SourceOptions, check_part, find_no_root
 
+VAL_PART = 8  # one validation image for so many training images
+SEED_OFFSETS = {"train": 0, "val": 1, "test": 2}
 _NOISE_MASK = 0x3F3F3F3F3F3F3F3F  # each byte of a word: 0..63
 _WAVE_HEIGHT = 96  # two waves and the noise add up to at most 63 + 2 * 96 = 255
 _LEAST_WAVE_HEIGHT = 24  # a class must not vanish in the noise
@@ -112,3 +115,24 @@ def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], se
         classes=tuple(map(synthetic.name_class, range(num_classes))),
         pixels=synthetic,
     )
+
+
+def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
+    """Sets of neighbouring seeds; validation and test are an eighth as large as training."""
+    if key == "test":
+        check_part(options, key, ("test",))
+    count = options.synthetic_images if key == "train" else max(1, options.synthetic_images // VAL_PART)
+    size = (options.synthetic_size, options.synthetic_size)
+    return synthetic_index(count, options.synthetic_classes, size, options.seed + SEED_OFFSETS[key])
+
+
+def _check(options: SourceOptions) -> None:
+    if "test" in options.parts:
+        check_part(options, "test", ("test",))
+
+
+def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
+    return options.synthetic_classes, "data.synthetic_classes"
+
+
+SOURCE = Source(list_split=_list_split, check=_check, find_root=find_no_root, count_classes=_count_classes)
