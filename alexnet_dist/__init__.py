@@ -1,20 +1,37 @@
-"""Distributed training for AlexNet: exact, resumable, and measured."""
+"""Distributed training for AlexNet: exact, resumable, and measured.
+
+The names below are what programs may use; docs/python-api.md shows each at work. Each comes with its module when it is
+first asked for: with them comes torch, which a mistyped command line should not wait for.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_dist.inference.hub import AlexNet
+    from alexnet_dist.inference.hub import AlexNet, from_pretrained
+    from alexnet_dist.inference.predict import Prediction, predict
+    from alexnet_dist.models import build_model, make_spec
 
 __version__ = "0.1.0"
-__all__ = ["AlexNet", "__version__"]
+__all__ = ["AlexNet", "Prediction", "__version__", "build_model", "from_pretrained", "make_spec", "predict"]
+
+_MODULES = {
+    "AlexNet": "inference.hub",
+    "Prediction": "inference.predict",
+    "build_model": "models",
+    "from_pretrained": "inference.hub",
+    "make_spec": "models",
+    "predict": "inference.predict",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`AlexNet` when it is asked for: with it comes torch, which a mistyped command line should not wait for."""
-    if name != "AlexNet":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from alexnet_dist.inference.hub import AlexNet
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-    return AlexNet
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_dist.base.durable import format_csv, format_json
-from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.model_options import add_model_options
 from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.settings.reader import new_parser, parse_options
-from alexnet_dist.settings.schema import DataConfig
 
 if TYPE_CHECKING:
-    from alexnet_dist.data.engines.loader import Batch
-    from alexnet_dist.inference.model_folder import ModelCard
-    from alexnet_dist.models import AlexNet
-    from alexnet_dist.parallel.runtime import Runtime
+    from alexnet_dist.inference.predict import Prediction
 
 EXAMPLES = """Name what is on a picture.
 
@@ -32,30 +27,6 @@ examples:
 A path is an image file, a folder (its images at any depth, sorted) or a quoted pattern. A file that cannot be read
 gets a row with its error; the exit code is then 3. Where the network's output for a picture is not finite, the row
 says so; the exit code is then 4, or 3 if there are files that cannot be read, too."""
-
-BATCH_SIZE = 64
-NOT_FINITE = "the network's output is not finite: use other weights"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One file's row.
-
-    Args:
-        path: as given.
-        label: the likeliest class; None for a file that cannot be read.
-        confidence: its softmax probability, 0 to 1.
-        top: the likeliest classes with their probabilities, best first.
-        error: why the file cannot be read, or that the network's output is not finite.
-        exit_code: 3 in the first case, 4 in the second.
-    """
-
-    path: str
-    label: str | None
-    confidence: float | None
-    top: list[tuple[str, float]]
-    error: str | None = None
-    exit_code: int = 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,6 +67,7 @@ def predict_files(
     """
     from alexnet_dist.assembly.loaders import place_model
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
+    from alexnet_dist.inference.predict import predict_pictures
     from alexnet_dist.inference.weights import load_weights
     from alexnet_dist.models import AlexNet
     from alexnet_dist.parallel.runtime import start_runtime
@@ -104,88 +76,8 @@ def predict_files(
     card = read_fitting_card(folder)
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(folder), str(folder))
-    runtime = start_runtime(device, "fp32")
-    place_model(model.eval(), runtime, channels_last=True)
-    for start in range(0, len(paths), BATCH_SIZE):
-        yield from _predict_batch(runtime, model, card, list(paths[start : start + BATCH_SIZE]), topk)
-
-
-def _predict_batch(
-    runtime: Runtime, model: AlexNet, card: ModelCard, paths: list[str], topk: int
-) -> Iterator[Prediction]:
-    import torch
-
-    from alexnet_dist.inference.model_folder import name_class
-
-    sizes, reasons = _read_headers(paths, card)
-    batch = _load_batch(runtime, card, paths, sizes)
-    undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
-    is_image = batch.mask.bool().tolist()
-    with torch.no_grad():
-        logits = model(batch.images)  # (B, classes)
-    top = logits.softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
-    is_finite = logits.isfinite().all(dim=1).tolist()
-    for position, path in enumerate(paths):
-        if not is_image[position]:
-            reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
-            yield Prediction(path, None, None, [], reason, DataError.exit_code)
-            continue
-        if not is_finite[position]:
-            yield Prediction(path, None, None, [], NOT_FINITE, CheckpointError.exit_code)
-            continue
-        names = [name_class(card, label) for label in top.indices[position].tolist()]
-        ranked = list(zip(names, top.values[position].tolist(), strict=True))
-        yield Prediction(path, ranked[0][0], ranked[0][1], ranked)
-
-
-def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, int]], list[str]]:
-    """Sizes of the images, a stand-in for those that cannot be used, and the reasons why not ("" for the others)."""
-    from alexnet_dist.data.decode import UnreadableImageError, read_header
-
-    side = card.spec.image_size
-    sizes, reasons = [(side, side)] * len(paths), [""] * len(paths)
-    for position, path in enumerate(paths):
-        try:
-            width, height, _ = read_header(Path(path), card.max_pixels)
-            _check_crop(width, height, card)
-            sizes[position] = (width, height)
-        except UnreadableImageError as error:
-            reasons[position] = str(error)
-    return sizes, reasons
-
-
-def _check_crop(width: int, height: int, card: ModelCard) -> None:
-    """A picture that the crop does not fit into, or too large when resized, gets a row with its error.
-
-    Raises:
-        UnreadableImageError: it is one; a line of a single pixel's height may become millions of pixels long.
-    """
-    import numpy as np
-
-    from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
-    from alexnet_dist.data.plan import resize_shapes
-
-    ((wide, high),) = resize_shapes(np.array([[width, height]]), card.evaluation.resize).tolist()
-    if min(wide, high) < card.evaluation.crop_size:
-        raise UnreadableImageError(f"too small: {wide} x {high}, the crop is {card.evaluation.crop_size}")
-    if wide * high > max(card.max_pixels, DEFAULT_MAX_PIXELS):
-        raise UnreadableImageError(f"too many pixels when resized ({wide}x{high})")
-
-
-def _load_batch(runtime: Runtime, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
-    import numpy as np
-
-    from alexnet_dist.assembly.loaders import build_loader
-    from alexnet_dist.data.index import SampleIndex
-    from alexnet_dist.data.plan import Plan
-
-    count = len(paths)
-    zeros = np.zeros(count, np.int64)
-    index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
-    plan = Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False)
-    settings = DataConfig(workers=0, max_pixels=card.max_pixels)
-    loader = build_loader(runtime, settings, index, plan, card.normalization, channels_last=True)
-    return next(loader.batches(0, 1))
+    place_model(model.eval(), start_runtime(device, "fp32"), channels_last=True)
+    yield from predict_pictures(model, card, paths, topk)
 
 
 def write_table(predictions: Sequence[Prediction]) -> str:

@@ -144,6 +144,9 @@ class AlexNet(
         write_into_folder(save_directory, pack_model(self.state_dict(), card), "save_directory")
 
 
+from_pretrained = AlexNet.from_pretrained
+
+
 def _check_keywords(function: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Refuse keywords that huggingface_hub would pass over: they were meant to change something."""
     hints = []

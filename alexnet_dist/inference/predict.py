@@ -1,0 +1,209 @@
+"""From image files to their likeliest classes: what `predict` prints, and what a program gets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alexnet_dist import models
+from alexnet_dist.base.errors import CheckpointError, DataError, MachineError, UsageError
+from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError, read_header
+from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.torchvision import iterate_batches
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.plan import Plan, resize_shapes
+from alexnet_dist.inference.model_folder import ModelCard, name_class
+
+BATCH_SIZE = 64
+NOT_FINITE = "the network's output is not finite: use other weights"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one image file.
+
+    Args:
+        path: as given.
+        label: the likeliest class; None for a file that cannot be read.
+        confidence: its softmax probability, 0 to 1.
+        top: the likeliest classes with their probabilities, best first.
+        error: why the file cannot be read, or that the network's output is not finite.
+        exit_code: of the verb: 3 in the first case, 4 in the second.
+    """
+
+    path: str
+    label: str | None
+    confidence: float | None
+    top: list[tuple[str, float]]
+    error: str | None = None
+    exit_code: int = 0
+
+
+def predict(
+    model: models.AlexNet | str | Path,
+    paths: str | Path | Sequence[str | Path],
+    topk: int = 5,
+    device: str | torch.device | None = None,
+) -> list[Prediction]:
+    """The classes of image files, as the verb `predict` finds them.
+
+    The preprocessing is that of evaluation. The network computes without dropout, in batches of 64. A file that cannot
+    be read is no error here: its prediction has the reason in `error`, and no label.
+
+    Args:
+        model: a network of `from_pretrained`, or what `from_pretrained` takes: a run folder, its model/, a checkpoint,
+            a saved folder, or a name on the hub.
+        paths: an image file, or several.
+        topk: classes in each prediction, best first.
+        device: where to compute: "auto", "cpu", "cuda" or a device. None: where the network is, and "auto" for one that
+            is loaded here. A network that is given stays where it is moved to.
+
+    Raises:
+        CheckpointError: no model there, or a damaged one.
+        MachineError: no such device, or the hub does not give the model.
+        UsageError: a topk below 1.
+        TypeError: a network without classes and preprocessing.
+    """
+    from alexnet_dist.inference.hub import AlexNet  # with it comes huggingface_hub, which the verb does without
+
+    if topk < 1:
+        raise UsageError("topk must be 1 or more")
+    network = AlexNet.from_pretrained(model) if isinstance(model, str | Path) else model
+    if not isinstance(network, AlexNet):
+        raise TypeError(f"model must be a network of from_pretrained, or a path or name; got {type(model).__name__}")
+    if device is not None or network is not model:
+        network.to(find_device(device or "auto"))
+    many = [paths] if isinstance(paths, str | os.PathLike) else paths
+    was_training = network.training
+    try:
+        with _exact_products():
+            return list(predict_pictures(network.eval(), network.card, [os.fspath(path) for path in many], topk))
+    finally:
+        network.train(was_training)
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of a name; "auto" is the GPU where there is one.
+
+    Raises:
+        MachineError: a GPU where there is none.
+        ValueError: no such name.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r}; there are auto, cpu and cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError("no CUDA device", why=f"device is {device}", remedy="set device to cpu or auto")
+    return found
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """float32 as the verb computes it: a GPU would round the factors to 10 bits in convolutions, if left to PyTorch."""
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
+
+
+def predict_pictures(
+    network: models.AlexNet, card: ModelCard, paths: Sequence[str], topk: int, batch_size: int = BATCH_SIZE
+) -> Iterator[Prediction]:
+    """The predictions for image files, in their order, on the network's device.
+
+    Args:
+        network: in evaluation mode.
+        card: its classes and preprocessing.
+        paths: image files.
+        topk: classes in each prediction.
+        batch_size: images that go through the network together.
+    """
+    for start in range(0, len(paths), batch_size):
+        yield from _predict_batch(network, card, list(paths[start : start + batch_size]), topk)
+
+
+@torch.no_grad()
+def _predict_batch(network: models.AlexNet, card: ModelCard, paths: list[str], topk: int) -> list[Prediction]:
+    sizes, reasons = _read_headers(paths, card)
+    batch = _load_batch(network, card, paths, sizes)
+    undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
+    is_image = batch.mask.bool().tolist()
+    logits = network(batch.images)  # (B, classes)
+    top = logits.softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
+    is_finite = logits.isfinite().all(dim=1).tolist()
+    predictions = []
+    for position, path in enumerate(paths):
+        if not is_image[position]:
+            reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
+            predictions.append(Prediction(path, None, None, [], reason, DataError.exit_code))
+            continue
+        if not is_finite[position]:
+            predictions.append(Prediction(path, None, None, [], NOT_FINITE, CheckpointError.exit_code))
+            continue
+        names = [name_class(card, label) for label in top.indices[position].tolist()]
+        ranked = list(zip(names, top.values[position].tolist(), strict=True))
+        predictions.append(Prediction(path, ranked[0][0], ranked[0][1], ranked))
+    return predictions
+
+
+def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, int]], list[str]]:
+    """Sizes of the images, a stand-in for those that cannot be used, and the reasons why not ("" for the others)."""
+    side = card.spec.image_size
+    sizes, reasons = [(side, side)] * len(paths), [""] * len(paths)
+    for position, path in enumerate(paths):
+        try:
+            width, height, _ = read_header(Path(path), card.max_pixels)
+            _check_crop(width, height, card)
+            sizes[position] = (width, height)
+        except UnreadableImageError as error:
+            reasons[position] = str(error)
+    return sizes, reasons
+
+
+def _check_crop(width: int, height: int, card: ModelCard) -> None:
+    """A picture that the crop does not fit into, or too large when resized, gets a row with its error.
+
+    Raises:
+        UnreadableImageError: it is one; a line of a single pixel's height may become millions of pixels long.
+    """
+    ((wide, high),) = resize_shapes(np.array([[width, height]]), card.evaluation.resize).tolist()
+    if min(wide, high) < card.evaluation.crop_size:
+        raise UnreadableImageError(f"too small: {wide} x {high}, the crop is {card.evaluation.crop_size}")
+    if wide * high > max(card.max_pixels, DEFAULT_MAX_PIXELS):
+        raise UnreadableImageError(f"too many pixels when resized ({wide}x{high})")
+
+
+def _load_batch(network: models.AlexNet, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
+    count = len(paths)
+    zeros = np.zeros(count, np.int64)
+    index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
+    like = next(network.parameters())
+    loader = Loader(
+        plan=Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False),
+        index=index,
+        normalization=card.normalization,
+        channels=card.spec.in_channels,
+        max_pixels=card.max_pixels,
+        shard_id=0,
+        num_shards=1,
+        device=like.device,
+        channels_last=True,
+        workers=0,
+        engine=iterate_batches,
+        dtype=like.dtype,
+    )
+    return next(loader.batches(0, 1))

@@ -1,0 +1,100 @@
+"""`predict` of the Python API: the verb's classes and probabilities, for a network in hand or one that is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.images import make_picture
+from helpers.tiny import tiny_spec
+from PIL import Image
+
+from alexnet_dist import AlexNet, from_pretrained, predict
+from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.cli.predict import predict_files
+from alexnet_dist.data.engines.loader import Normalization
+from alexnet_dist.data.plan import Augmentation
+from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
+from alexnet_dist.models import build_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights in model/, and in pictures/ three good files, one that is none, and one too small."""
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(make_picture(80 + 13 * number, 120)).save(folder / "pictures" / f"{number}.png")
+    (folder / "pictures" / "3.png").write_text("no picture")
+    Image.new("RGB", (1, 3000)).save(folder / "pictures" / "4.png")
+    spec = tiny_spec(init="kaiming")
+    scale = Normalization((120.0, 110.0, 100.0), (60.0, 61.0, 62.0))
+    card = ModelCard("paper", spec, ("cat", "dog"), Augmentation(crop_size=64, resize=None), scale, {})
+    save_model_folder(folder / "model", build_model(spec, seed=1).state_dict(), card)
+    return folder
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    return sorted((folder / "pictures").iterdir())
+
+
+def test_predictions_are_the_verbs(folder: Path) -> None:
+    paths = list_pictures(folder)
+    wanted = list(predict_files(folder, [str(path) for path in paths], 3, "cpu"))
+    assert [row.error is None for row in wanted] == [True, True, True, False, False]
+    assert predict(folder, paths, topk=3, device="cpu") == wanted
+    found = predict(from_pretrained(folder), paths, topk=3)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours.label, ours.error, ours.path) == (theirs.label, theirs.error, theirs.path)
+        assert [value for _, value in ours.top] == pytest.approx([value for _, value in theirs.top], rel=1e-6)
+
+
+def test_a_single_path_is_one_picture(folder: Path) -> None:
+    (alone,) = predict(str(folder / "model"), str(list_pictures(folder)[0]))
+    assert alone.label == alone.top[0][0]
+    assert math.isclose(sum(value for _, value in alone.top), 1, rel_tol=1e-6)  # all classes of the tiny network
+    assert predict(folder, []) == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_in_hand_keeps_its_mode_and_the_programs_precision(folder: Path, training: bool) -> None:
+    model = AlexNet.from_pretrained(folder).train(training)
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    assert predict(model, list_pictures(folder)) == predict(model.eval(), list_pictures(folder))  # without dropout
+    model.train(training)
+    predict(model, list_pictures(folder))
+    assert model.training is training
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"topk": 0}, UsageError, "topk must be 1 or more"),
+        ({"device": "gpu"}, ValueError, "no device 'gpu'; there are auto, cpu and cuda"),
+        ({"device": "cuda"}, MachineError, "no CUDA device"),
+        ({"model": torch.nn.Linear(1, 1)}, TypeError, "got Linear"),
+        ({"model": Path("nowhere")}, (CheckpointError, MachineError), "no model"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(folder: Path, changes: dict[str, Any], kind: Any, words: str) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(kind, match=words):
+        predict(**{"model": folder, "paths": list_pictures(folder), **changes})
+
+
+def test_predictions_are_plain_values(folder: Path) -> None:
+    (row,) = predict(folder, list_pictures(folder)[3])
+    assert dataclasses.asdict(row) == {
+        "path": str(list_pictures(folder)[3]),
+        "label": None,
+        "confidence": None,
+        "top": [],
+        "error": row.error,
+        "exit_code": 3,
+    }
