@@ -30,7 +30,6 @@ NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads
 # What still breaks the law, module by module. A debt that is paid must go from this list.
 DEBTS = {
     "runs/plots.py": ("cli.evaluate",),
-    "tracking/wandb_account.py": ("settings.schema",),
     "training/loop.py": ("runs.folder",),
 }
 # Modules that only one place may import.
@@ -38,8 +37,8 @@ HOMES = {
     "accelerate": "alexnet_dist/parallel/",
     "torch.distributed": ("alexnet_dist/parallel/", "alexnet_dist/costs/probe.py"),
     "wandb": "alexnet_dist/tracking/wandb",
-    "tensorboard": "alexnet_dist/parallel/",  # through Accelerate's tracker alone
-    "torch.utils.tensorboard": "alexnet_dist/parallel/",
+    "tensorboard": "alexnet_dist/tracking/tensorboard",
+    "torch.utils.tensorboard": "alexnet_dist/tracking/tensorboard",
     "nvidia": ("alexnet_dist/data/engines/dali/", "benchmarks/"),
     "matplotlib": "alexnet_dist/figures/",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program

@@ -1,8 +1,7 @@
 """Processes, device and precision of a run: the only file that builds an Accelerator.
 
-Accelerate gives launch, device, precision, `backward` and the trackers of W&B and TensorBoard. The DDP wrap, the
-loaders, the schedule, the metrics and the checkpoints are ours, because its versions go wrong once processes are more
-than plain replicas.
+Accelerate gives launch, device, precision and `backward`. The DDP wrap, the loaders, the schedule, the metrics, their
+mirrors and the checkpoints are ours, because its versions go wrong once processes are more than plain replicas.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -354,26 +352,3 @@ def _settle_speaker(error: AlexNetDistError, pulse: Pulse) -> None:
     if not error.is_shared:
         error.is_local = pulse.claim_speech(error.is_local or rank_from_environment() == 0)
         error.is_said = not error.is_local
-
-
-def start_wandb(project: str, arguments: dict[str, Any]) -> Any:
-    """Accelerate's W&B tracker, started.
-
-    Args:
-        project: W&B project.
-        arguments: of `wandb.init`.
-    """
-    from accelerate.tracking import WandBTracker
-
-    tracker = WandBTracker(project, **arguments)
-    tracker.start()
-    return tracker
-
-
-def start_tensorboard(folder: Path, suffix: str) -> Any:
-    """Accelerate's TensorBoard tracker, started; its event file lies in `folder`, and its name ends with `suffix`."""
-    from accelerate.tracking import TensorBoardTracker
-
-    tracker = TensorBoardTracker(folder.name, logging_dir=folder.parent, filename_suffix=suffix)
-    tracker.start()
-    return tracker

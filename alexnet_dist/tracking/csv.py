@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from alexnet_dist.base.durable import disk_errors_named, write_file
-from alexnet_dist.tracking.trackers import Row
+from alexnet_dist.tracking.trackers import Kind, Row, Run, Start
 
 COLUMNS = (
     "event",
@@ -72,3 +72,10 @@ def format_row(row: Row) -> str:
     text = io.StringIO()
     csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow(row)
     return text.getvalue()
+
+
+def _prepare(run: Run) -> Start:
+    return lambda rows: MetricsCsv(run.folder / "metrics.csv", rows)
+
+
+CSV = Kind(_prepare)

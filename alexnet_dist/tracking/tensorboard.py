@@ -5,25 +5,22 @@ from __future__ import annotations
 import logging
 import textwrap
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from alexnet_dist.base.extras import import_extra
 from alexnet_dist.base.text import quote_word
-from alexnet_dist.tracking.trackers import Row, rename_for_display
+from alexnet_dist.tracking.trackers import Kind, Row, Run, Start, rename_for_display
 
 logger = logging.getLogger("alexnet_dist")
 
 
 class TensorboardMirror:
-    """TensorBoard through Accelerate's tracker: one curve a metric over `step`, and the settings as text.
+    """TensorBoard: one curve a metric over `step`, and the settings as text.
 
     Values are single-precision, as everywhere in TensorBoard. The event files are made anew at each start, so that a
     resume leaves nothing twice and nothing out; all points of earlier starts then carry the time of the last one.
 
     Args:
-        start: makes Accelerate's tracker for a folder; its files' names end as it is told.
         folder: where the event files go; those of this run's earlier starts are removed.
         run_id: of the run, part of the files' names: others in the folder are its user's.
         settings: the run's settings as YAML.
@@ -33,26 +30,29 @@ class TensorboardMirror:
         Exception: whatever TensorBoard raises.
     """
 
-    def __init__(
-        self, start: Callable[[Path, str], Any], *, folder: Path, run_id: str, settings: str, rows: list[Row]
-    ) -> None:
+    def __init__(self, *, folder: Path, run_id: str, settings: str, rows: list[Row]) -> None:
         self._folder = folder
         suffix = f".alexnet_dist-{run_id}"
         for old in folder.glob(f"events.out.tfevents.*{suffix}"):
             old.unlink()
         _hush_writing_thread()
-        self._tracker = start(folder, suffix)
-        self._tracker.log({"settings": textwrap.indent(settings, "    ")}, step=0)  # indented: code, in Markdown
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), filename_suffix=suffix)
+        self._writer.add_text("settings", textwrap.indent(settings, "    "), 0)  # indented: code, in Markdown
+        self._writer.flush()
         for row in rows:
             self.log(row)
 
     def log(self, row: Row) -> None:
         """Add the points of a row, and make them visible."""
-        self._tracker.log(name_points(row), step=row["step"])
+        for name, value in name_points(row).items():
+            self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
 
     def finish(self, summary: Row) -> None:
         """Close the event file and say how to look at it."""
-        self._tracker.finish()
+        self._writer.close()
         logger.info("TensorBoard: tensorboard --logdir %s", quote_word(self._folder))
 
 
@@ -62,12 +62,7 @@ def name_points(row: Row) -> Row:
     return {name: value for name, value in rename_for_display(row).items() if name not in left_out}
 
 
-def check_tensorboard_installed() -> None:
-    """See to it that the package is there and can be imported.
-
-    Raises:
-        MachineError: it is not, or cannot.
-    """
+def _check_installed() -> None:
     import_extra("tensorboard.summary.writer.event_file_writer", "tensorboard")
 
 
@@ -80,3 +75,13 @@ def _hush_writing_thread() -> None:
             speak(failure)
 
     threading.excepthook = hush
+
+
+def _prepare(run: Run) -> Start | None:
+    if not run.tracking["tensorboard"]:
+        return None
+    folder = run.folder / "tensorboard"
+    return lambda rows: TensorboardMirror(folder=folder, run_id=run.run_id, settings=run.settings_text, rows=rows)
+
+
+TENSORBOARD = Kind(_prepare, lambda tracking: bool(tracking["tensorboard"]), _check_installed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -26,6 +27,48 @@ class Tracker(Protocol):
 
     def finish(self, summary: Row) -> None:
         """Take the run's summary; nothing follows."""
+
+
+Start = Callable[[list[Row]], Tracker]  # makes a tracker from the rows that metrics.jsonl holds already
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a tracker may know of the run.
+
+    Args:
+        folder: the run folder.
+        run_id: the same at each start of the run; eight letters and digits.
+        settings: all of the run, nested.
+        settings_text: the same as YAML.
+    """
+
+    folder: Path
+    run_id: str
+    settings: Mapping[str, Any]
+    settings_text: str
+
+    @property
+    def tracking(self) -> Mapping[str, Any]:
+        """The settings of `TrackingConfig`."""
+        tracking: Mapping[str, Any] = self.settings["tracking"]
+        return tracking
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tracker that a run may have.
+
+    Args:
+        prepare: gives what starts it, or None where the run does not want it.
+        is_asked_for: whether settings of `TrackingConfig` ask for it by name. The run then ends before anything is
+            trained if the tracker cannot be made, or cannot write to the run folder.
+        check: sees to it that its package is there, and raises MachineError if not.
+    """
+
+    prepare: Callable[[Run], Start | None]
+    is_asked_for: Callable[[Mapping[str, Any]], bool] = lambda tracking: False
+    check: Callable[[], None] = lambda: None
 
 
 class MetricsFile:
@@ -178,7 +221,7 @@ class Trackers:
         starts: for each mirror its name in warnings, and what makes it from the rows that metrics.jsonl holds already.
     """
 
-    def __init__(self, metrics: MetricsFile, starts: Mapping[str, Callable[[list[Row]], Tracker]]) -> None:
+    def __init__(self, metrics: MetricsFile, starts: Mapping[str, Start]) -> None:
         self._metrics = metrics
         self._mirrors: dict[str, Tracker] = {}
         rows = self._guard(", ".join(starts), metrics.rows)

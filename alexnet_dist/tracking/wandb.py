@@ -17,9 +17,17 @@ from typing import Any
 
 import psutil
 
-from alexnet_dist.base.text import escape_text, quote_word
-from alexnet_dist.tracking.trackers import Row, rename_for_display
-from alexnet_dist.tracking.wandb_account import explain, quiet_settings, read_settings, settle_names
+from alexnet_dist.base.deadlines import call_with_deadline
+from alexnet_dist.base.text import escape_text, escape_values, quote_word
+from alexnet_dist.tracking.trackers import Kind, Row, Run, Start, rename_for_display
+from alexnet_dist.tracking.wandb_account import (
+    choose_wandb_mode,
+    explain,
+    list_overruled,
+    quiet_settings,
+    read_settings,
+    settle_names,
+)
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -32,13 +40,11 @@ SERVICE = "wandb-core"
 
 
 class WandbMirror:
-    """Weights & Biases through Accelerate's tracker. It never fails or delays a run by more than 15 seconds.
+    """Weights & Biases. It never fails or delays a run by more than 15 seconds.
 
     A run that cannot begin online is recorded offline, so that nothing is lost.
 
     Args:
-        start: makes Accelerate's tracker from a project name and arguments of `wandb.init`.
-        call_with_deadline: runs a function for some seconds at most.
         folder: the run folder; W&B writes below its wandb/.
         mode: offline or online.
         run_id: the same after a resume.
@@ -46,12 +52,12 @@ class WandbMirror:
         rows: what metrics.jsonl holds already. An offline mirror is made anew from them, so that it equals the file
             also after a kill.
         tracking: project, entity, name and tags of `TrackingConfig`.
+        start: makes W&B's run from arguments of `wandb.init`.
+        call: runs a function for some seconds at most.
     """
 
     def __init__(
         self,
-        start: Callable[[str, dict[str, Any]], Any],
-        call_with_deadline: Callable[[Callable[[], Any], float], Any],
         *,
         folder: Path,
         mode: str,
@@ -59,10 +65,12 @@ class WandbMirror:
         settings: Mapping[str, Any],
         rows: list[Row],
         tracking: Mapping[str, Any],
+        start: Callable[..., Any] | None = None,
+        call: Callable[[Callable[[], Any], float], Any] = call_with_deadline,
     ) -> None:
-        self._call, self._budget = call_with_deadline, WANDB_BUDGET_SECONDS
+        self._call, self._budget = call, WANDB_BUDGET_SECONDS
         self._folder, self._mode, self._is_finished = folder, mode, False
-        self._tracker: Any = None
+        self._run: Any = None
         threading.Thread(target=self._limit_exit, daemon=True, name="wandb-exit").start()
 
         def begin(mode: str) -> Any:
@@ -70,11 +78,11 @@ class WandbMirror:
             words = {"dir": str(folder), "id": run_id, "resume": "allow", "mode": mode, **names}
             words["settings"] = quiet_settings(ONLINE_SECONDS - 1)
             with _printable_command_line():
-                return _describe(start(words.pop("project"), words), settings)
+                return _describe((start or _start_run)(**words), settings)
 
         if mode == "online":
-            self._tracker = self._guard("online", lambda: begin("online"), "offline from here on", ONLINE_SECONDS)
-            if self._tracker is None:
+            self._run = self._guard("online", lambda: begin("online"), "offline from here on", ONLINE_SECONDS)
+            if self._run is None:
                 self._mode = "offline"
                 # The service holds on to the id of the run that failed.
                 self._budget -= RESTART_SECONDS
@@ -82,7 +90,7 @@ class WandbMirror:
                     _kill_service()
         if self._mode == "offline":
             _remove_offline_runs(folder / "wandb", run_id)
-            self._tracker = self._guard("start", lambda: begin("offline"))
+            self._run = self._guard("start", lambda: begin("offline"))
         atexit.register(self._leave_service)  # after W&B's own handler, hence called before it
         if self._mode == "offline":
             for row in rows:
@@ -90,18 +98,18 @@ class WandbMirror:
 
     def log(self, row: Row) -> None:
         """Mirror a row; our own `step` is the x-axis, so W&B drops nothing that a resumed run logs again."""
-        if self._tracker is not None:
-            self._guard("log", lambda: self._tracker.log(rename_for_display(row)))
+        if self._run is not None:
+            self._guard("log", lambda: self._run.log(rename_for_display(row)))
 
     def finish(self, summary: Row) -> None:
         """End the W&B run and say how to upload what did not go online."""
-        if self._tracker is None:
+        if self._run is None:
             return
         wanted = {key: value for key, value in summary.items() if value is not None}
 
         def end() -> bool:
-            self._tracker.tracker.summary.update({"final": wanted})
-            self._tracker.finish()
+            self._run.summary.update({"final": wanted})
+            self._run.finish()
             return True
 
         self._is_finished = bool(self._guard("finish", end))
@@ -126,7 +134,7 @@ class WandbMirror:
         self._budget -= elapsed if elapsed > SLOW_SECONDS else 0.0
         if done is not None:
             return done[0]
-        self._tracker = None
+        self._run = None
         logger.warning("W&B %s failed (%s); %s, metrics.jsonl has everything", what, why, then)
         return None
 
@@ -181,13 +189,35 @@ def _printable_command_line() -> Iterator[None]:
         sys.argv = before
 
 
-def _describe(tracker: Any, settings: Mapping[str, Any]) -> Any:
-    """Give a started tracker the settings, our x-axis and which value of a metric is the best."""
-    tracker.store_init_configuration(dict(settings))
-    run = tracker.tracker
+def _start_run(**arguments: Any) -> Any:
+    import wandb
+
+    return wandb.init(**arguments)
+
+
+def _describe(run: Any, settings: Mapping[str, Any]) -> Any:
+    """Give a started run the settings, our x-axis and which value of a metric is the best."""
+    run.config.update(dict(settings), allow_val_change=True)
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     run.define_metric("val/top1", step_metric="step", summary="max")
     run.define_metric("val/top5", step_metric="step", summary="max")
     run.define_metric("val/loss", step_metric="step", summary="min")
-    return tracker
+    return run
+
+
+def _prepare(run: Run) -> Start | None:
+    tracking, settings = escape_values(run.tracking), escape_values(run.settings)
+    mode, reason = choose_wandb_mode(tracking["wandb"])
+    if tracking["wandb"] != "disabled":
+        logger.info("W&B: %s (%s)", mode, reason)
+    overruled = list_overruled(tracking)
+    if overruled:
+        logger.info("W&B: without effect: %s", ", ".join(overruled))
+    if mode == "disabled":
+        return None
+    facts = {"folder": run.folder, "mode": mode, "run_id": run.run_id, "settings": settings, "tracking": tracking}
+    return lambda rows: WandbMirror(**facts, rows=rows)
+
+
+WANDB = Kind(_prepare, lambda tracking: tracking["wandb"] in ("offline", "online"))

@@ -19,8 +19,8 @@ from alexnet_dist.base.deadlines import call_with_deadline
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.extras import import_extra
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.settings.schema import TrackingConfig
 
+PROJECT = "alexnet_dist"  # the setting's default, which yields to W&B's own
 ASK_SECONDS = 3.0  # for W&B's word on account and network
 PROBE_SECONDS = 1.5
 _SECRETS = ("WANDB_API_KEY",)
@@ -128,8 +128,7 @@ def settle_names(tracking: Mapping[str, Any], folder: Path, settings: Any) -> di
         folder: the run folder, which names the run.
         settings: W&B's.
     """
-    default = TrackingConfig().project
-    project = tracking["project"] if tracking["project"] != default else settings.project or default
+    project = tracking["project"] if tracking["project"] != PROJECT else settings.project or PROJECT
     return {
         "project": project,
         "entity": tracking["entity"] or settings.entity,
@@ -144,7 +143,7 @@ def list_overruled(tracking: Mapping[str, Any]) -> list[str]:
         asks = os.environ.get("WANDB_MODE", "disabled") != "disabled"
         return ["WANDB_MODE (tracking.wandb goes first)"] if asks else []
     ours = {f"WANDB_{name.upper()}": f"tracking.{name}" for name in ("entity", "name", "tags") if tracking[name]}
-    if tracking["project"] != TrackingConfig().project:
+    if tracking["project"] != PROJECT:
         ours["WANDB_PROJECT"] = "tracking.project"
     if tracking["wandb"] != "auto":
         ours |= dict.fromkeys(("WANDB_MODE", "WANDB_DISABLED"), "tracking.wandb")

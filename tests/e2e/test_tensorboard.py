@@ -22,7 +22,6 @@ from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train
-from alexnet_dist.parallel.runtime import start_tensorboard
 from alexnet_dist.runs.folder import start_logging
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.tracking.csv import COLUMNS
@@ -127,14 +126,8 @@ def log_resume(folder: Path, defect: bool) -> None:
 
 
 def open_trackers_here(folder: Path, size: int) -> Trackers:
-    from accelerate import PartialState
-
-    PartialState(cpu=True)
-
     def start(rows: list[Row]) -> TensorboardMirror:
-        return TensorboardMirror(
-            start_tensorboard, folder=folder / "tensorboard", run_id="5e6f7a8b", settings="a: 1\n", rows=rows
-        )
+        return TensorboardMirror(folder=folder / "tensorboard", run_id="5e6f7a8b", settings="a: 1\n", rows=rows)
 
     return Trackers(MetricsFile(folder / "metrics.jsonl", size), {"TensorBoard": start})
 
@@ -168,7 +161,7 @@ def test_event_files_of_others_stay(tmp_path: Path) -> None:
     theirs = "events.out.tfevents.1.host.2.0"
     (tmp_path / theirs).write_bytes(b"theirs")
     for _ in range(2):
-        mirror = TensorboardMirror(start_tensorboard, folder=tmp_path, run_id="5e6f7a8b", settings="", rows=[])
+        mirror = TensorboardMirror(folder=tmp_path, run_id="5e6f7a8b", settings="", rows=[])
         mirror.finish({})
     assert (tmp_path / theirs).read_bytes() == b"theirs"
     assert len(list(tmp_path.iterdir())) == 2

@@ -137,19 +137,19 @@ def test_only_folders_of_this_run_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "victim").is_dir()
 
 
-@pytest.mark.parametrize("failure", [lambda *_: BrokenTracker(), lambda *_: 1 / 0], ids=["log", "start"])
+@pytest.mark.parametrize("failure", [lambda **_: BrokenTracker(), lambda **_: 1 / 0], ids=["log", "start"])
 def test_a_broken_wandb_never_ends_a_run(tmp_path: Path, failure: Any, caplog: pytest.LogCaptureFixture) -> None:
     mirror = open_mirror(tmp_path, failure)
     mirror.log({"event": "train", "step": 1, "loss": 1.0})
     mirror.finish({})
-    assert mirror._tracker is None
+    assert mirror._run is None
 
 
 def test_a_run_that_cannot_begin_online_is_recorded_offline(tmp_path: Path) -> None:
     """The service is left in between, because it holds on to the id of the run that failed."""
     begun: list[str] = []
 
-    def start(project: str, words: dict[str, Any]) -> Any:
+    def start(**words: Any) -> Any:
         begun.append(words["mode"])
         if words["mode"] == "online":
             raise ConnectionError("no such server")
@@ -157,13 +157,13 @@ def test_a_run_that_cannot_begin_online_is_recorded_offline(tmp_path: Path) -> N
 
     mirror = open_mirror(tmp_path, start, mode="online", rows=[{"event": "train", "step": 1, "loss": 1.0}])
     assert begun == ["online", "offline"]
-    mirror._tracker.log.assert_called_once_with({"step": 1, "train/loss": 1.0})
+    mirror._run.log.assert_called_once_with({"step": 1, "train/loss": 1.0})
 
 
 def open_mirror(folder: Path, start: Any, **changes: Any) -> WandbMirror:
     words: dict[str, Any] = {"folder": folder, "mode": "offline", "run_id": "5e6f7a8b", "settings": {}, "rows": []}
     tracking = dataclasses.asdict(TrackingConfig(wandb="online"))
-    return WandbMirror(start, lambda action, _: action(), **{**words, "tracking": tracking, **changes})
+    return WandbMirror(start=start, call=lambda action, _: action(), **{**words, "tracking": tracking, **changes})
 
 
 END = """
@@ -171,13 +171,10 @@ import os, signal, sys
 from pathlib import Path
 import psutil
 from alexnet_dist.settings.schema import TrackingConfig
-from alexnet_dist.base.deadlines import call_with_deadline
-from alexnet_dist.parallel.runtime import start_wandb
-from alexnet_dist.settings.schema import TrackingConfig
 from alexnet_dist.tracking import wandb_account
 from alexnet_dist.tracking import wandb as wandb_mirror
 wandb_mirror.WANDB_BUDGET_SECONDS, wandb_mirror.EXIT_SECONDS = 6.0, 0.5
-mirror = wandb_mirror.WandbMirror(start_wandb, call_with_deadline, folder=Path(sys.argv[1]), mode="offline",
+mirror = wandb_mirror.WandbMirror(folder=Path(sys.argv[1]), mode="offline",
     run_id="5e6f7a8b", settings={}, rows=[], tracking=vars(TrackingConfig()))
 mirror._budget = 1.0
 (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]

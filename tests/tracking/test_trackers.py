@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.refusals import refused
 
+from alexnet_dist.assembly.trackers import open_trackers
 from alexnet_dist.base.durable import format_json, write_json
 from alexnet_dist.base.errors import DivergedError, MachineError
-from alexnet_dist.tracking.trackers import MetricsFile, read_rows, rename_for_display
+from alexnet_dist.settings.schema import Config
+from alexnet_dist.tracking.mirrors import KINDS
+from alexnet_dist.tracking.trackers import Kind, MetricsFile, Row, Run, Start, read_rows, rename_for_display
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -132,3 +136,33 @@ def test_missing_metrics_have_no_rows(tmp_path: Path) -> None:
 )
 def test_rows_have_their_names_in_views(row: dict[str, Any], expected: dict[str, Any]) -> None:
     assert rename_for_display(row) == expected
+
+
+class Steps:
+    """A tracker as one would add it."""
+
+    def __init__(self, run: Run, rows: list[Row]) -> None:
+        self._path = run.folder / f"steps-{run.run_id}-{run.tracking['project']}"
+        self._steps = [row["step"] for row in rows]
+
+    def log(self, row: Row) -> None:
+        self._steps.append(row["step"])
+
+    def finish(self, summary: Row) -> None:
+        self._path.write_text(f"{self._steps} {summary['status']}")
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_tracker_is_a_kind_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_wanted: bool) -> None:
+    def prepare(run: Run) -> Start | None:
+        return partial(Steps, run) if is_wanted else None
+
+    monkeypatch.setitem(KINDS, "steps", Kind(prepare))
+    before = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    before.log({"event": "train", "step": 1})
+    trackers = open_trackers(Config(), tmp_path, before.sync(), "5e6f7a8b")
+    trackers.log({"event": "train", "step": 2})
+    trackers.finish({"status": "finished"})
+    written = {path.name: path.read_text() for path in tmp_path.glob("steps*")}
+    assert written == ({"steps-5e6f7a8b-alexnet_dist": "[1, 2] finished"} if is_wanted else {})
+    assert (tmp_path / "metrics.csv").is_file()
