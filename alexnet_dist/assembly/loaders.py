@@ -69,8 +69,7 @@ def build_plan(
     plan = Plan(index.sizes, recipe, global_batch_size, seed, shuffle, skips_unfit=True)
     unfit = list_unfit(index, plan)
     if len(unfit) == len(index) > 0:
-        where = "" if index.pixels else str(index.root)
-        raise DataError("no image fits the recipe", where=where, why=unfit[0].reason, remedy=RESIZE_REMEDY)
+        raise DataError("no image fits the recipe", where=index.place, why=unfit[0].reason, remedy=RESIZE_REMEDY)
     if unfit and data.on_bad_file == "fail":
         raise BadFilesError(index.root, unfit, UNFIT_REMEDY, what="an image does not fit the recipe")
     return plan

@@ -194,7 +194,7 @@ def decode_image(
             # Pillow turns a TIFF upright while loading and then removes the tag.
             orientation = image.getexif().get(_ORIENTATION_TAG, orientation)
         if size is not None:
-            _compare_size(image.size[::-1] if orientation in _TRANSPOSED else image.size, size)
+            compare_size(image.size[::-1] if orientation in _TRANSPOSED else image.size, size)
         if window is not None and orientation not in _UPRIGHT and image.mode in ("L", "RGB"):
             # Pillow holds a pixel in four bytes: the less of them are turned into three, the better.
             x, y, width, height = map(int, window)
@@ -412,7 +412,12 @@ def _describe_stranger(prefix: bytes) -> str:
     return f"not an image ({', '.join(FORMATS)})"
 
 
-def _compare_size(found: tuple[int, int], scanned: Sequence[int]) -> None:
+def compare_size(found: tuple[int, int], scanned: Sequence[int]) -> None:
+    """Refuse a picture whose (width, height) is not what it was when it was listed.
+
+    Raises:
+        UnreadableImageError: so it is.
+    """
     if found != tuple(scanned):
         now, then = ("x".join(map(str, size)) for size in (found, scanned))
         raise UnreadableImageError(f"changed since it was scanned: {now}, was {then}")

@@ -51,7 +51,7 @@ def check_classes_fill_folds(index: SampleIndex, num_folds: int) -> None:
         fewer = f"use at most {count} folds, or " if count > 1 else ""
         raise DataError(
             f"cannot cut the images into {num_folds} folds",
-            where=str(index.root) if index.pixels is None else "",
+            where=index.place,
             why=f"class '{index.classes[smallest]}' has {count} image{'s' if count > 1 else ''}, fewer than folds",
             remedy=f"{fewer}add images of it",
         )
@@ -98,7 +98,7 @@ def _split_error(index: SampleIndex, label: int, fraction: float) -> DataError:
     count = int(np.count_nonzero(index.labels == label))
     return DataError(
         "cannot split off a validation set",
-        where=str(index.root) if index.pixels is None else "",
+        where=index.place,
         why=f"class '{index.classes[label]}' ({count} in all) would have no image in one part",
         remedy=f"add images of it, change data.val_fraction ({fraction}) or give a validation set",
     )

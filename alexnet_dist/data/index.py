@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, Pixels, convert_to_luma, cut_window, decode_image
+from alexnet_dist.data.decode import (
+    DEFAULT_MAX_PIXELS,
+    Pixels,
+    UnreadableImageError,
+    compare_size,
+    convert_to_luma,
+    cut_window,
+    decode_image,
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,16 @@ class SampleIndex:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def has_files(self) -> bool:
+        """Whether each sample is a file of its own, at `root` and its path; else `pixels` gives the pictures."""
+        return self.pixels is None
+
+    @property
+    def place(self) -> str:
+        """Where the files lie, for messages; "" without files."""
+        return str(self.root) if self.has_files else ""
+
     def subset(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> SampleIndex:
         """The samples with these ids, in this order, with the same classes and the same bad files."""
         chosen = np.asarray(ids, dtype=np.int64)
@@ -116,8 +134,46 @@ class SampleIndex:
         path = self.paths[sample_id]
         if self.pixels is None:
             return decode_image(os.path.join(self.root, path), channels, max_pixels, self.sizes[sample_id], window)
-        image = _set_channels(self.pixels.load(path), channels)
+        image = self.pixels.load(path)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise UnreadableImageError(f"its pixels are {image.dtype} {image.shape}, not uint8 (height, width, 1 or 3)")
+        compare_size((image.shape[1], image.shape[0]), self.sizes[sample_id])
+        image = _set_channels(image, channels)
         return image if window is None else cut_window(image, window)
+
+
+def index_pixels(
+    pixels: PixelSource,
+    paths: Sequence[str],
+    labels: npt.NDArray[np.integer],
+    sizes: npt.ArrayLike,
+    classes: Sequence[str],
+    *,
+    root: Path = Path(),
+    byte_sizes: Sequence[int] | None = None,
+) -> SampleIndex:
+    """An index of pictures that are no image files.
+
+    Args:
+        pixels: gives the picture of each path.
+        paths: (N,), by class, then by path.
+        labels: (N,), positions in `classes`.
+        sizes: (N, 2), or one pair for all: width and height in pixels.
+        classes: names of all classes.
+        root: folder the paths are relative to; empty without one.
+        byte_sizes: (N,), of files that the pictures come from, whose change is to be noticed; None = 0.
+    """
+    count = len(paths)
+    return SampleIndex(
+        root=root,
+        paths=tuple(paths),
+        labels=labels.astype(np.int64, copy=False),
+        sizes=np.broadcast_to(np.asarray(sizes, dtype=np.int32), (count, 2)).copy(),
+        byte_sizes=np.zeros(count, np.int64) if byte_sizes is None else np.array(byte_sizes, dtype=np.int64),
+        is_plain=np.zeros(count, dtype=np.bool_),
+        classes=tuple(classes),
+        pixels=pixels,
+    )
 
 
 def _set_channels(pixels: Pixels, channels: int) -> Pixels:

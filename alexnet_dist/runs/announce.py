@@ -61,7 +61,7 @@ def announce(session: Session, trainer: Trainer) -> None:
 def _count_odd_images(session: Session) -> str:
     """How many files DALI gets as pixels: those of a kind, or a form, that decoders do not read alike."""
     sets = session.splits.named().values()
-    number = sum(int((~index.is_plain).sum()) for index in sets if index.pixels is None)
+    number = sum(int((~index.is_plain).sum()) for index in sets if index.has_files)
     if session.engine != "dali" or not number:
         return ""
     return f"; {number:,} images of unusual form are decoded by the reference"
@@ -89,6 +89,6 @@ def say_goodbye(session: Session, summary: dict[str, Any]) -> None:
             logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
     logger.info("run folder: %s", session.folder)
     index = session.splits.val or session.splits.train
-    if index.pixels is None:  # predict reads image files
+    if index.has_files:  # predict reads image files
         words = map(quote_word, (session.folder, index.root / index.paths[0]))
         logger.info("next: python launch/predict.py --model %s %s", *words)

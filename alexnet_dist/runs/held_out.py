@@ -141,5 +141,4 @@ def _list_error(path: Path, why: str) -> DataError:
 
 
 def _changed_error(index: SampleIndex, why: str) -> DataError:
-    where = str(index.root) if index.pixels is None else ""
-    return DataError("the held-out images changed since the run began", where=where, why=why, remedy=_REMEDY)
+    return DataError("the held-out images changed since the run began", where=index.place, why=why, remedy=_REMEDY)

@@ -67,7 +67,7 @@ def list_images(sets: Mapping[str, SampleIndex], root: Path) -> Images:
     """
     images: Images = {}
     for split, index in sets.items():
-        if index.pixels is not None:
+        if not index.has_files:
             continue
         rows = zip(place_paths(index, index.paths, root), index.byte_sizes.tolist(), index.labels.tolist(), strict=True)
         images |= {(split, path): (num_bytes, index.classes[label]) for path, num_bytes, label in rows}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.array_files import list_files, write_cifar10, write_fashion_mnist
+from helpers.array_files import list_files, save_npy_folders, write_cifar10, write_fashion_mnist
+from helpers.pages import ROOT, read_code
 from helpers.tiny import tiny_config
 from helpers.verbs import call_well
 from PIL import Image
@@ -133,3 +138,24 @@ def test_two_epochs_of_the_real_fashion_mnist(tmp_path: Path) -> None:
     assert read_summary(tmp_path)["epoch"] == 2
     assert read_summary(tmp_path)["test_top1"] > 0.5
     assert list_files(root) == before
+
+
+def test_a_source_of_the_page_is_one_file_and_one_line(tmp_path: Path) -> None:
+    """In a copy of the package, with what docs/data-sources.md says and nothing else, with its own commands."""
+    code, line = read_code("data-sources.md")
+    for folder in ("alexnet_dist", "configs", "launch"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "alexnet_dist" / "data" / "sources" / "npy.py").write_text(code)
+    table = tmp_path / "alexnet_dist" / "base" / "sources.py"
+    before, after = table.read_text().split('    "digits": ')
+    table.write_text(f'{before}{line}    "digits": {after}')
+    save_npy_folders(tmp_path / "data" / "npy")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    train, evaluate = (shlex.split(command)[1:] for command in read_code("data-sources.md", "")[0].splitlines())
+    sizes = ["--train.max_steps", "1", "--train.global_batch_size", "4", "--data.val", "val", "--data.workers", "1"]
+    for words in ([*train, *sizes], evaluate):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_examples"] == 12

@@ -15,3 +15,9 @@ def read_commands(verb: str) -> list[list[str]]:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES).replace("\\\n", " ")
     found = re.findall(rf"^    (?:accelerate launch|python)[^`\n]*? launch/{verb}\.py (.*)$", text, re.MULTILINE)
     return [list(words) for words in dict.fromkeys(tuple(shlex.split(line, comments=True)) for line in found)]
+
+
+def read_code(page: str, language: str = "python") -> list[str]:
+    """The fenced blocks of a language of a page of docs/, in their order."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [code for word, code in blocks if word == language]

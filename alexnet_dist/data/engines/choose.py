@@ -55,7 +55,7 @@ def choose_engine(requested: str, kept: str | None, loader: Loader) -> tuple[str
         return _keep(kept, loader)
     if _has_cache(loader):
         return "cache", "built for this recipe"
-    if loader.index.pixels is not None:
+    if not loader.index.has_files:
         return REFERENCE, "the pictures lie in no files"
     obstacle = find_obstacle("dali")
     if obstacle:

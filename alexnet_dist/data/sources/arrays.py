@@ -30,7 +30,7 @@ from alexnet_dist.base.durable import CACHE_SETTING, TEMPORARY, disk_errors_name
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.files.kept_arrays import Array, keep_arrays
-from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.index import SampleIndex, index_pixels
 from alexnet_dist.data.sources.source import Source, SourceOptions, check_part, find_no_root
 
 PARTS = ("train", "test")
@@ -128,15 +128,12 @@ def array_index(source: str, part: str, *, root: Path | None, cache_dir: Path, d
     count, height, width = images.array.shape[:3]
     order = np.argsort(labels, kind="stable")
     digits = len(str(count - 1))
-    return SampleIndex(
-        root=Path(),
-        paths=tuple(f"{part}/{number:0{digits}d}" for number in order.tolist()),
+    return index_pixels(
+        ArrayPixels(images.digest, images.file),
+        paths=[f"{part}/{number:0{digits}d}" for number in order.tolist()],
         labels=labels[order],
-        sizes=np.tile(np.array([width, height], dtype=np.int32), (count, 1)),
-        byte_sizes=np.zeros(count, dtype=np.int64),
-        is_plain=np.zeros(count, dtype=np.bool_),
-        classes=tuple(kept["classes"].array.tolist()),
-        pixels=ArrayPixels(images.digest, images.file),
+        sizes=(width, height),
+        classes=kept["classes"].array.tolist(),
     )
 
 

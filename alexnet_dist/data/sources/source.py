@@ -18,6 +18,7 @@ from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.data.files.index_files import FileRules
 from alexnet_dist.data.files.scan import FoundFile
 from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.layouts import explain_missing_folder
 
 ROOT_REMEDY = "give the folder that paths are relative to"
 
@@ -168,3 +169,22 @@ def open_source(name: str) -> Source:
 def has_part(options: SourceOptions, key: str) -> bool:
     """Whether there is a set for train, val or test."""
     return bool(options.parts.get(key)) or (key == "val" and SOURCES[options.name].makes_val)
+
+
+def index_path(path: Path, rules: FileRules, classes: tuple[str, ...] | None = None) -> SampleIndex:
+    """The images of a folder of class folders, or of a manifest, for who has no settings.
+
+    Args:
+        path: of the folder; or of a text or CSV file, whose paths are relative to the folder that it lies in.
+        rules: how the files are looked at.
+        classes: those of training; None takes the path's own.
+
+    Raises:
+        DataError: nothing is there, it is laid out otherwise, or it has a class that the given ones lack.
+        BadFilesError: unreadable files under `on_bad_file: fail`; all of them.
+    """
+    if not path.exists():
+        raise explain_missing_folder(path)
+    name = "folder" if path.is_dir() else "manifest"
+    options = SourceOptions(name, path.parent, {"train": path.name}, rules)
+    return open_source(name).list_split(options, "train", classes)

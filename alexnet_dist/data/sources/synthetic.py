@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.data.decode import Pixels
-from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.index import SampleIndex, index_pixels
 from alexnet_dist.data.sources.source import Source, SourceOptions, check_part, find_no_root
 
 VAL_PART = 8  # one validation image for so many training images
@@ -105,15 +104,12 @@ def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], se
         seed: of the noise and of where the pattern starts.
     """
     synthetic = SyntheticPixels(seed=seed, num_classes=num_classes, width=size[0], height=size[1])
-    return SampleIndex(
-        root=Path(),
-        paths=tuple(map(synthetic.name_sample, range(num_images))),
+    return index_pixels(
+        synthetic,
+        paths=[*map(synthetic.name_sample, range(num_images))],
         labels=np.arange(num_images, dtype=np.int64) % num_classes,
-        sizes=np.tile(np.array(size, dtype=np.int32), (num_images, 1)),
-        byte_sizes=np.zeros(num_images, dtype=np.int64),
-        is_plain=np.zeros(num_images, dtype=np.bool_),
-        classes=tuple(map(synthetic.name_class, range(num_classes))),
-        pixels=synthetic,
+        sizes=size,
+        classes=[*map(synthetic.name_class, range(num_classes))],
     )
 
 

@@ -207,7 +207,7 @@ def read_change_times(index: SampleIndex) -> IntArray:
 
     The index holds paths and byte sizes. A picture that was edited under its old name may keep its byte size.
     """
-    if index.pixels is not None:
+    if not index.has_files:
         return np.zeros(len(index), np.int64)
     folder = os.path.join(index.root, "")
 
