@@ -209,12 +209,12 @@ def _first_difference(names: tuple[str, ...], others: tuple[str, ...]) -> str:
 
 def _warn_about_leaks(*sets: SampleIndex | None) -> None:
     """Say how many pictures stand in more than one set: what is measured on them is not what the network can do."""
-    by_root: dict[str, list[SampleIndex]] = {}  # paths begin in it
+    by_place: dict[tuple[str, str], list[SampleIndex]] = {}  # where a path is one picture
     for index in sets:
         if index is not None:
-            by_root.setdefault(os.path.realpath(index.root), []).append(index)
+            by_place.setdefault((os.path.realpath(index.root), repr(index.pixels)), []).append(index)
     leaked: set[str] = set()
-    for together in by_root.values():
+    for together in by_place.values():
         for number, index in enumerate(together[1:], start=1):
             leaked.update(*(set(index.paths).intersection(other.paths) for other in together[:number]))
     if leaked:

@@ -721,9 +721,10 @@ def test_a_part_that_there_is_not(tmp_path: Path, fashion: object, cifar: object
     assert "train or test" in line
 
 
-def test_a_synthetic_test_set() -> None:
+def test_a_synthetic_test_set(caplog: pytest.LogCaptureFixture) -> None:
     config = build_config({"data.source": "synthetic", "train.epochs": 1, "data.test": "test"})
     splits = build_splits(config.data, 5, False)
+    assert caplog.messages == []  # the sets name their pictures alike, and these are others
     assert splits.val is not None
     assert splits.test is not None
     assert len(splits.test) == len(splits.val) == 64
