@@ -10,18 +10,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alexnet_dist.assembly.public_loader import BatchLoader, make_index, make_loader
     from alexnet_dist.inference.hub import AlexNet, from_pretrained
     from alexnet_dist.inference.predict import Prediction, predict
     from alexnet_dist.models import build_model, make_spec
 
 __version__ = "0.1.0"
-__all__ = ["AlexNet", "Prediction", "__version__", "build_model", "from_pretrained", "make_spec", "predict"]
+__all__ = [
+    "AlexNet",
+    "BatchLoader",
+    "Prediction",
+    "__version__",
+    "build_model",
+    "from_pretrained",
+    "make_index",
+    "make_loader",
+    "make_spec",
+    "predict",
+]
 
 _MODULES = {
     "AlexNet": "inference.hub",
+    "BatchLoader": "assembly.public_loader",
     "Prediction": "inference.predict",
     "build_model": "models",
     "from_pretrained": "inference.hub",
+    "make_index": "assembly.public_loader",
+    "make_loader": "assembly.public_loader",
     "make_spec": "models",
     "predict": "inference.predict",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -80,8 +81,23 @@ def list_unfit(index: SampleIndex, plan: Plan) -> tuple[BadFile, ...]:
     return tuple(BadFile(index.paths[sample], reason) for sample, reason in plan.unfit.items())
 
 
+class Place(Protocol):
+    """Where a loader's batches go, and which share of them: what it asks of a `Runtime`."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dp_rank(self) -> int: ...
+    @property
+    def dp_size(self) -> int: ...
+    @property
+    def processes_here(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+
+
 def build_loader(
-    runtime: Runtime,
+    place: Place,
     data: DataConfig,
     index: SampleIndex,
     plan: Plan,
@@ -90,23 +106,23 @@ def build_loader(
     engine: str = "torchvision",
 ) -> Loader:
     """One replica's batches of a set."""
-    on_gpu = runtime.device.type == "cuda"
+    on_gpu = place.device.type == "cuda"
     return Loader(
         plan=plan,
         index=index,
         normalization=normalization,
         channels=len(normalization.mean),
         max_pixels=data.max_pixels,
-        shard_id=runtime.dp_rank,
-        num_shards=runtime.dp_size,
-        device=runtime.device,
+        shard_id=place.dp_rank,
+        num_shards=place.dp_size,
+        device=place.device,
         channels_last=channels_last,
-        workers=choose_workers(data.workers, on_gpu, runtime.processes_here),
+        workers=choose_workers(data.workers, on_gpu, place.processes_here),
         engine=ENGINES[engine],
         cache_dir=cache_dir(data),
         prefetch=data.prefetch,
         hw_decoder_load=data.hw_decoder_load,
-        dtype=INPUT_DTYPES[runtime.precision],
+        dtype=INPUT_DTYPES[place.precision],
     )
 
 

@@ -17,9 +17,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.errors import MachineError
+
+if TYPE_CHECKING:
+    import torch
 
 REPORTED_PACKAGES = (
     *("alexnet_dist", "torch", "torchvision", "triton", "accelerate", "numpy", "pillow", "safetensors", "wandb"),
@@ -52,6 +55,26 @@ def check_compiler(on_gpu: bool) -> None:
     if not found:
         missing = "Triton with a C compiler" if on_gpu else f"a C++ compiler ({os.environ.get('CXX', usual)})"
         raise MachineError(f"compile needs {missing}", why="there is none", remedy="install it, or set --compile false")
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of a name; "auto" is the GPU where there is one.
+
+    Raises:
+        MachineError: a GPU where there is none.
+        ValueError: no such name.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"no device {device!r}; there are auto, cpu and cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError("no CUDA device", why=f"device is {device}", remedy="set --device cpu or auto")
+    return found
 
 
 def settle_home() -> None:

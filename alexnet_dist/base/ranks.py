@@ -24,9 +24,9 @@ def local_rank_from_environment() -> int:
     return read_number("LOCAL_RANK", 0)
 
 
-def local_world_size_from_environment() -> int:
-    """The number of processes on this machine; 1 without a launcher."""
-    return read_number("LOCAL_WORLD_SIZE", 1)
+def local_world_size_from_environment(without: int = 1) -> int:
+    """The number of processes on this machine; `without` a launcher that says it, this number."""
+    return read_number("LOCAL_WORLD_SIZE", without)
 
 
 def machine_from_environment() -> str | None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from alexnet_dist import models
-from alexnet_dist.base.errors import CheckpointError, DataError, MachineError, UsageError
+from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.base.machine import find_device
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError, read_header
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.torchvision import iterate_batches
@@ -86,24 +87,6 @@ def predict(
             return list(predict_pictures(network.eval(), network.card, [os.fspath(path) for path in many], topk))
     finally:
         network.train(was_training)
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """The device of a name; "auto" is the GPU where there is one.
-
-    Raises:
-        MachineError: a GPU where there is none.
-        ValueError: no such name.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"no device {device!r}; there are auto, cpu and cuda") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise MachineError("no CUDA device", why=f"device is {device}", remedy="set device to cpu or auto")
-    return found
 
 
 @contextlib.contextmanager

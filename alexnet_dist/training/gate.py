@@ -45,7 +45,7 @@ class BatchGate:
             self.runtime.count_once(batch.num_images), *self.stop.counts(), num_fatal
         )
         if num_fatal:
-            self.runtime.raise_together(_name_bad_file(batch.bad_files))
+            self.runtime.raise_together(name_bad_file(batch.bad_files))
         if interrupts or terminations:
             number = signal.SIGINT if interrupts else signal.SIGTERM
             remedy = "start the same command again to go on"
@@ -57,7 +57,8 @@ class BatchGate:
         return {bad for part in self.runtime.gather(self.bad_files) for bad in part}
 
 
-def _name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
+def name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
+    """The error for the first of some bad files of a batch, where they may not be skipped; None without any."""
     if not bad_files:
         return None
     remedy = "mend or remove it, or set data.on_bad_file: skip"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from alexnet_dist.data.engines.workers import (
     FILES_PER_WORKER,
     allow_open_files,
     end_with_training_process,
+    main_file_left_alone,
     worker_context,
 )
 from alexnet_dist.data.index import BadFile, SampleIndex
@@ -215,7 +215,7 @@ def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers:
         generator=torch.Generator(),  # it would draw a seed for workers from the process's own
     )
     try:
-        taken = _take_patiently(loader, batches.index.root, batches.shape[0])
+        taken = _take_patiently(loader, batches.index, batches.shape[0])
         for step, facts in zip(range(start, stop), taken, strict=True):
             yield join_batch(slots[step % len(slots)], facts)
     except (RuntimeError, EOFError, ConnectionError) as error:
@@ -225,14 +225,14 @@ def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers:
         raise _no_memory("a decoding process was killed", why) from error
 
 
-def _take_patiently(loader: DataLoader[RowFacts], root: Path, num_rows: int) -> Iterator[RowFacts]:
+def _take_patiently(loader: DataLoader[RowFacts], index: SampleIndex, num_rows: int) -> Iterator[RowFacts]:
     """What workers say of their batches, with a limit on each wait.
 
     Raises:
         MachineError: a worker made nothing for too long.
     """
     workers: list[Any] = []
-    num_taken = 0
+    num_taken, root = 0, index.root
 
     def describe() -> str:  # DataLoader gives batches to its workers in turn
         return describe_process(workers[num_taken % len(workers)].pid, root) if workers else "decoding processes begin"
@@ -245,7 +245,7 @@ def _take_patiently(loader: DataLoader[RowFacts], root: Path, num_rows: int) -> 
     patience = Patience(num_rows, describe, give_up)
     try:
         with patience.counting():
-            with patience.waiting():
+            with patience.waiting(), main_file_left_alone(index.pixels):
                 batches: Any = iter(loader)
             workers += batches._workers
             while True:

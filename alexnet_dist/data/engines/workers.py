@@ -8,6 +8,7 @@ still imports it.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -15,9 +16,11 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing import util
 from multiprocessing.context import BaseContext
+from typing import Any
 
 from alexnet_dist.base.errors import MachineError
 
@@ -102,6 +105,29 @@ def start_worker_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def main_file_left_alone(pixels: object) -> Iterator[None]:
+    """Processes that are started within do not run the program's own file again, as multiprocessing has it.
+
+    They need nothing of it, and a plain script, without `if __name__ == "__main__"`, would start its own training in
+    each of them. A source of pixels that is defined there is needed, and then the file is run.
+
+    Args:
+        pixels: what an index has for pictures that lie in no files.
+    """
+    main = sys.modules["__main__"]
+    if type(pixels).__module__ == "__main__":
+        yield
+        return
+    kept: dict[str, Any] = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    main.__spec__ = None
+    vars(main).pop("__file__", None)
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
 
 
 def end_with_training_process(worker_id: int) -> None:

@@ -34,6 +34,7 @@ from alexnet_dist.data.engines.workers import (
     FILES_PER_WORKER,
     allow_open_files,
     end_with_training_process,
+    main_file_left_alone,
     worker_context,
 )
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
@@ -307,7 +308,8 @@ def _run_jobs(jobs: Iterator[_Job], workers: int) -> Iterator[Footer]:
     patience = _watch(pool, ready)
     try:
         with patience.counting():
-            made = as_completed([pool.submit(_make_chunk, job) for job in ready])
+            with main_file_left_alone(ready[0].index.pixels):
+                made = as_completed([pool.submit(_make_chunk, job) for job in ready])
             while True:
                 with patience.waiting():
                     done = next(made, None)
