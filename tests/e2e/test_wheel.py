@@ -57,6 +57,11 @@ def test_the_checkout_is_out_of_reach(scripts: Path, tmp_path: Path) -> None:
     assert Path(printed.strip()).is_relative_to(scripts.parent)
 
 
+def test_classes_have_their_words(scripts: Path, tmp_path: Path) -> None:
+    code = "from alexnet_dist.data.class_words import find_words; print(find_words('n01440764'))"
+    assert run_command(str(scripts / "python"), "-c", code, cwd=tmp_path).strip() == "tench"
+
+
 @pytest.mark.parametrize("config", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_config_is_found_by_name(scripts: Path, tmp_path: Path, config: str) -> None:
     printed = run_command(str(scripts / "alexnet-dist"), "train", "--config", config, "--print_config", cwd=tmp_path)
