@@ -1,7 +1,7 @@
 """Words for ImageNet's classes, whose folders have the ids of WordNet 3.0 for names (`n02102040`).
 
-imagenet_ids.txt holds the ids of the 1,000 classes of ILSVRC2012, sorted. The words are torchvision's, which come in the
-order of the sorted ids. A class is known by its id everywhere: words are only shown.
+imagenet_ids.txt holds the ids of the 1,000 classes of ILSVRC2012, sorted. The words are torchvision's, which come in
+the order of the sorted ids. A class is known by its id everywhere: words are only shown.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ may hold a `$`.
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "0.45"
 DPI = 120
 PADDING = 0.06  # inches around each part
+MARGIN = 0.1  # inches above and below a title where places are given
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 12.0, 10.0, 8.0  # points
+LETTERS_AN_INCH, TITLE_INCHES = 10.5, 0.2  # of a line of a title
 PLAIN: dict[str, Any] = {"parse_math": False}
 SOFTWARE = "alexnet_dist"  # stands in each PNG file: one without it is its user's
 
@@ -35,15 +38,32 @@ def check_matplotlib() -> None:
     import_extra("matplotlib.figure", "plots")
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure with a title; width and height in inches."""
+def new_figure(width: float, height: float, title: str, is_laid_out: bool = True) -> Figure:
+    """An empty figure with a title.
+
+    Args:
+        width, height: in inches.
+        title: one line or several; words that the width has no room for go into the next line.
+        is_laid_out: matplotlib makes room for the words around each panel. Else the caller gives places.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=PADDING, h_pad=PADDING)
+    layout = ConstrainedLayoutEngine(w_pad=PADDING, h_pad=PADDING) if is_laid_out else None
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
-    figure.suptitle(title, fontsize=TITLE_SIZE, **PLAIN)
+    y = None if is_laid_out else 1 - MARGIN / height
+    figure.suptitle(_wrap_title(title, width), fontsize=TITLE_SIZE, y=y, **PLAIN)
     return figure
+
+
+def measure_title(title: str, width: float) -> float:
+    """Inches that a title takes over a figure that is so many inches wide."""
+    return TITLE_INCHES * (1 + _wrap_title(title, width).count("\n")) + 2 * MARGIN
+
+
+def _wrap_title(title: str, width: float) -> str:
+    letters = round(width * LETTERS_AN_INCH)
+    return "\n".join(textwrap.fill(line, letters) for line in title.splitlines())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

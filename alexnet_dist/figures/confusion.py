@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 Counts = npt.NDArray[np.int64]
 
-CLASS_COLUMNS = ("class", "count", "top1", "precision", "most_confused_with", "confused_count")
+CLASS_COLUMNS = (
+    *("class", "count", "top1", "precision", "most_confused_with", "confused_count"),
+    *("recall", "f1-score", "support"),  # as scikit-learn's classification_report calls them
+    *("words", "confused_words"),
+)
 FEW_CLASSES, NAMED_CLASSES = 20, 50  # up to so many, cells have their counts, and classes their names
 LONGEST_NAME = 24  # characters of a class beside the matrix
 DARK = 0.55  # cells above this share have white text
@@ -29,12 +33,13 @@ def count_confusion(labels: Counts, predicted: Counts, num_classes: int) -> Coun
     return np.asarray(confusion_matrix(labels, predicted, labels=np.arange(num_classes)), dtype=np.int64)
 
 
-def tabulate_classes(counts: Counts, names: Sequence[str]) -> list[tuple[str, ...]]:
+def tabulate_classes(counts: Counts, names: Sequence[str], words: Sequence[str]) -> list[tuple[str, ...]]:
     """The rows of classes.csv, see `CLASS_COLUMNS`; a cell is empty where there is nothing to divide or to name.
 
     Args:
         counts: (K, K) of `count_confusion`.
         names: (K,) of the classes.
+        words: (K,) that say what the names mean; empty where there are none.
     """
     rows: list[tuple[str, ...]] = []
     for label, name in enumerate(names):
@@ -44,8 +49,11 @@ def tabulate_classes(counts: Counts, names: Sequence[str]) -> list[tuple[str, ..
         wrong = counts[label].copy()
         wrong[label] = 0
         most = int(wrong.argmax())
-        confused = (names[most], str(wrong[most])) if wrong[most] else ("", "")
-        rows.append((name, str(count), _divide(right, count), _divide(right, said), *confused))
+        confused, confused_words = ((names[most], str(wrong[most])), words[most]) if wrong[most] else (("", ""), "")
+        recall, precision, f1 = _divide(right, count), _divide(right, said), _divide(2 * right, count + said)
+        rows.append(
+            (name, str(count), recall, precision, *confused, recall, f1, str(count), words[label], confused_words)
+        )
     return rows
 
 
@@ -78,7 +86,8 @@ def draw_confusion(path: Path, counts: Counts, names: Sequence[str], title: str)
     norm = PowerNorm(1.0 if num_classes <= FEW_CLASSES else 0.5, vmin=0, vmax=100)
     image = axes.imshow(shares, cmap="Blues", norm=norm)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("share of the true class (%)", fontsize=TEXT_SIZE)
+    scale = "" if norm.gamma == 1 else "; the colours follow its square root"
+    bar.set_label(f"share of the true class (%){scale}", fontsize=TEXT_SIZE)
     numbered = "" if num_classes <= NAMED_CLASSES else " (row of classes.csv, from 0)"
     axes.set_xlabel(f"predicted class{numbered}", fontsize=TEXT_SIZE)
     axes.set_ylabel(f"true class{numbered}", fontsize=TEXT_SIZE)

@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.figures.canvas import PLAIN, SMALL_SIZE, new_figure, save_figure, shorten
+from alexnet_dist.figures.canvas import BLUE, ORANGE, PLAIN, SMALL_SIZE, measure_title, new_figure, save_figure, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 6
-INCHES = 1.6  # side of a picture
-LINE_INCHES = 0.16
-LONGEST_LINE = 32  # characters
+INCHES, GAP = 1.6, 0.2  # side of a picture, and between two
+LINE_INCHES = 0.15
+LONGEST_LINE = 29  # characters
+FRAME_POINTS = 2.5
+MARKS = {"right": BLUE, "wrong": ORANGE}  # told apart with every kind of colour vision, and by their words
 
 
 def draw_contact_sheet(
-    path: Path, pictures: npt.NDArray[np.uint8], captions: Sequence[Sequence[str]], title: str
+    path: Path,
+    pictures: npt.NDArray[np.uint8],
+    captions: Sequence[Sequence[str]],
+    title: str,
+    marks: Sequence[str] | None = None,
 ) -> None:
     """Draw pictures in rows of six.
 
@@ -27,20 +37,37 @@ def draw_contact_sheet(
         pictures: (N, S, S, 3) or (N, S, S, 1); N is 1 or more.
         captions: (N,) lines below each; those too long are cut.
         title: of the figure.
+        marks: (N,) of `MARKS`: the word below each, and the colour of the frame around it.
 
     Raises:
         MachineError: the file cannot be written.
     """
     columns = min(COLUMNS, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    lines = max(len(caption) for caption in captions)
-    height = rows * (INCHES + lines * LINE_INCHES + 0.1) + 0.5
-    figure = new_figure(max(columns * (INCHES + 0.1), 5.0), height, title)
-    cells = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in cells:
-        axes.set_axis_off()
-    for axes, picture, caption in zip(cells, pictures, captions, strict=False):
+    num_lines = max(len(caption) for caption in captions) + (marks is not None)
+    cell_width, cell_height = INCHES + GAP, INCHES + GAP + num_lines * LINE_INCHES
+    width = max(columns * cell_width + GAP, 5.0)
+    header = measure_title(title, width)
+    height = header + rows * cell_height
+    left = (width - columns * cell_width + GAP) / 2
+    figure = new_figure(width, height, title, is_laid_out=False)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = left + column * cell_width, height - header - row * cell_height - INCHES
+        axes = figure.add_axes((x / width, y / height, INCHES / width, INCHES / height), xticks=[], yticks=[])
         axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-        text = "\n".join(shorten(line, LONGEST_LINE) for line in caption)
-        axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=SMALL_SIZE, **PLAIN)
+        _write_caption(axes, caption, None if marks is None else marks[number])
     save_figure(figure, path)
+
+
+def _write_caption(axes: Axes, caption: Sequence[str], mark: str | None) -> None:
+    plain: dict[str, Any] = {}
+    lines = [(line, plain) for line in caption]
+    if mark is not None:
+        lines.insert(0, (mark, {"color": MARKS[mark], "fontweight": "bold"}))
+        axes.spines[:].set(color=MARKS[mark], linewidth=FRAME_POINTS)
+    axes.spines[:].set_visible(mark is not None)
+    for number, (line, style) in enumerate(lines):
+        y = -0.04 - number * LINE_INCHES / INCHES
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "top", "fontsize": SMALL_SIZE}
+        axes.text(0.5, y, shorten(line, LONGEST_LINE), **place, **style, **PLAIN)

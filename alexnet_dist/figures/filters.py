@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.figures.canvas import TEXT_SIZE, new_figure, save_figure
+from alexnet_dist.figures.canvas import TEXT_SIZE, measure_title, new_figure, save_figure
 
 Floats = npt.NDArray[np.floating]
 
 INCHES = 4 / 100  # side of a weight
 BACKGROUND = 1.0
-GAP = 0.06  # between towers, in widths of one
+GAP = 0.2  # inches between towers and around them
+TOWER_INCHES = 0.22  # of a tower's name
+LEAST_WIDTH = 4.0
 SHAPE = 1.5  # columns over rows of a grid, about
 
 
@@ -32,13 +34,18 @@ def draw_filters(path: Path, weights: Floats, num_towers: int, title: str) -> No
     """
     columns = choose_columns(len(weights) // num_towers)
     towers = [arrange_filters(part, columns) for part in np.split(weights, num_towers)]
-    height, width = towers[0].shape[:2]
-    figure = new_figure(max(num_towers * (width * INCHES + 0.35), 4.0), height * INCHES + 1.0, title)
-    cells = figure.subplots(1, num_towers, squeeze=False, gridspec_kw={"wspace": GAP})[0]
-    for tower, axes in enumerate(cells):
-        axes.imshow(towers[tower].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    high, wide = (side * INCHES for side in towers[0].shape[:2])
+    width = max(num_towers * (wide + GAP) + GAP, LEAST_WIDTH)
+    header = measure_title(title, width) + (TOWER_INCHES if num_towers > 1 else 0.0)
+    height = header + high + GAP / 2
+    figure = new_figure(width, height, title, is_laid_out=False)
+    left = (width - num_towers * (wide + GAP) + GAP) / 2
+    for number, tower in enumerate(towers):
+        x = left + number * (wide + GAP)
+        axes = figure.add_axes((x / width, GAP / 2 / height, wide / width, high / height))
+        axes.imshow(tower.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         if num_towers > 1:
-            axes.set_title(f"tower {tower + 1}: {len(weights) // num_towers} filters", fontsize=TEXT_SIZE)
+            axes.set_title(f"tower {number + 1}: {len(weights) // num_towers} filters", fontsize=TEXT_SIZE, pad=4)
         axes.set_axis_off()
     save_figure(figure, path)
 

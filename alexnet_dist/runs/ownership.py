@@ -50,6 +50,7 @@ FIRST_WORDS = {
     "images.csv.gz": b"\x1f\x8b",
     "crossval.csv": b"fold,",
     "classes.csv": b"class,count,top1,",
+    "predictions.csv": b"path,true_class,",
 }
 # A start that is going on, the root of a disk, and what keeps a folder in git or remembers how it is shown.
 _HARMLESS = {LOCK, "lost+found", ".gitkeep", ".DS_Store"}

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan, place_model
+from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.base.durable import MANIFEST, hash_file, refuse_link, write_csv
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.run_record import METRICS, read_marker
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.text import shorten as shorten_middle
 from alexnet_dist.cli.evaluate import plan_evaluation
+from alexnet_dist.data.class_words import find_words
 from alexnet_dist.data.engines.choose import REFERENCE
 from alexnet_dist.data.engines.loader import Loader, Normalization
 from alexnet_dist.data.index import SampleIndex
@@ -36,7 +39,7 @@ from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card
 from alexnet_dist.inference.weights import load_weights
 from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.runs.folder import PLOTS
+from alexnet_dist.runs.folder import PLOTS, relative_path
 from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_here, is_own_table, mark_folder
 from alexnet_dist.runs.session import Session
 from alexnet_dist.settings.schema import Config
@@ -49,8 +52,13 @@ logger = logging.getLogger("alexnet_dist")
 
 CONV1 = "features.0.weight"
 NUM_PICTURES = 24  # on a contact sheet
-LONGEST_CLASS = 14  # characters of a class below a picture, beside a word and a probability
-OF_A_RUN, OF_A_SET = {"curves.png", "conv1.png", "inputs.png"}, {"classes.csv", "confusion.png", "worst.png"}
+LONGEST_CLASS, LONGEST_FILE = 15, 26  # characters below a picture; beside a class stand a word and a probability
+PREDICTION_COLUMNS = (
+    *("path", "true_class", "predicted_class", "confidence", "true_confidence", "right"),
+    *("true_words", "predicted_words"),
+)
+OF_A_RUN = {"curves.png", "conv1.png", "inputs.png"}
+OF_A_SET = {"classes.csv", "predictions.csv", "confusion.png", "worst.png"}
 NAMES = {"val": "validation", "test": "test"}
 
 
@@ -67,6 +75,11 @@ class Judged:
     split: str
     index: SampleIndex
     predictions: Predictions
+
+
+def show_class(name: str) -> str:
+    """A class in a figure: there is room for its words alone, or for its name."""
+    return find_words(name) or escape_text(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +109,7 @@ class Subject:
 
     def name_class(self, label: int) -> str:
         """A class in a figure."""
-        return escape_text(name_class(self.card, label))
+        return show_class(name_class(self.card, label))
 
 
 def draw_after_training(session: Session, step: int, ended_at: int | None) -> None:
@@ -194,6 +207,7 @@ def draw_figures(
     actions["conv1.png"] = lambda: _draw_conv1(subject, folder / "conv1.png")
     if judged is not None and len(judged.predictions.ids):
         actions["classes.csv"] = lambda: _write_classes(subject, judged, folder / "classes.csv")
+        actions["predictions.csv"] = lambda: _write_predictions(subject, judged, folder / "predictions.csv")
         actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder / "confusion.png")
         actions["worst.png"] = lambda: _draw_worst(subject, judged, folder / "worst.png")
     actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
@@ -244,7 +258,20 @@ def _guard(what: str, action: Callable[[], None]) -> bool:
 
 
 def _draw_curves(subject: Subject, path: Path) -> None:
-    draw_curves(path, read_rows(subject.run / METRICS), f"{subject.name}: loss and accuracy")
+    title = f"{subject.name}: loss and accuracy\n{describe_recipe(subject.config)}"
+    draw_curves(path, read_rows(subject.run / METRICS), title)
+
+
+def describe_recipe(config: Config) -> str:
+    """What a run was, in one line: network, batch, optimizer, schedule and seed."""
+    model, optimizer = config.model, config.optimizer
+    parts = (
+        f"{model.variant}, {model.image_size} px",
+        f"batches of {config.train.global_batch_size}",
+        f"{optimizer.name}, rate {optimizer.lr:g} ({config.schedule.name})",
+        f"seed {config.seed}",
+    )
+    return ", ".join(parts)
 
 
 def _draw_conv1(subject: Subject, path: Path) -> None:
@@ -263,14 +290,28 @@ def _count_confusion(subject: Subject, judged: Judged) -> tuple[Counts, list[str
 
 
 def _write_classes(subject: Subject, judged: Judged, path: Path) -> None:
-    write_csv(path, CLASS_COLUMNS, tabulate_classes(*_count_confusion(subject, judged)))
+    counts, names = _count_confusion(subject, judged)
+    write_csv(path, CLASS_COLUMNS, tabulate_classes(counts, names, [find_words(name) or "" for name in names]))
+
+
+def _write_predictions(subject: Subject, judged: Judged, path: Path) -> None:
+    """A row for each image, in the order of the set; paths are those below data.root, where there are files."""
+    place = PurePosixPath(relative_path(judged.index.root, find_root(subject.config.data)))
+    rows = []
+    for sample, label, predicted, confidence, truth in zip(*judged.predictions, strict=True):
+        names = [name_class(subject.card, number) for number in (label, predicted)]
+        picture = str(place / judged.index.paths[sample])
+        is_right = str(bool(label == predicted))  # pandas reads it as a truth value
+        words = [find_words(name) or "" for name in names]
+        rows.append((picture, *names, f"{confidence:.6f}", f"{truth:.6f}", is_right, *words))
+    write_csv(path, PREDICTION_COLUMNS, rows)
 
 
 def _draw_confusion(subject: Subject, judged: Judged, path: Path) -> None:
     counts, names = _count_confusion(subject, judged)
     right, images = int(counts.trace()), len(judged.predictions.ids)
     title = f"{subject.name}: {right:,} of {images:,} {NAMES[judged.split]} images right ({right / images:.1%})"
-    draw_confusion(path, counts, [escape_text(name) for name in names], title)
+    draw_confusion(path, counts, [show_class(name) for name in names], title)
 
 
 def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
@@ -279,13 +320,21 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     index = judged.index.subset(rows.ids[worst])
     plan = plan_evaluation(subject.config.data, subject.card.evaluation, index, len(worst), 1, ten_crop=False)
     captions = [
-        (_rate("true", subject, label, truth), _rate("said", subject, predicted, confidence))
-        for _, label, predicted, confidence, truth in zip(*(column[worst] for column in rows), strict=True)
+        (
+            _rate("true", subject, label, truth),
+            _rate("said", subject, predicted, confidence),
+            shorten_middle(escape_text(os.path.basename(picture)), LONGEST_FILE),
+        )
+        for picture, (_, label, predicted, confidence, truth) in zip(
+            index.paths, zip(*(column[worst] for column in rows), strict=True), strict=True
+        )
     ]
-    num_wrong = int((rows.labels != rows.predicted).sum())
-    title = f"{subject.name}: the worst of {len(rows.ids):,} {NAMES[judged.split]} images; {num_wrong:,} are wrong"
+    is_wrong = rows.labels != rows.predicted
+    marks = np.where(is_wrong[worst], "wrong", "right").tolist()
+    which = "the worst" if all(is_wrong[worst]) else "all wrong and the least sure"
+    title = f"{subject.name}: {which} of {len(rows.ids):,} {NAMES[judged.split]} images; {is_wrong.sum():,} are wrong"
     # The cache engine has no cache of this small set.
-    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title)
+    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title, marks)
 
 
 def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
@@ -297,18 +346,21 @@ def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
     # The order of a pass does not depend on the size of its batches: these are the run's own first images.
     count = min(NUM_PICTURES, len(index))
     plan = build_plan(config.data, index, build_augmentation(config.augment, size), count, config.seed, shuffle=True)
-    captions = [(escape_text(index.classes[index.labels[sample]]),) for sample in plan.at(0).ids]
+    captions = [(show_class(index.classes[index.labels[sample]]),) for sample in plan.at(0).ids]
     title = f"{subject.name}: the first training images, as the network sees them"
     _draw_batch(path, _build_loader(subject, index, plan, subject.engine), captions, title)
 
 
-def _draw_batch(path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str) -> None:
+def _draw_batch(
+    path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str, marks: Sequence[str] | None = None
+) -> None:
     """A sheet of a loader's first batch, without what could not be decoded."""
     batch = next(iter(loader.batches(0, 1)))
     is_there = batch.mask.bool().cpu()
     pictures = show_images(batch.images[is_there.to(batch.images.device)], loader.normalization)
-    kept = [caption for caption, there in zip(captions, is_there.tolist(), strict=True) if there]
-    draw_contact_sheet(path, pictures, kept, title)
+    kept = is_there.nonzero()[:, 0].tolist()
+    kept_marks = None if marks is None else [marks[number] for number in kept]
+    draw_contact_sheet(path, pictures, [captions[number] for number in kept], title, kept_marks)
 
 
 def show_images(images: Tensor, normalization: Normalization) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,18 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
 
 
 def find_worst(predictions: Predictions, count: int) -> npt.NDArray[np.int64]:
-    """Rows of the worst predictions, the worst first: those that are wrong, the less likely their label the worse."""
+    """Rows of the worst predictions, the worst first: those that are wrong, the less likely their label the worse.
+
+    Right ones follow, the least sure first, where there are too few wrong ones. A class has at most a third of the
+    places while others are wrong, too.
+    """
     is_right = predictions.predicted == predictions.labels
-    return np.lexsort((predictions.truth, is_right))[:count]
+    order = np.lexsort((predictions.truth, is_right))
+    seen: Counter[tuple[int, bool]] = Counter()
+    is_one_too_many = np.zeros(len(order), np.bool_)
+    for row in order.tolist():
+        group = int(predictions.labels[row]), bool(is_right[row])
+        is_one_too_many[row] = seen[group] >= count // 3
+        seen[group] += 1
+    chosen = np.lexsort((predictions.truth, is_one_too_many, is_right))[:count]
+    return chosen[np.lexsort((predictions.truth[chosen], is_right[chosen]))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from helpers.images import save_jpeg
 from helpers.tiny import tiny_config
 from helpers.verbs import call_well
 
+from alexnet_dist.base.durable import read_csv
 from alexnet_dist.base.run_record import MARKER
 from alexnet_dist.cli.main import run
 from alexnet_dist.runs import plots
@@ -24,7 +24,7 @@ from alexnet_dist.settings.reader import dump_config
 
 pytest.importorskip("matplotlib")
 
-OF_A_SET = {"confusion.png", "worst.png", "classes.csv"}
+OF_A_SET = {"confusion.png", "worst.png", "classes.csv", "predictions.csv"}
 ALL = OF_A_SET | {"curves.png", "conv1.png", "inputs.png"}
 SHORT = {"train__epochs": 1, "log__plots": True}
 
@@ -40,8 +40,7 @@ def list_plots(run_folder: Path) -> set[str]:
 
 
 def read_classes(run_folder: Path) -> list[dict[str, str]]:
-    with (run_folder / "plots" / "classes.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(run_folder / "plots" / "classes.csv")
 
 
 def count_right(run_folder: Path) -> float:
@@ -68,6 +67,13 @@ def test_a_run_has_its_figures(trained: Path) -> None:
     assert [row["class"] for row in read_classes(trained)] == ["class-000", "class-001", "class-002"]
     assert sum(int(row["count"]) for row in read_classes(trained)) == 5
     assert count_right(trained) == summary["best_top1"] * 5
+    predictions = read_csv(trained / "plots" / "predictions.csv")
+    assert sum(row["right"] == "True" for row in predictions) == count_right(trained)
+    for row in predictions:
+        is_right = row["true_class"] == row["predicted_class"]
+        assert row["right"] == str(is_right)
+        assert (row["confidence"] == row["true_confidence"]) == is_right
+        assert row["path"].startswith(f"{row['true_class']}/")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "towers"])
@@ -82,13 +88,18 @@ def test_one_of_several_processes_draws_the_whole_network(tmp_path: Path, strate
 @pytest.mark.parametrize("split", [None, "test"])
 def test_without_a_validation_set(tmp_path: Path, split: str | None) -> None:
     for part in ("train", "test"):
-        for number, name in enumerate(("$\\frac_a", "犬 dog", "plain")):
+        for number, name in enumerate(("$\\frac_a", "=犬 dog", "n02102040")):
             (tmp_path / "data" / part / name).mkdir(parents=True)
             save_jpeg(tmp_path / "data" / part / name / "a.jpg", 80 + number, 90)
     settings = {"data__source": "folder", "data__root": str(tmp_path / "data"), "data__test": split}
     text = train(tmp_path, **settings, data__val_fraction=0.0, train__global_batch_size=3, augment__resize=70)
     assert "not drawn" not in text
     assert list_plots(tmp_path / "run") == (ALL if split else ALL - OF_A_SET)
+    if split:
+        paths = [row["path"] for row in read_csv(tmp_path / "run" / "plots" / "predictions.csv")]
+        assert sorted(paths) == [f"test/{name}/a.jpg" for name in ("$\\frac_a", "=犬 dog", "n02102040")]
+        words = [row["words"] for row in read_classes(tmp_path / "run")]
+        assert words == ["", "", "English springer"]
 
 
 def test_no_figures_where_they_are_not_wanted(tmp_path: Path) -> None:
@@ -217,14 +228,14 @@ def test_evaluate_leaves_a_users_figures_beside_a_given_model(trained: Path, tmp
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_a_users_figures_in_a_run_stay(copied: Path, verb: str) -> None:
-    mine = [copied / "plots" / name for name in ("curves.png", "confusion.png", "classes.csv")]
+    mine = [copied / "plots" / name for name in ("curves.png", "confusion.png", "classes.csv", "predictions.csv")]
     for path in mine:
         path.write_text("mine")
     (copied / "plots" / "conv1.png").write_bytes(before := b"ours" + (copied / "plots" / "conv1.png").read_bytes()[4:])
     words = ["--config", copied / "config.yaml", "--output_dir", copied, "--train.epochs", "3"]
     text = call_well(verb, *(words if verb == "train" else ["--model", copied, "--plots", "--data.workers", "0"]))
-    assert "classes.csv, confusion.png, curves.png not drawn by this version: they stay" in text
-    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert "classes.csv, confusion.png, curves.png, predictions.csv not drawn by this version: they stay" in text
+    assert [path.read_text() for path in mine] == ["mine"] * 4
     assert (copied / "plots" / "conv1.png").read_bytes() != before
 
 
@@ -235,7 +246,7 @@ def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name:
     text = call_well("evaluate", *words, processes=processes)
     assert "not drawn" not in text
     assert list_plots(copied) == ALL
-    files = ("curves.png", "conv1.png", "confusion.png", "classes.csv", "inputs.png")
+    files = ("curves.png", "conv1.png", "confusion.png", "classes.csv", "predictions.csv", "inputs.png")
     ours, theirs = ([(folder / "plots" / file).read_bytes() for file in files] for folder in (copied, trained))
     assert [file for file, one, other in zip(files, ours, theirs, strict=True) if one != other] == []
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.metrics import classification_report
 
 from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.figures.canvas import shorten
-from alexnet_dist.figures.confusion import count_confusion, draw_confusion, tabulate_classes
+from alexnet_dist.figures.confusion import CLASS_COLUMNS, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves, find_best, find_drops, find_unit
 from alexnet_dist.figures.filters import arrange_filters, choose_columns, draw_filters
@@ -41,12 +43,19 @@ def test_table_of_classes() -> None:
     labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 3, 3])
     counts = count_confusion(labels, predicted, 4)
     assert counts.tolist() == [[1, 2, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert tabulate_classes(counts, ["a", "b", "c", "d"]) == [
+    rows = tabulate_classes(counts, ["a", "b", "c", "d"], ["", "bee", "", ""])
+    assert [row[:6] for row in rows] == [
         ("a", "3", "0.3333", "1.0000", "b", "2"),
         ("b", "2", "0.5000", "0.3333", "d", "1"),
         ("c", "0", "", "", "", ""),
         ("d", "1", "1.0000", "0.5000", "", ""),
     ]
+    report = classification_report(labels, predicted, labels=range(4), output_dict=True, zero_division=0)
+    keys = CLASS_COLUMNS[6:9]
+    ours = [{key: float(cell or 0) for key, cell in zip(keys, row[6:9], strict=True)} for row in rows]
+    theirs = [{key: pytest.approx(report[str(label)][key], abs=1e-4) for key in keys} for label in range(4)]
+    assert ours == theirs
+    assert [row[9:] for row in rows] == [("", "bee"), ("bee", ""), ("", ""), ("", "")]
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn's, of a network with one class
@@ -84,9 +93,22 @@ def test_shares_are_joined_in_the_order_of_the_set() -> None:
     assert joined.truth.tolist() == [0.3, 0.1, 0.2]
 
 
-def test_worst_are_the_wrong_ones_by_how_unlikely_their_label_was() -> None:
-    rows = make_rows([0, 1, 2, 3], [1, 1, 1, 1], [1, 0, 0, 1], [0.2, 0.4, 0.1, 0.3])
-    assert find_worst(rows, 3).tolist() == [2, 1, 0]
+@pytest.mark.parametrize(
+    ("labels", "predicted", "truth", "count", "expected"),
+    [
+        # the wrong ones by how unlikely their label was, then the least sure right one
+        ([1, 1, 1, 1], [1, 0, 0, 1], [0.2, 0.4, 0.1, 0.3], 3, [2, 1, 0]),
+        # a third of the places for a class while others are wrong, and the right one stays out
+        ([0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 0, 1], [0.1, 0.2, 0.3, 0.4, 0.9, 0.0], 3, [0, 1, 4]),
+        ([0, 0, 0, 1, 2, 3], [1, 1, 1, 0, 0, 0], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 3, [0, 3, 4]),
+        # there are fewer images than places
+        ([0, 0], [0, 1], [0.9, 0.1], 24, [1, 0]),
+    ],
+)
+def test_worst_are_wrong_and_of_several_classes(
+    labels: list[int], predicted: list[int], truth: list[float], count: int, expected: list[int]
+) -> None:
+    assert find_worst(make_rows(list(range(len(labels))), labels, predicted, truth), count).tolist() == expected
 
 
 # -- curves -----------------------------------------------------------------------------------------------------------
@@ -100,6 +122,7 @@ def eval_row(step: int, top1: float) -> dict[str, Any]:
     return {"event": "eval", "split": "val", "step": step, "epoch": step // 4, "loss": 1.0, "top1": top1}
 
 
+TEST_ROW = {"event": "test", "split": "test", "step": 40, "epoch": 10, "loss": 1.1, "top1": 0.4}
 EPOCH_ROW = {"event": "epoch", "epoch": 2, "step": 8, "train_loss": 1.0, "train_top1": 0.5}
 
 
@@ -124,7 +147,7 @@ def test_best_is_the_first_of_the_highest() -> None:
 
 
 def test_axis_counts_epochs_where_one_ended() -> None:
-    assert find_unit([log_row(1)]) == (1.0, "update")
+    assert find_unit([log_row(1)]) == (1.0, "update (no epoch has ended)")
     assert find_unit([log_row(1), EPOCH_ROW]) == (4.0, "epoch")
 
 
@@ -135,14 +158,15 @@ def test_axis_counts_epochs_where_one_ended() -> None:
         [log_row(1)],
         [log_row(1), eval_row(1, 0.0)],
         [log_row(step, loss=1e9 if step < 3 else 1.0) for step in range(1, 100)] + [EPOCH_ROW],
+        [log_row(step, lr=10.0 ** -(step // 8)) for step in range(1, 41)] + [eval_row(40, 0.5), TEST_ROW],
         [{"event": "test", "step": 3, "top1": 0.1}, log_row(1, loss=float("nan")), log_row(2)],
     ],
-    ids=["nothing", "a log point", "no epoch", "no validation", "odd"],
+    ids=["nothing", "a log point", "no epoch", "no validation", "drops and a test", "odd"],
 )
 def test_curves_of_any_run(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     draw_curves(tmp_path / "a.png", rows, "a run")
     draw_curves(tmp_path / "b.png", rows, "a run")
-    assert read_png_size(tmp_path / "a.png") == (1320, 552)
+    assert read_png_size(tmp_path / "a.png") == (1320, 696)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -173,11 +197,26 @@ def test_filters_of_any_network_are_drawn(tmp_path: Path, count: int, channels: 
     assert min(read_png_size(tmp_path / "f.png")) > 100
 
 
+@pytest.mark.parametrize("marks", [None, ["wrong", "right"]])
 @pytest.mark.parametrize(("count", "channels"), [(1, 3), (7, 1), (24, 3)])
-def test_contact_sheet(tmp_path: Path, count: int, channels: int) -> None:
+def test_contact_sheet(tmp_path: Path, count: int, channels: int, marks: list[str] | None) -> None:
     pictures = np.zeros((count, 8, 8, channels), np.uint8)
-    draw_contact_sheet(tmp_path / "s.png", pictures, [ODD_NAMES[:2]] * count, ODD_NAMES[2])
+    words = None if marks is None else (marks * count)[:count]
+    draw_contact_sheet(tmp_path / "s.png", pictures, [ODD_NAMES[:2]] * count, ODD_NAMES[2], words)
     assert min(read_png_size(tmp_path / "s.png")) > 200
+
+
+def test_tiles_are_evenly_spaced_and_marked_by_colour(tmp_path: Path) -> None:
+    draw_contact_sheet(tmp_path / "s.png", np.zeros((12, 8, 8, 3), np.uint8), [["a"]] * 12, "t", ["wrong", "right"] * 6)
+    with Image.open(tmp_path / "s.png") as opened:
+        pixels = np.asarray(opened.convert("RGB"))
+    is_black = (pixels == 0).all(axis=2)
+    rows = np.flatnonzero(is_black.sum(axis=1) > 600)
+    columns = np.flatnonzero(is_black[rows[0] + 9])
+    lefts = columns[np.diff(columns, prepend=-9) > 9]
+    assert set(np.diff(lefts)) == {216}
+    frames = [tuple(pixels[rows[0] + 90, left - 3]) for left in lefts[:2]]
+    assert frames == [(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
