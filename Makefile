@@ -1,19 +1,30 @@
-# The repository's doors: `make train`, `make test`, `make lint`, `make docs`. Each makes the environment it needs.
+# The repository's doors: `make train`, `make fast`, `make test`, `make lint`, `make docs`. Each makes the environment
+# that it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test test-slow lint docs clean
+# A file's tests share what they have trained, and stay in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: train fast test test-slow test-gpu lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits
 
-# A file's tests share what they have trained. In their own order the slow files, of few tests, come first and not last.
+# What needs no process but its own, and takes no second.
+fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "not heavy and not slow"
+
+# All but the slow ones.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(PYTEST) -m slow --timeout 900
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/gpu
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

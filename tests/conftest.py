@@ -10,18 +10,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.util import Finalize
+from pathlib import Path
 
 import psutil
 import pytest
+from helpers import lanes
 
 FOREIGN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FOREIGN_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "WANDB_")
-HELPERS = ("resource_tracker", "forkserver", "wandb")  # live as long as the interpreter; multiprocessing's and W&B's
 GRACE_SECONDS = 5
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before torch is imported anywhere."""
+    if not any("gpu" in Path(argument).parts for argument in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # with a GPU in use no child could be forked; see `make test-gpu`
     for name in [n for n in os.environ if n in FOREIGN_VARIABLES or n.startswith(FOREIGN_PREFIXES)]:
         del os.environ[name]
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
@@ -30,6 +33,19 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on the CPU, in Python
+        # The first gradient decides which threads PyTorch has for devices. torch.compile and torch.export pretend that
+        # there are some: if they came first, no child that is forked from here could compute a gradient.
+        torch.ones((), requires_grad=True).backward()
+    lanes.note_starts()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A folder may stand for a lane, from which `-m` chooses after this. The longest files come first, and not last."""
+    for item in items:
+        if mark := lanes.mark_of(item.path):
+            item.add_marker(mark)
+    items.sort(key=lambda item: lanes.mark_of(item.path) is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,27 +75,42 @@ def _fresh_accelerate() -> None:
         reset_accelerate()
 
 
+@pytest.fixture(scope="session")
+def _known_processes() -> set[int]:
+    """Children of this process that no test has to end: they last, or belong to a fixture that several tests share."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 @pytest.fixture(autouse=True)
-def _no_process_left() -> Iterator[None]:
-    """Fail a test that leaves a process behind, and end the process."""
+def _nothing_left(request: pytest.FixtureRequest, _known_processes: set[int]) -> Iterator[None]:
+    """Fail a test that starts a process in the fast lane, or leaves one, or a thread that hinders forks, behind."""
+    import torch
+
     me = psutil.Process()
-    before = {child.pid for child in me.children()}
+    if lanes.started:  # by a fixture that several tests share
+        _known_processes.update(child.pid for child in me.children())
     yield
-    left = [child for child in me.children() if child.pid not in before]
+    started = list(lanes.started)
+    lanes.started.clear()
+    if started:
+        _end_children(me, _known_processes)
+    if started and not any(map(request.node.get_closest_marker, ("heavy", "slow"))):
+        pytest.fail(f"a test of `make fast` starts a process ({started[0]}): mark it heavy")
+    if not torch.cuda.is_available() and lanes.count_autograd_threads():
+        pytest.fail("threads of autograd are left behind: compute these gradients in a child")
+
+
+def _end_children(me: psutil.Process, known: set[int]) -> None:
+    left = [child for child in me.children() if child.pid not in known]
     if not left:
         return
     gc.collect()  # a loader that was not read to its end stops its workers when it is collected
-    _, alive = psutil.wait_procs([child for child in left if not _is_helper(child)], timeout=GRACE_SECONDS)
+    lasting = [child for child in left if lanes.is_lasting(child)]
+    known.update(child.pid for child in lasting)
+    _, alive = psutil.wait_procs([child for child in left if child not in lasting], timeout=GRACE_SECONDS)
     for child in alive:
         child.kill()
     assert not alive, f"processes left behind: {alive}"
-
-
-def _is_helper(process: psutil.Process) -> bool:
-    try:
-        return any(name in " ".join(process.cmdline()) for name in HELPERS)
-    except psutil.Error:
-        return False
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ def test_names_of_another_form_are_their_users(tmp_path: Path, name: str) -> Non
     assert (tmp_path / name / "mine").exists()
 
 
+@pytest.mark.heavy
 def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, old = (mark_name(tmp_path / "a.json", TEMPORARY) for _ in range(2))
     monkeypatch.setattr(durable, "_identify_machine", lambda: "0" * 8)

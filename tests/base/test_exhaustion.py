@@ -93,6 +93,7 @@ def test_too_few_open_files_are_said_before_a_server_meets_them(monkeypatch: pyt
         workers.allow_open_files(5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("limit", "value", "code", "words"),
     [("RLIMIT_AS", 900 * 2**20, 7, "out of memory"), ("RLIMIT_FSIZE", 20 * 2**10, 5, "ulimit -f unlimited")],

@@ -47,6 +47,7 @@ def test_a_package_that_is_broken_says_why(
     assert line.endswith("; mend it, or install it again: pip install --force-reinstall broken_package")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("package", "words"),
     [

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_dist.base.machine import find_git_commit
 
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="makes repositories")
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(shutil.which("git") is None, reason="makes repositories")]
 WHO = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
 
 

@@ -84,6 +84,7 @@ WAITS = {
 CASES = [(place, number) for place in ("python", "import") for number in signals.SIGNALS]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("place", "number"), [*CASES, ("network", signal.SIGTERM), ("swallowed", signal.SIGINT)])
 def test_a_program_ends_wherever_it_is(start: Start, tmp_path: Path, place: str, number: signal.Signals) -> None:
     grace = 30 if place in ("python", "import") else 1  # the first two end long before somebody has to end them
@@ -106,6 +107,7 @@ def is_ready(process: psutil.Process) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("moment", "number"), [("importing", signal.SIGTERM), ("starting", signal.SIGHUP), ("training", signal.SIGINT)]
 )
@@ -145,6 +147,7 @@ with tempfile.NamedTemporaryFile(suffix=".py", prefix="__autograph_generated_fil
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("end", "num_left"), [("leave(7)", 0), ("os._exit(7)", 2)])
 def test_whoever_leaves_at_once_takes_temporary_files_along(
     start: Start, tmp_path: Path, end: str, num_left: int
@@ -179,6 +182,7 @@ leave(0)
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("way", ["fork", "multiprocessing"])
 def test_a_child_that_leaves_at_once_keeps_the_folder_of_its_parent(start: Start, tmp_path: Path, way: str) -> None:
     process = start("-c", INHERITING, way)

@@ -27,6 +27,7 @@ def shell(line: str, *words: str, encoding: str = "utf-8") -> tuple[int, str]:
     return done.returncode, done.stderr.decode()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("line", "words", "code", "said"),
     [
@@ -71,6 +72,7 @@ def test_a_broken_pipe_of_another_kind_is_no_lost_output() -> None:
         write_output(fail)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_without_the_letters_gets_escapes(tmp_path: Path, encoding: str) -> None:
     code, errors = shell('"$@"', *PRINT_CONFIG, "--absent_猫", encoding=encoding)

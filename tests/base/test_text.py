@@ -96,6 +96,7 @@ def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert classes == [LATIN, "=a"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("text", [text for text in ODD if "\0" not in text])
 def test_a_shell_reads_a_quoted_word_as_it_was(text: str) -> None:
     word = quote_word(text)

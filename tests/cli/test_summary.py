@@ -291,6 +291,7 @@ def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert 2 <= text[: text.index("options:")].count("python launch/summary.py") <= 3
 
 
+@pytest.mark.heavy
 def test_script_needs_neither_accelerate_nor_torchvision() -> None:
     launch = Path(__file__).resolve().parents[2] / "launch" / "summary.py"
     script = (

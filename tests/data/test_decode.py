@@ -190,6 +190,7 @@ def test_threads_agree_and_leave_no_warning() -> None:
     assert wrong == []
 
 
+@pytest.mark.heavy
 def test_import_needs_no_torch() -> None:
     code = "import sys, alexnet_dist.data.index; print(*{'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

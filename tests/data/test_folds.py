@@ -164,6 +164,7 @@ def table_config(out: Path, **overrides: Any) -> Config:
     return tiny_config(out, data__folds=3, **overrides)
 
 
+@pytest.mark.heavy
 def test_the_table_has_mean_and_sample_deviation(tmp_path: Path) -> None:
     config = table_config(tmp_path)
     results = [make_result(1, 0.5), make_result(2, 0.6), make_result(3, 0.7)]
@@ -185,6 +186,7 @@ def test_the_table_has_mean_and_sample_deviation(tmp_path: Path) -> None:
     assert "std                            10.00" in text
 
 
+@pytest.mark.heavy
 def test_one_fold_has_no_deviation(tmp_path: Path) -> None:
     write_table(table_config(tmp_path), [make_result(2, 0.5)], world_size=1, precision="bf16")
     found = json.loads((tmp_path / "crossval.json").read_text())

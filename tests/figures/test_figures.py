@@ -58,6 +58,7 @@ def test_table_of_classes() -> None:
     assert [row[9:] for row in rows] == [("", "bee"), ("bee", ""), ("", ""), ("", "")]
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:A single label was found")  # scikit-learn's, of a network with one class
 @pytest.mark.parametrize("num_classes", [1, 2, 20, 21, 51, 1000])
 def test_confusion_of_any_size_fits_a_page(tmp_path: Path, num_classes: int) -> None:
@@ -235,6 +236,7 @@ def test_long_names_end_in_an_ellipsis() -> None:
     assert shorten("abcde fg", 7) == "abcde…"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
 def test_help_waits_for_nothing_heavy(verb: str) -> None:
     code = (

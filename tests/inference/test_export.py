@@ -86,6 +86,7 @@ def crop(image: str, side: int, channels: int) -> np.ndarray[Any, Any]:
     return np.asarray(transforms.center_crop(picture, [side, side]))[None]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_gives_the_logits_for_any_batch(
     tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str], name: str
@@ -113,6 +114,7 @@ def test_onnx_gives_the_logits_for_any_batch(
     np.testing.assert_allclose(probabilities, wanted.softmax(1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_onnx_says_what_a_reader_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_model(tmp_path / "model", *NETWORKS["paper, gray"])
     assert call(capsys, "--model", tmp_path / "model", "--out", tmp_path / "net.onnx")[0] == 0
@@ -126,6 +128,7 @@ def test_onnx_says_what_a_reader_needs(tmp_path: Path, capsys: pytest.CaptureFix
     assert preprocessing["channels"].startswith("gray")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["paper", "source2012", "torchvision"])
 def test_torch_export_gives_the_logits(
     tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str], name: str
@@ -142,6 +145,7 @@ def test_torch_export_gives_the_logits(
     assert said["variant"] == name
 
 
+@pytest.mark.heavy
 def test_plain_torchvision_loads_its_export_and_a_model_folder(
     tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,8 +177,8 @@ def test_another_network_is_not_torchvisions(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
-@pytest.mark.parametrize("shift", [1e-3, float("nan")])
+@pytest.mark.heavy
+@pytest.mark.parametrize(("kind", "shift"), [("onnx", float("nan")), ("torch_export", 1e-3)])
 def test_a_file_that_disagrees_is_not_written(
     tmp_path: Path,
     images: list[str],
@@ -239,6 +243,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "--out" in line
 
 
+@pytest.mark.heavy
 def test_a_run_is_checked_on_its_validation_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_config(tmp_path / "run", train__epochs=1, device="cpu", precision="fp32", data__synthetic_images=160))
     capsys.readouterr()

@@ -74,6 +74,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("part", [".", "model"])
 def test_a_runs_folder_gives_the_network_of_its_weights(run: Path, part: str) -> None:
     model = AlexNet.from_pretrained(run / part)
@@ -83,6 +84,7 @@ def test_a_runs_folder_gives_the_network_of_its_weights(run: Path, part: str) ->
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_what_is_saved_is_accepted_everywhere(run: Path, pictures: Path, tmp_path: Path) -> None:
     AlexNet.from_pretrained(run).save_pretrained(tmp_path / "saved")
     files = sorted(path.name for path in (tmp_path / "saved").iterdir())

@@ -42,6 +42,7 @@ def theirs() -> nn.Module:
         return alexnet(weights=None, num_classes=7).eval()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("num_classes", [7, 3])
 def test_torchvisions_own_file_gives_its_maps_and_a_new_last_layer(
     theirs: nn.Module, tmp_path: Path, num_classes: int

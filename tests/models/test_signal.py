@@ -81,6 +81,7 @@ def test_a_network_that_hardly_learns_is_named_before_the_first_update(
     assert ("pixel_range" in caplog.text) is warns
 
 
+@pytest.mark.heavy
 def test_a_run_keeps_what_was_measured(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", train__epochs=None, train__max_steps=2)
     train(config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def list_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@functools.cache
 def make_config(**values: Any) -> Config:
     given = {key.replace("__", "."): value for key, value in values.items()}
     return build_config({"data.source": "synthetic", "train.epochs": 2, "tracking.name": "1e3"} | given)

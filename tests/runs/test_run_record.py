@@ -16,6 +16,8 @@ from helpers.verbs import call, call_well
 from alexnet_dist.base.run_record import MARKER
 from alexnet_dist.settings.reader import dump_config
 
+pytestmark = pytest.mark.heavy
+
 SHORT = {"train__epochs": 2, "checkpoint__every_steps": 2}
 
 

@@ -171,8 +171,14 @@ NUMBERS = [
 ODD = [word for word in NUMBERS if word in ("010", "010.5", "\uff11\uff10") or set(word) & set("_:xbo")]
 
 
-@pytest.mark.parametrize("word", ["10", "1e3", ".5", "1_000", "010", "0x10", "1:30", "\uff11\uff10"])
-@pytest.mark.parametrize("key", ["seed", "optimizer.lr", "augment.mean"])
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        *(("seed", word) for word in ("10", "1_000", "010", "0x10")),
+        *(("optimizer.lr", word) for word in (".5", "1e3", "010", "1:30", "\uff11\uff10")),
+        *(("augment.mean", word) for word in ("1e3", "0x10", "1:30")),
+    ],
+)
 def test_file_and_command_line_read_a_number_alike(tmp_path: Path, key: str, word: str) -> None:
     written = f"[{word}]" if key == "augment.mean" else word
 
@@ -197,6 +203,7 @@ def test_numbers_in_odd_forms_are_text_where_text_is_wanted(tmp_path: Path, word
     assert yaml.safe_load(dump_config(config))["tracking"]["name"] == word  # to a reader of YAML 1.1 as well
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "verb", ["predict a.jpg --model", "export --out x --model", "summary --weights", "estimate --probe"]
 )
@@ -428,12 +435,14 @@ def helped() -> Finished:
     return start_train("--help")
 
 
+@pytest.mark.heavy
 def test_help_is_quick_and_begins_with_examples(helped: Finished) -> None:
     assert (helped.code, helped.err) == (0, "")
     assert helped.seconds < MAX_SECONDS
     assert "python launch/train.py --config" in helped.out[:200]
 
 
+@pytest.mark.heavy
 def test_help_documents_every_setting(helped: Finished) -> None:
     shown = " ".join(helped.out.split())
     documented = dict(documented_settings())
@@ -443,6 +452,7 @@ def test_help_documents_every_setting(helped: Finished) -> None:
     assert [key for key, _ in walk_fields(Config) if f"--{key} " not in shown] == []
 
 
+@pytest.mark.heavy
 def test_unknown_key_ends_quickly_with_one_line_and_code_2() -> None:
     done = start_train("--config", "smoke", "--optimizer.lrr", "3")
     assert (done.code, done.out) == (2, "")
@@ -450,12 +460,14 @@ def test_unknown_key_ends_quickly_with_one_line_and_code_2() -> None:
     assert done.seconds < MAX_SECONDS
 
 
+@pytest.mark.heavy
 def test_print_config_prints_settings_that_read_back() -> None:
     done = start_train("--config", "smoke", "--print_config", "--seed", "4")
     assert (done.code, done.err) == (0, "")
     assert yaml.safe_load(done.out)["seed"] == 4
 
 
+@pytest.mark.heavy
 def test_settings_do_not_import_torch() -> None:
     code = (
         "import sys, alexnet_dist, alexnet_dist.settings.reader as s; "
@@ -507,6 +519,7 @@ def mutate(text: str, seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.heavy
 def test_mutated_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     config = build_config({"data.source": "synthetic", "train.epochs": 1})
     valid = yaml.safe_dump(yaml.safe_load(dump_config(config)))  # a key a line
@@ -575,6 +588,7 @@ def use(config: Config) -> None:
             assert math.isfinite(Schedule(**rates).lr(step, PlateauState()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("part", range(10))
 def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(part: int) -> None:
     taken, refused = 0, 0

@@ -204,6 +204,7 @@ def evaluate_shard(folder: Path) -> tuple[float, ...]:
     return result.num_examples, result.loss, result.top1, result.top5
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("processes", [1, 2])
 def test_processes_do_not_change_the_average(folder: Path, processes: int) -> None:
     index = scan(folder)
@@ -213,6 +214,7 @@ def test_processes_do_not_change_the_average(folder: Path, processes: int) -> No
     assert results[0] == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_bad_file_leaves_the_average_as_one_image(folder: Path, tmp_path: Path, processes: int) -> None:
     shutil.copytree(folder / "val", tmp_path / "val")
@@ -332,6 +334,7 @@ def call(*words: str, processes: int = 1) -> tuple[int, str, str]:
     return results[0][0], "".join(out for _, out, _ in results), "".join(text for _, _, text in results)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluate_takes_ten_crops(trained: Path, processes: int, tmp_path: Path) -> None:
     card = (trained / "model" / "config.json").read_bytes()
@@ -352,6 +355,7 @@ def test_evaluate_takes_ten_crops(trained: Path, processes: int, tmp_path: Path)
     assert larger["loss"] == pytest.approx(result["loss"], rel=TOLERANCE)
 
 
+@pytest.mark.heavy
 def test_model_of_an_earlier_version_is_read(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "model", tmp_path / "model")
     (tmp_path / "model" / "manifest.json").unlink()  # it would not agree
@@ -364,6 +368,7 @@ def test_model_of_an_earlier_version_is_read(trained: Path, tmp_path: Path) -> N
     assert after == before | {"model": str(tmp_path)}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("crops", [["--ten_crop"], []])
 def test_images_smaller_than_the_crop_are_one_line(trained: Path, crops: list[str], processes: int) -> None:
@@ -376,6 +381,7 @@ def test_images_smaller_than_the_crop_are_one_line(trained: Path, crops: list[st
     assert "Traceback" not in text
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("processes", [1, 2])
 def test_crops_without_a_margin_are_said_to_be_equal(trained: Path, processes: int) -> None:
     words = ["--model", str(trained), "--data.synthetic_size", "64"]

@@ -254,6 +254,7 @@ def test_an_engine_that_fails_is_out_with_one_line(
     assert warning == "engine dali failed: no driver"
 
 
+@pytest.mark.heavy
 def test_measuring_leaves_no_process_no_thread_and_no_changed_generator(
     index: SampleIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +283,7 @@ def describe_process() -> tuple[object, ...]:
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_run_json_has_the_engine_and_the_reason_and_a_resume_keeps_it(tmp_path: Path) -> None:
     reasons = []
     for steps in (1, 2):
@@ -293,6 +295,7 @@ def test_run_json_has_the_engine_and_the_reason_and_a_resume_keeps_it(tmp_path: 
     assert reasons == ["the pictures lie in no files", "chosen when the run began"]
 
 
+@pytest.mark.heavy
 def test_a_run_goes_on_where_its_engine_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "DALI is not installed")
     train(tiny_config(tmp_path / "run", train__epochs=None, train__max_steps=1))

@@ -87,6 +87,7 @@ def is_equal(one: Batch, other: Batch) -> bool:
 # -- the same batches, however they are made --------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_workers(index: SampleIndex, workers: int) -> None:
     expected = list(make_loader(index).batches(0, 5))
@@ -95,6 +96,7 @@ def test_batches_do_not_depend_on_the_workers(index: SampleIndex, workers: int) 
     assert all(map(is_equal, made, expected))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_after_a_start_in_the_middle_are_the_same(index: SampleIndex, workers: int) -> None:
     expected = list(make_loader(index).batches(0, 7))
@@ -143,16 +145,19 @@ def is_kept(source: PixelBatches, workers: int) -> bool:
     return True
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_pixels_stay_until_the_next_batch_is_asked_for(index: SampleIndex, workers: int) -> None:
     assert is_kept(make_source(index), workers)
 
 
+@pytest.mark.heavy
 def test_that_check_notices_one_slot_too_few(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_engine, "share_slots", lambda slots, shape: share_slots(slots - 1, shape))
     assert not is_kept(make_source(index), workers=1)
 
 
+@pytest.mark.heavy
 def test_slots_hold_nothing_of_the_batch_before(index: SampleIndex) -> None:
     """The third batch of a pass is short, and many batches go through each slot."""
     source, steps = make_source(index), 12
@@ -161,6 +166,7 @@ def test_slots_hold_nothing_of_the_batch_before(index: SampleIndex) -> None:
     assert all(not pixels[2:].any() for pixels in made[2::3])
 
 
+@pytest.mark.heavy
 def test_workers_are_born_deaf_to_signals_of_the_whole_group() -> None:
     """In a process of its own, whose resource tracker does not run yet."""
     program = """if 1:
@@ -184,6 +190,7 @@ def test_lack_of_shared_memory_is_named(index: SampleIndex, monkeypatch: pytest.
         next(make_loader(index, workers=1).batches(0, 1))
 
 
+@pytest.mark.heavy
 def test_loading_draws_nothing_from_the_processs_own_generator(index: SampleIndex) -> None:
     before = torch.get_rng_state()
     list(make_loader(index, workers=1).batches(0, 2))
@@ -291,6 +298,7 @@ def test_gray_input_is_the_luma_of_the_colours(index: SampleIndex) -> None:
     assert (luma - expected).abs().max() <= 1  # Pillow rounds
 
 
+@pytest.mark.heavy
 def test_synthetic_images_go_the_same_way() -> None:
     index = synthetic_index(8, 4, (24, 24), seed=0)
     one, other = (list(make_loader(index, workers=workers).batches(0, 2)) for workers in (0, 1))
@@ -310,6 +318,7 @@ def damaged(tmp_path: Path) -> tuple[SampleIndex, Path]:
     return index, path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_file_has_no_weight_and_is_listed(damaged: tuple[SampleIndex, Path], workers: int) -> None:
     index, path = damaged
@@ -370,6 +379,7 @@ def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatc
     assert list(itertools.starmap(choose_workers, [(0, True, 1), (7, False, 2)])) == [0, 7]
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_is_named(index: SampleIndex) -> None:
     batches = make_loader(index, workers=1).batches(0, 200)
     next(batches)
@@ -381,6 +391,7 @@ def test_a_killed_worker_is_named(index: SampleIndex) -> None:
             pass
 
 
+@pytest.mark.heavy
 def test_a_stopped_worker_is_named_and_not_waited_for_for_ever(
     index: SampleIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,6 +192,7 @@ def decode_until(number: int, stop: Callable[[], None], monkeypatch: pytest.Monk
     monkeypatch.setattr(verify, "decode_image", decode)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [1, 5, 7])
 def test_killed_run_goes_on_where_it_stopped(
     root: Path, decoded: list[str], number: int, monkeypatch: pytest.MonkeyPatch

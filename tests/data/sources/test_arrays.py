@@ -256,6 +256,7 @@ def test_prepared_arrays_are_plain_npy_files(tmp_path: Path, fashion: dict[str, 
     assert np.array_equal(np.load(path)[:, :, :, 0], fashion["train"].images)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("fashion")
 def test_processes_that_start_at_once_unpack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = array_sets._read_fashion_mnist

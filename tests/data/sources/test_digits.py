@@ -55,6 +55,7 @@ def test_complete_digits_are_not_touched(tmp_path: Path, monkeypatch: pytest.Mon
     assert prepare_digits(tmp_path) == folder
 
 
+@pytest.mark.heavy
 def test_two_processes_prepare_digits_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=prepare_digits, args=(tmp_path,)) for _ in range(3)]

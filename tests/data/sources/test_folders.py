@@ -154,6 +154,7 @@ def test_pictures_of_other_kinds_are_counted(root: Path, caplog: pytest.LogCaptu
     assert "'eel'; pictures of a kind that is not read: 1 .heic; add images" in refused(root)
 
 
+@pytest.mark.heavy
 def test_the_val_of_tiny_imagenet_becomes_class_folders_by_the_remedy(tmp_path: Path) -> None:
     val = tmp_path / "tiny val"
     for number in range(4):

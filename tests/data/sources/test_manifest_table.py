@@ -380,6 +380,7 @@ def test_a_list_in_the_place_of_a_folder(root: Path) -> None:
 # -- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_run_says_which_column_and_which_classes(tmp_path: Path) -> None:
     rows = []
     for number in range(16):

@@ -157,6 +157,7 @@ def test_an_accelerator_of_another_kind_is_not_taken(monkeypatch: pytest.MonkeyP
         build_accelerator(True, "fp32")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_run_is_refused_and_not_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: object, name: str) -> None:
     monkeypatch.setenv(name, "surely")

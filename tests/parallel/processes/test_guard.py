@@ -242,6 +242,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
 @pytest.mark.parametrize(("guard", "seconds", "code"), [("end_with_parent()", 30, ORPHAN_EXIT_CODE), ("", 1, 7)])
 def test_process_ends_with_its_parent(guard: str, seconds: int, code: int) -> None:

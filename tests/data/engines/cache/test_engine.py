@@ -391,6 +391,7 @@ def read_losses(folder: Path) -> dict[str, list[float]]:
     return {event: [row["loss"] for row in rows if row["event"] == event] for event in ("train", "eval")}
 
 
+@pytest.mark.heavy
 def test_a_run_trains_and_evaluates_as_with_the_reference(tmp_path: Path) -> None:
     for engine in ("torchvision", "cache"):
         config = tiny_config(
@@ -406,6 +407,7 @@ def test_a_run_trains_and_evaluates_as_with_the_reference(tmp_path: Path) -> Non
     assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)  # type: ignore[index]
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data__engine": "cache", "train__epochs": 1, "data__cache_dir": str(tmp_path / "cache")}
     settings["model__dropout"] = 0.0

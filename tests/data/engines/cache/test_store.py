@@ -212,6 +212,7 @@ def test_nothing_is_written_among_the_images(root: Path) -> None:
 # -- building ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_processes_build_what_one_builds(root: Path) -> None:
     layout = plan_layout(root)
     build(layout)
@@ -236,6 +237,7 @@ class Deadly:
         return make_picture()
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
     index = replace(scan(root), paths=tuple(map(str, range(12))), pixels=Deadly(os.getpid()))
     index.sizes[:] = (40, 24)
@@ -247,6 +249,7 @@ def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
     assert layout.is_whole
 
 
+@pytest.mark.heavy
 def test_a_stopped_worker_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = replace(scan(root), paths=tuple(map(str, range(12))), pixels=Deadly(os.getpid(), signal.SIGSTOP))
     index.sizes[:] = (40, 24)

@@ -40,6 +40,7 @@ def make_index(tmp_path: Path) -> SampleIndex:
     return scan_folder(tmp_path / "images", classes=None, on_bad_file="fail", cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("number", "expected"), [(0, set()), (signal.SIGKILL, set()), (signal.SIGSEGV, {3}), (signal.SIGABRT, {3})]
 )
@@ -61,6 +62,7 @@ def leave_note(tmp_path: Path, index: SampleIndex) -> Path:
     return note
 
 
+@pytest.mark.heavy
 def test_a_note_outlives_the_process_id_of_its_writer(tmp_path: Path) -> None:
     """In a container the next start has the same one."""
     index = make_index(tmp_path)
@@ -72,6 +74,7 @@ def test_a_note_outlives_the_process_id_of_its_writer(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.heavy
 def test_a_note_that_another_process_has_just_renamed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = make_index(tmp_path)
     leave_note(tmp_path, index)
