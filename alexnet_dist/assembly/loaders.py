@@ -50,6 +50,7 @@ def build_augmentation(augment: AugmentConfig, crop_size: int) -> Augmentation:
         lighting_std=augment.lighting_std,
         lighting_epochs=augment.lighting_epochs,
         color_jitter=(jitter[0], jitter[1], jitter[2], jitter[3]) if jitter is not None else None,
+        random_erasing=augment.random_erasing,
     )
 
 

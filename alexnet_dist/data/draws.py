@@ -10,9 +10,9 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-# One number per purpose keeps the draws for order, crop, flips, lighting and jitter independent of each other. A new
+# One number per purpose keeps the draws for order, crop, flips, lighting and so on independent of each other. A new
 # purpose gets the next number: the draws of the others, and with them the batches of every run, stay as they are.
-ORDER, CROP, FLIP, NOISE, JITTER = range(5)
+ORDER, CROP, FLIP, NOISE, JITTER, ERASE = range(6)
 
 
 @lru_cache(maxsize=4)

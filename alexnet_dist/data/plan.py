@@ -92,6 +92,7 @@ class Augmentation:
     lighting_std: float = bounded(0.1, minimum=0.0, maximum=MAX_FACTOR)
     lighting_epochs: int | None = bounded(None, minimum=0, maximum=MAX_EPOCHS)
     color_jitter: tuple[float, float, float, float] | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
+    random_erasing: float = bounded(0.0, minimum=0.0, maximum=1.0)
     views: Literal[1, 10] = 1
 
     def for_evaluation(self) -> Augmentation:

@@ -189,6 +189,8 @@ class AugmentConfig:
     """epochs that have the colour noise; null = all. The 2012 program ended it some 25 epochs before the end"""
     color_jitter: list[float] | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     """strength of random brightness, contrast, saturation and hue as in torchvision's ColorJitter; null = none"""
+    random_erasing: float = bounded(0.0, minimum=0.0, maximum=1.0)
+    """probability of setting a rectangle of the normalised input to 0, as torchvision's RandomErasing does"""
     mean: list[float] | None = bounded(None, minimum=-MAX_FACTOR, maximum=MAX_FACTOR)
     """mean per channel in units of pixel_range; null = ImageNet's"""
     std: list[float] | None = bounded(None, minimum=1 / MAX_FACTOR, maximum=MAX_FACTOR)

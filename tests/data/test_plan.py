@@ -83,6 +83,7 @@ def test_equal_inputs_give_equal_plans_in_any_order_of_calls() -> None:
         {"augmentation": dataclasses.replace(RANDOM, lighting=None)},
         {"augmentation": dataclasses.replace(RANDOM, lighting_epochs=0)},
         {"augmentation": dataclasses.replace(RANDOM, color_jitter=(0.4, 0.0, 0.0, 0.0))},
+        {"augmentation": dataclasses.replace(RANDOM, random_erasing=0.9)},
         {"augmentation": dataclasses.replace(RANDOM, horizontal_flip=1.0)},
         {"shuffle": False},
         {"sizes": make_sizes(50, seed=1)},
@@ -134,7 +135,9 @@ def pinned_batch(**changes: Any) -> StepPlan:
     return join([make_plan(sizes=sizes, augmentation=recipe).at(step) for recipe in recipes for step in (0, 4, 9)])
 
 
-@pytest.mark.parametrize("changes", [{}, {"color_jitter": (0.4, 0.3, 0.2, 0.1)}, {"lighting_epochs": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"color_jitter": (0.4, 0.3, 0.2, 0.1)}, {"lighting_epochs": 1}, {"random_erasing": 1.0}]
+)
 def test_stream_is_the_pinned_one(changes: dict[str, Any]) -> None:
     """Change the numbers only on purpose, with a line in the changelog: every run's batches change with them."""
     batch = pinned_batch(**changes)

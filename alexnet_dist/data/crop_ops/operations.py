@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.data.crop_ops import color_jitter
-from alexnet_dist.data.draws import JITTER, FloatArray, IntArray, draw_uniforms
+from alexnet_dist.data.crop_ops import color_jitter, random_erasing
+from alexnet_dist.data.draws import ERASE, JITTER, FloatArray, IntArray, draw_uniforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ class Operation(NamedTuple):
 # By the setting's name, in the order in which they are carried out.
 OPERATIONS: dict[str, Operation] = {
     "color_jitter": Operation("bytes", JITTER, color_jitter.draw_jitter, color_jitter.jitter_crops),
+    "random_erasing": Operation("input", ERASE, random_erasing.draw_rectangles, random_erasing.erase_rectangles),
 }
 
 

@@ -41,6 +41,7 @@ def draw_loader(seed: int, folder: Path) -> Loader:
         vertical_flip=float(dice.choice([0, 0.5])),
         lighting=[None, "source2012", "common"][dice.integers(3)],
         color_jitter=[None, (0.4, 0.4, 0.4, 0.1), (0.5, 0.0, 0.0, 0.0)][dice.integers(3)],
+        random_erasing=float(dice.choice([0, 0.7])),
     )
     channels = int(dice.choice([1, 3]))
     return loaders.make_loader(

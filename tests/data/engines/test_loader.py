@@ -54,6 +54,7 @@ RECIPE = Augmentation(
     vertical_flip=0.5,
     lighting="source2012",
     color_jitter=(0.4, 0.4, 0.4, 0.1),
+    random_erasing=0.5,
 )
 
 

@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Any] = {
     "horizontal_flip": 0.5,
     "vertical_flip": 0.5,
     "lighting": "source2012",
+    "random_erasing": 0.5,
 }
 JITTER = (0.4, 0.4, 0.4, 0.1)
 # Name: the resize, the crop's side, whether the images are small ones of one size, what else the recipe has.
