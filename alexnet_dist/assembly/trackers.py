@@ -18,7 +18,7 @@ def check_mirrors(tracking: TrackingConfig, folder: Path) -> None:
 
 
 def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: str) -> Trackers:
-    """metrics.jsonl, metrics.csv and what `tracking` asks for.
+    """metrics.jsonl, its tables and what `tracking` asks for.
 
     Args:
         config: the run's settings.

@@ -28,6 +28,7 @@ OWN_FILES: dict[str, tuple[str, ...]] = {
         "run.json",
         "metrics.jsonl",
         "metrics.csv",
+        "epochs.csv",
         "summary.json",
         "held_out.csv",
         "bad_files.csv",
@@ -45,6 +46,7 @@ OWN_FOLDERS: dict[str, tuple[str, ...]] = {
 # How tables that are made anew at each start begin; anything else of that name is its user's.
 FIRST_WORDS = {
     "metrics.csv": b"event,",
+    "epochs.csv": b"epoch,step,",
     "held_out.csv": b"path,",
     "bad_files.csv": b"path,",
     "images.csv.gz": b"\x1f\x8b",

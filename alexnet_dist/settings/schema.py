@@ -330,7 +330,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Mirrors of metrics.jsonl beside metrics.csv."""
+    """Mirrors of metrics.jsonl beside metrics.csv and epochs.csv."""
 
     wandb: Literal["disabled", "offline", "online", "auto"] = "disabled"
     """Weights & Biases; auto: online with an account and a network, otherwise offline"""

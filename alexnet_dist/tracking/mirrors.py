@@ -8,11 +8,17 @@ from typing import Any
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.tracking.csv import CSV
+from alexnet_dist.tracking.epochs import EPOCHS
 from alexnet_dist.tracking.tensorboard import TENSORBOARD
 from alexnet_dist.tracking.trackers import Kind, Run, Start
 from alexnet_dist.tracking.wandb import WANDB
 
-KINDS: dict[str, Kind] = {"metrics.csv": CSV, "TensorBoard": TENSORBOARD, "W&B": WANDB}  # by its name in messages
+KINDS: dict[str, Kind] = {  # by its name in messages
+    "metrics.csv": CSV,
+    "epochs.csv": EPOCHS,
+    "TensorBoard": TENSORBOARD,
+    "W&B": WANDB,
+}
 
 
 def check_mirrors(tracking: Mapping[str, Any], folder: Path) -> None:

@@ -322,7 +322,7 @@ def test_of_equally_good_evaluations_the_lower_loss_is_the_best(top1: float, los
 def test_starting_a_finished_run_again_changes_nothing_of_its_record(tmp_path: Path, world_size: int) -> None:
     folder, settings = tmp_path / "run", {"data__test": "test"}
     run_processes(world_size, train_tiny, folder, settings)
-    files = ("metrics.jsonl", "metrics.csv", "summary.json")
+    files = ("metrics.jsonl", "metrics.csv", "epochs.csv", "summary.json")
     before = {name: (folder / name).read_text() for name in files}
     assert '"event": "test"' in before["metrics.jsonl"]
     run_processes(world_size, train_tiny, folder, settings)

@@ -24,7 +24,8 @@ from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train
 from alexnet_dist.runs.folder import start_logging
 from alexnet_dist.settings.reader import dump_config
-from alexnet_dist.tracking.csv import COLUMNS
+from alexnet_dist.tracking import epochs
+from alexnet_dist.tracking.csv import COLUMNS, CsvMirror
 from alexnet_dist.tracking.tensorboard import TensorboardMirror, name_points
 from alexnet_dist.tracking.trackers import MetricsFile, Row, Trackers, read_rows
 
@@ -85,6 +86,14 @@ def test_table_equals_metrics_row_by_row(killed_run: Path) -> None:
     rows = read_rows(killed_run / "metrics.jsonl")
     assert read_table(killed_run / "metrics.csv") == rows
     assert set(COLUMNS) == set().union(*rows)
+
+
+def test_epochs_have_a_row_each(killed_run: Path, tmp_path: Path) -> None:
+    rows = read_rows(killed_run / "metrics.jsonl")
+    CsvMirror(tmp_path / "anew.csv", rows, epochs.COLUMNS, epochs.EpochRows()).finish({})
+    written = (killed_run / "epochs.csv").read_text()
+    assert written == (tmp_path / "anew.csv").read_text()
+    assert len(written.splitlines()) == 1 + sum(row["event"] == "epoch" for row in rows)
 
 
 def test_settings_are_a_text_of_the_one_run(killed_run: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from helpers.tables import read_table
 
 from alexnet_dist.base.errors import DivergedError, MachineError
-from alexnet_dist.tracking.csv import COLUMNS, MetricsCsv
+from alexnet_dist.tracking.csv import COLUMNS, CsvMirror
 from alexnet_dist.tracking.trackers import MetricsFile, Row, Trackers, read_rows
 
 TRAIN = {"event": "train", "step": 2, "epoch": 0, "samples_seen": 24, "loss": 0.1 + 0.2, "lr": 1e-05, "top1": 1 / 3}
@@ -26,9 +26,9 @@ LATER = {"event": "train", "step": 6, "epoch": 1, "loss": 9.0}
 def open_both(folder: Path, size: int = 0, makes_anew: bool = True) -> Trackers:
     path = folder / "metrics.csv"
 
-    def start(rows: list[Row]) -> MetricsCsv:
+    def start(rows: list[Row]) -> CsvMirror:
         before = path.read_bytes() if path.exists() else b""
-        table = MetricsCsv(path, rows)
+        table = CsvMirror(path, rows)
         if not makes_anew:
             path.write_bytes(before or path.read_bytes())
         return table
@@ -84,7 +84,7 @@ def test_table_that_is_not_made_anew_would_differ(tmp_path: Path) -> None:
 
 
 def test_a_key_without_a_column_is_not_lost_silently(tmp_path: Path) -> None:
-    table = MetricsCsv(tmp_path / "metrics.csv", [])
+    table = CsvMirror(tmp_path / "metrics.csv", [])
     with pytest.raises(ValueError, match="surprise"):
         table.log({**TRAIN, "surprise": 1})
 

@@ -1,0 +1,57 @@
+"""epochs.csv: one row for each epoch, put together from the rows of metrics.jsonl."""
+
+from __future__ import annotations
+
+from alexnet_dist.tracking.csv import CsvMirror
+from alexnet_dist.tracking.trackers import Kind, Row, Run, Start
+
+COLUMNS = (
+    *("epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+    *("lr", "seconds", "images_per_second", "is_best"),
+)
+
+
+class EpochRows:
+    """Gives the row of an epoch when it ends, from all rows of metrics.jsonl in their order.
+
+    `lr` is that of the epoch's last update. `seconds` are those of training, without validation, and
+    `images_per_second` the images of the epoch over them. `is_best` says whether no earlier validation was better: the
+    last such epoch has given model/ its weights.
+    """
+
+    def __init__(self) -> None:
+        self._train, self._eval = Row(), Row()  # the last of each
+        self._best: tuple[float, float] | None = None
+        self._is_best = False
+        self._ended = (0, 0)  # the last epoch that has ended, and the images seen until then
+
+    def __call__(self, row: Row) -> Row | None:
+        """Take a row; that of the epoch which it ends, or None."""
+        if row["event"] == "train":
+            self._train = row
+        elif row["event"] == "eval":
+            self._eval, found = row, (row["top1"], -row["loss"])
+            self._is_best = self._best is None or found > self._best
+            self._best = found if self._is_best else self._best
+        return self._end(row) if row["event"] == "epoch" else None
+
+    def _end(self, row: Row) -> Row:
+        ended = {key: row.get(key) for key in COLUMNS}
+        if self._train.get("step") == row["step"]:
+            samples, (epoch, samples_before) = self._train["samples_seen"], self._ended
+            self._ended = (row["epoch"], samples)
+            ended["lr"] = self._train["lr"]
+            if (
+                row.get("seconds") and row["epoch"] == epoch + 1
+            ):  # a run that began from another's checkpoint lacks a part
+                ended["images_per_second"] = (samples - samples_before) / row["seconds"]
+        if self._eval.get("step") == row["step"]:
+            ended |= {"val_top5": self._eval["top5"], "is_best": self._is_best}
+        return ended
+
+
+def _prepare(run: Run) -> Start:
+    return lambda rows: CsvMirror(run.folder / "epochs.csv", rows, COLUMNS, EpochRows())
+
+
+EPOCHS = Kind(_prepare)
