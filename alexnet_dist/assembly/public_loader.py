@@ -30,14 +30,14 @@ from alexnet_dist.assembly.loaders import (
 from alexnet_dist.assembly.sets import make_options
 from alexnet_dist.base.machine import available_cores, find_device
 from alexnet_dist.base.nested import flatten
-from alexnet_dist.base.ranks import local_world_size_from_environment
+from alexnet_dist.base.ranks import local_world_size_from_environment, rank_from_environment
 from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.engine import find_layout
 from alexnet_dist.data.engines.choose import ENGINES, choose_engine, choose_evaluation_engine
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.data.index import BadFile, SampleIndex
-from alexnet_dist.data.sources.source import open_source
+from alexnet_dist.data.sources.source import index_path, open_source
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import AugmentConfig, Config, DataConfig
 from alexnet_dist.training.gate import name_bad_file
@@ -220,11 +220,13 @@ def make_index(
         whole = Path(os.path.abspath(root))
         root, part = whole.parent, whole.name
     data = _read_settings("make_index", {**values, "data.source": source, "data.root": root}).data
-    listing = dataclasses.replace(make_options(data), parts={split: part if part is not None else split})
+    listing = dataclasses.replace(
+        make_options(data, progress=_is_first()), parts={split: part if part is not None else split}
+    )
     found = open_source(source)
     listing = found.prepare(listing)
     found.check(listing)
-    return found.list_split(listing, split, tuple(classes) if classes is not None else None)
+    return found.list_split(listing, split, _freeze(classes))
 
 
 def make_loader(
@@ -245,7 +247,8 @@ def make_loader(
     differ by two grey levels.)
 
     Args:
-        root_or_index: a folder with a folder of images for each class, or what `make_index` gives.
+        root_or_index: a folder with a folder of images for each class, a list of `path label` lines or a CSV table
+            beside what it lists, or what `make_index` gives.
         batch_size: images of a batch over all processes; each gets an equal, consecutive part of it.
         crop_size: side of the crops in pixels: the network's image_size.
         engine: auto, torchvision, dali or cache. cache first builds what is missing in `cache_dir`.
@@ -260,7 +263,7 @@ def make_loader(
 
     Raises:
         UsageError: an option that cannot be meant, or a batch that the processes cannot share.
-        DataError: no such folder, no images, or a training set smaller than a batch.
+        DataError: no such folder or list, no images, or a training set smaller than a batch.
         MachineError: an engine or a device that is not there.
         ValueError: a rank outside 0 .. world_size - 1, or a dtype that no engine makes.
         TypeError: an unknown option.
@@ -278,7 +281,7 @@ def make_loader(
     loader = dataclasses.replace(loader, engine=ENGINES[engine])
     if engine == "cache":
         cores = available_cores() if config.data.workers is None else config.data.workers
-        build_store(find_layout(loader), workers=cores, on_bad_file=config.data.on_bad_file, progress=rank == 0)
+        build_store(find_layout(loader), workers=cores, on_bad_file=config.data.on_bad_file, progress=_is_first())
     if loader.workers:
         start_worker_server()
     left_out = {*index.bad_files, *list_unfit(index, loader.plan)}
@@ -309,10 +312,16 @@ def _find_index(
 ) -> SampleIndex:
     if isinstance(root_or_index, SampleIndex):
         return root_or_index
-    rules: IndexOptions = {"on_bad_file": data.on_bad_file, "max_pixels": data.max_pixels}
-    if data.cache_dir is not None:
-        rules["cache_dir"] = data.cache_dir
-    return make_index(root_or_index, classes=classes, **rules)
+    return index_path(Path(root_or_index), make_options(data, progress=_is_first()).rules, _freeze(classes))
+
+
+def _freeze(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if classes is None else tuple(classes)
+
+
+def _is_first() -> bool:
+    """Whether this process shows bars where something takes long."""
+    return rank_from_environment() == 0
 
 
 def _place_options(options: LoaderOptions) -> dict[str, Any]:

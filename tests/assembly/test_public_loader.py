@@ -106,8 +106,8 @@ def test_engines_give_equal_batches(data: Path) -> None:
 def test_a_list_and_its_folder_have_the_same_batches(data: Path) -> None:
     index = make_index(data / "list.txt", source="manifest")
     assert make_index(data, "list.txt", source="manifest").fingerprint() == index.fingerprint()
-    folder, listed = make(data), make(data, root_or_index=index)
-    assert are_equal(list(folder), list(listed))
+    for listed in (index, data / "list.txt"):
+        assert are_equal(list(make(data)), list(make(data, root_or_index=listed)))
 
 
 def test_another_set_takes_the_classes_of_training(data: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_plain_script_may_have_workers(data: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"root_or_index": "nowhere"}, DataError, "nowhere"),
+        ({"root_or_index": "nowhere/train"}, DataError, "no such folder .*nowhere/train"),
         ({"engine": "fast"}, UsageError, "wrong value for data.engine .make_loader.: expected one of"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank must lie in 0 .. world_size - 1, got rank 2 and world_size 2"),
         ({"rank": -1}, ValueError, "got rank -1"),
