@@ -82,6 +82,7 @@ class LoaderOptions(TypedDict, total=False):
     lighting_epochs: int | None
     pixel_range: Literal[1, 255]
     color_jitter: Sequence[float] | None
+    random_erasing: float
     mean: Sequence[float] | None
     std: Sequence[float] | None
     workers: int | None
@@ -258,8 +259,8 @@ def make_loader(
         world_size: processes that share each batch.
         options: classes (of the training set, for another set's folder), in_channels, device, channels_last, dtype; and
             of the settings below `augment` and `data`: resize, crop, crop_scale, crop_ratio, horizontal_flip,
-            vertical_flip, lighting, lighting_std, lighting_epochs, pixel_range, color_jitter, mean, std, workers,
-            prefetch, hw_decoder_load, on_bad_file, max_pixels, cache_dir.
+            vertical_flip, lighting, lighting_std, lighting_epochs, pixel_range, color_jitter, random_erasing, mean,
+            std, workers, prefetch, hw_decoder_load, on_bad_file, max_pixels, cache_dir.
 
     Raises:
         UsageError: an option that cannot be meant, or a batch that the processes cannot share.
