@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet_dist.inference.checkpoints import WEIGHTS, list_checkpoints, step_of
+from alexnet_dist.inference.weights_file import read_tensors
 
 FACTOR = 10.0  # a loss so much above the first one, or a guess's, is that of weights which have been blown up
 
@@ -31,20 +31,21 @@ def find_good_checkpoint(
         guess_loss: of a network that holds all classes for equally likely.
         weights: those that gave no finite loss.
     """
-    losses = {row["step"]: row["loss"] for row in rows if row.get("event") == "train"}
+    found = ((row.get("step"), row.get("loss")) for row in rows if row.get("event") == "train")
+    losses = {step: loss for step, loss in found if isinstance(step, int) and isinstance(loss, int | float)}
     limit = FACTOR * max(guess_loss, next(iter(losses.values()), 0.0))
     for path in list_checkpoints(folder):
         later = next((loss for step, loss in losses.items() if step > step_of(path)), None)
-        is_good = later <= limit if later is not None else not _holds(path, weights)
+        is_good = later <= limit if later is not None else _holds_others(path, weights)
         if is_good:
             return path
     return None
 
 
-def _holds(path: Path, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a checkpoint holds exactly these weights."""
+def _holds_others(path: Path, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint holds other weights than these; one that cannot be read holds none."""
     try:
-        saved = load_file(path / WEIGHTS)
+        saved = read_tensors(path / WEIGHTS)
     except (OSError, ValueError, SafetensorError):
         return False
-    return saved.keys() == weights.keys() and all(torch.equal(saved[name], weights[name].cpu()) for name in saved)
+    return saved.keys() != weights.keys() or any(not torch.equal(saved[name], weights[name].cpu()) for name in saved)
