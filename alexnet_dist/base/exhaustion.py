@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 
+from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, MemoryExhaustedError
 
 NO_MEMORY = (
@@ -45,8 +45,10 @@ def _explain(error: BaseException, less: str) -> AlexNetDistError | None:
         remedy = "raise the limit: ulimit -v unlimited" if _limit("RLIMIT_AS", "-v", "") else less
         return MemoryExhaustedError("out of memory", why=_limit("RLIMIT_AS", "-v", first), remedy=remedy)
     if number in (errno.EMFILE, errno.ENFILE) or any(sign in text for sign in NO_FILE):
-        why = _limit("RLIMIT_NOFILE", "-n", first)
-        return MachineError("too many open files", why=why, remedy="raise the limit, as with ulimit -n 4096")
+        why, remedy = _limit("RLIMIT_NOFILE", "-n", first), "raise the limit, as with ulimit -n 4096"
+        if isinstance(error, OSError) and number == errno.ENFILE:  # the machine's limit, not this process's
+            why, remedy = first, name_remedy(error)
+        return MachineError("too many open files", why=why, remedy=remedy)
     if number == errno.EAGAIN or any(sign in text for sign in NO_THREAD):
         why = _limit("RLIMIT_NPROC", "-u", first)
         return MachineError(
@@ -57,9 +59,9 @@ def _explain(error: BaseException, less: str) -> AlexNetDistError | None:
         return MachineError(
             "a file may not grow", where=_name(error), why=why, remedy="raise the limit: ulimit -f unlimited"
         )
-    if number is not None and number in FAILED_DISK:
-        remedy = "free some space, or write to another disk"
-        return MachineError("a disk does not take more", where=_name(error), why=os.strerror(number), remedy=remedy)
+    if isinstance(error, OSError) and number in FAILED_DISK:
+        remedy = name_remedy(error, "write to another disk")
+        return MachineError("a disk does not take more", where=_name(error), why=name_reason(error), remedy=remedy)
     return None
 
 

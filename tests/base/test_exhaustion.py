@@ -39,7 +39,10 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.EFBIG, "File too large", "a.csv"), 5, r"may not grow \(a.csv\).*ulimit -f unlimited"),
         (RuntimeError("unable to resize file </torch_1>: File too large (27)"), 5, "may not grow"),
         (OSError(errno.ENOSPC, "No space left on device", "b"), 5, r"a disk does not take more \(b\): No space left"),
-        (OSError(errno.EIO, "Input/output error"), 5, "Input/output error"),
+        (OSError(errno.ENFILE, "Too many open files in system"), 5, "too many open files.*; end other programs"),
+        (OSError(errno.EIO, "Input/output error"), 5, "Input/output error; check the disk and its cable"),
+        (OSError(errno.EROFS, "Read-only file system", "c"), 5, "; mount the file system for writing, or write to"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "c"), 5, "; free some space of your quota, or write to another"),
     ],
     ids=repr,
 )
