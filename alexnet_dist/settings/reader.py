@@ -7,6 +7,7 @@ settings/yaml_file.py's business, for files and command lines alike.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -14,7 +15,7 @@ import itertools
 import os
 import re
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,9 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
         raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
-    try:
+    with _explaining(_pair_words(argv), {}):
         namespace = parser.parse_args(list(argv), defaults=False)
         own_values = parser.get_defaults()
-    except (MemoryError, RecursionError):
-        raise
-    except Exception as error:  # noqa: BLE001 (jsonargparse raises several kinds; each is the user's wrong value)
-        raise _explain(error, _pair_words(argv), {}) from None
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
     chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
     return Arguments(flat, _settle_paths(Namespace(**chosen)))
@@ -100,10 +97,8 @@ def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
     """
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
-    try:
+    with _explaining(_pair_words(argv), {}):
         options = parser.parse_args(list(argv))
-    except Exception as error:  # noqa: BLE001 (as above)
-        raise _explain(error, _pair_words(argv), {}) from None
     return _settle_paths(options)
 
 
@@ -214,11 +209,9 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     _refuse_odd_shapes(values, places)
     homes = {key: expand_home(values[key]) for key in PATH_KEYS if isinstance(values.get(key), str)}
     parser = _settings_parser()
-    try:
+    with _explaining(values, places):
         namespace = parser.parse_object(nest({**values, **homes}))
         config = parser.instantiate(namespace).as_dict()
-    except Exception as error:  # noqa: BLE001 (as above)
-        raise _explain(error, values, places) from None
     result = Config(**config)
     check_config(result, places)
     return result
@@ -368,6 +361,30 @@ def _pair_words(argv: Sequence[str]) -> dict[str, str]:
     return {word.lstrip("-"): value for word, value in itertools.pairwise(words) if word.startswith("--")}
 
 
+@contextlib.contextmanager
+def _explaining(values: dict[str, Any], places: dict[str, str]) -> Iterator[None]:
+    """Turn whatever jsonargparse raises into one line. It raises several kinds; each is the user's wrong value.
+
+    Args:
+        values: that it reads, {dotted name: value}.
+        places: where each was read.
+
+    Raises:
+        UsageError: it raised something.
+        MemoryError: the machine has no memory left, which is no wrong value.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except RecursionError:
+        key = max(values, key=lambda name: len(str(values[name])), default="")  # what is nested so deeply is long
+        what, where = f"wrong value for {key}", places.get(key, "command line")
+        raise UsageError(what, where=where, why="brackets in brackets without end", remedy="see --help") from None
+    except Exception as error:  # noqa: BLE001 (see above)
+        raise _explain(error, values, places) from None
+
+
 def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -> UsageError:
     """jsonargparse's message of several lines as one: the key, where it stands, the type wanted, the value got."""
     text = " ".join(str(error).split())
@@ -382,10 +399,17 @@ def _wrong_value(key: str, values: dict[str, Any], places: dict[str, str], remed
     wanted = str(types[key])
     for name, words in TYPE_WORDS.items():
         wanted = wanted.replace(name, words)
-    got = f"got {'null' if values[key] is None else repr(values[key])}" if key in values else "got no value"
+    got = f"got {'null' if values[key] is None else _show(values[key])}" if key in values else "got no value"
     return UsageError(
         f"wrong value for {key}",
         where=places.get(key, "command line"),
         why=f"expected {wanted}, {got}",
         remedy=remedy,
     )
+
+
+def _show(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} in which brackets lie in brackets without end"

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import math
 import os
@@ -21,7 +22,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.refusals import refused
 from helpers.verbs import call
+from jsonargparse import ArgumentParser
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_normalization
 from alexnet_dist.assembly.network import build_spec
@@ -38,6 +41,7 @@ from alexnet_dist.settings.reader import (
     load_config,
     new_parser,
     parse_arguments,
+    parse_options,
 )
 from alexnet_dist.settings.schema import Config, walk_fields
 from alexnet_dist.settings.shipped import shipped_folder
@@ -379,6 +383,31 @@ def test_bad_command_line_is_refused_in_one_line(words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         parse_arguments(words, new_parser())
     assert "\n" not in str(caught.value)
+
+
+DEEP: Any = functools.reduce(lambda value, _: [value], range(100_000), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("data.root", lambda: parse_arguments(["--data.root", "[" * 2000], new_parser())),
+        ("data.root", lambda: build_config({"data.root": "[" * 2000, "train.epochs": 1})),
+        ("augment.mean", lambda: build_config({"augment.mean": DEEP, "train.epochs": 1})),
+        ("data.root", lambda: build_config({"data.root": DEEP, "train.epochs": 1})),
+        ("prog", lambda: parse_options(["--prog", "[" * 2000], _parser_of("--prog"))),
+    ],
+)
+def test_brackets_without_end_are_a_wrong_value_of_the_setting_that_has_them(name: str, read: Any) -> None:
+    line = refused(read, UsageError)
+    assert line.startswith(f"wrong value for {name} (command line): ")
+    assert "brackets" in line
+
+
+def _parser_of(option: str) -> ArgumentParser:
+    parser = new_parser()
+    parser.add_argument(option, type=str)
+    return parser
 
 
 @pytest.mark.parametrize("name", SHIPPED)
