@@ -65,7 +65,7 @@ def fetch_file(urls: Sequence[str], path: Path, published: Published, instead: s
                 return
             tidy_folder(path.parent, of=path.name, alone=True)
             reasons = list(_try_each(urls, path, published))
-    if not _is_whole(path, published):
+    if len(reasons) == len(urls):
         raise MachineError(f"cannot fetch {path.name}", where=urls[0], why=reasons[0], remedy=instead)
 
 

@@ -391,6 +391,13 @@ def find_damage(folder: Path, names: Collection[str]) -> str | None:
     return None
 
 
+def read_digest(folder: Path, name: str) -> str | None:
+    """The sha256 that a folder's manifest gives for a file, see `find_damage`; None where it gives none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(read_json_file(folder / MANIFEST)["sha256"][name])
+    return None
+
+
 def hash_file(path: Path) -> str:
     """The file's sha256, in hexadecimal."""
     with path.open("rb") as file:

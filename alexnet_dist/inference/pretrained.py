@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.base.download import Published, fetch_file
-from alexnet_dist.base.durable import hash_file
+from alexnet_dist.base.durable import hash_file, read_digest
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.inference.model_folder import (
     WEIGHTS,
@@ -64,7 +64,8 @@ def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
     path = fetch_torchvision_weights(cache_dir) if name == TORCHVISION else Path(name)
     if path.is_file():
         found = read_weights_file(path)
-        return Pretrained(name, found.tensors, hash_file(path), notes=tuple(found.notes))
+        sha256 = TORCHVISION_SHA256 if name == TORCHVISION else hash_file(path)  # that one was compared
+        return Pretrained(name, found.tensors, sha256, notes=tuple(found.notes))
     try:
         folder = find_model_folder(path)
     except CheckpointError as error:
@@ -72,7 +73,9 @@ def read_pretrained(name: str, cache_dir: Path) -> Pretrained:
         if files:  # a folder of another program's
             error.set_remedy(f"name the file of weights in it: --model.pretrained {path / files[0]}")
         raise
-    return Pretrained(name, read_model_weights(folder), hash_file(weights_file(folder)), read_card(folder))
+    weights = read_model_weights(folder)
+    sha256 = read_digest(folder, weights_file(folder).name) or hash_file(weights_file(folder))  # if it was compared
+    return Pretrained(name, weights, sha256, read_card(folder))
 
 
 def fetch_torchvision_weights(cache_dir: Path) -> Path:

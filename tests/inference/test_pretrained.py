@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import alexnet
 
 from alexnet_dist.base import download
+from alexnet_dist.base.durable import hash_file
 from alexnet_dist.base.errors import CheckpointError, MachineError
 from alexnet_dist.inference import pretrained
 from alexnet_dist.inference.model_folder import save_model_folder
@@ -141,6 +144,33 @@ def test_torchvisions_weights_are_fetched_once(cached: Path, tmp_path: Path) -> 
     found = read_pretrained("torchvision", tmp_path)
     assert found.weights.keys() == tiny().state_dict().keys()
     assert found.sha256 == pretrained.TORCHVISION_SHA256
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are summed."""
+    names: list[str] = []
+    digest = hashlib.file_digest
+
+    def note(file: Any, kind: str) -> Any:
+        names.append(Path(file.name).name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", note)
+    return names
+
+
+def test_weights_are_summed_once(cached: Path, tmp_path: Path, hashed: list[str]) -> None:
+    read_pretrained("torchvision", tmp_path)
+    assert hashed == [cached.name]
+    save_model_folder(tmp_path / "model", tiny().state_dict(), CARD)
+    for name in ("model", "model/model.safetensors"):
+        hashed.clear()
+        found = read_pretrained(str(tmp_path / name), tmp_path)
+        assert hashed.count("model.safetensors") == 1
+        assert found.sha256 == hash_file(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "manifest.json").unlink()
+    assert read_pretrained(str(tmp_path / "model"), tmp_path).sha256 == found.sha256
 
 
 def test_torchvisions_weights_with_another_sha256_are_not_used(cached: Path, tmp_path: Path) -> None:
