@@ -48,6 +48,8 @@ HOMES = {
 }
 RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}  # variables of launchers
 RANK_HOMES = ("alexnet_dist/base/ranks.py", "alexnet_dist/parallel/processes/environment.py")  # read, checked
+# Plans are numbers: who reads one, or checks sizes alone, does not wait for torch.
+LIGHT, LIGHT_FOLDER = ("alexnet_dist/data/plan.py", "alexnet_dist/data/draws.py"), "alexnet_dist/data/crop_ops/"
 JSON_HOME = "alexnet_dist/base/durable.py"
 PRINTING = ("alexnet_dist/cli/", "launch/", "benchmarks/")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
@@ -58,7 +60,12 @@ _IMPORTS = ast.Import | ast.ImportFrom
 def find_violations(source: str, path: str) -> list[str]:
     """The rules that a file breaks; `path` is relative to the repository, POSIX."""
     tree = ast.parse(source)
-    return [*_check_imports(tree, path), *_check_calls(tree, path), *_check_lengths(tree, source, path)]
+    return [
+        *_check_imports(tree, path),
+        *_check_heads(tree, path),
+        *_check_calls(tree, path),
+        *_check_lengths(tree, source, path),
+    ]
 
 
 def _imported_names(tree: ast.AST) -> Iterator[str]:
@@ -100,6 +107,13 @@ def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
         for module, home in HOMES.items():
             if (name == module or name.startswith(f"{module}.")) and not path.startswith(home):
                 yield f"{module} outside {home}"
+
+
+def _check_heads(tree: ast.Module, path: str) -> Iterator[str]:
+    """What is imported as soon as the file is."""
+    if path in LIGHT or (path.startswith(LIGHT_FOLDER) and not path.endswith("_pixels.py")):
+        names = [name for node in tree.body if isinstance(node, _IMPORTS) for name in _imported_names(node)]
+        yield from (f"{name} at the head of a light file" for name in names if name.startswith("torch"))
 
 
 def _check_calls(tree: ast.AST, path: str) -> Iterator[str]:
@@ -182,6 +196,7 @@ def test_modules_import_each_other_in_no_circle() -> None:
         ("alexnet_dist/cli/toy.py", "from matplotlib.figure import Figure", "matplotlib outside"),
         ("alexnet_dist/figures/toy.py", "from matplotlib import pyplot", "matplotlib.pyplot outside"),
         ("alexnet_dist/data/toy.py", "import pickle", "pickle outside"),
+        ("alexnet_dist/data/crop_ops/toy.py", "from torchvision.transforms import v2", "at the head of a light file"),
         ("alexnet_dist/inference/model_folder.py", "from pickle import loads", "pickle outside"),
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x')", "torch.load without"),
         ("alexnet_dist/training/toy.py", "torch.load('x', weights_only=False)", "torch.load without"),
@@ -204,6 +219,7 @@ def test_checker_finds_a_planted_violation(path: str, source: str, expected: str
         ("alexnet_dist/training/toy.py", "import torch\ntorch.load('x', weights_only=True)"),
         ("alexnet_dist/parallel/toy.py", "import torch.distributed as dist\nfrom accelerate import Accelerator"),
         ("alexnet_dist/training/toy.py", "def f():\n" + "    x = 1\n" * 59),
+        ("alexnet_dist/data/crop_ops/toy.py", "def f():\n    import torch"),
         ("launch/toy.py", "from alexnet_dist.cli.main import run\nprint(run)"),
     ],
 )

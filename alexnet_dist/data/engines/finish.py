@@ -114,8 +114,8 @@ def scale_pixels(
 def scale_on_device(scale: Normalization, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
     """In one kernel, which reads bytes and writes `dtype`."""
     factors, bias = scale.fold(shifts, pixels.device)
-    planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
-    images = torch.empty_like(planes, dtype=dtype)
+    planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S); operations on bytes may have left planes in memory
+    images = torch.empty_like(planes, dtype=dtype, memory_format=torch.channels_last)
     return torch.addcmul(bias[:, :, None, None], planes, factors[:, None, None], out=images)
 
 
