@@ -14,11 +14,11 @@ import torch
 from alexnet_dist import models
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.base.machine import find_device
-from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError, read_header
+from alexnet_dist.data.decode import UnreadableImageError, read_header
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.torchvision import iterate_batches
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.data.plan import Plan, resize_shapes
+from alexnet_dist.data.plan import Plan, find_unfit
 from alexnet_dist.inference.model_folder import ModelCard, name_class
 
 BATCH_SIZE = 64
@@ -150,24 +150,12 @@ def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, in
     for position, path in enumerate(paths):
         try:
             width, height, _ = read_header(Path(path), card.max_pixels)
-            _check_crop(width, height, card)
             sizes[position] = (width, height)
         except UnreadableImageError as error:
             reasons[position] = str(error)
+    for position, reason in find_unfit(np.array(sizes), card.evaluation).items():
+        reasons[position] = reasons[position] or reason
     return sizes, reasons
-
-
-def _check_crop(width: int, height: int, card: ModelCard) -> None:
-    """A picture that the crop does not fit into, or too large when resized, gets a row with its error.
-
-    Raises:
-        UnreadableImageError: it is one; a line of a single pixel's height may become millions of pixels long.
-    """
-    ((wide, high),) = resize_shapes(np.array([[width, height]]), card.evaluation.resize).tolist()
-    if min(wide, high) < card.evaluation.crop_size:
-        raise UnreadableImageError(f"too small: {wide} x {high}, the crop is {card.evaluation.crop_size}")
-    if wide * high > max(card.max_pixels, DEFAULT_MAX_PIXELS):
-        raise UnreadableImageError(f"too many pixels when resized ({wide}x{high})")
 
 
 def _load_batch(network: models.AlexNet, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
@@ -176,7 +164,7 @@ def _load_batch(network: models.AlexNet, card: ModelCard, paths: list[str], size
     index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
     like = next(network.parameters())
     loader = Loader(
-        plan=Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False),
+        plan=Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False, skips_unfit=True),
         index=index,
         normalization=card.normalization,
         channels=card.spec.in_channels,

@@ -566,15 +566,15 @@ def test_predict_keeps_the_pixel_limit_of_the_model(zoo: Zoo, network: torch.nn.
     ("resize", "size", "error"),
     [
         (None, (70, 64), None),
-        (None, (70, 63), "too small: 70 x 63, the crop is 64"),
-        (66, (1, 20_000), "too many pixels when resized (66x1320000)"),
+        (None, (70, 63), "smaller than the crop of 64: 70 x 63 after augment.resize"),
+        (66, (1, 20_000), "it would become too large: 66 x 1320000 after augment.resize"),
     ],
 )
 def test_predict_gives_a_row_to_a_picture_that_cannot_be_cropped(
     network: torch.nn.Module, tmp_path: Path, resize: int | None, size: tuple[int, int], error: str | None
 ) -> None:
-    scale = Normalization((127.5,) * 3, (64.0,) * 3)
-    card = ModelCard("paper", tiny_spec(), CLASSES, Augmentation(crop_size=64, resize=resize), scale, {})
+    scale, source = Normalization((127.5,) * 3, (64.0,) * 3), {"settings": {"data": {"max_pixels": 10**9}}}
+    card = ModelCard("paper", tiny_spec(), CLASSES, Augmentation(crop_size=64, resize=resize), scale, source)
     save_model_folder(tmp_path / "model", dict(network.state_dict()), card)
     save_jpeg(tmp_path / "good.jpg", 70, 70)
     save_jpeg(tmp_path / "odd.jpg", *size)

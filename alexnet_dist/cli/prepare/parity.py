@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from alexnet_dist.data.engines.loader import Engine, Loader
     from alexnet_dist.data.engines.parity import Comparison, Recipe
-    from alexnet_dist.data.files.scan import Header
     from alexnet_dist.data.index import SampleIndex
 
 EXAMPLES = """Compare engines on your own images, stage by stage.
@@ -134,6 +133,7 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
     from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
     from alexnet_dist.data.files.scan import scan_headers
     from alexnet_dist.data.index import BadFile, SampleIndex
+    from alexnet_dist.data.plan import Augmentation, find_unfit
     from alexnet_dist.data.sources.folders import list_images_below
 
     if not folder.is_dir():
@@ -141,9 +141,11 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
     found = list_images_below(folder)
     files = [found[position] for position in np.unique(np.linspace(0, len(found) - 1, limit).astype(int))]
     headers = scan_headers(folder, files, cache_dir=scratch, max_pixels=DEFAULT_MAX_PIXELS, progress=True)
-    pairs = [(file, _refuse_lines(header, recipe)) for file, header in zip(files, headers, strict=True)]
-    good = [(file, header) for file, header in pairs if not header.reason]
-    bad_files = tuple(BadFile(file.path, header.reason) for file, header in pairs if header.reason)
+    sizes = np.array([(recipe.crop, recipe.crop) if header.reason else header[:2] for header in headers])
+    unfit = find_unfit(sizes, Augmentation(recipe.crop, recipe.resize))
+    reasons = [header.reason or unfit.get(number, "") for number, header in enumerate(headers)]
+    good = [pair for *pair, reason in zip(files, headers, reasons, strict=True) if not reason]
+    bad_files = tuple(BadFile(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason)
     if not good:
         why = f"{bad_files[0].path}: {bad_files[0].reason}"
         raise DataError("no readable image", where=str(folder), why=why, remedy="check the files")
@@ -157,20 +159,6 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
         classes=("image",),
         bad_files=bad_files,
     )
-
-
-def _refuse_lines(header: Header, recipe: Recipe) -> Header:
-    """A picture of a single pixel's height may become millions of pixels long."""
-    import numpy as np
-
-    from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
-    from alexnet_dist.data.plan import resize_shapes
-
-    if header.reason:
-        return header
-    ((width, height),) = resize_shapes(np.array([header[:2]]), recipe.resize).tolist()
-    reason = f"too many pixels when resized ({width}x{height})"
-    return header._replace(reason=reason) if width * height > DEFAULT_MAX_PIXELS else header
 
 
 def _make_loader(index: SampleIndex, recipe: Recipe, device: torch.device, scratch: Path) -> Loader:

@@ -244,7 +244,7 @@ def test_a_line_that_a_resize_would_blow_up_is_listed(folder: Path) -> None:
     save_jpeg(folder / "dog" / "line.jpg", 1, 30_000)
     code, report = parity(folder, "--engines", "torchvision", "torchvision")
     assert code == 3
-    reason = "too many pixels when resized (48x1440000)"
+    reason = "it would become too large: 48 x 1440000 after augment.resize"
     assert report["bad_files"] == [{"path": "dog/line.jpg", "reason": reason}]
 
 
