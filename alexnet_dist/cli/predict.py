@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet_dist.base.durable import format_csv, format_json
+from alexnet_dist.base.durable import format_csv, format_json, write_file
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.model_options import add_model_options
 from alexnet_dist.cli.picture_paths import find_pictures
+from alexnet_dist.data.class_words import describe_class, find_words
+from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
@@ -20,13 +22,14 @@ EXAMPLES = """Name what is on a picture.
 
 examples:
   python launch/predict.py --model runs/digits picture.jpg
-  python launch/predict.py --model runs/imagenet_subset/model --topk 3 --format csv pictures/*.jpg > rows.csv
+  python launch/predict.py --model runs/imagenet_subset/model --topk 3 pictures/*.jpg --out rows.csv
   python launch/predict.py --model runs/digits pictures "holidays/**/*.jpg"
   find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
 
-A path is an image file, a folder (its images at any depth, sorted) or a quoted pattern. A file that cannot be read
-gets a row with its error; the exit code is then 3. Where the network's output for a picture is not finite, the row
-says so; the exit code is then 4, or 3 if there are files that cannot be read, too."""
+A path is an image file, a folder (its images at any depth, sorted) or a quoted pattern. Where the name of a class is an
+ImageNet id, its words are shown, too. A file that cannot be read gets a row with its error; the exit code is then 3.
+Where the network's output for a picture is not finite, the row says so; the exit code is then 4, or 3 if there are
+files that cannot be read, too."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +39,15 @@ def main(argv: Sequence[str]) -> int:
     add_model_options(parser)
     parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
-    parser.add_argument("--format", type=str, default="table", choices=["table", "csv", "jsonl"], help="of the rows")
+    parser.add_argument(
+        "--format",
+        type=str,
+        default="auto",
+        choices=["auto", *WRITERS],
+        help="of the rows; auto = as --out ends, or table",
+    )
+    parser.add_argument("--out", type=str, help="write the rows to this file instead of the terminal")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parse_options(argv, parser)
@@ -44,9 +55,14 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     if options.topk < 1:
         raise UsageError("--topk must be 1 or more")
+    out = check_target(options.out, options.overwrite) if options.out is not None else None
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
-    print(WRITERS[options.format](predictions), end="")
+    text = WRITERS[choose_format(options.format, out)](predictions)
+    if out is None:
+        print(text, end="")
+    else:
+        write_file(out, text.encode(), "out")
     return min((prediction.exit_code for prediction in predictions if prediction.error), default=0)
 
 
@@ -80,12 +96,19 @@ def predict_files(
     yield from predict_pictures(model, card, paths, topk)
 
 
+def choose_format(requested: str, out: Path | None) -> str:
+    """The format that was asked for; auto is the one that a file's name ends in, or a table."""
+    ending = out.suffix.lower().removeprefix(".") if out is not None else ""
+    return requested if requested != "auto" else ending if ending in WRITERS else "table"
+
+
 def write_table(predictions: Sequence[Prediction]) -> str:
     """Aligned columns: path, class, confidence, the other likely classes."""
     rows = [("path", "class", "confidence", "next")]
     for row in predictions:
-        others = ", ".join(f"{name} {value:.1%}" for name, value in row.top[1:])
-        rows.append((row.path, row.label or f"error: {row.error}", _percent(row.confidence), others))
+        others = ", ".join(f"{find_words(name) or name} {value:.1%}" for name, value in row.top[1:])
+        said = f"error: {row.error}" if row.label is None else describe_class(row.label)
+        rows.append((row.path, said, _percent(row.confidence), others))
     printable = [tuple(escape_text(cell) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in printable) for column in range(3)]
     return "".join(
@@ -95,22 +118,26 @@ def write_table(predictions: Sequence[Prediction]) -> str:
 
 
 def write_csv(predictions: Sequence[Prediction]) -> str:
-    """A header and a row per file; the top k as class:probability, joined with spaces."""
-    rows = [("path", "class", "confidence", "topk", "error")]
+    """A header and a row per file: the likeliest class, the top k, the error, and the class in words."""
+    places = range(1, 1 + max((len(row.top) for row in predictions), default=0))
+    ranked = [f"top{place}_{what}" for place in places for what in ("class", "confidence")]
+    rows = [["path", "class", "confidence", *ranked, "error", "words"]]
     for row in predictions:
-        ranked = " ".join(f"{name}:{value:.6f}" for name, value in row.top)
-        confidence = "" if row.confidence is None else f"{row.confidence:.6f}"
-        rows.append((row.path, row.label or "", confidence, ranked, row.error or ""))
+        cells = [cell for name, value in row.top for cell in (name, f"{value:.6f}")]
+        said = ["", ""] if row.label is None else [row.label, f"{row.confidence:.6f}"]
+        words = find_words(row.label or "") or ""
+        rows.append([row.path, *said, *cells, *[""] * (len(ranked) - len(cells)), row.error or "", words])
     return format_csv(rows)
 
 
 def write_jsonl(predictions: Sequence[Prediction]) -> str:
-    """A JSON object a line: path, class, confidence, topk (class and confidence), error."""
+    """A JSON object a line: path, class, its words, confidence, topk (of each the same three), error."""
     lines = []
     for row in predictions:
-        ranked = [{"class": name, "confidence": value} for name, value in row.top]
-        values = {"path": row.path, "class": row.label, "confidence": row.confidence, "topk": ranked}
-        lines.append(format_json({**values, "error": row.error}, row.path) + "\n")
+        ranked = [{"class": name, "words": find_words(name), "confidence": value} for name, value in row.top]
+        said = {"class": row.label, "words": find_words(row.label or ""), "confidence": row.confidence}
+        values = {"path": row.path, **said, "topk": ranked, "error": row.error}
+        lines.append(format_json(values, row.path) + "\n")
     return "".join(lines)
 
 

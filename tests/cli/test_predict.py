@@ -1,0 +1,93 @@
+"""The rows of `predict`: what pandas reads, what other programs read, and where they go."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from alexnet_dist.cli import predict
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.predict import WRITERS, choose_format
+from alexnet_dist.inference.predict import Prediction
+
+ROWS = [
+    Prediction("a b.jpg", "n02102040", 0.75, [("n02102040", 0.75), ("Apple Red 2", 0.125), ("=x:1", 0.0625)]),
+    Prediction("page.jpg", None, None, [], "no picture", 3),
+]
+
+
+def test_table_shows_words_beside_ids() -> None:
+    lines = [" ".join(line.split()) for line in WRITERS["table"](ROWS).splitlines()]
+    assert lines == [
+        "path class confidence next",
+        "a b.jpg English springer (n02102040) 75.0% Apple Red 2 12.5%, =x:1 6.2%",
+        "page.jpg error: no picture",
+    ]
+
+
+def test_csv_has_a_column_for_each_class_and_confidence() -> None:
+    good, bad = csv.DictReader(io.StringIO(WRITERS["csv"](ROWS)))
+    assert good == {
+        "path": "a b.jpg",
+        "class": "n02102040",
+        "confidence": "0.750000",
+        "top1_class": "n02102040",
+        "top1_confidence": "0.750000",
+        "top2_class": "Apple Red 2",
+        "top2_confidence": "0.125000",
+        "top3_class": "'=x:1",
+        "top3_confidence": "0.062500",
+        "error": "",
+        "words": "English springer",
+    }
+    assert bad == dict.fromkeys(good, "") | {"path": "page.jpg", "error": "no picture"}
+
+
+def test_jsonl_has_words_in_a_field_of_their_own() -> None:
+    good, bad = map(json.loads, WRITERS["jsonl"](ROWS).splitlines())
+    assert good["topk"][:2] == [
+        {"class": "n02102040", "words": "English springer", "confidence": 0.75},
+        {"class": "Apple Red 2", "words": None, "confidence": 0.125},
+    ]
+    assert [good.pop(key) for key in ("class", "words", "confidence")] == list(good["topk"][0].values())
+    assert bad == dict.fromkeys(("class", "words", "confidence")) | {
+        "path": "page.jpg",
+        "topk": [],
+        "error": "no picture",
+    }
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_no_rows_are_no_error(form: str) -> None:
+    assert len(WRITERS[form]([]).splitlines()) == (0 if form == "jsonl" else 1)
+
+
+@pytest.mark.parametrize(
+    ("requested", "out", "expected"),
+    [
+        ("auto", None, "table"),
+        ("auto", "rows.csv", "csv"),
+        ("auto", "rows.JSONL", "jsonl"),
+        ("auto", "rows.txt", "table"),
+        ("auto", "csv", "table"),
+        ("jsonl", "rows.csv", "jsonl"),
+    ],
+)
+def test_format_follows_the_name_of_the_file(requested: str, out: str | None, expected: str) -> None:
+    assert choose_format(requested, Path(out) if out is not None else None) == expected
+
+
+def test_rows_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(predict, "predict_files", lambda *args, **keywords: iter(ROWS))
+    words = ["--model", "runs/any", "a b.jpg", "page.jpg", "--out", str(tmp_path / "rows.csv")]
+    assert run("predict", words) == 3  # the exit code is that of the row which could not be read
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "rows.csv").read_text() == WRITERS["csv"](ROWS)
+    assert run("predict", words) == 2
+    assert "--out is there already" in capsys.readouterr().err
+    assert run("predict", [*words, "--overwrite", "--format", "jsonl"]) == 3
+    assert (tmp_path / "rows.csv").read_text() == WRITERS["jsonl"](ROWS)
