@@ -23,15 +23,20 @@ RESIZE_REMEDY = "set augment.resize to model.image_size or more"
 INPUT_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def join_processes(config: Config, kept_precision: str | None) -> Runtime:
-    """Join the other processes of a run; see `start_runtime`."""
-    parallel = config.parallel
+def join_processes(config: Config, precision: tuple[str, str] | None = None) -> Runtime:
+    """Join the other processes of a run; see `start_runtime`.
+
+    Args:
+        config: the settings.
+        precision: that of the run until now and why; None = as the settings say.
+    """
+    name, reason = precision or (config.precision, "")
     return start_runtime(
         config.device,
-        config.precision,
-        kept_precision,
-        strategy=parallel.strategy,
-        shard_size=parallel.shard_size,
+        name,
+        precision_reason=reason,
+        strategy=config.parallel.strategy,
+        shard_size=config.parallel.shard_size,
     )
 
 

@@ -276,7 +276,7 @@ def make_loader(
     index = _find_index(root_or_index, config.data, options.get("classes"))
     loader = _build_loader(config, seat, index, training)
     if training:
-        engine, reason = choose_engine(engine, None, loader)
+        engine, reason = choose_engine(engine, loader)
     else:
         engine, reason = choose_evaluation_engine(engine, engine != "auto"), "asked for"
     loader = dataclasses.replace(loader, engine=ENGINES[engine])

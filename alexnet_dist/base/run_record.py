@@ -17,7 +17,7 @@ from alexnet_dist.base.errors import CheckpointError, DivergedError
 
 Kind = Literal["run", "crossval", "plots"]
 
-MARKER = ".alexnet_dist"
+MARKER, CHECKPOINTS = ".alexnet_dist", "checkpoints"
 SETTINGS, RUN, SUMMARY, METRICS = "config.yaml", "run.json", "summary.json", "metrics.jsonl"
 WHAT_IT_IS: dict[str, str] = {"run": "a run", "crossval": "a cross-validation", "plots": "a folder of figures"}
 
@@ -33,10 +33,12 @@ def read_marker(folder: Path) -> dict[str, Any]:
 def find_run(model: Path) -> Path | None:
     """The run folder that a model folder or a checkpoint is a part of; None where it stands on its own."""
     model = model if model.name == "model" else Path(os.path.abspath(model))  # it may be `.`
-    around = [path.parent for path in (model.parent, model.parent.parent) if path.name == "checkpoints"]
+    around = [path.parent for path in (model.parent, model.parent.parent) if path.name == CHECKPOINTS]
     places = [model.parent] if model.name == "model" else around
     for run in places:
-        if (run / SETTINGS).is_file() and any((run / name).is_file() for name in (RUN, MARKER)):
+        marked = read_marker(run)
+        is_run = (run / SETTINGS).is_file() and (bool(marked) or (run / RUN).is_file())
+        if is_run or isinstance(marked.get("settings"), dict):  # the marker holds a copy of them
             return run
     return None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from alexnet_dist.base.errors import DataError, DivergedError, UsageError
+from alexnet_dist.base.errors import DivergedError, UsageError
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.data.engines.workers import start_worker_server
@@ -20,7 +20,6 @@ from alexnet_dist.settings.reader import dump_config, find_config, load_config, 
 from alexnet_dist.settings.schema import Config
 
 if TYPE_CHECKING:
-    from alexnet_dist.assembly.sets import Sets
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import Runtime
     from alexnet_dist.runs.crossval_table import FoldResult
@@ -72,15 +71,15 @@ def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
     if config.data.workers != 0:
         start_worker_server()
     from alexnet_dist.assembly.loaders import join_processes
-    from alexnet_dist.base.run_record import read_run
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.crossval_table import format_table, read_result, write_table
+    from alexnet_dist.runs.resume import keep_precision
 
     stop = StopRequest()  # one for all folds: a signal between two of them counts
     runs = [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]
     # All folds compute alike, although some may be trained after a restart on another machine.
-    precision = None if new else read_run(Path(str(runs[0].output_dir))).get("precision")
+    precision = None if new else keep_precision(Path(str(runs[0].output_dir)), config.precision)
     with lost_peers_named(), contextlib.ExitStack() as held:
         runtime = held.enter_context(contextlib.closing(join_processes(config, precision)))
         results = runtime.on_main(lambda: _open(config, runs, new, held))
@@ -131,12 +130,13 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
         UsageError: a finished fold was trained with other settings, or the folder is no cross-validation of ours.
         DataError: no images, bad ones, other ones than before, or too few of a class.
     """
-    from alexnet_dist.assembly.sets import find_root, find_sets
+    from alexnet_dist.assembly.sets import cut_splits, find_root, find_sets
     from alexnet_dist.base.durable import tidy_folder
     from alexnet_dist.data.folds import check_classes_fill_folds
     from alexnet_dist.data.index import BadFilesError
     from alexnet_dist.runs.crossval_table import read_result
     from alexnet_dist.runs.folder import list_bad_files, open_folder, start_logging
+    from alexnet_dist.runs.resume import check_fold
     from alexnet_dist.runs.targets import check_output_dir
 
     out = Path(str(runs[0].output_dir)).parent
@@ -153,29 +153,10 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
     check_classes_fill_folds(sets[0], len(runs))
     results = [read_result(run) for run in runs]
     for run, result in zip(runs, results, strict=True):
-        _check_fold(run, sets, is_finished=result is not None)
+        check_fold(run, result is not None, partial(cut_splits, sets, run.data, run.seed))
         if result is not None:
             print(f"fold {result.fold} of {len(runs)} is finished: top-1 {result.top1:.2%}", flush=True)
     return results
-
-
-def _check_fold(run: Config, sets: Sets, is_finished: bool) -> None:
-    """Refuse to put a fold that was trained, or begun, into a table with folds of other settings or other images."""
-    from alexnet_dist.assembly.sets import cut_splits
-    from alexnet_dist.inference.checkpoints import list_checkpoints
-    from alexnet_dist.runs.changed_images import read_images_before
-    from alexnet_dist.runs.folder import compare_settings
-
-    folder = Path(str(run.output_dir))
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    if not checkpoints and not is_finished:
-        return
-    compare_settings(folder, run, is_whole=True)
-    before = read_images_before(folder, checkpoints[0] if checkpoints else None)["fingerprint"]
-    if before != cut_splits(sets, run.data, run.seed).fingerprint:
-        why = "names, sizes or classes of files differ"
-        remedy = "restore them or use --new"
-        raise DataError("the images changed since this fold was trained", where=str(folder), why=why, remedy=remedy)
 
 
 def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest) -> None:

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.base.durable import format_json, write_json
+from alexnet_dist.base.durable import format_json, read_object, write_json
 from alexnet_dist.base.errors import CheckpointError, UsageError
 from alexnet_dist.cli.model_options import add_model_options
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
-from alexnet_dist.settings.reader import build_config, new_parser, parse_arguments, read_yaml
+from alexnet_dist.settings.reader import build_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, DataConfig, EvaluationConfig
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _name_changes(run: Path, config: Config, split: str, index: SampleIndex) -> 
 def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Config:
     """The settings of a model's run, and those given in their place.
 
-    A run's own are in its config.yaml. Away from its run, a model says nothing of where images lie.
+    A run's own are in its folder. Away from its run, a model says nothing of where images lie.
 
     Args:
         folder: the model folder.
@@ -196,15 +196,18 @@ def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Con
     Raises:
         UsageError: settings that cannot be meant; or given ones would hold out other images than the run did.
     """
-    from alexnet_dist.base.run_record import SETTINGS, find_run
+    from alexnet_dist.base.run_record import find_run
     from alexnet_dist.inference.model_folder import CONFIG
+    from alexnet_dist.runs.folder import read_settings
 
     run = find_run(folder)
-    source = folder / CONFIG if run is None else run / SETTINGS
-    values = {**UNKNOWN_SETTINGS, **card.settings} if run is None else read_yaml(source)[0]
+    values = {**UNKNOWN_SETTINGS, **card.settings}
+    places = dict.fromkeys(values, str(folder / CONFIG))
+    if run is not None:
+        values, places = read_settings(run)
     if values.get("train.max_steps") is not None:
         values["train.epochs"] = None
-    places = {key: str(source) for key in values if key not in given}
+    places = {key: place for key, place in places.items() if key not in given}
     if given.get("data.val") is not None:  # another set takes the place of the images that were held out
         return build_config({**values, "data.folds": None, "data.fold": None, **given}, places)
     config = build_config({**values, **given}, places)
@@ -227,7 +230,6 @@ def _draw(
     """The figures of a run, and of a set that has been evaluated."""
     from alexnet_dist.base.run_record import SUMMARY, find_run
     from alexnet_dist.data.engines.choose import REFERENCE
-    from alexnet_dist.runs.folder import read_json
     from alexnet_dist.runs.held_out import restore_splits
     from alexnet_dist.runs.plots import Judged, Subject, draw_figures
     from alexnet_dist.training.predictions import join_predictions
@@ -237,7 +239,7 @@ def _draw(
     subject = Subject(run or folder, folder, card, config, runtime, REFERENCE)
     judged = Judged(split, index, join_predictions(said))
     find_splits = partial(restore_splits, config.data, config.seed, True, run, card.data_fingerprint)
-    draw_figures(subject, judged, lambda: find_splits().train, read_json(subject.run / SUMMARY).get("step"))
+    draw_figures(subject, judged, lambda: find_splits().train, read_object(subject.run / SUMMARY).get("step"))
 
 
 def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.base.places import find_place
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
@@ -65,35 +64,21 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
     """
     check_fold_is_chosen(config.data)
     if new and resume_from is not None:
-        _check_start(Path(config.output_dir or "run"), resume_from)
+        from alexnet_dist.runs.resume import check_beginning
+
+        check_beginning(Path(config.output_dir or "run"), resume_from)
     if config.data.workers != 0:
         start_worker_server()
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.session import Session
 
     with lost_peers_named(), contextlib.closing(Session(config, new, resume_from)) as session:
-        ended_at = session.find_end()
         summary = run_session(session)
     if config.log.plots and session.runtime.is_main:
         from alexnet_dist.runs.plots import draw_after_training
 
-        draw_after_training(session, summary["step"], ended_at)
+        draw_after_training(session, summary["step"], session.resumption.ended_at)
     return summary
-
-
-def _check_start(folder: Path, resume_from: str) -> None:
-    """Refuse a checkpoint that a new run cannot begin from, before the old run is set aside.
-
-    Raises:
-        UsageError: there is none of that name, or it lies in the folder that is to be set aside.
-    """
-    path = Path(resume_from)
-    if not path.is_dir():
-        why = "a new run begins from a checkpoint elsewhere"
-        raise UsageError("no such checkpoint", where=resume_from, why=why, remedy="give its path, or leave out --new")
-    if find_place(folder) in find_place(path).parents:
-        why = "--new gives the folder around it another name"
-        raise UsageError("this checkpoint goes away", where=resume_from, why=why, remedy="use another --output_dir")
 
 
 def run_session(session: Session) -> dict[str, Any]:

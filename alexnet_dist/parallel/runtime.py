@@ -220,8 +220,8 @@ class Runtime:
 def start_runtime(
     device: str,
     precision: str,
-    kept_precision: str | None = None,
     *,
+    precision_reason: str = "",
     strategy: str = "ddp",
     shard_size: int | None = None,
     wait_seconds: float = JOIN_SECONDS,
@@ -231,7 +231,7 @@ def start_runtime(
     Args:
         device: auto, cpu or cuda.
         precision: auto, fp32, tf32, bf16 or fp16.
-        kept_precision: what auto meant when the run began; None at its beginning.
+        precision_reason: why that one, where it was not asked for.
         strategy: ddp, towers or hybrid.
         shard_size: processes over which hybrid spreads fc6 and fc7; None = all.
         wait_seconds: for the other processes to come; without them this process then ends with exit code 5.
@@ -247,10 +247,7 @@ def start_runtime(
     if device == "cuda" and not torch.cuda.is_available():
         raise MachineError("no CUDA device", why="device is cuda", remedy="set --device cpu or auto")
     on_gpu = device != "cpu" and torch.cuda.is_available() and not is_cpu_wanted()
-    if precision == "auto" and kept_precision is not None:
-        chosen, reason = choose_precision(kept_precision, on_gpu)[0], "chosen when the run began"
-    else:
-        chosen, reason = choose_precision(precision, on_gpu)
+    chosen, reason = choose_precision(precision, on_gpu)
     check_launcher_precision(chosen)
     settle_float32(chosen, on_gpu)
     # One process is told where to compute: Accelerate knows further devices, which nothing here was tried on. Several
@@ -273,7 +270,7 @@ def start_runtime(
         mesh=mesh,
         processes_here=processes_here,
         precision=chosen,
-        precision_reason=reason,
+        precision_reason=precision_reason or reason,
         host_group=host_group,
     )
 

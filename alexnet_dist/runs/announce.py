@@ -22,9 +22,6 @@ def announce(session: Session, trainer: Trainer) -> None:
     runtime, data, sizes = session.runtime, session.data_facts, session.sizes
     parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if session.config.channels_last else "contiguous"
-    begin = f"resumed from {session.checkpoint.name}" if session.checkpoint else "from step 0"
-    if session.begins_anew:
-        begin = f"begins from step {trainer.state.step} of another run, {session.checkpoint}"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
     lines = [
@@ -37,21 +34,21 @@ def announce(session: Session, trainer: Trainer) -> None:
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{torch.get_num_threads()} threads",
         f"precision {runtime.precision} ({runtime.precision_reason})",
-        f"run       {session.folder}, {begin}",
+        f"run       {session.folder}, {session.resumption.describe(trainer.state.step)}",
     ]
     if session.signal is not None:
         last = f"{session.signal['fc8']:.2g}"
         lines.insert(1, f"signal    images differ by {last} of the size of their logits")
     if session.image_changes:
         lines.append(f"images    {session.image_changes}; from step {trainer.state.step} on, {session.describe_plan()}")
-    if session.changed:
-        changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in session.changed.items())
+    if session.resumption.changed:
+        changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in session.resumption.changed.items())
         lines.append(f"changed   {changes}; from step {trainer.state.step} on")
     for line in lines:
         logger.info(line)
     for line in [*list_unreached(trainer.schedule), *_list_late_settings(session)]:
         logger.warning("schedule  %s", line)
-    if trainer.is_over and session.is_finished():
+    if trainer.is_over and session.resumption.was_finished:
         remedy = "raise train.epochs to go on, or use"
         if trainer.stopped_early:
             remedy = "it stopped early; raise train.early_stop to go on, or use"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet_dist.base.durable import write_csv, write_json
+from alexnet_dist.base.durable import read_object, write_csv, write_json
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.base.run_record import METRICS, SUMMARY, read_run
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.runs.folder import read_json
-from alexnet_dist.settings.schema import Config, TrainConfig
+from alexnet_dist.runs.resume import is_over
+from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import read_rows
 
 AVERAGED = ("top1", "top5", "loss", "best_top1", "test_top1")
@@ -71,9 +71,9 @@ def read_result(run: Config) -> FoldResult | None:
 
 
 def _read_numbers(run: Config, folder: Path) -> FoldResult | None:
-    summary = read_json(folder / SUMMARY)
+    summary = read_object(folder / SUMMARY)
     rows = [row for row in read_rows(folder / METRICS) if row["event"] == "eval"]
-    if not rows or run.data.fold is None or not _is_over(summary, run.train):
+    if not rows or run.data.fold is None or not is_over(summary, run.train):
         return None
     last = rows[-1]
     return FoldResult(
@@ -85,14 +85,6 @@ def _read_numbers(run: Config, folder: Path) -> FoldResult | None:
         loss=last["loss"],
         **{key: summary[key] for key in ("best_top1", "best_epoch", "test_top1", "epoch", "step", "train_seconds")},
     )
-
-
-def _is_over(summary: dict[str, Any], train: TrainConfig) -> bool:
-    """Whether a run has ended and trained for as long as it now should."""
-    if summary.get("status") != "finished":
-        return False
-    is_long_enough = summary["step"] >= (train.max_steps or 0) and summary["epoch"] >= (train.epochs or 0)
-    return is_long_enough or bool(summary["stopped_early"])
 
 
 def write_table(config: Config, results: Sequence[FoldResult], world_size: int, precision: str) -> None:

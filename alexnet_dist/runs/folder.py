@@ -25,11 +25,11 @@ from alexnet_dist.base.durable import (
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.places import find_place
-from alexnet_dist.base.run_record import FORMS, MARKER, RUN, SETTINGS, SUMMARY, Kind, read_marker, read_run
+from alexnet_dist.base.run_record import CHECKPOINTS, FORMS, MARKER, RUN, SETTINGS, SUMMARY, Kind, read_marker, read_run
 from alexnet_dist.base.text import LogFormatter
 from alexnet_dist.data.index import BadFile, BadFilesError
 from alexnet_dist.runs.ownership import LOCK, check_ownership, mark_folder
-from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
+from alexnet_dist.settings.reader import dump_config, read_yaml
 from alexnet_dist.settings.schema import Config
 
 logger = logging.getLogger("alexnet_dist")
@@ -39,37 +39,13 @@ MOST_REPORTED = 10_000  # bad files that run.json remembers
 NO_COPY = "there is no copy of it"
 BAD_FILES, PLOTS = "bad_files.csv", "plots"
 
-# A run may go on with other values of these; data.root only where the data's fingerprint is equal.
-CHANGEABLE = {
-    "data.on_bad_file",
-    "data.prefetch",
-    "device",
-    "output_dir",
-    "train.epochs",
-    "train.max_steps",
-    "train.micro_batch_size",
-    "data.cache_dir",
-    "data.download",
-    "data.engine",
-    "data.root",
-    "data.workers",
-    "parallel.strategy",
-    "parallel.exchange",
-    "parallel.gradient_compression",
-    "parallel.shard_size",
-    "parallel.hybrid_schedule",
-}
-CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
-# These may change as well, and take effect from there on: the run is then no longer that of one configuration.
-FROM_HERE_ON = ("optimizer.lr", "schedule.", "train.early_stop")
-
 
 def open_run_folder(folder: Path, new: bool) -> FileLock:
     """`open_folder`, with a place for checkpoints, tidied up after a killed process."""
     lock = open_folder(folder, new, "run")
     with disk_errors_named(folder):
-        (folder / "checkpoints").mkdir(exist_ok=True)
-    for place in (folder, folder / "checkpoints"):
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    for place in (folder, folder / CHECKPOINTS):
         tidy_folder(place, alone=True)
     tidy_folder(folder / PLOTS)
     return lock
@@ -123,53 +99,25 @@ def _lock(folder: Path) -> FileLock:
     return lock
 
 
-def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> dict[str, tuple[Any, Any]]:
-    """Compare the settings with those of a run that goes on.
-
-    Args:
-        folder: the run folder.
-        config: the settings.
-        is_whole: the run is one of several that must train alike: nothing of FROM_HERE_ON may change.
+def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings that a run went on with until now: its own copy's, as config.yaml may have been edited.
 
     Returns:
-        The settings that differ and may, {dotted name: (value before, value now)}.
+        {dotted name: value}, and where each was read, for messages.
 
     Raises:
-        UsageError: a setting differs that may not; the line says which, and both values.
-        CheckpointError: what the settings were is not known any more.
+        CheckpointError: neither is there.
+        UsageError: there is no copy, and config.yaml is no YAML.
     """
-    before, now = flatten(_read_settings(folder)), flatten(config)
-    changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON
-    refused = [key for key in changed if key not in CHANGEABLE and not _is_below(key, allowed)]
-    if refused:
-        raise UsageError(
-            "this run was started with other settings",
-            where=str(folder),
-            why=", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused),
-            remedy="use those again, or start afresh with --new",
-        )
-    return changed
-
-
-def _read_settings(folder: Path) -> Config:
-    """The settings that a run went on with until now: from its own copy, as config.yaml may have been edited."""
     kept = read_marker(folder).get("settings")
-    is_there = (folder / SETTINGS).is_file()
     if isinstance(kept, dict):
-        if not is_there:
-            logger.warning("%s is missing: it is written again", folder / SETTINGS)
         values = flatten(kept)
-        return build_config(values, dict.fromkeys(values, str(folder / MARKER)))
-    if is_there:
+        return values, dict.fromkeys(values, str(folder / MARKER))
+    if (folder / SETTINGS).is_file():
         values, lines = read_yaml(folder / SETTINGS)
-        return build_config(values, {key: f"{folder / SETTINGS}:{line}" for key, line in lines.items()})
+        return values, {key: f"{folder / SETTINGS}:{line}" for key, line in lines.items()}
     remedy = "put it back, or start afresh with --new"
     raise CheckpointError(f"{SETTINGS} of this run is missing", where=str(folder), why=NO_COPY, remedy=remedy)
-
-
-def _is_below(key: str, names: Iterable[str]) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
 
 
 def store_settings(folder: Path, config: Config) -> None:
@@ -177,11 +125,6 @@ def store_settings(folder: Path, config: Config) -> None:
     write_file(folder / SETTINGS, dump_config(config).encode())
     facts = {key: value for key, value in read_run(folder).items() if key in FORMS and key != "starts"}
     mark_folder(folder, "run", {"settings": dataclasses.asdict(config), "facts": facts})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the run folder; empty when missing or cut short."""
-    return read_object(path)
 
 
 def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
@@ -195,14 +138,6 @@ def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) 
     }
     write_json(folder / RUN, values)
     return values
-
-
-def read_run_identity(folder: Path) -> tuple[str | None, bool]:
-    """The run's id, None where it is not known; and whether anything is known of the run at all."""
-    facts = read_run(folder)
-    if facts and not read_object(folder / RUN):
-        logger.warning("%s is missing or damaged: it is written again from the run's own copy", folder / RUN)
-    return facts.get("run_id"), bool(facts)
 
 
 def new_run_id() -> str:
@@ -225,7 +160,7 @@ def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> N
 def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
     """Replace bad_files.csv by the files that were refused; run.json remembers them all, see `read_reported`."""
     bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
-    facts = read_json(folder / RUN)
+    facts = read_object(folder / RUN)
     if facts:
         named = {relative_path(Path(bad.path), root) for bad in bad_files}
         write_json(folder / RUN, {**facts, "bad_files": sorted(named | read_reported(folder))[:MOST_REPORTED]})
@@ -234,7 +169,7 @@ def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
 
 def read_reported(folder: Path) -> set[str]:
     """The files that the run has named as bad at any time, relative to data.root: those may be mended or removed."""
-    listed = read_json(folder / RUN).get("bad_files")
+    listed = read_object(folder / RUN).get("bad_files")
     reported = {path for path in listed if isinstance(path, str)} if isinstance(listed, list) else set()
     try:
         return reported | {row["path"] for row in read_csv(folder / BAD_FILES)}

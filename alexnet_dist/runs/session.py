@@ -29,16 +29,15 @@ from alexnet_dist.assembly.strategy import check_strategy, cut_network, replicat
 from alexnet_dist.assembly.trackers import check_mirrors, open_trackers
 from alexnet_dist.assembly.weights import load_starting_weights
 from alexnet_dist.base.durable import write_file
-from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.machine import check_compiler, describe_machine, find_git_commit, list_versions
-from alexnet_dist.base.run_record import METRICS, RUN, SUMMARY, is_step_name, read_run
+from alexnet_dist.base.run_record import CHECKPOINTS, METRICS, is_step_name
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.data.engines.cache.store import check_cacheable
 from alexnet_dist.data.engines.choose import REFERENCE, check_engine, choose_engine
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Plan
-from alexnet_dist.inference.checkpoints import choose_checkpoint, is_inside, list_checkpoints, read_run_id
+from alexnet_dist.inference.checkpoints import is_inside
 from alexnet_dist.inference.model_folder import (
     ModelCard,
     describe_source,
@@ -53,19 +52,13 @@ from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.changed_images import (
     describe_images,
     find_newest,
-    read_images_before,
     read_record,
     settle_images,
     warn_about_newer,
 )
 from alexnet_dist.runs.folder import (
-    NO_COPY,
-    compare_settings,
     list_bad_files,
-    new_run_id,
     open_run_folder,
-    read_json,
-    read_run_identity,
     silence_logging,
     start_logging,
     store_settings,
@@ -75,6 +68,7 @@ from alexnet_dist.runs.folder import (
 from alexnet_dist.runs.held_out import write_held_out
 from alexnet_dist.runs.image_list import IMAGES, Changes, list_images, write_image_list
 from alexnet_dist.runs.preflight import check_signal
+from alexnet_dist.runs.resume import Choice, Resumption, decide, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.targets import check_output_dir
 from alexnet_dist.settings.schema import Config
@@ -121,27 +115,24 @@ class Session:
     ) -> None:
         self.stop = stop or StopRequest()
         self.folder = Path(config.output_dir or "run")
-        before = {} if new else read_run(self.folder)
         self.config = config
-        self.runtime = runtime or join_processes(config, before.get("precision"))
+        precision = None if new else keep_precision(self.folder, config.precision)
+        self.runtime = runtime or join_processes(config, precision)
         self._leave = self.runtime.close if runtime is None else lambda: None
-        self.origin: dict[str, Any] | None = before.get("pretrained")
         check_engine(config.data.engine)
         if config.compile:
             check_compiler(self.runtime.device.type == "cuda")
         if config.data.engine == "cache":
             check_cacheable(config.augment.crop)
-        self.run_id: str | None = None  # known in the main process alone, which reads and writes run.json
-        self._goes_back = resume_from is not None
-        self.checkpoint, self.begins_anew, self.changed = self.runtime.on_main(lambda: self._open(new, resume_from))
-        self._images_before = self.runtime.on_main(self._read_data_facts)
+        self.resumption = self.runtime.on_main(lambda: self._open(new, resume_from))
+        self.origin = self.resumption.pretrained
         self.splits, self.image_changes = self._keep_images(self._find_images())
         self.sizes = self._settle_sizes()
         self.spec = build_spec(config.model, len(self.splits.train.classes), config.parallel.exchange_at)
         check_can_be_built(self.spec)
         check_strategy(config.parallel, self.spec, self.runtime)
         self.unfit = self.runtime.on_main(self._find_unfit)
-        self.engine, self.engine_reason = self.runtime.on_main(lambda: self._choose_engine(before.get("engine")))
+        self.engine, self.engine_reason = self.runtime.on_main(self._choose_engine)
         self.steps_per_epoch = -(-len(self.splits.train) // self.sizes.global_)
         train = config.train
         self.total_steps = train.max_steps or self.steps_per_epoch * (train.epochs or 1)
@@ -154,23 +145,13 @@ class Session:
             self.lock.release()
         self._leave()
 
-    def _open(self, new: bool, named: str | None) -> tuple[Path | None, bool, dict[str, tuple[Any, Any]]]:
-        """Take the folder and choose what the run goes on from: all that follows asks this one answer.
-
-        Returns:
-            The checkpoint, None for a fresh start; whether it is another run's that this one begins with; and the
-            settings that differ from those that the run went on with until now.
-        """
+    def _open(self, new: bool, named: str | None) -> Resumption:
+        """Take the folder and decide how the run in it goes on."""
         check_mirrors(self.config.tracking, self.folder)
         check_output_dir(str(self.folder), self.config.data)
         self.lock = open_run_folder(self.folder, new)
         start_logging(self.folder / "run.log")
-        self.run_id, has_record = read_run_identity(self.folder)
-        path, notes, begins_anew = self._choose_checkpoint(named, has_record)
-        for note in notes:
-            logger.warning(note)
-        goes_on = path is not None and not begins_anew
-        return path, begins_anew, compare_settings(self.folder, self.config) if goes_on else {}
+        return decide(self.folder, self.config, named)
 
     def _find_images(self) -> Splits:
         if not self.runtime.is_main:
@@ -185,26 +166,12 @@ class Session:
 
     def _keep_images(self, splits: Splits) -> tuple[Splits, Changes]:
         """The images of the run in the folder, if it goes on, and which of them changed; see `settle_images`."""
-        facts, changes = self._images_before, Changes()
+        facts, changes = self.resumption.images, Changes()
         record = self.runtime.on_main(lambda: read_record(self.folder, facts, splits.fingerprint))
         if record is not None:
-            splits, changes = settle_images(splits, record, self._data_root(), "data.root" in self.changed)
+            splits, changes = settle_images(splits, record, self._data_root(), "data.root" in self.resumption.changed)
         self.runtime.on_main(lambda: warn_about_newer(splits, facts.get("newest_ns")))
         return splits, changes
-
-    def _read_data_facts(self) -> dict[str, Any]:
-        """What is known of the images that the run began with; empty where no run goes on.
-
-        Raises:
-            CheckpointError: nothing is.
-        """
-        if self.checkpoint is None or self.begins_anew:
-            return {}
-        facts = read_images_before(self.folder, self.checkpoint)
-        if facts["fingerprint"] is None:
-            what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
-            raise CheckpointError(what, where=str(self.folder), why=NO_COPY, remedy=remedy)
-        return facts
 
     def _find_unfit(self) -> set[BadFile]:
         """The images of all sets that the recipe cannot be carried out on, with full paths.
@@ -236,43 +203,14 @@ class Session:
         if self.runtime.is_main:
             list_bad_files(self.folder, error, find_root(self.config.data))
 
-    def _choose_engine(self, kept: str | None) -> tuple[str, str]:
+    def _choose_engine(self) -> Choice:
         loader = self._build_loader(self.splits.train, training=True, engine=REFERENCE)
-        return choose_engine(self.config.data.engine, kept, loader)
+        return self.resumption.engine or Choice(*choose_engine(self.config.data.engine, loader))
 
     def _settle_sizes(self) -> BatchSizes:
         train, replicas, num_train = self.config.train, self.runtime.dp_size, len(self.splits.train)
         holders = "pairs of processes" if self.config.parallel.strategy == "towers" else "processes"
         return settle_batch_sizes(train.global_batch_size, train.micro_batch_size, replicas, num_train, holders)
-
-    # -- resume -------------------------------------------------------------------------------------------------------
-
-    def _choose_checkpoint(self, named: str | None, has_record: bool) -> tuple[Path | None, list[str], bool]:
-        """The checkpoint, lines on those passed over, and whether it is another run's that this one begins with."""
-        folder = self.folder / "checkpoints"
-        if self.run_id is None and has_record:
-            self.run_id = new_run_id()  # a run of an older version: its checkpoints do not say whose they are
-        path, notes = choose_checkpoint(folder, named, self.run_id)
-        begins_anew = False
-        if path is not None and not is_inside(path, folder):
-            begins_anew = self._is_foreign(path, bool(list_checkpoints(folder)))
-        if self.run_id is None:
-            if path is not None and not begins_anew:
-                notes.append(f"{RUN} is not there or damaged: the run is taken to be that of {path.name}")
-                self.run_id = read_run_id(path)
-            self.run_id = self.run_id or new_run_id()
-        return path, notes, begins_anew
-
-    def _is_foreign(self, path: Path, has_own: bool) -> bool:
-        """Whether a checkpoint from elsewhere is another run's; then this one must have nothing of its own."""
-        if self.run_id is not None and read_run_id(path) == self.run_id:
-            return False
-        if has_own:
-            remedy = "leave --resume_from out to go on, or use --new to begin afresh from it"
-            raise CheckpointError(
-                "this run has checkpoints of its own", where=str(path), why="this one is of another run", remedy=remedy
-            )
-        return True
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
@@ -282,7 +220,7 @@ class Session:
 
     def describe_plan(self) -> str:
         """What other images mean for the updates that follow, and for their evaluation."""
-        before, now = self._images_before, self.data_facts
+        before, now = self.resumption.images, self.data_facts
         counts = {key: (before.get(key), now[key]) for key in ("num_train", "num_val", "num_test")}
         told = [f"{key[4:]} has {new} images instead of {old}" for key, (old, new) in counts.items() if old != new]
         if counts["num_train"][0] == counts["num_train"][1]:
@@ -300,7 +238,7 @@ class Session:
     def build_trainer(self) -> Trainer:
         """Everything that trains, at step 0 or at the checkpoint."""
         config, runtime = self.config, self.runtime
-        loaded = load_checkpoint(self.checkpoint) if self.checkpoint is not None else None
+        loaded = load_checkpoint(self.resumption.checkpoint) if self.resumption.checkpoint is not None else None
         model, partition = self._build_model(fresh=loaded is None)
         if self.engine == "cache":
             self._build_caches()
@@ -337,7 +275,7 @@ class Session:
             find_model_step=lambda: find_model_step(self.folder / "model"),
         )
         if loaded is not None:
-            if self.begins_anew:
+            if self.resumption.is_foreign:
                 check_same_classes(loaded, self.splits.train.classes)
             trainer.restore(loaded)  # before anything of the run is touched
         self._begin_recording(trainer, loaded)
@@ -350,17 +288,17 @@ class Session:
         metrics_bytes = runtime.on_main(lambda: self._settle_line(trainer, loaded))
         facts = runtime.on_main(lambda: self._record_start(trainer.state.step, loaded))
         trainer.trackers = self._open_trackers(metrics_bytes, facts["wandb_id"])
-        trainer.run_facts = {"run_id": self.run_id, "data_fingerprint": self.data_facts["fingerprint"]}
+        trainer.run_facts = {"run_id": self.resumption.run_id, "data_fingerprint": self.data_facts["fingerprint"]}
         if loaded is not None:
             trainer.settle_model()
 
     def _settle_line(self, trainer: Trainer, loaded: Checkpoint | None) -> int:
         """Set aside what the run leaves behind by going back; how many bytes of metrics.jsonl stay."""
-        if loaded is None or self.begins_anew:
+        if loaded is None or not self.resumption.goes_on:
             return 0
         path, step, metrics = Path(loaded.where), trainer.state.step, self.folder / METRICS
-        folder = self.folder / "checkpoints"
-        if self._goes_back:
+        folder = self.folder / CHECKPOINTS
+        if self.resumption.is_named:
             aside = set_aside_newer(folder, step, metrics, self.folder / "model")
             if aside is not None:
                 logger.warning("checkpoints after step %d are left behind: they lie in %s from now on", step, aside)
@@ -445,14 +383,14 @@ class Session:
     def _record_start(self, step: int, loaded: Checkpoint | None) -> dict[str, Any]:
         runtime = self.runtime
         start: dict[str, Any] = {"step": step, "processes": runtime.world_size}
-        if self.begins_anew and loaded is not None:
+        if self.resumption.is_foreign and loaded is not None:
             start["begins_from"] = loaded.where
         if self.image_changes:
             start["images"] = {name: [path for _, path in keys] for name, keys in vars(self.image_changes).items()}
-        if self.changed:
-            start["changed"] = {key: list(values) for key, values in self.changed.items()}
+        if self.resumption.changed:
+            start["changed"] = {key: list(values) for key, values in self.resumption.changed.items()}
         facts = {
-            "run_id": self.run_id,
+            "run_id": self.resumption.run_id,
             "versions": list_versions(),
             "machine": describe_machine(),
             "git_commit": find_git_commit(),
@@ -477,14 +415,6 @@ class Session:
         store_settings(self.folder, self.config)  # after the record of what is new in them
         return values
 
-    def find_end(self) -> int | None:
-        """The step at which the run in the folder had ended when this start began; None where it had not."""
-        return read_json(self.folder / SUMMARY).get("step") if self.is_finished() else None
-
-    def is_finished(self) -> bool:
-        """Whether the run in the folder had ended when this start began."""
-        return read_json(self.folder / SUMMARY).get("status") == "finished"
-
     def test(self, trainer: Trainer) -> None:
         """Read the test set once, with the best weights."""
         if self.splits.test is None:
@@ -503,15 +433,15 @@ class Session:
 
     def _is_as_tested(self, trainer: Trainer, row: Row) -> bool:
         """Whether a row on the test set is of the weights of model/ and of these images."""
-        is_same_model = trainer.is_done_before and not trainer.is_model_new and not self._goes_back
+        is_same_model = trainer.is_done_before and not trainer.is_model_new and not self.resumption.is_named
         return is_same_model and self._has_same_images and row.get("step") == trainer.state.step
 
     @property
     def _has_same_images(self) -> bool:
-        return self._images_before.get("fingerprint") == self.splits.fingerprint
+        return self.resumption.images.get("fingerprint") == self.splits.fingerprint
 
     def _read_test_row(self) -> Row | None:
-        rows = read_rows(self.folder / METRICS) if self.is_finished() else []
+        rows = read_rows(self.folder / METRICS) if self.resumption.was_finished else []
         return next((row for row in rows if row["event"] == "test"), None)
 
     def summarise(self, trainer: Trainer, status: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from alexnet_dist.base.places import describe_missing, expand_home
 from alexnet_dist.cli.picture_paths import find_pictures, read_list
 from alexnet_dist.data.sources.manifest_read import read_plain_text
 from alexnet_dist.inference.model_folder import find_model_folder
-from alexnet_dist.runs.folder import compare_settings
+from alexnet_dist.runs.resume import compare_settings
 from alexnet_dist.settings.reader import build_config, dump_config, load_config, new_parser, parse_options
 
 

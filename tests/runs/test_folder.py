@@ -1,73 +1,17 @@
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from alexnet_dist.base.errors import MachineError, UsageError
-from alexnet_dist.base.nested import flatten
+from alexnet_dist.base.errors import MachineError
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.runs import folder as run_folder
-from alexnet_dist.runs.folder import compare_settings, open_run_folder, store_settings, write_bad_files
-from alexnet_dist.settings.reader import build_config
-from alexnet_dist.settings.schema import Config
+from alexnet_dist.runs.folder import open_run_folder, write_bad_files
 
 
 def list_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@functools.cache
-def make_config(**values: Any) -> Config:
-    given = {key.replace("__", "."): value for key, value in values.items()}
-    return build_config({"data.source": "synthetic", "train.epochs": 2, "tracking.name": "1e3"} | given)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("train.epochs", 5),
-        ("train.micro_batch_size", 8),
-        ("device", "cpu"),
-        ("data.engine", "torchvision"),
-        ("data.workers", 3),
-        ("data.root", "elsewhere"),
-        ("checkpoint.keep", 7),
-        ("log.every_steps", 1),
-        ("tracking.wandb", "offline"),
-        ("data.on_bad_file", "skip"),
-        ("train.early_stop", 3),
-        ("optimizer.lr", 0.5),
-        ("schedule.warmup_steps", 3),
-    ],
-)
-def test_setting_that_may_change_is_reported_and_stored(tmp_path: Path, key: str, value: Any) -> None:
-    store_settings(tmp_path, make_config())
-    assert compare_settings(tmp_path, make_config()) == {}
-    changed, before = make_config(**{key: value}), flatten(make_config())[key]
-    assert compare_settings(tmp_path, changed) == {key: (before, value)}
-    store_settings(tmp_path, changed)
-    assert compare_settings(tmp_path, changed) == {}
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("seed", 1),
-        ("optimizer.momentum", 0.5),
-        ("train.global_batch_size", 64),
-        ("augment.crop", "centre"),
-        ("model.dropout", 0.25),
-        ("precision", "fp32"),
-        ("data.val_fraction", 0.3),
-    ],
-)
-def test_other_changes_are_refused_with_the_difference(tmp_path: Path, key: str, value: Any) -> None:
-    store_settings(tmp_path, make_config())
-    with pytest.raises(UsageError, match=rf"{key} was .*, is {value}; .*--new"):
-        compare_settings(tmp_path, make_config(**{key: value}))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from helpers.verbs import call, call_well
 from alexnet_dist.assembly.sets import build_splits
 from alexnet_dist.base.durable import write_json
 from alexnet_dist.inference.model_folder import read_card, read_model_weights, save_model_folder
+from alexnet_dist.runs.folder import store_settings
 from alexnet_dist.runs.held_out import restore_splits, write_held_out
 from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
 from alexnet_dist.settings.schema import Config, DataConfig, walk_fields
@@ -244,7 +245,7 @@ def test_a_model_away_from_its_run(copy: Path) -> None:
 @pytest.mark.heavy
 def test_export_checks_on_the_images_that_were_held_out(copy: Path) -> None:
     values = {**read_yaml(copy / "run" / "config.yaml")[0], "data.root": str(copy / "data")}
-    (copy / "run" / "config.yaml").write_text(dump_config(build_config(values)))
+    store_settings(copy / "run", build_config(values))
     words = ("--model", copy / "run", "--format", "torchvision", "--out", copy / "x.pt", "--check")
     add_images(copy)
     (copy / "data" / read_held_out(copy)[0]).unlink()

@@ -37,12 +37,11 @@ SECONDS = 1.0  # for reading these files, and for each engine
 MANY_STEPS = 10**6
 
 
-def choose_engine(requested: str, kept: str | None, loader: Loader) -> tuple[str, str]:
+def choose_engine(requested: str, loader: Loader) -> tuple[str, str]:
     """The engine to use, and the reason.
 
     Args:
         requested: data.engine.
-        kept: the engine that the run began with; None at its beginning.
         loader: of the training set; its own engine does not matter.
 
     Raises:
@@ -51,8 +50,6 @@ def choose_engine(requested: str, kept: str | None, loader: Loader) -> tuple[str
     if requested != "auto":
         check_engine(requested)
         return requested, "asked for"
-    if kept is not None:
-        return _keep(kept, loader)
     if _has_cache(loader):
         return "cache", "built for this recipe"
     if not loader.index.has_files:
@@ -97,16 +94,6 @@ def check_engine(name: str) -> None:
 def find_obstacle(name: str) -> str | None:
     """Why an engine cannot run on this machine, or None."""
     return dali_engine.find_dali() if name == "dali" else None
-
-
-def _keep(kept: str, loader: Loader) -> tuple[str, str]:
-    obstacle = find_obstacle(kept)
-    if kept == "cache" and loader.plan.augmentation.crop == "random_resized":
-        obstacle = "this recipe needs the originals"
-    if obstacle is None:
-        return kept, "chosen when the run began"
-    logger.warning("engine %s cannot go on with this run (%s): %s does", kept, obstacle, REFERENCE)
-    return REFERENCE, f"{kept} cannot go on: {obstacle}"
 
 
 def _has_cache(loader: Loader) -> bool:

@@ -71,12 +71,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, obstacle: str | None = None, **spee
 
 
 @pytest.mark.parametrize("name", ["dali", "torchvision", "cache"])
-@pytest.mark.parametrize("kept", [None, "torchvision", "dali"])
-def test_a_named_engine_is_taken(
-    index: SampleIndex, monkeypatch: pytest.MonkeyPatch, name: str, kept: str | None
-) -> None:
+def test_a_named_engine_is_taken(index: SampleIndex, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pretend(monkeypatch)
-    assert choose_engine(name, kept, make_loader(index)) == (name, "asked for")
+    assert choose_engine(name, make_loader(index)) == (name, "asked for")
 
 
 def test_a_named_engine_that_cannot_run_ends_with_the_remedy(
@@ -84,34 +81,8 @@ def test_a_named_engine_that_cannot_run_ends_with_the_remedy(
 ) -> None:
     pretend(monkeypatch, "DALI is not installed")
     with pytest.raises(MachineError, match=r"DALI is not installed; pip install 'alexnet_dist\[dali\]'") as caught:
-        choose_engine("dali", "torchvision", make_loader(index))
+        choose_engine("dali", make_loader(index))
     assert caught.value.exit_code == 5
-
-
-@pytest.mark.parametrize("kept", ["dali", "torchvision", "cache"])
-def test_auto_stays_with_the_engine_that_the_run_began_with(
-    index: SampleIndex, monkeypatch: pytest.MonkeyPatch, kept: str
-) -> None:
-    pretend(monkeypatch, torchvision=100, dali=200 if kept == "torchvision" else 50)
-    assert choose_engine("auto", kept, make_loader(index)) == (kept, "chosen when the run began")
-
-
-def test_an_engine_that_is_gone_gives_way_with_one_line(
-    index: SampleIndex, monkeypatch: pytest.MonkeyPatch, warnings_of: Any
-) -> None:
-    pretend(monkeypatch, "DALI is not installed")
-    engine, reason = choose_engine("auto", "dali", make_loader(index))
-    assert (engine, reason) == ("torchvision", "dali cannot go on: DALI is not installed")
-    (warning,) = warnings_of()
-    assert "dali" in warning
-    assert "DALI is not installed" in warning
-
-
-def test_a_cache_cannot_go_on_with_a_recipe_that_needs_the_originals(
-    index: SampleIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch)
-    assert choose_engine("auto", "cache", make_loader(index, recipe=CROPS))[0] == "torchvision"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +98,7 @@ def test_auto_takes_the_faster_engine(
     index: SampleIndex, monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float], expected: tuple[str, str]
 ) -> None:
     pretend(monkeypatch, **speeds)
-    assert choose_engine("auto", None, make_loader(index)) == expected
+    assert choose_engine("auto", make_loader(index)) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,13 +110,13 @@ def test_auto_takes_the_reference_without_measuring(
 ) -> None:
     pretend(monkeypatch, obstacle, torchvision=1, dali=9)
     monkeypatch.setattr(engines, "FEW_IMAGES", few)
-    assert choose_engine("auto", None, make_loader(index)) == ("torchvision", expected)
+    assert choose_engine("auto", make_loader(index)) == ("torchvision", expected)
 
 
 def test_auto_takes_the_reference_for_pictures_without_files(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, torchvision=1, dali=9)
     made_up = synthetic_index(2000, 3, (30, 24), seed=0)
-    assert choose_engine("auto", None, make_loader(made_up)) == ("torchvision", "the pictures lie in no files")
+    assert choose_engine("auto", make_loader(made_up)) == ("torchvision", "the pictures lie in no files")
 
 
 def test_auto_takes_a_cache_that_was_built_for_the_recipe(
@@ -153,13 +124,13 @@ def test_auto_takes_a_cache_that_was_built_for_the_recipe(
 ) -> None:
     pretend(monkeypatch, torchvision=1, dali=9)
     loader = make_loader(index, cache_dir=tmp_path)
-    assert choose_engine("auto", None, loader)[0] == "dali"
+    assert choose_engine("auto", loader)[0] == "dali"
     layout = lay_out(tmp_path, index, RECIPE.resize, 3, 10**6)
     build_store(layout, workers=0, on_bad_file="fail", progress=False)
-    assert choose_engine("auto", None, loader) == ("cache", "built for this recipe")
+    assert choose_engine("auto", loader) == ("cache", "built for this recipe")
     for other in (CROPS, dataclasses.replace(RECIPE, resize=22)):
-        assert choose_engine("auto", None, make_loader(index, cache_dir=tmp_path, recipe=other))[0] == "dali"
-    assert choose_engine("auto", None, make_loader(index.subset(range(40)), cache_dir=tmp_path))[0] != "cache"
+        assert choose_engine("auto", make_loader(index, cache_dir=tmp_path, recipe=other))[0] == "dali"
+    assert choose_engine("auto", make_loader(index.subset(range(40)), cache_dir=tmp_path))[0] != "cache"
 
 
 @pytest.mark.parametrize(

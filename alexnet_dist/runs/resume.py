@@ -1,0 +1,308 @@
+"""Whether a run goes on, from where, and with which engine and precision. It is decided here alone, once a start.
+
+A folder says what was: run.json and the checkpoints say whose they are, the stored settings how the run trained. What
+follows from it are functions of these values. `decide` reads the folder and asks them; `Resumption` is its answer, with
+the reasons. The precision alone comes before it, because processes join with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alexnet_dist.assembly.sets import Splits
+from alexnet_dist.base.durable import read_object
+from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.base.nested import flatten
+from alexnet_dist.base.places import find_place
+from alexnet_dist.base.run_record import CHECKPOINTS, RUN, SETTINGS, SUMMARY, read_run
+from alexnet_dist.data.engines.choose import REFERENCE, find_obstacle
+from alexnet_dist.inference.checkpoints import choose_checkpoint, is_inside, list_checkpoints, read_run_id
+from alexnet_dist.runs.changed_images import read_images_before
+from alexnet_dist.runs.folder import NO_COPY, new_run_id, read_settings
+from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.schema import Config, TrainConfig
+
+logger = logging.getLogger("alexnet_dist")
+
+KEPT = "chosen when the run began"
+# A run may go on with other values of these; data.root only where the data's fingerprint is equal.
+CHANGEABLE = {
+    "data.on_bad_file",
+    "data.prefetch",
+    "device",
+    "output_dir",
+    "train.epochs",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "data.cache_dir",
+    "data.download",
+    "data.engine",
+    "data.root",
+    "data.workers",
+    "parallel.strategy",
+    "parallel.exchange",
+    "parallel.gradient_compression",
+    "parallel.shard_size",
+    "parallel.hybrid_schedule",
+}
+CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
+# These may change as well, and take effect from there on: the run is then no longer that of one configuration.
+FROM_HERE_ON = ("optimizer.lr", "schedule.", "train.early_stop")
+
+Changed = dict[str, tuple[Any, Any]]  # {dotted name: (value before, value now)}
+
+
+class Choice(NamedTuple):
+    """What `auto` stands for, and why."""
+
+    name: str
+    reason: str
+
+
+class Origin(NamedTuple):
+    """Where a start takes weights and the optimizer's state from."""
+
+    run_id: str  # of the run in the folder
+    checkpoint: Path | None  # None = step 0
+    is_foreign: bool  # the checkpoint is another run's, and this one begins with it
+    notes: list[str]  # lines for the user, on what was passed over or taken to be so
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """How a start goes on with the run in its folder.
+
+    Args:
+        run_id: of the run.
+        checkpoint: what it goes on from; None = from step 0.
+        is_foreign: the checkpoint is another run's: this one begins with it, and nothing of its own is there yet.
+        is_named: the checkpoint was asked for, so that the run may go back to it.
+        changed: the settings that differ from those until now.
+        images: what is known of the images that the run began with: a fingerprint, and of run.json the counts.
+        engine: the engine that `auto` meant before, or what takes its place; None = to be chosen.
+        pretrained: what run.json says of the weights that the run began with.
+        was_finished: whether the run had ended.
+        ended_at: the step at which it had, where it says so.
+    """
+
+    run_id: str
+    checkpoint: Path | None = None
+    is_foreign: bool = False
+    is_named: bool = False
+    changed: Changed = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
+    engine: Choice | None = None
+    pretrained: dict[str, Any] | None = None
+    was_finished: bool = False
+    ended_at: int | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the updates that follow are the same run's as those before."""
+        return self.checkpoint is not None and not self.is_foreign
+
+    def describe(self, step: int) -> str:
+        """Where the run begins, for people; `step` is the checkpoint's."""
+        if self.checkpoint is None:
+            return "from step 0"
+        if self.is_foreign:
+            return f"begins from step {step} of another run, {self.checkpoint}"
+        return f"resumed from {self.checkpoint.name}"
+
+
+def decide(folder: Path, config: Config, named: str | None = None) -> Resumption:
+    """Decide how a start goes on with the run in its folder. For the main process, which holds the folder.
+
+    Args:
+        folder: the run folder.
+        config: the settings.
+        named: the checkpoint that was asked for: a path, a name or a step; None = the newest intact one.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or another run's, or there are some and none is intact; or what the
+            run's settings or images were is not known any more.
+        UsageError: a setting differs that may not.
+    """
+    facts, summary = read_run(folder), read_object(folder / SUMMARY)
+    if facts and not read_object(folder / RUN):
+        logger.warning("%s is missing or damaged: it is written again from the run's own copy", folder / RUN)
+    origin = find_origin(folder / CHECKPOINTS, named, facts.get("run_id"), has_record=bool(facts))
+    for note in origin.notes:
+        logger.warning(note)
+    goes_on = origin.checkpoint is not None and not origin.is_foreign
+    was_finished = summary.get("status") == "finished"
+    return Resumption(
+        run_id=origin.run_id,
+        checkpoint=origin.checkpoint,
+        is_foreign=origin.is_foreign,
+        is_named=named is not None,
+        changed=compare_settings(folder, config) if goes_on else {},
+        images=_find_images_before(folder, origin.checkpoint) if goes_on else {},
+        engine=keep_engine(config.data.engine, facts.get("engine"), config.augment.crop),
+        pretrained=facts.get("pretrained"),
+        was_finished=was_finished,
+        ended_at=summary.get("step") if was_finished else None,
+    )
+
+
+# -- from where -------------------------------------------------------------------------------------------------------
+
+
+def find_origin(folder: Path, named: str | None, run_id: str | None, has_record: bool) -> Origin:
+    """The checkpoint that a start goes on from.
+
+    Args:
+        folder: the run's checkpoints/.
+        named: the checkpoint that was asked for; None = the newest intact one.
+        run_id: of the run in the folder; None = not known.
+        has_record: whether anything is known of that run.
+
+    Raises:
+        CheckpointError: as `decide`.
+    """
+    if run_id is None and has_record:
+        run_id = new_run_id()  # a run of an older version: its checkpoints do not say whose they are
+    path, notes = choose_checkpoint(folder, named, run_id)
+    is_foreign = path is not None and not is_inside(path, folder) and (run_id is None or read_run_id(path) != run_id)
+    if path is not None and is_foreign and list_checkpoints(folder):
+        remedy = "leave --resume_from out to go on, or use --new to begin afresh from it"
+        why = "this one is of another run"
+        raise CheckpointError("this run has checkpoints of its own", where=str(path), why=why, remedy=remedy)
+    if run_id is None and path is not None and not is_foreign:
+        notes = [*notes, f"{RUN} is not there or damaged: the run is taken to be that of {path.name}"]
+        run_id = read_run_id(path)
+    return Origin(run_id or new_run_id(), path, is_foreign, notes)
+
+
+def check_beginning(folder: Path, resume_from: str) -> None:
+    """Refuse a checkpoint that a new run cannot begin from, before the old run is set aside.
+
+    Raises:
+        UsageError: there is none of that name, or it lies in the folder that is to be set aside.
+    """
+    path = Path(resume_from)
+    if not path.is_dir():
+        why = "a new run begins from a checkpoint elsewhere"
+        raise UsageError("no such checkpoint", where=resume_from, why=why, remedy="give its path, or leave out --new")
+    if find_place(folder) in find_place(path).parents:
+        why = "--new gives the folder around it another name"
+        raise UsageError("this checkpoint goes away", where=resume_from, why=why, remedy="use another --output_dir")
+
+
+# -- with what --------------------------------------------------------------------------------------------------------
+
+
+def keep_precision(folder: Path, requested: str) -> Choice | None:
+    """What `auto` meant when the run in a folder began; None = to be chosen. For every process, before they join.
+
+    Args:
+        folder: the run folder; it need not be there.
+        requested: precision.
+    """
+    kept = read_run(folder).get("precision")
+    return Choice(kept, KEPT) if requested == "auto" and kept is not None else None
+
+
+def keep_engine(requested: str, kept: str | None, crop: str) -> Choice | None:
+    """The engine that the run began with, or the reference where that one cannot go on; None = to be chosen.
+
+    Args:
+        requested: data.engine.
+        kept: the engine that the run began with; None at its beginning.
+        crop: augment.crop.
+    """
+    if requested != "auto" or kept is None:
+        return None
+    obstacle = find_obstacle(kept)
+    if kept == "cache" and crop == "random_resized":
+        obstacle = "this recipe needs the originals"
+    if obstacle is None:
+        return Choice(kept, KEPT)
+    logger.warning("engine %s cannot go on with this run (%s): %s does", kept, obstacle, REFERENCE)
+    return Choice(REFERENCE, f"{kept} cannot go on: {obstacle}")
+
+
+def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> Changed:
+    """Compare the settings with those of a run that goes on.
+
+    Args:
+        folder: the run folder.
+        config: the settings.
+        is_whole: the run is one of several that must train alike: nothing of FROM_HERE_ON may change.
+
+    Returns:
+        The settings that differ and may.
+
+    Raises:
+        UsageError: a setting differs that may not; the line says which, and both values.
+        CheckpointError: what the settings were is not known any more.
+    """
+    before, now = flatten(build_config(*read_settings(folder))), flatten(config)
+    if not (folder / SETTINGS).is_file():
+        logger.warning("%s is missing: it is written again", folder / SETTINGS)
+    changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+    allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON
+    refused = [key for key in changed if key not in CHANGEABLE and not _is_below(key, allowed)]
+    if refused:
+        raise UsageError(
+            "this run was started with other settings",
+            where=str(folder),
+            why=", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused),
+            remedy="use those again, or start afresh with --new",
+        )
+    return changed
+
+
+def _is_below(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
+
+
+def _find_images_before(folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    """What is known of the images that a run began with which goes on.
+
+    Raises:
+        CheckpointError: nothing is.
+    """
+    facts = read_images_before(folder, checkpoint)
+    if facts["fingerprint"] is None:
+        what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
+        raise CheckpointError(what, where=str(folder), why=NO_COPY, remedy=remedy)
+    return facts
+
+
+# -- folds of a cross-validation --------------------------------------------------------------------------------------
+
+
+def is_over(summary: Mapping[str, Any], train: TrainConfig) -> bool:
+    """Whether a run has ended, as its summary.json says, and trained for as long as it now should."""
+    if summary.get("status") != "finished":
+        return False
+    is_long_enough = summary["step"] >= (train.max_steps or 0) and summary["epoch"] >= (train.epochs or 0)
+    return is_long_enough or bool(summary["stopped_early"])
+
+
+def check_fold(run: Config, is_finished: bool, find_splits: Callable[[], Splits]) -> None:
+    """Refuse to put a fold that was trained, or begun, into a table with folds of other settings or other images.
+
+    Args:
+        run: settings of the run that leaves this fold out.
+        is_finished: whether it has ended.
+        find_splits: gives the images which it would train on today.
+
+    Raises:
+        UsageError: it was trained with other settings.
+        DataError: it was trained on other images.
+    """
+    folder = Path(str(run.output_dir))
+    checkpoints = list_checkpoints(folder / CHECKPOINTS)
+    if not checkpoints and not is_finished:
+        return
+    compare_settings(folder, run, is_whole=True)
+    if read_images_before(folder, next(iter(checkpoints), None))["fingerprint"] != find_splits().fingerprint:
+        why = "names, sizes or classes of files differ"
+        remedy = "restore them or use --new"
+        raise DataError("the images changed since this fold was trained", where=str(folder), why=why, remedy=remedy)
