@@ -30,7 +30,6 @@ NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads
 # What still breaks the law, module by module. A debt that is paid must go from this list.
 DEBTS = {
     "runs/plots.py": ("cli.evaluate",),
-    "training/loop.py": ("runs.folder",),
 }
 # Modules that only one place may import.
 HOMES = {

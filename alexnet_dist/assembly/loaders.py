@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +15,11 @@ from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.models import AlexNetSpec
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings.schema import AugmentConfig, Config, DataConfig
+
+logger = logging.getLogger("alexnet_dist")
 
 UNFIT_REMEDY = "remove it, set data.on_bad_file: skip, or change augment.resize"
 RESIZE_REMEDY = "set augment.resize to model.image_size or more"
@@ -132,12 +137,6 @@ def build_loader(
     )
 
 
-def place_model(model: torch.nn.Module, runtime: Runtime, channels_last: bool) -> None:
-    """Move a network to the device, in the layout of its batches."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]
-
-
 @dataclass(frozen=True)
 class BatchSizes:
     """The arithmetic of a batch: global = micro x replicas x accumulation.
@@ -198,3 +197,87 @@ def settle_batch_sizes(
             remedy=f"set --train.global_batch_size {num_train // replicas * replicas} or less",
         )
     return BatchSizes(global_size, micro, replicas, per_replica // micro)
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """The sets of a run, each with the plan of its batches: what its loaders are made from.
+
+    Args:
+        runtime: this process among the others.
+        data: the settings.
+        sets: by name: train, val and test, those that are there.
+        plans: of these sets.
+        normalization: the network's input scale.
+        channels_last: memory layout of the images.
+    """
+
+    runtime: Runtime
+    data: DataConfig
+    sets: Mapping[str, SampleIndex]
+    plans: Mapping[str, Plan]
+    normalization: Normalization
+    channels_last: bool
+
+    def load(self, name: str, engine: str) -> Loader:
+        """The batches of a set, made by an engine."""
+        index, plan = self.sets[name], self.plans[name]
+        return build_loader(self.runtime, self.data, index, plan, self.normalization, self.channels_last, engine)
+
+    def load_all(self, engine: str) -> list[Loader]:
+        """The batches of every set."""
+        return [self.load(name, engine) for name in self.sets]
+
+    def find_bad_files(self) -> set[BadFile]:
+        """The files that are left out, with full paths: those that cannot be read, or do not fit the recipe."""
+        found: set[BadFile] = set()
+        for name, index in self.sets.items():
+            bad_files = (*index.bad_files, *list_unfit(index, self.plans[name]))
+            found |= {BadFile(str(index.root / bad.path), bad.reason) for bad in bad_files}
+        return found
+
+
+def build_feed(
+    config: Config, runtime: Runtime, sets: Mapping[str, SampleIndex], spec: AlexNetSpec, sizes: BatchSizes
+) -> Feed:
+    """What the loaders of a run are made from; the main process says which images are left out.
+
+    Args:
+        config: the settings.
+        runtime: this process among the others.
+        sets: by name: train, val and test, those that are there.
+        spec: the network.
+        sizes: the arithmetic of a batch.
+
+    Raises:
+        BadFilesError: the recipe cannot be carried out on some images, and bad files are not skipped; all of them.
+        DataError: there are no others.
+    """
+    recipe = build_augmentation(config.augment, spec.image_size)
+
+    def plan_set(name: str, index: SampleIndex) -> Plan:
+        training = name == "train"
+        plan = build_plan(
+            config.data,
+            index,
+            recipe if training else recipe.for_evaluation(),
+            global_batch_size=sizes.global_ if training else sizes.micro * runtime.dp_size,
+            seed=config.seed,
+            shuffle=training,
+        )
+        unfit = list_unfit(index, plan)
+        if unfit:
+            text, first = "%d of %d images do not fit the recipe and are left out (%s)", unfit[0]
+            logger.warning(text, len(unfit), len(index), f"{first.path}: {first.reason}")
+        return plan
+
+    # The main process first: what it refuses is everybody's error, once.
+    plans = runtime.main_first(lambda: {name: plan_set(name, index) for name, index in sets.items()})
+    normalization = build_normalization(config.augment, spec.in_channels)
+    return Feed(runtime, config.data, sets, plans, normalization, config.channels_last)
+
+
+def place_model(model: torch.nn.Module, runtime: Runtime, channels_last: bool) -> None:
+    """Move a network to the device, in the layout of its batches."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(device=runtime.device, memory_format=layout)  # type: ignore[call-overload]

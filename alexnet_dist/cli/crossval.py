@@ -160,14 +160,12 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
 
 
 def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest) -> None:
-    from alexnet_dist.cli.train import run_session
-    from alexnet_dist.runs.session import Session
+    from alexnet_dist.runs.session import run_session
 
     if runtime.is_main:
         print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
-    with _folds_alike(), contextlib.closing(Session(run, new=False, runtime=runtime.renew(), stop=stop)) as session:
-        run_session(session)
-    del session
+    with _folds_alike():
+        run_session(run, runtime.renew(), stop)
     gc.collect()  # the parts of a run refer to one another; the next fold needs the device's memory
 
 

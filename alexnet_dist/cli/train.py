@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.streams import writes_unicode
@@ -14,9 +12,6 @@ from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import dump_config, load_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
-
-if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
-    from alexnet_dist.runs.session import Session
 
 EXAMPLES = """Train AlexNet.
 
@@ -63,51 +58,8 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
         AlexNetDistError: whatever a user can mend; see base/errors.py.
     """
     check_fold_is_chosen(config.data)
-    if new and resume_from is not None:
-        from alexnet_dist.runs.resume import check_beginning
-
-        check_beginning(Path(config.output_dir or "run"), resume_from)
     if config.data.workers != 0:
-        start_worker_server()
-    from alexnet_dist.parallel.runtime import lost_peers_named
-    from alexnet_dist.runs.session import Session
+        start_worker_server()  # while torch is imported
+    from alexnet_dist.runs import session  # torch takes a second and a half; a mistyped key should not wait for it
 
-    with lost_peers_named(), contextlib.closing(Session(config, new, resume_from)) as session:
-        summary = run_session(session)
-    if config.log.plots and session.runtime.is_main:
-        from alexnet_dist.runs.plots import draw_after_training
-
-        draw_after_training(session, summary["step"], session.resumption.ended_at)
-    return summary
-
-
-def run_session(session: Session) -> dict[str, Any]:
-    """Resume or start, train, evaluate on the test set, write the summary."""
-    from alexnet_dist.runs.announce import announce, say_goodbye
-
-    trainer = session.build_trainer()
-    announce(session, trainer)
-    session.stop.listen()  # from here on there is something to save
-    with _status_written(session, trainer):
-        trainer.train()
-        session.test(trainer)
-    summary = session.summarise(trainer, "finished")
-    say_goodbye(session, summary)
-    return summary
-
-
-@contextlib.contextmanager
-def _status_written(session: Session, trainer: Any) -> Iterator[None]:
-    from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError
-    from alexnet_dist.data.index import BadFilesError
-
-    try:
-        yield
-    except InterruptedRunError:
-        session.summarise(trainer, "interrupted")
-        raise
-    except AlexNetDistError as error:
-        if isinstance(error, BadFilesError):
-            session.list_bad_files(error)
-        session.summarise(trainer, "failed")
-        raise
+    return session.train(config, new, resume_from)

@@ -41,7 +41,7 @@ from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import PLOTS, relative_path
 from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_here, is_own_table, mark_folder
-from alexnet_dist.runs.session import Session
+from alexnet_dist.runs.start import Start
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.evaluate import evaluate
@@ -112,18 +112,17 @@ class Subject:
         return show_class(name_class(self.card, label))
 
 
-def draw_after_training(session: Session, step: int, ended_at: int | None) -> None:
+def draw_after_training(start: Start, step: int) -> None:
     """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
 
     The validation set, or without one the test set, is looked at once more, with the weights of model/. Where the run
     had ended before, at the same step and with the same rows and weights, only what is missing is drawn.
 
     Args:
-        session: the run.
+        start: of the run.
         step: at which it has ended.
-        ended_at: the step at which it had ended when this start began; None where it had not.
     """
-    names = _list_missing(session, step, ended_at)
+    names = _list_missing(start, step)
     if not names:
         return
     try:
@@ -131,17 +130,17 @@ def draw_after_training(session: Session, step: int, ended_at: int | None) -> No
     except MachineError as error:
         logger.info("no figures: %s", error)
         return
-    _guard(f"{PLOTS}/", lambda: _draw_run(session, step, names))
+    _guard(f"{PLOTS}/", lambda: _draw_run(start, step, names))
 
 
-def _list_missing(session: Session, step: int, ended_at: int | None) -> set[str]:
+def _list_missing(start: Start, step: int) -> set[str]:
     """The figures that a run which has ended at a step lacks: all, unless the last drawing was of just this end."""
-    folder, source = session.folder / PLOTS, _hash_source(session.folder, session.folder / "model")
-    has_set = session.splits.val is not None or session.splits.test is not None
+    folder, source = start.folder / PLOTS, _hash_source(start.folder, start.folder / "model")
+    has_set = start.splits.val is not None or start.splits.test is not None
     wanted = {*OF_A_RUN, *(OF_A_SET if has_set else ())}
     marked = read_marker(folder)
     # Earlier versions noted no source, still earlier ones no step.
-    is_drawn = marked.get("step", ended_at) == step and marked.get("source", source) == source
+    is_drawn = marked.get("step", start.resumption.ended_at) == step and marked.get("source", source) == source
     return {name for name in wanted if not (folder / name).is_file()} if is_drawn else wanted
 
 
@@ -151,15 +150,15 @@ def _hash_source(run: Path, model: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _draw_run(session: Session, step: int, names: Collection[str]) -> None:
-    model, splits, stop = session.folder / "model", session.splits, session.stop
-    runtime = session.runtime.alone()
-    subject = Subject(session.folder, model, read_card(model), session.config, runtime, session.engine)
+def _draw_run(start: Start, step: int, names: Collection[str]) -> None:
+    model, splits, stop = start.folder / "model", start.splits, start.stop
+    runtime = start.runtime.alone()
+    subject = Subject(start.folder, model, read_card(model), start.config, runtime, start.engine.name)
     split, index = ("val", splits.val) if splits.val is not None else ("test", splits.test)
     judged: list[Judged] = []
     if index is not None and not OF_A_SET.isdisjoint(names):
         logger.info("drawing figures, with one more pass over the %s set", NAMES[split])
-        predictions = partial(judge_set, subject, index, session.sizes.micro, stop)
+        predictions = partial(judge_set, subject, index, start.sizes.micro, stop)
         _guard(f"{PLOTS}/confusion.png", lambda: judged.append(Judged(split, index, predictions())))
     if not any(stop.counts()):
         draw_figures(subject, judged[0] if judged else None, lambda: splits.train, step, names)

@@ -16,84 +16,26 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from alexnet_dist.base.errors import CheckpointError, DataError, DivergedError, InterruptedRunError
-from alexnet_dist.base.run_record import METRICS
+from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
+from alexnet_dist.base.run_record import CHECKPOINTS, METRICS
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.index import BadFile
-from alexnet_dist.inference.checkpoints import OTHERWISE, step_of
+from alexnet_dist.inference.checkpoints import step_of
 from alexnet_dist.inference.weights import check_finite, load_weights
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.runs.folder import write_bad_files
 from alexnet_dist.tracking.trackers import Trackers, read_rows
 from alexnet_dist.training.checkpoint import Checkpoint, save_checkpoint, set_aside_newer
 from alexnet_dist.training.divergence import find_good_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, check_outputs, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
-from alexnet_dist.training.optim import load_optimizer_tensors, optimizer_tensors, set_lr
-from alexnet_dist.training.schedule import PlateauState, Schedule
-from alexnet_dist.training.state_fields import read_fields
+from alexnet_dist.training.optim import optimizer_tensors, set_lr
+from alexnet_dist.training.schedule import Schedule
+from alexnet_dist.training.state import TrainState
 from alexnet_dist.training.step import DeviceCounters, train_step
 
 logger = logging.getLogger("alexnet_dist")
-
-
-@dataclass
-class TrainState:
-    """Where a run stands: everything a checkpoint holds besides tensors.
-
-    Args:
-        step: updates made.
-        samples_seen: real images that went into them.
-        evaluated_step: step of the last evaluation, -1 before the first.
-        best_top1, best_top5, best_loss, best_epoch, best_step: of the best evaluation: the highest top-1, and of
-            equals the lowest loss; None before one. No best_step: its weights are lost, and the next one is the best.
-        stalled: evaluations since the best one.
-        final_top1: of the last evaluation.
-        plateau: what the plateau schedule remembers.
-        window: sums since the last log point.
-        epoch_totals: sums since the epoch began.
-        train_seconds: time spent training, without evaluation and saving.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    evaluated_step: int = -1
-    best_top1: float | None = None
-    best_top5: float | None = None
-    best_loss: float | None = None
-    best_epoch: int | None = None
-    best_step: int | None = None
-    stalled: int = 0
-    final_top1: float | None = None
-    plateau: PlateauState = field(default_factory=PlateauState)
-    window: Totals = field(default_factory=Totals)
-    epoch_totals: Totals = field(default_factory=Totals)
-    train_seconds: float = 0.0
-
-    def is_best(self, result: Evaluation) -> bool:
-        """Whether an evaluation beats the best so far. A small set is soon all right: then the loss still tells."""
-        if self.best_top1 is None or self.best_step is None:
-            return True
-        if result.top1 == self.best_top1 and self.best_loss is not None:
-            return result.loss < self.best_loss
-        return result.top1 > self.best_top1
-
-    @classmethod
-    def from_json(cls, values: Any) -> TrainState:
-        """What `asdict` gave; fields that an older checkpoint lacks keep their defaults.
-
-        A best evaluation whose loss was not finite is none: older versions took note of such.
-
-        Raises:
-            ValueError: a field is unknown, missing or of another type; the text says which.
-        """
-        best_loss = values.get("best_loss") if isinstance(values, dict) else None
-        if isinstance(best_loss, float) and not math.isfinite(best_loss):
-            values = {key: value for key, value in values.items() if not key.startswith("best_")}
-        required = ("step", "samples_seen", "evaluated_step", "plateau", "window", "epoch_totals")
-        return read_fields(cls, values, "train", required)
 
 
 @dataclass(frozen=True)
@@ -133,13 +75,15 @@ class Trainer:
         seed: of the run.
         gate: what every batch passes first.
         folder: the run folder.
-        data_root: what paths in bad_files.csv are relative to.
         trackers: metrics.jsonl and its mirrors in the main process, None elsewhere.
         save_model: writes model/ from the whole network's weights and a note on where they come from.
         describe_model: config.json of a model folder, from such a note.
         find_model_step: the step of the weights that model/ holds; None where it holds none that can be used.
+        list_bad_files: writes bad_files.csv.
         run_facts: what every checkpoint says of the run that it belongs to.
+        is_restored: whether the state is a checkpoint's.
         verdicts: which checkpoints are intact, as far as that is known.
+        state: where the run stands.
     """
 
     runtime: Runtime
@@ -155,12 +99,13 @@ class Trainer:
     seed: int
     gate: BatchGate
     folder: Path
-    data_root: Path
     trackers: Trackers | None
     save_model: Callable[[dict[str, Tensor], dict[str, Any]], None]
     describe_model: Callable[[dict[str, Any]], bytes]
     find_model_step: Callable[[], int | None]
-    run_facts: dict[str, Any] = field(default_factory=dict)
+    list_bad_files: Callable[[set[BadFile]], None]
+    run_facts: dict[str, Any]
+    is_restored: bool = False
     verdicts: dict[Path, bool] = field(default_factory=dict)
     state: TrainState = field(default_factory=TrainState)
 
@@ -171,37 +116,7 @@ class Trainer:
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._clock = time.perf_counter()
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint.
-
-        Raises:
-            CheckpointError: something in it is not what a checkpoint of this run holds.
-        """
-        self.load_weights(checkpoint.weights, checkpoint.where)
-        try:
-            self._check_precision(checkpoint)
-            self.state = TrainState.from_json(checkpoint.state.get("train"))
-            if checkpoint.state.get("step", self.state.step) != self.state.step:
-                raise ValueError(f"it is of two steps, {checkpoint.state['step']} and {self.state.step}")
-            has_stepped = self.state.step > 0
-            tensors = self.partition.cut(checkpoint.optimizer)
-            load_optimizer_tensors(self.optimizer, self.model, tensors, has_stepped)
-            if self.runtime.scaler is not None and checkpoint.state.get("scaler"):
-                self.runtime.scaler.load_state_dict(checkpoint.state["scaler"])
-        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:  # the scaler's are of any kind
-            why = f"{error}" if isinstance(error, ValueError) else repr(error)
-            raise CheckpointError(
-                "cannot use this checkpoint", where=checkpoint.where, why=why, remedy=OTHERWISE
-            ) from error
-
-    def _check_precision(self, checkpoint: Checkpoint) -> None:
-        wanted = next(self.model.parameters()).dtype
-        for name, tensor in [*checkpoint.weights.items(), *checkpoint.optimizer.items()]:
-            if tensor.dtype != wanted and tensor.dim():  # Adam's count of its updates is float32 everywhere
-                found, needed = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, wanted))
-                raise ValueError(f"{name} is {found}, not {needed}")
-
-    def settle_model(self) -> None:
+    def _settle_model(self) -> None:
         """Notice that model/ does not hold the best weights the checkpoint knows of: then the next ones are the best.
 
         It may be gone, or be of later updates than the checkpoint. Those are made again, but on other processes, or on
@@ -228,6 +143,8 @@ class Trainer:
             DivergedError: a loss was not finite; nothing of it is in the weights or in a checkpoint.
             DataError: a bad file, where they are not skipped.
         """
+        if self.is_restored:
+            self._settle_model()
         done, total = self.state.step, self.cadence.total_steps
         self.is_done_before, self._saved = self.is_over, self._position
         self._bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True)
@@ -387,7 +304,7 @@ class Trainer:
             raise
 
     def _leave_ruined(self, weights: dict[str, Tensor]) -> str:
-        folder, metrics = self.folder / "checkpoints", self.folder / METRICS
+        folder, metrics = self.folder / CHECKPOINTS, self.folder / METRICS
         num_outputs = next(reversed(weights.values())).shape[0]
         good = find_good_checkpoint(folder, read_rows(metrics), math.log(max(num_outputs, 2)), weights)
         step = step_of(good) if good is not None else -1
@@ -515,6 +432,6 @@ class Trainer:
         }
         note = {"step": self.state.step, "epoch": self.epoch}
         checkpoint = Checkpoint(weights, optimizer, state, self.describe_model(note))
-        folder, keep = self.folder / "checkpoints", self.cadence.keep
+        folder, keep = self.folder / CHECKPOINTS, self.cadence.keep
         save_checkpoint(folder, self.state.step, checkpoint, keep, self.verdicts)
-        write_bad_files(self.folder, bad_files, self.data_root)
+        self.list_bad_files(bad_files)

@@ -24,7 +24,8 @@ from alexnet_dist.cli.train import train
 from alexnet_dist.base import durable
 from alexnet_dist.base.durable import is_marked
 from alexnet_dist.runs import folder as run_folder
-from alexnet_dist.training import loop
+from alexnet_dist.runs import session
+from alexnet_dist.training import state
 from alexnet_dist.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.tracking.trackers import read_rows
@@ -40,17 +41,18 @@ def train_tiny(folder: Path, overrides: dict[str, Any], defect: str | None = Non
 
 
 def forget_momentum() -> None:
-    loop.load_optimizer_tensors = lambda *args: None  # type: ignore[assignment]
+    state.load_optimizer_tensors = lambda *args, **words: None  # type: ignore[assignment]
 
 
 def forget_step() -> None:
-    restore = loop.Trainer.restore
+    restore = session.restore
 
-    def restore_one_short(trainer: loop.Trainer, checkpoint: Checkpoint) -> None:
-        restore(trainer, checkpoint)
-        trainer.state.step -= 1
+    def restore_one_short(*args: Any) -> state.TrainState:
+        restored = restore(*args)
+        restored.step -= 1
+        return restored
 
-    loop.Trainer.restore = restore_one_short  # type: ignore[method-assign]
+    session.restore = restore_one_short
 
 
 def forget_dropout_seed() -> None:
@@ -237,7 +239,7 @@ def test_a_damaged_checkpoint_is_passed_over(reference: tuple[int, Path], tmp_pa
 
 
 def keep_each_model(folder: Path) -> None:
-    loop.TrainState.is_best = lambda state, result: True  # type: ignore[method-assign]
+    state.TrainState.is_best = lambda stands, result: True  # type: ignore[method-assign]
     train_tiny(folder, {"train__epochs": 2})
 
 

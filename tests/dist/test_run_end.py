@@ -22,9 +22,10 @@ from helpers.tiny import tiny_config, tiny_spec
 from alexnet_dist.cli.train import train
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.training import loop
+from alexnet_dist.training import state as train_state
 from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.training.evaluate import Evaluation
-from alexnet_dist.training.loop import TrainState
+from alexnet_dist.training.state import TrainState
 from alexnet_dist.tracking.trackers import read_rows
 
 
@@ -141,7 +142,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, variant: str) -> N
 
 
 def _forget_optimizer(folder: Path, overrides: dict[str, Any]) -> None:
-    loop.load_optimizer_tensors = lambda *args: None
+    train_state.load_optimizer_tensors = lambda *args, **words: None  # type: ignore[assignment]
     train_tiny(folder, overrides)
 
 
@@ -239,8 +240,8 @@ def test_a_kill_around_the_early_stop_leaves_no_trace(
 
 
 def _forget_the_stall(folder: Path, overrides: dict[str, Any]) -> None:
-    read = loop.TrainState.from_json
-    loop.TrainState.from_json = lambda values: read(values | {"stalled": 0})  # type: ignore[method-assign]
+    read = TrainState.from_json
+    TrainState.from_json = lambda values: read(values | {"stalled": 0})  # type: ignore[method-assign]
     train_tiny(folder, overrides)
 
 

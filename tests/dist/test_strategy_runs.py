@@ -20,6 +20,7 @@ from helpers.strategies import Case, cut_tiny, ddp, hybrid, start_case, towers
 from helpers.tiny import tiny_config, tiny_loader, worst_difference
 from torch import Tensor
 
+from alexnet_dist.assembly import loaders
 from alexnet_dist.runs import session
 from alexnet_dist.assembly.strategy import check_strategy, replicate_network
 from alexnet_dist.cli.train import train
@@ -110,9 +111,9 @@ def test_a_run_goes_on_under_every_other_strategy(
 
 def train_in_double(folder: Path, overrides: dict[str, Any]) -> str:
     """In float64: RMSprop's first updates are ten times the rate, and magnify rounding without any change of strategy."""
-    build_model, build_loader = session.build_model, session.build_loader
+    build_model, build_loader = session.build_model, loaders.build_loader
     session.build_model = lambda *args: build_model(*args).double()
-    session.build_loader = lambda *args: replace(build_loader(*args), dtype=torch.float64)
+    loaders.build_loader = lambda *args: replace(build_loader(*args), dtype=torch.float64)
     session.check_signal = lambda *args: None  # it measures in float32
     return train_tiny(folder, **overrides)
 

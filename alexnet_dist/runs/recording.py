@@ -1,0 +1,172 @@
+"""What a start writes into the run folder beside rows and checkpoints: its record, its model card, its summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alexnet_dist.assembly.loaders import build_augmentation
+from alexnet_dist.assembly.sets import find_root
+from alexnet_dist.base.durable import write_file
+from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.base.run_record import CHECKPOINTS, METRICS, is_step_name
+from alexnet_dist.inference.checkpoints import is_inside
+from alexnet_dist.inference.model_folder import ModelCard, describe_source
+from alexnet_dist.runs.folder import store_settings, update_run_json, write_summary
+from alexnet_dist.runs.held_out import write_held_out
+from alexnet_dist.runs.image_list import IMAGES, list_images, write_image_list
+from alexnet_dist.runs.start import Network, Start
+from alexnet_dist.tracking.trackers import Row, find_rows_until, read_rows
+from alexnet_dist.training.checkpoint import ABANDONED, Checkpoint, prune_checkpoints, set_aside_newer
+from alexnet_dist.training.loop import Trainer
+
+logger = logging.getLogger("alexnet_dist")
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the run folder holds when a start begins to write.
+
+    Args:
+        metrics_bytes: size of metrics.jsonl at the restored step; the rest is cut off.
+        wandb_id: the same at each start of the run.
+        test_row: on the test set, of a run that had ended before.
+        verdicts: which checkpoints are intact, as far as that is known.
+    """
+
+    metrics_bytes: int
+    wandb_id: str
+    test_row: Row | None = None
+    verdicts: dict[Path, bool] = field(default_factory=dict)
+
+
+def begin_recording(start: Start, network: Network, step: int, loaded: Checkpoint | None) -> Recording:
+    """Cut off what lies after the checkpoint and record this start. For the main process.
+
+    Args:
+        start: of the run.
+        network: what is trained.
+        step: at which it begins.
+        loaded: the checkpoint that it begins with, if any.
+
+    Raises:
+        MachineError: the run folder cannot be written.
+    """
+    rows = read_rows(start.folder / METRICS) if start.resumption.was_finished else []
+    test_row = next((row for row in rows if row["event"] == "test"), None)  # before it is cut off
+    verdicts: dict[Path, bool] = {}
+    metrics_bytes = _settle_line(start, step, loaded, verdicts) if loaded and start.resumption.goes_on else 0
+    return Recording(metrics_bytes, _record_start(start, network, step)["wandb_id"], test_row, verdicts)
+
+
+def _settle_line(start: Start, step: int, loaded: Checkpoint, verdicts: dict[Path, bool]) -> int:
+    """Set aside what the run leaves behind by going back; how many bytes of metrics.jsonl stay."""
+    path, metrics, folder = Path(loaded.where), start.folder / METRICS, start.folder / CHECKPOINTS
+    if start.resumption.is_named:
+        aside = set_aside_newer(folder, step, metrics, start.folder / MODEL)
+        if aside is not None:
+            logger.warning("checkpoints after step %d are left behind: they lie in %s from now on", step, aside)
+        if path.parent.name.startswith(ABANDONED) and (path.parent / METRICS).is_file():
+            write_file(metrics, (path.parent / METRICS).read_bytes())
+    metrics_bytes, note = find_rows_until(metrics, loaded.state.get("metrics_bytes", -1), step)
+    if note is not None:
+        logger.warning(note)
+    verdicts[path] = True
+    if is_inside(path, folder) and is_step_name(path):
+        prune_checkpoints(folder, path, start.config.checkpoint.keep, verdicts)
+    return metrics_bytes
+
+
+def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
+    """What run.json holds from now on."""
+    config, runtime, resumption = start.config, start.runtime, start.resumption
+    entry: dict[str, Any] = {"step": step, "processes": runtime.world_size}
+    if resumption.is_foreign:
+        entry["begins_from"] = str(resumption.checkpoint)
+    if start.changes:
+        entry["images"] = {name: [path for _, path in keys] for name, keys in vars(start.changes).items()}
+    if resumption.changed:
+        entry["changed"] = {key: list(values) for key, values in resumption.changed.items()}
+    facts = {
+        "run_id": resumption.run_id,
+        "versions": list_versions(),
+        "machine": describe_machine(),
+        "git_commit": find_git_commit(),
+        "processes": runtime.world_size,
+        "strategy": config.parallel.strategy,
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "precision_reason": runtime.precision_reason,
+        "engine": start.engine.name,
+        "engine_reason": start.engine.reason,
+        "batch": str(start.sizes),
+        "pretrained": network.pretrained,
+        "data": start.data,
+        **({"signal": network.signal} if network.signal else {}),
+        "held_out": None,
+    }
+    if start.splits.is_held_out and start.splits.val is not None:
+        facts["held_out"] = write_held_out(start.folder, start.splits.val, find_root(config.data))
+    if not (start.has_same_images and (start.folder / IMAGES).is_file()):
+        write_image_list(start.folder, list_images(start.splits.named(), find_root(config.data)))
+    values = update_run_json(start.folder, facts, entry)
+    store_settings(start.folder, config)  # after the record of what is new in them
+    return values
+
+
+def describe_model(start: Start, network: Network, note: dict[str, Any]) -> ModelCard:
+    """config.json of a model folder; `note` says which weights they are."""
+    settings = dataclasses.asdict(start.config)
+    origin = describe_source(settings, network.pretrained, start.splits.fingerprint)
+    return ModelCard(
+        variant=start.config.model.variant,
+        spec=start.spec,
+        classes=start.splits.train.classes,
+        evaluation=build_augmentation(start.config.augment, start.spec.image_size).for_evaluation(),
+        normalization=start.feed.normalization,
+        source={"run": start.folder.name, **note, **origin},
+    )
+
+
+def summarise(start: Start, trainer: Trainer, status: str, test_row: Row) -> dict[str, Any]:
+    """Write summary.json and close the trackers; what it holds.
+
+    Args:
+        start: of the run.
+        trainer: where it stands.
+        status: finished, interrupted or failed.
+        test_row: on the test set; empty where there is none.
+
+    Raises:
+        MachineError: the rows of a finished run could not be written: it has not ended well.
+    """
+    state = trainer.state
+    summary = {
+        "status": status,
+        "step": state.step,
+        "epoch": trainer.epoch,
+        "stopped_early": trainer.stopped_early,
+        "best_top1": state.best_top1,
+        "best_top5": state.best_top5,
+        "best_epoch": state.best_epoch,
+        "final_top1": state.final_top1,
+        "test_top1": test_row.get("top1"),
+        "test_top5": test_row.get("top5"),
+        "images_per_second": state.samples_seen / state.train_seconds if state.train_seconds else None,
+        "train_seconds": state.train_seconds,
+        "world_size": start.runtime.world_size,
+        "strategy": start.config.parallel.strategy,
+        "precision": start.runtime.precision,
+        "engine": start.engine.name,
+    }
+    if trainer.trackers is not None:
+        if status == "finished":
+            trainer.trackers.sync()
+        write_summary(start.folder, summary)
+        trainer.trackers.finish(summary)
+    return summary
