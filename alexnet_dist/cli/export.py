@@ -149,9 +149,9 @@ def _read_validation_set(folder: Path, card: ModelCard) -> Tensor:
     import torch
 
     from alexnet_dist.base.run_record import find_run
-    from alexnet_dist.cli.evaluate import find_split, settle_settings
     from alexnet_dist.data.engines.torchvision import PixelBatches
     from alexnet_dist.data.plan import Plan
+    from alexnet_dist.runs.evaluation import find_split, settle_settings
 
     try:
         index = find_split(settle_settings(folder, card, {}), card, "val", progress=False, run=find_run(folder))

@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan, place_model
+
 from alexnet_dist.assembly.sets import find_root
+from alexnet_dist.assembly.evaluation import load_network, plan_evaluation
+from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan
 from alexnet_dist.base.durable import MANIFEST, hash_file, refuse_link, write_csv
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place
@@ -24,7 +26,6 @@ from alexnet_dist.base.run_record import METRICS, read_marker
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.base.text import shorten as shorten_middle
-from alexnet_dist.cli.evaluate import plan_evaluation
 from alexnet_dist.data.class_words import find_words
 from alexnet_dist.data.engines.choose import REFERENCE
 from alexnet_dist.data.engines.loader import Loader, Normalization
@@ -36,8 +37,6 @@ from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
 from alexnet_dist.figures.filters import draw_filters
 from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card, read_model_weights
-from alexnet_dist.inference.weights import load_weights
-from alexnet_dist.models import AlexNet
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import PLOTS, relative_path
 from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_here, is_own_table, mark_folder
@@ -171,9 +170,7 @@ def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopR
         InterruptedRunError: a signal asked to stop.
     """
     config, runtime, card = subject.config, subject.runtime, subject.card
-    model = AlexNet(card.spec)
-    load_weights(model, read_model_weights(subject.model), str(subject.model))
-    place_model(model, runtime, config.channels_last)
+    model = load_network(subject.model, card, runtime, config.channels_last)
     plan = plan_evaluation(config.data, card.evaluation, index, batch_size, 1, ten_crop=False)
     loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, subject.engine)
     parts: list[Predictions] = []

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
+from alexnet_dist.assembly.evaluation import plan_evaluation
 from alexnet_dist.base.errors import DataError, DivergedError
-from alexnet_dist.cli.evaluate import plan_evaluation
 from alexnet_dist.cli.main import run
 from alexnet_dist.data.engines import torchvision as torchvision_engine
 from alexnet_dist.data.engines.choose import ENGINES

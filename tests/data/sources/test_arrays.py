@@ -39,12 +39,12 @@ from alexnet_dist.assembly.sets import Splits, build_splits, find_root
 from alexnet_dist.base import download
 from alexnet_dist.base.durable import TEMPORARY, mark_name
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
-from alexnet_dist.cli.evaluate import find_split
 from alexnet_dist.data.decode import UnreadableImageError, convert_to_luma
 from alexnet_dist.data.files import kept_arrays
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources import arrays as array_sets
 from alexnet_dist.data.sources.arrays import array_index
+from alexnet_dist.runs.evaluation import find_split
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import Config
 

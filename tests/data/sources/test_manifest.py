@@ -18,13 +18,13 @@ from helpers.refusals import refused
 
 from alexnet_dist.assembly.sets import Splits, build_splits
 from alexnet_dist.base.errors import CheckpointError
-from alexnet_dist.cli.evaluate import find_split
 from alexnet_dist.data.decode import read_header
 from alexnet_dist.data.files import scan as header_scan
 from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.sources.manifest import scan_manifest
 from alexnet_dist.data.sources.manifest_read import ListForm
+from alexnet_dist.runs.evaluation import find_split
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import Config
 
