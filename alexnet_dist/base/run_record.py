@@ -60,7 +60,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         copy = read_marker(folder).get("facts")
         path, facts = folder / MARKER, copy if isinstance(copy, dict) else {}
     for key, value in facts.items():
-        if value is not None and not (FORMS.get(key, _is_json)(value)):
+        has_form = FORMS.get(key, lambda _: True)
+        if value is not None and not (has_form(value) and _is_json(value)):
             why = f"{key} is {str(value)[:40]!r}"
             has_copy = path.name == RUN and isinstance(read_marker(folder).get("facts"), dict)
             remedy = f"remove {RUN}: the run has a copy" if has_copy else "put it back, or start afresh with --new"
@@ -69,7 +70,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether a value of run.json that no later start believes can be written again: JSON has no infinity."""
+    """Whether a value of run.json can be written again: JSON has no infinity."""
     try:
         format_json(value, RUN)
     except DivergedError:

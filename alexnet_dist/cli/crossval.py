@@ -16,7 +16,7 @@ from alexnet_dist.base.errors import DivergedError, UsageError
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.data.engines.workers import start_worker_server
-from alexnet_dist.settings.reader import dump_config, find_config, load_config, new_parser, parse_arguments, read_yaml
+from alexnet_dist.settings.reader import dump_config, find_config, load_config, new_parser, parse_arguments, read_layers
 from alexnet_dist.settings.schema import Config
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _read_settings(options: Namespace, given: dict[str, Any]) -> Config:
     if options.folds is not None and named is not None and named != options.folds:
         why = f"{options.folds} and {named}"
         raise UsageError("--folds and --data.folds differ", where="command line", why=why, remedy="give one of them")
-    in_file = read_yaml(find_config(options.config))[0].get("data.folds")
+    in_file = read_layers(find_config(options.config))[0].get("data.folds")
     config = load_config(options.config, {**given, "data.folds": options.folds or named or in_file or DEFAULT_FOLDS})
     if config.data.fold is not None:
         remedy = "leave it out, or use launch/train.py for this fold alone"

@@ -151,10 +151,18 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def write_bad_files(folder: Path, bad_files: Iterable[BadFile], root: Path) -> None:
-    """Replace bad_files.csv (when there are any), with paths relative to data.root."""
+    """Replace bad_files.csv where it says something else, with paths relative to data.root; none are no list."""
     rows = sorted({(relative_path(Path(bad.path), root), bad.reason) for bad in bad_files})
-    if rows:
+    if rows and rows != _read_bad_files(folder):
         write_csv(folder / BAD_FILES, ("path", "reason"), rows)
+
+
+def _read_bad_files(folder: Path) -> list[tuple[str, str]]:
+    """The rows of bad_files.csv; empty where it cannot be read."""
+    try:
+        return [(row["path"], row["reason"]) for row in read_csv(folder / BAD_FILES)]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
@@ -171,10 +179,7 @@ def read_reported(folder: Path) -> set[str]:
     """The files that the run has named as bad at any time, relative to data.root: those may be mended or removed."""
     listed = read_object(folder / RUN).get("bad_files")
     reported = {path for path in listed if isinstance(path, str)} if isinstance(listed, list) else set()
-    try:
-        return reported | {row["path"] for row in read_csv(folder / BAD_FILES)}
-    except (OSError, ValueError, KeyError):
-        return reported
+    return reported | {path for path, _ in _read_bad_files(folder)}
 
 
 def relative_path(path: Path, root: Path) -> str:

@@ -16,7 +16,17 @@ from typing import Any
 from alexnet_dist.base.durable import MANIFEST, is_marked, read_object, refuse_link, write_json
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError
 from alexnet_dist.base.places import find_place
-from alexnet_dist.base.run_record import MARKER, WHAT_IT_IS, Kind, read_marker
+from alexnet_dist.base.run_record import (
+    CHECKPOINTS,
+    MARKER,
+    METRICS,
+    RUN,
+    SETTINGS,
+    SUMMARY,
+    WHAT_IT_IS,
+    Kind,
+    read_marker,
+)
 from alexnet_dist.settings.reader import read_yaml
 from alexnet_dist.settings.schema import Config, walk_fields
 
@@ -24,12 +34,12 @@ LOCK = ".lock"
 # What a run writes by name; checkpoints, model, ... are folders.
 OWN_FILES: dict[str, tuple[str, ...]] = {
     "run": (
-        "config.yaml",
-        "run.json",
-        "metrics.jsonl",
+        SETTINGS,
+        RUN,
+        METRICS,
         "metrics.csv",
         "epochs.csv",
-        "summary.json",
+        SUMMARY,
         "held_out.csv",
         "bad_files.csv",
         "images.csv.gz",
@@ -39,7 +49,7 @@ OWN_FILES: dict[str, tuple[str, ...]] = {
     "plots": (),
 }
 OWN_FOLDERS: dict[str, tuple[str, ...]] = {
-    "run": ("checkpoints", "model", "plots", "tensorboard", "wandb"),
+    "run": (CHECKPOINTS, "model", "plots", "tensorboard", "wandb"),
     "crossval": (),
     "plots": (),
 }

@@ -15,10 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-
-from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.assembly.evaluation import load_network, plan_evaluation
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan
+from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.base.durable import MANIFEST, hash_file, refuse_link, write_csv
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place

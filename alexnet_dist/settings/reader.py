@@ -153,14 +153,14 @@ def load_config(name: str, given: dict[str, Any]) -> Config:
         UsageError: a missing file, a key that is unknown or stands twice, a wrong type, a value out of range.
     """
     path = find_config(name)
-    values, places = _read_layers(path)
+    values, places = read_layers(path)
     config = build_config(_lay_over(values, given), {key: place for key, place in places.items() if key not in given})
     if config.output_dir is None:
         config = dataclasses.replace(config, output_dir=str(Path("runs") / path.stem))
     return config
 
 
-def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """A file with its base below it: {dotted name: value}, and where each was read ("file.yaml:12").
 
     Raises:
@@ -177,7 +177,7 @@ def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, An
         raise UsageError(f"wrong value for {BASE}", where=places[BASE], why=f"expected a name, got {base!r}")
     beside = [path.parent / file for file in (base, f"{base}.yaml")]
     below = next(filter(is_file, beside), None) or find_config(base)
-    lower, lower_places = _read_layers(below, (*above, find_place(path)))
+    lower, lower_places = read_layers(below, (*above, find_place(path)))
     return _lay_over(lower, values), {**lower_places, **places}
 
 

@@ -51,6 +51,18 @@ def test_bad_files_are_listed_once_relative_to_the_root(tmp_path: Path) -> None:
     assert (tmp_path / "bad_files.csv").read_text() == 'path,reason\na.jpg,"a ""word"""\n"b,c/1.jpg",cut\n'
 
 
+def test_bad_files_are_written_again_only_where_they_changed(tmp_path: Path) -> None:
+    bad, path = [BadFile(str(tmp_path / "a,b.jpg"), 'a "word"')], tmp_path / "bad_files.csv"
+    write_bad_files(tmp_path, bad, tmp_path)
+    before, written = path.stat().st_ino, path.read_bytes()
+    write_bad_files(tmp_path, bad, tmp_path)
+    assert path.stat().st_ino == before
+    for damage in (b"", b"path,reason\nb.jpg,cut\n", None):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        write_bad_files(tmp_path, bad, tmp_path)
+        assert path.read_bytes() == written
+
+
 def test_no_bad_files_no_list(tmp_path: Path) -> None:
     write_bad_files(tmp_path, [], tmp_path)
     assert list_names(tmp_path) == []

@@ -13,7 +13,11 @@ import yaml
 from helpers.tiny import tiny_config
 from helpers.verbs import call, call_well
 
-from alexnet_dist.base.run_record import MARKER
+from alexnet_dist.base.run_record import MARKER, METRICS, RUN, SETTINGS, SUMMARY
+from alexnet_dist.runs.folder import BAD_FILES
+from alexnet_dist.runs.held_out import HELD_OUT
+from alexnet_dist.runs.image_list import IMAGES
+from alexnet_dist.runs.ownership import LOCK, OWN_FILES, OWN_FOLDERS
 from alexnet_dist.settings.reader import dump_config
 
 pytestmark = pytest.mark.heavy
@@ -80,6 +84,13 @@ def test_settings_that_were_edited_in_place_are_noticed(trained: Path, folder: P
     assert (code, "seed was 0, is 1" in line) == (2, True)
 
 
+def test_every_name_in_a_runs_folder_is_known_to_be_its_own(trained: Path) -> None:
+    names = {path.name for path in (trained / "run").iterdir()}
+    assert {"run.json", "checkpoints", MARKER} < names
+    assert names - {*OWN_FILES["run"], *OWN_FOLDERS["run"], MARKER, LOCK} == set()
+    assert {SETTINGS, RUN, SUMMARY, METRICS, BAD_FILES, HELD_OUT, IMAGES} < {*OWN_FILES["run"]}
+
+
 def of_an_earlier_version(folder: Path) -> None:
     (folder / MARKER).unlink()
     for path in (folder / "checkpoints").iterdir():
@@ -108,10 +119,10 @@ def test_without_any_copy_the_run_does_not_go_on(trained: Path, folder: Path, na
 
 HOSTILE = {
     "wandb_id": ["x/../../../victim", "*", 5, "ABCDEFGH"],
-    "data": ["text", {}, {"fingerprint": 3}, []],
+    "data": ["text", {}, {"fingerprint": 3}, [], {"fingerprint": "f", "num_train": float("nan")}],
     "engine": ["warp", 1],
     "precision": ["fp64"],
-    "starts": [3, ["x"], {}],
+    "starts": [3, ["x"], {}, [{"x": float("inf")}]],
     "pretrained": ["x"],
     "run_id": ["../x"],
     "best": [float("inf")],
