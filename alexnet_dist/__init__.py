@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from alexnet_dist.inference.hub import AlexNet, from_pretrained
     from alexnet_dist.inference.predict import Prediction, predict
     from alexnet_dist.models import build_model, make_spec
+    from alexnet_dist.runs.public_train import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "make_loader",
     "make_spec",
     "predict",
+    "train",
 ]
 
 _MODULES = {
@@ -39,6 +41,7 @@ _MODULES = {
     "make_loader": "assembly.public_loader",
     "make_spec": "models",
     "predict": "inference.predict",
+    "train": "runs.public_train",
 }
 
 

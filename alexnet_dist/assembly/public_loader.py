@@ -29,7 +29,6 @@ from alexnet_dist.assembly.loaders import (
 )
 from alexnet_dist.assembly.sets import make_options
 from alexnet_dist.base.machine import available_cores, find_device
-from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.ranks import local_world_size_from_environment, rank_from_environment
 from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.engine import find_layout
@@ -38,7 +37,7 @@ from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.data.index import BadFile, SampleIndex
 from alexnet_dist.data.sources.source import index_path, open_source
-from alexnet_dist.settings.reader import build_config
+from alexnet_dist.settings.reader import settle_config
 from alexnet_dist.settings.schema import AugmentConfig, Config, DataConfig
 from alexnet_dist.training.gate import name_bad_file
 
@@ -334,13 +333,8 @@ def _place_options(options: LoaderOptions) -> dict[str, Any]:
 
 
 def _read_settings(function: str, values: Mapping[str, Any]) -> Config:
-    """Checked settings of values as Python has them: tuples are lists, paths are texts."""
-    plain = flatten({name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()})
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
-    plain = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in plain.items()}
-    without_images = {"data.source": "synthetic", "train.epochs": 1}  # of a run; here they are found by `make_index`
-    settings = {**without_images, **plain}
-    return build_config(settings, dict.fromkeys(settings, function))
+    """Checked settings; those of a run are left out, and images are found by `make_index`."""
+    return settle_config({"data.source": "synthetic", "train.epochs": 1}, values, f"{function}()")
 
 
 def _check_names(function: str, options: Mapping[str, Any], known: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from torch.optim import Optimizer
@@ -300,6 +301,24 @@ def build_accelerator(on_cpu: bool, precision: str) -> Accelerator:
             remedy="unset the ACCELERATE_ variables that ask for it, or set --device cpu",
         )
     return accelerator
+
+
+@contextmanager
+def fresh_accelerate() -> Iterator[None]:
+    """Within, Accelerate begins anew; afterwards it is as it was before.
+
+    It keeps one device and one precision for a whole process, and a program may train twice, or use it by itself.
+    """
+    states = (PartialState, AcceleratorState, GradientState)
+    kept = [dict(state._shared_state) for state in states]
+    for state in states:
+        state._shared_state.clear()
+    try:
+        yield
+    finally:
+        for state, values in zip(states, kept, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(values)
 
 
 def _join_host_group(world_size: int) -> dist.ProcessGroup | None:

@@ -15,7 +15,7 @@ import itertools
 import os
 import re
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,48 @@ def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
     )
 
 
-def load_config(name: str, given: dict[str, Any]) -> Config:
+def settle_config(config: Config | Mapping[str, Any] | str | Path, changes: Mapping[str, Any], place: str) -> Config:
+    """The settings that a program gives.
+
+    Args:
+        config: as `load_config`'s name; or nested or dotted settings, which may change a `base`; or checked ones.
+        changes: settings that win, nested or dotted.
+        place: what to call the program in messages.
+
+    Raises:
+        UsageError: as `load_config`.
+        TypeError: neither.
+    """
+    given = plain_settings(changes)
+    if isinstance(config, str | Path):
+        return load_config(os.fspath(config), given, place)
+    if not isinstance(config, Config | Mapping):
+        raise TypeError(f"settings must be a name, a path, a mapping or a Config; got {type(config).__name__}")
+    values = plain_settings(config)
+    base = values.pop(BASE, None)
+    settings = _lay_over(values, given)
+    if base is not None:
+        return load_config(str(base), settings, place)
+    return build_config(settings, dict.fromkeys(settings, place))
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Nested or dotted settings, or a `Config`, as a file has them: {dotted name: value}, lists, and paths as texts."""
+    nested = dataclasses.asdict(settings) if isinstance(settings, Config) else settings
+    plain: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            plain |= {f"{key}.{inner}": part for inner, part in plain_settings(value).items()}
+        else:
+            plain[str(key)] = _plain_value(value)
+    return plain
+
+
+def _plain_value(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else os.fspath(value) if isinstance(value, Path) else value
+
+
+def load_config(name: str, given: dict[str, Any], place: str = "") -> Config:
     """The settings of a run: defaults, then the YAML file, then the command line.
 
     A file with `base: NAME` changes what the file of that name says, which may lie beside it or be one of ours.
@@ -148,13 +189,16 @@ def load_config(name: str, given: dict[str, Any]) -> Config:
         name: a path, or a name found in configs/ with or without `.yaml`.
         given: settings from the command line, {dotted name: value}; they win. `train.epochs` and `train.max_steps`
             replace each other.
+        place: where they come from, for messages; "" for a command line.
 
     Raises:
         UsageError: a missing file, a key that is unknown or stands twice, a wrong type, a value out of range.
     """
     path = find_config(name)
     values, places = read_layers(path)
-    config = build_config(_lay_over(values, given), {key: place for key, place in places.items() if key not in given})
+    above = dict.fromkeys(given, place) if place else {}
+    below = {key: line for key, line in places.items() if key not in given}
+    config = build_config(_lay_over(values, given), {**below, **above})
     if config.output_dir is None:
         config = dataclasses.replace(config, output_dir=str(Path("runs") / path.stem))
     return config
