@@ -347,7 +347,9 @@ def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None
     known = _all_keys()
     for key in values:
         if key not in known:
-            newer = ", or update alexnet_dist if a newer one wrote it" if key in places else ""
+            newer = (
+                ", or update alexnet_dist if a newer one wrote it" if ":" in places.get(key, "") else ""
+            )  # FILE:LINE
             where = places.get(key, "command line")
             raise UsageError(f"unknown key {key}", where=where, remedy=_suggest(key, known) + newer)
 
