@@ -18,7 +18,7 @@ import numpy as np
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import default_cache_dir
 from alexnet_dist.base.sources import SOURCES
-from alexnet_dist.base.text import quote_word
+from alexnet_dist.base.text import find_difference, quote_word
 from alexnet_dist.data.files.index_files import FileRules
 from alexnet_dist.data.folds import split_fold, split_validation
 from alexnet_dist.data.index import SampleIndex
@@ -201,9 +201,9 @@ def _is_like(path: Path, other: Path) -> bool:
 
 
 def _first_difference(names: tuple[str, ...], others: tuple[str, ...]) -> str:
-    for position, (name, other) in enumerate(zip(names, others, strict=False)):
-        if name != other:
-            return f"class {position} is {name!r} there and {other!r} in training"
+    place, name, other = find_difference(names, others) or (0, None, None)
+    if name is not None and other is not None:
+        return f"class {place} is {name!r} there and {other!r} in training"
     return f"it has {len(names)} names, training {len(others)} classes"
 
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.errors import MachineError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def settle_home() -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
-        raise MachineError("no home folder", where=str(folder), why=error.strerror or "", remedy=remedy) from error
+        raise MachineError("no home folder", where=str(folder), why=name_reason(error), remedy=remedy) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise MachineError("no home folder", where=str(folder), why="others may write there", remedy=remedy)
     os.environ["HOME"] = str(folder)

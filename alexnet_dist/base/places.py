@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.machine import settle_home
-from alexnet_dist.base.text import MOST_NAMED
+from alexnet_dist.base.text import join_names
 
 # What people call the same set.
 _SETS = (("val", "valid", "validation", "dev"), ("test", "testing"), ("train", "training"))
@@ -45,16 +46,13 @@ def describe_missing(path: str | os.PathLike[str]) -> tuple[str, str, str]:
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        return looked, f"'{folder}' cannot be listed: {error.strerror}", ""
+        return looked, f"'{folder}' cannot be listed: {name_reason(error)}", ""
     place = "its folder" if folder == os.path.dirname(looked) else f"'{folder}'"
     return looked, f"{place} {_list_names(names)}", _find_near(missing, names)
 
 
 def _list_names(names: Sequence[str]) -> str:
-    if not names:
-        return "is empty"
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return "has " + ", ".join(f"'{name}'" for name in names[:MOST_NAMED]) + more
+    return f"has {join_names(names)}" if names else "is empty"
 
 
 def _find_near(missing: str, names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.text import LogFormatter, escape_text
 
@@ -90,7 +91,7 @@ def write_output(action: Callable[[], int]) -> int:
     _drop_output()
     if isinstance(output.lost, BrokenPipeError):
         return BROKEN_PIPE_CODE
-    why = output.lost.strerror or str(output.lost)
+    why = name_reason(output.lost)
     raise MachineError("cannot write to standard output", why=why, remedy="free some space, or send it elsewhere")
 
 

@@ -8,11 +8,12 @@ JSON is written in ASCII, where such a name is `\\udce9` and comes back as it wa
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 MOST_NAMED = 5  # a message names this many things and counts the others
@@ -78,8 +79,13 @@ def quote_word(word: str | os.PathLike[str]) -> str:
 
 def join_names(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """The first few names, quoted, and how many more there are."""
-    quoted = ", ".join(f"'{name}'" for name in names[:most])
-    return quoted if len(names) <= most else f"{quoted} and {len(names) - most} more"
+    return name_few([f"'{name}'" for name in names], most)
+
+
+def name_few(names: Iterable[object], most: int = MOST_NAMED) -> str:
+    """The first few names as they are, and how many more there are."""
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def shorten(text: str, length: int) -> str:
@@ -90,18 +96,34 @@ def shorten(text: str, length: int) -> str:
     return f"{text[:head]}...{text[len(text) - (length - 3 - head) :]}"
 
 
+def cut_end(text: str, length: int) -> str:
+    """A text of at most `length` characters, where its beginning tells enough: a title, a label in a figure."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def find_difference(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, str | None, str | None] | None:
+    """The first place at which two lists of classes differ, and what stands there: None where a list has ended."""
+    pairs = enumerate(itertools.zip_longest(theirs, ours))
+    return next(((place, their, our) for place, (their, our) in pairs if their != our), None)
+
+
 def _quote_letter(letter: str) -> str:
     if letter in "\\'":
         return f"\\{letter}"
     return letter if letter.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
-def align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns of text to the left, of numbers (all after the second) to the right."""
+def align(rows: Sequence[Sequence[str]], left: int = 2) -> str:
+    """A table: columns as wide as their longest cell, and a line a row.
+
+    Args:
+        rows: of cells; the first may be the header.
+        left: columns that stand to the left; numbers, all after those, stand to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(
-            cell.rjust(width) if column > 1 else cell.ljust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows

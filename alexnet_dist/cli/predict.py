@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from alexnet_dist.base.durable import format_csv, format_json, write_file
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.text import align, escape_text
 from alexnet_dist.cli.model_options import add_model_options
 from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.data.class_words import describe_class, find_words
@@ -109,12 +109,7 @@ def write_table(predictions: Sequence[Prediction]) -> str:
         others = ", ".join(f"{find_words(name) or name} {value:.1%}" for name, value in row.top[1:])
         said = f"error: {row.error}" if row.label is None else describe_class(row.label)
         rows.append((row.path, said, _percent(row.confidence), others))
-    printable = [tuple(escape_text(cell) for cell in row) for row in rows]
-    widths = [max(len(row[column]) for row in printable) for column in range(3)]
-    return "".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() + "\n"
-        for row in printable
-    )
+    return align([[escape_text(cell) for cell in row] for row in rows], left=4)
 
 
 def write_csv(predictions: Sequence[Prediction]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 
@@ -14,7 +13,6 @@ from alexnet_dist.assembly.network import check_can_be_built
 from alexnet_dist.costs.model import Compute
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model
-from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.training.optim import set_lr
@@ -39,7 +37,7 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
         images: per step.
         seconds: to spend, at least; several steps of each size are made in any case.
     """
-    alone = dataclasses.replace(runtime, mesh=build_mesh(0, 1), host_group=None)
+    alone = runtime.alone()
     check_can_be_built(spec)
     model = build_model(spec, config.seed)
     place_model(model, runtime, config.channels_last)

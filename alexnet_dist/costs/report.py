@@ -139,6 +139,4 @@ def write_published(runs: Sequence[PublishedRun]) -> str:
         slow, fast = predict_band(run)
         held = f"held within {100 * TOLERANCE:.0f} points" if run.is_held else f"not held: {run.remark}"
         cells.append((run.name, run.source, f"{run.efficiency:.1%}", f"{slow:.1%}", f"{fast:.1%}", held))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "".join(line.rstrip() + "\n" for line in lines)
+    return align(cells, left=len(PUBLISHED_COLUMNS))

@@ -86,8 +86,3 @@ def is_own_figure(path: Path) -> bool:
             return f"Software\0{SOFTWARE}".encode() in file.read(256)
     except OSError:
         return False
-
-
-def shorten(text: str, length: int) -> str:
-    """A text of at most `length` characters, its end cut off where it is longer."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

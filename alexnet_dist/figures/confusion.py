@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.figures.canvas import PLAIN, SMALL_SIZE, TEXT_SIZE, new_figure, save_figure, shorten
+from alexnet_dist.base.text import cut_end
+from alexnet_dist.figures.canvas import PLAIN, SMALL_SIZE, TEXT_SIZE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +101,7 @@ def draw_confusion(path: Path, counts: Counts, names: Sequence[str], title: str)
 
 def _name_classes(axes: Axes, names: Sequence[str]) -> None:
     size = TEXT_SIZE if len(names) <= FEW_CLASSES else SMALL_SIZE - 1
-    texts = [shorten(name, LONGEST_NAME) for name in names]
+    texts = [cut_end(name, LONGEST_NAME) for name in names]
     is_slanted = max(map(len, texts), default=0) > 3
     ticks = range(len(names))
     style: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}

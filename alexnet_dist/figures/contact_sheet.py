@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.figures.canvas import BLUE, ORANGE, PLAIN, SMALL_SIZE, measure_title, new_figure, save_figure, shorten
+from alexnet_dist.base.text import cut_end
+from alexnet_dist.figures.canvas import BLUE, ORANGE, PLAIN, SMALL_SIZE, measure_title, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,4 +71,4 @@ def _write_caption(axes: Axes, caption: Sequence[str], mark: str | None) -> None
     for number, (line, style) in enumerate(lines):
         y = -0.04 - number * LINE_INCHES / INCHES
         place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "top", "fontsize": SMALL_SIZE}
-        axes.text(0.5, y, shorten(line, LONGEST_LINE), **place, **style, **PLAIN)
+        axes.text(0.5, y, cut_end(line, LONGEST_LINE), **place, **style, **PLAIN)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.durable import MANIFEST, find_damage, format_json, read_json_file, write_folder
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.nested import flatten, nest
@@ -223,7 +224,7 @@ def read_card(folder: Path) -> ModelCard:
             source=values["source"],
         )
     except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        why = name_reason(error) if isinstance(error, OSError) else str(error)
         remedy = "give a model folder as training or save_pretrained wrote it"
         raise CheckpointError("damaged model", where=str(folder / CONFIG), why=why, remedy=remedy) from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from alexnet_dist.base.download import Published, fetch_file
 from alexnet_dist.base.durable import hash_file, read_digest
 from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.base.text import find_difference
 from alexnet_dist.inference.model_folder import (
     WEIGHTS,
     ModelCard,
@@ -179,11 +180,12 @@ def _count_outputs(weights: dict[str, Tensor], last: dict[str, str]) -> int | No
 
 
 def _check_same_classes(theirs: tuple[str, ...], ours: tuple[str, ...], name: str) -> None:
-    for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
-        if their != our:
-            raise CheckpointError(
-                "the weights were trained for other classes",
-                where=name,
-                why=f"class {position} is {their!r} there and {our!r} in the data",
-                remedy=f"to begin with that last layer all the same, name the {WEIGHTS} of its model folder",
-            )
+    """A network may have outputs without a class, so that a list of classes may end before the other one."""
+    place, their, our = find_difference(theirs, ours) or (0, None, None)
+    if their is not None and our is not None:
+        raise CheckpointError(
+            "the weights were trained for other classes",
+            where=name,
+            why=f"class {place} is {their!r} there and {our!r} in the data",
+            remedy=f"to begin with that last layer all the same, name the {WEIGHTS} of its model folder",
+        )

@@ -21,6 +21,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.durable import MAX_JSON_BYTES, parse_json
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.models.weights_names import name_some
@@ -197,7 +198,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, _UnusableFileError):
         return text
     if isinstance(error, OSError):
-        return error.strerror or text
+        return name_reason(error)
     if unknown:
         return f"it holds {unknown[1]}, and opening that would run code; save model.state_dict() alone"
     if "torchscript" in text.lower():

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.base.text import name_few
 
 # What DataParallel, DDP, torch.compile, FSDP, activation checkpointing and Fabric put into the path of a parameter.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -97,8 +98,7 @@ def _find_prefix(names: Collection[str], wanted: Collection[str], where: str) ->
 
 def name_some(names: Iterable[Any], most: int = 4) -> str:
     """The first few of some names, and how many there are besides."""
-    shown = [str(name)[:40] for name in names]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+    return name_few([str(name)[:40] for name in names], most)
 
 
 def name_tensors(model: nn.Module, layer: nn.Module, kinds: Iterable[str]) -> dict[str, str]:

@@ -23,14 +23,13 @@ from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.run_record import METRICS, read_marker
 from alexnet_dist.base.signals import StopRequest
-from alexnet_dist.base.text import escape_text
-from alexnet_dist.base.text import shorten as shorten_middle
+from alexnet_dist.base.text import cut_end, escape_text, shorten
 from alexnet_dist.data.class_words import find_words
 from alexnet_dist.data.engines.choose import REFERENCE
 from alexnet_dist.data.engines.loader import Loader, Normalization
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan
-from alexnet_dist.figures.canvas import check_matplotlib, is_own_figure, shorten
+from alexnet_dist.figures.canvas import check_matplotlib, is_own_figure
 from alexnet_dist.figures.confusion import CLASS_COLUMNS, Counts, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
@@ -318,7 +317,7 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
         (
             _rate("true", subject, label, truth),
             _rate("said", subject, predicted, confidence),
-            shorten_middle(escape_text(os.path.basename(picture)), LONGEST_FILE),
+            shorten(escape_text(os.path.basename(picture)), LONGEST_FILE),
         )
         for picture, (_, label, predicted, confidence, truth) in zip(
             index.paths, zip(*(column[worst] for column in rows), strict=True), strict=True
@@ -333,7 +332,7 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
 
 
 def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
-    return f"{word}: {shorten(subject.name_class(label), LONGEST_CLASS)}, {probability:.1%}"
+    return f"{word}: {cut_end(subject.name_class(label), LONGEST_CLASS)}, {probability:.1%}"
 
 
 def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:

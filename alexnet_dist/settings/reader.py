@@ -29,7 +29,7 @@ from alexnet_dist.base.places import expand_home, find_place
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.settings.checks import PERIODS, check_config, check_text
 from alexnet_dist.settings.schema import Config, walk_fields
-from alexnet_dist.settings.shipped import find_yaml, is_file, shipped_folder
+from alexnet_dist.settings.shipped import find_yaml, shipped_folder
 from alexnet_dist.settings.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -220,7 +220,7 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
     if not isinstance(base, str):
         raise UsageError(f"wrong value for {BASE}", where=places[BASE], why=f"expected a name, got {base!r}")
     beside = [path.parent / file for file in (base, f"{base}.yaml")]
-    below = next(filter(is_file, beside), None) or find_config(base)
+    below = next(filter(os.path.isfile, beside), None) or find_config(base)
     lower, lower_places = read_layers(below, (*above, find_place(path)))
     return _lay_over(lower, values), {**lower_places, **places}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import expand_home
-from alexnet_dist.base.text import MOST_NAMED
+from alexnet_dist.base.text import name_few
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -32,24 +32,14 @@ def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
     """
     name = expand_home(name)
     candidates = [Path(name), *(folder / file for folder in folders for file in (name, f"{name}.yaml"))]
-    found = next(filter(is_file, candidates), None)
+    found = next(filter(os.path.isfile, candidates), None)  # False for what no file can be called
     if found is not None:
         return found
     known = sorted(path.stem for path in folders[-1].glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
-    names = ", ".join(sorted(known, key=len)[:MOST_NAMED]) + f" and {len(known) - MOST_NAMED} more" * (
-        len(known) > MOST_NAMED
-    )
-    remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {names}"
+    names = sorted(known, key=len)
+    remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {name_few(names)}"
     why = "neither a file nor a name that we ship"
     if os.path.dirname(name):
         raise UsageError(f"no {what}", where=os.path.abspath(name), why=why, remedy=remedy)
     raise UsageError(f"no {what} {name!r}", why=why, remedy=remedy)
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is a file that can be reached; a name that is too long, or a folder that is closed, says no."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

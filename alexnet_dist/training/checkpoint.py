@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from alexnet_dist.base.durable import (
     write_folder,
 )
 from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.base.text import find_difference
 from alexnet_dist.inference.checkpoints import (
     CONFIG,
     OPTIMIZER,
@@ -190,9 +190,9 @@ def check_same_classes(begins_from: Checkpoint, classes: tuple[str, ...]) -> Non
         theirs = parse_json(begins_from.config or b"{}").get("classes")
     except (ValueError, AttributeError):
         theirs = None
-    if isinstance(theirs, list) and tuple(theirs) != classes:
-        pairs = zip_longest(theirs, classes)
-        n, their, our = next((n, *pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
-        why = f"class {n} is {their!r} there and {our!r} here"
+    differing = find_difference(theirs, classes) if isinstance(theirs, list) else None
+    if differing is not None:
+        place, their, our = differing
+        why = f"class {place} is {their!r} there and {our!r} here"
         remedy = "to begin with the weights alone, use --model.pretrained"
         raise CheckpointError("the checkpoint is for other classes", where=begins_from.where, why=why, remedy=remedy)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from alexnet_dist.base.errors import AlexNetDistError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
+from alexnet_dist.base.text import align
 from common.timing import Spread
 
 if TYPE_CHECKING:  # a command line's help should not wait for torch
@@ -136,10 +137,7 @@ def print_report(report: Report) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns as wide as their longest cell, then an empty line."""
     cells = [[*columns], *([format_cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[position]) for line in cells) for position in range(len(columns))]
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print()
+    print(align(cells, left=len(columns)))
 
 
 def format_cell(value: object) -> str:

@@ -14,7 +14,18 @@ from helpers.refusals import refused
 from alexnet_dist.assembly.trackers import check_mirrors
 from alexnet_dist.base.durable import read_csv, write_csv
 from alexnet_dist.base.errors import LONGEST_LINE, DataError, UsageError
-from alexnet_dist.base.text import escape_cell, escape_text, escape_values, quote_word, shorten, unescape_cell
+from alexnet_dist.base.text import (
+    align,
+    escape_cell,
+    escape_text,
+    escape_values,
+    find_difference,
+    join_names,
+    name_few,
+    quote_word,
+    shorten,
+    unescape_cell,
+)
 from alexnet_dist.runs.folder import silence_logging, start_logging
 from alexnet_dist.settings.schema import TrackingConfig
 from alexnet_dist.tracking import wandb as wandb_mirror
@@ -182,3 +193,28 @@ def test_wandb_is_given_a_command_line_that_is_utf_8(monkeypatch: pytest.MonkeyP
     with wandb_mirror._printable_command_line():
         assert sys.argv == ["train.py", "--data.root", r"caf\udce9"]
     assert sys.argv is words
+
+
+@pytest.mark.parametrize(
+    ("names", "quoted", "plain"),
+    [
+        ([], "", ""),
+        (["a", "b"], "'a', 'b'", "a, b"),
+        (list("abcdefg"), "'a', 'b', 'c', 'd', 'e' and 2 more", "a, b, c, d, e and 2 more"),
+    ],
+)
+def test_many_names_are_few_and_a_number(names: list[str], quoted: str, plain: str) -> None:
+    assert (join_names(names), name_few(names)) == (quoted, plain)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [("ab", "ab", None), ("ab", "ac", (1, "b", "c")), ("a", "ab", (1, None, "b")), ("ab", "", (0, "a", None))],
+)
+def test_the_first_difference_of_two_lists(theirs: str, ours: str, expected: tuple[Any, ...] | None) -> None:
+    assert find_difference(theirs, ours) == expected
+
+
+@pytest.mark.parametrize(("left", "line"), [(1, "a     b"), (2, "a  b")])
+def test_a_table_has_its_numbers_to_the_right(left: int, line: str) -> None:
+    assert align([("a", "b"), ("a", "1234")], left).splitlines()[0] == line

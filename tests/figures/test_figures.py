@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import classification_report
 
+from alexnet_dist.base.text import cut_end
 from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.engines.loader import Normalization
-from alexnet_dist.figures.canvas import shorten
 from alexnet_dist.figures.confusion import CLASS_COLUMNS, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves, find_best, find_drops, find_unit
@@ -232,8 +232,8 @@ def test_shown_images_are_the_pixels_before_the_input_scale(channels: int) -> No
 
 
 def test_long_names_end_in_an_ellipsis() -> None:
-    assert shorten("abcdef", 6) == "abcdef"
-    assert shorten("abcde fg", 7) == "abcde…"
+    assert cut_end("abcdef", 6) == "abcdef"
+    assert cut_end("abcde fg", 7) == "abcde…"
 
 
 @pytest.mark.heavy

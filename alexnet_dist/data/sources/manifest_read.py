@@ -394,7 +394,7 @@ def _look_up(lookup: _Lookup, place: str, path: str) -> tuple[FoundFile, str]:
         try:
             status = os.stat(lookup.folder + inside)
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = name_reason(error)
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 break
             continue

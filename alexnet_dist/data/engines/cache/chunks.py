@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.durable import check_regular, format_json, parse_json, replacing
 from alexnet_dist.base.errors import MachineError
 
@@ -93,7 +94,7 @@ def read_footer(path: Path, num_bytes: int) -> Footer:
             file.seek(num_bytes)
             text, seal = file.read(length), file.read(_SEAL_BYTES)
     except OSError as error:
-        raise ChunkError(error.strerror or str(error)) from error
+        raise ChunkError(name_reason(error)) from error
     if hashlib.sha256(text).digest() != seal:
         raise ChunkError("its footer is damaged")
     return _parse_footer(text)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.durable import format_json, is_marked, read_json_file, write_json
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.machine import list_versions
@@ -341,7 +342,7 @@ def open_store(layout: Layout) -> Store:
         try:
             chunks.append(map_pixels(layout.chunk_path(number), layout.count_bytes(number)))
         except OSError as error:
-            raise name_damage(layout.chunk_path(number), error.strerror or str(error)) from error
+            raise name_damage(layout.chunk_path(number), name_reason(error)) from error
     numbers = np.arange(layout.num_chunks, dtype=np.int32)
     chunk_of = np.repeat(numbers, np.diff(layout.bounds))
     is_checked = np.zeros(len(chunk_of), np.bool_)
@@ -359,7 +360,7 @@ def iterate_checks(layout: Layout) -> Iterator[int]:
         try:
             found = hash_pixels(path, layout.count_bytes(number))
         except OSError as error:
-            raise name_damage(path, error.strerror or str(error)) from error
+            raise name_damage(path, name_reason(error)) from error
         if found != footer.sha256:
             raise name_damage(path, f"its sha256 is {found[:16]}..., not {footer.sha256[:16]}...")
         yield len(layout.chunk_ids(number))
