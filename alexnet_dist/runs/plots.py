@@ -326,7 +326,7 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     is_wrong = rows.labels != rows.predicted
     marks = np.where(is_wrong[worst], "wrong", "right").tolist()
     which = "the worst" if all(is_wrong[worst]) else "all wrong and the least sure"
-    title = f"{subject.name}: {which} of {len(rows.ids):,} {NAMES[judged.split]} images; {is_wrong.sum():,} are wrong"
+    title = f"{subject.name}: {which} of {len(rows.ids):,} {NAMES[judged.split]} images; {is_wrong.sum():,} wrong"
     # The cache engine has no cache of this small set.
     _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title, marks)
 
