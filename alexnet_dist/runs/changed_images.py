@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alexnet_dist.assembly.sets import Splits
-from alexnet_dist.base.errors import DataError, UsageError
-from alexnet_dist.base.run_record import read_run
+from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.base.run_record import RUN, read_run
 from alexnet_dist.data.engines.cache.build import read_change_times
 from alexnet_dist.inference.checkpoints import read_data_fingerprint
-from alexnet_dist.runs.folder import read_reported
+from alexnet_dist.runs.folder import NO_COPY, read_reported
 from alexnet_dist.runs.image_list import Changes, Images, find_changes, list_images, place_paths, read_image_list
 
 logger = logging.getLogger("alexnet_dist")
@@ -32,6 +32,25 @@ class Record:
     facts: Mapping[str, Any]
     images: Images
     reported: set[str]
+
+
+def find_images_before(folder: Path, checkpoints: Iterable[Path]) -> dict[str, Any]:
+    """What is known of the images that a run began with: their fingerprint, and from run.json the counts.
+
+    Args:
+        folder: the run folder.
+        checkpoints: they are asked, one after the other, where run.json, and the run's copy of it, say nothing.
+
+    Raises:
+        CheckpointError: nothing is.
+    """
+    facts = read_run(folder).get("data")
+    if facts:
+        return dict(facts)
+    for fingerprint in filter(None, map(read_data_fingerprint, checkpoints)):
+        return {"fingerprint": fingerprint}
+    what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
+    raise CheckpointError(what, where=str(folder), why=NO_COPY, remedy=remedy)
 
 
 def read_images_before(folder: Path, checkpoint: Path | None) -> dict[str, Any]:

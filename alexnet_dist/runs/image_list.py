@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from alexnet_dist.base.durable import write_file
+from alexnet_dist.base.durable import hash_file, write_file
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.runs.folder import relative_path
 
@@ -72,6 +73,31 @@ def list_images(sets: Mapping[str, SampleIndex], root: Path) -> Images:
         rows = zip(place_paths(index, index.paths, root), index.byte_sizes.tolist(), index.labels.tolist(), strict=True)
         images |= {(split, path): (num_bytes, index.classes[label]) for path, num_bytes, label in rows}
     return images
+
+
+def keep_image_list(folder: Path, digest: Any, find_images: Callable[[], Images]) -> str | None:
+    """See to it that the run folder has the list of its images; a run without image files has none.
+
+    Args:
+        folder: the run folder.
+        digest: sha256 of the list of these very images, as run.json says; a list with another one is written anew, and
+            so is any where it is None.
+        find_images: gives what is to be listed.
+
+    Returns:
+        sha256 of the list; None without one.
+
+    Raises:
+        MachineError: the disk is full or the folder cannot be written.
+    """
+    with contextlib.suppress(OSError):
+        if digest is not None and hash_file(folder / IMAGES) == digest:
+            return str(digest)
+    images = find_images()
+    if not images:
+        return None
+    write_image_list(folder, images)
+    return hash_file(folder / IMAGES)
 
 
 def write_image_list(folder: Path, images: Images) -> None:
