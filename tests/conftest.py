@@ -78,6 +78,7 @@ def _fresh_accelerate() -> None:
 @pytest.fixture(scope="session")
 def _known_processes() -> set[int]:
     """Children of this process that no test has to end: they last, or belong to a fixture that several tests share."""
+    lanes.started.clear()  # what imports started
     return {child.pid for child in psutil.Process().children()}
 
 

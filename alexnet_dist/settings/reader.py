@@ -76,6 +76,8 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
         UsageError: an unknown or mistyped option, or a wrong type.
     """
     own = {action.dest for action in parser._actions}
+    # What each setting means is read from the source of its class, as long as all else takes: for help alone.
+    set_parsing_settings(docstring_parse_attribute_docstrings=not {"-h", "--help"}.isdisjoint(argv))
     parser.add_class_arguments(settings, None)
     if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
         raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
@@ -124,7 +126,7 @@ def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
         prog: the verb.
         description: help text, beginning with examples.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
     set_loader("strict", load_word, (yaml.YAMLError,))
     return ArgumentParser(
         parser_mode="strict",

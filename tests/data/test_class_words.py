@@ -43,6 +43,7 @@ def test_any_other_name_stays(name: str) -> None:
     assert describe_class(name) == name
 
 
+@pytest.mark.heavy
 def test_other_classes_wait_for_nothing_heavy() -> None:
     code = (
         "import sys; from alexnet_dist.data.class_words import describe_class\n"

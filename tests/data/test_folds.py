@@ -113,6 +113,7 @@ def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.Ca
     assert printed.count("\n") == 1
 
 
+@pytest.mark.heavy
 def test_too_many_folds_end_before_a_fold_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(9):
         save_jpeg(tmp_path / "data" / "train" / ("cat" if number < 3 else "dog") / f"{number}.jpg")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import classification_report
 
 from alexnet_dist.base.text import cut_end
 from alexnet_dist.data.engines.finish import scale_pixels
@@ -40,6 +39,8 @@ def read_png_size(path: Path) -> tuple[int, int]:
 
 
 def test_table_of_classes() -> None:
+    from sklearn.metrics import classification_report
+
     labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 3, 3])
     counts = count_confusion(labels, predicted, 4)
     assert counts.tolist() == [[1, 2, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1]]

@@ -98,6 +98,7 @@ def test_what_is_saved_is_accepted_everywhere(run: Path, pictures: Path, tmp_pat
     assert results[0] | {"model": ""} == results[1] | {"model": ""}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json"])
 def test_files_of_something_else_are_not_replaced(run: Path, tmp_path: Path, name: str) -> None:
     model, folder = AlexNet.from_pretrained(run), tmp_path / "project"
@@ -112,6 +113,7 @@ def test_files_of_something_else_are_not_replaced(run: Path, tmp_path: Path, nam
         model.save_pretrained(tmp_path / "saved")  # one of ours is replaced
 
 
+@pytest.mark.heavy
 def test_prediction_is_preprocessing_network_and_softmax(run: Path, pictures: Path) -> None:
     model = AlexNet.from_pretrained(run)
     paths = [str(path) for path in sorted((pictures / "cat").iterdir())]

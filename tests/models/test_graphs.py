@@ -111,6 +111,7 @@ def compile_eagerly(model: AlexNet) -> Callable[[Tensor], Tensor]:
     return torch.compile(model, backend="eager", fullgraph=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("tool", [script, trace, export, compile_eagerly], ids=lambda tool: tool.__name__)
 def test_tool_keeps_outputs_and_gradients(model: AlexNet, tool: Callable[[AlexNet], nn.Module]) -> None:
     images = make_images(5)  # not as many as it has seen

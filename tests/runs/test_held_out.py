@@ -22,6 +22,8 @@ from alexnet_dist.runs.held_out import restore_splits, write_held_out
 from alexnet_dist.settings.reader import build_config, dump_config, read_yaml
 from alexnet_dist.settings.schema import Config, DataConfig, walk_fields
 
+pytestmark = pytest.mark.heavy  # a run is trained
+
 CANARY = "canary-of-this-machine"
 FRACTION, PER_CLASS = 0.3, 12
 
@@ -75,7 +77,6 @@ def evaluate(place: Path, *words: object, model: str = "run", processes: int = 1
     return code, text, json.loads(out.read_text())["num_examples"] if out.exists() else 0
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(("model", "processes"), [("run", 1), ("run/model", 2)])
 def test_images_that_came_later_are_not_evaluated(copy: Path, model: str, processes: int) -> None:
     add_images(copy)
@@ -87,7 +88,6 @@ def test_images_that_came_later_are_not_evaluated(copy: Path, model: str, proces
     assert result["top1"] == pytest.approx(json.loads((copy / "run" / "summary.json").read_text())["best_top1"])
 
 
-@pytest.mark.heavy
 def test_the_split_is_the_one_of_the_list(copy: Path) -> None:
     """The control: a split that is drawn again evaluates images that the network was trained on."""
     held_out = set(read_held_out(copy))
@@ -130,7 +130,6 @@ def _lose_list(place: Path) -> None:
     (place / "run" / "held_out.csv").unlink()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -152,7 +151,6 @@ def test_what_is_not_as_it_was_is_refused(copy: Path, change: Callable[[Path], N
     assert evaluate(copy, "--data.val", "val")[0] == 0  # the remedy
 
 
-@pytest.mark.heavy
 def test_a_lost_list_of_unchanged_images_is_drawn_again(copy: Path) -> None:
     number = len(read_held_out(copy))
     (copy / "run" / "held_out.csv").unlink()
@@ -161,7 +159,6 @@ def test_a_lost_list_of_unchanged_images_is_drawn_again(copy: Path) -> None:
     assert "changed" not in text
 
 
-@pytest.mark.heavy
 def test_an_older_run_has_its_split_as_well(copy: Path) -> None:
     facts = json.loads((copy / "run" / "run.json").read_text())
     del facts["held_out"]
@@ -175,7 +172,6 @@ def test_an_older_run_has_its_split_as_well(copy: Path) -> None:
     assert evaluate(copy)[0] == 3
 
 
-@pytest.mark.heavy
 def test_a_held_out_image_that_turned_bad(copy: Path) -> None:
     (copy / "data" / read_held_out(copy)[0]).write_bytes(b"no image")
     assert evaluate(copy)[0] == 3
@@ -183,7 +179,6 @@ def test_a_held_out_image_that_turned_bad(copy: Path) -> None:
     assert json.loads((copy / "out.json").read_text())["num_bad_files"] == 1
 
 
-@pytest.mark.heavy
 def test_a_changed_set_is_named(tmp_path: Path) -> None:
     for path in (f"{part}/{name}/{number}.jpg" for part in ("train", "val") for name in "ab" for number in range(6)):
         save_jpeg(tmp_path / "data" / path, 70, 72)
@@ -202,7 +197,6 @@ def test_a_changed_set_is_named(tmp_path: Path) -> None:
     assert "the held-out images are not known" in text
 
 
-@pytest.mark.heavy
 def test_a_class_that_changed_in_a_manifest(copy: Path) -> None:
     """Paths are the same there, labels need not be."""
     lines = [f"train/{name}/{number:02}.jpg {name}" for name in "ab" for number in range(PER_CLASS)]
@@ -216,7 +210,6 @@ def test_a_class_that_changed_in_a_manifest(copy: Path) -> None:
     assert f"'{first}' was 'a' and is 'b'" in text
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("words", [("--data.val_fraction", 0.5), ("--data.folds", 3, "--data.fold", 1)])
 def test_evaluation_holds_out_no_other_images(trained: Path, words: tuple[object, ...]) -> None:
     code, text, _ = evaluate(trained, *words)
@@ -224,7 +217,6 @@ def test_evaluation_holds_out_no_other_images(trained: Path, words: tuple[object
     assert f"{words[0]} has no effect".removeprefix("--") in text
 
 
-@pytest.mark.heavy
 def test_a_model_away_from_its_run(copy: Path) -> None:
     """What is drawn is proven to be the run's own, or refused."""
     shutil.move(copy / "run" / "model", copy / "given")
@@ -242,7 +234,6 @@ def test_a_model_away_from_its_run(copy: Path) -> None:
     assert "set --data.root FOLDER" in text
 
 
-@pytest.mark.heavy
 def test_export_checks_on_the_images_that_were_held_out(copy: Path) -> None:
     values = {**read_yaml(copy / "run" / "config.yaml")[0], "data.root": str(copy / "data")}
     store_settings(copy / "run", build_config(values))
@@ -284,7 +275,6 @@ def test_a_model_folder_names_no_place_and_no_person(trained: Path) -> None:
     assert not [key for key in settings if "str" in kinds[key]]  # none of them is free text
 
 
-@pytest.mark.heavy
 def test_a_model_folder_does_not_say_where_is_written(copy: Path) -> None:
     """config.json of an older version, or of a stranger."""
     shutil.copytree(copy / "data" / "train", copy / "data" / "val")

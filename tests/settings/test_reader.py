@@ -188,7 +188,8 @@ def test_file_and_command_line_read_a_number_alike(tmp_path: Path, key: str, wor
 
     def read(text: str, words: list[str]) -> Any:
         try:
-            return flatten(load(tmp_path, BASE + text, **parse_arguments(words, new_parser()).given))[key]
+            given = parse_arguments(words, new_parser()).given if words else {}
+            return flatten(load(tmp_path, BASE + text, **given))[key]
         except UsageError as error:
             assert len(str(error)) < 200 + len(str(tmp_path))  # noqa: PT017 (a value is taken or refused)
             return UsageError

@@ -593,6 +593,7 @@ def test_an_iterator_that_is_left_early_leaves_nothing_running(
     assert all(pipeline() is None for pipeline in built)
 
 
+@pytest.mark.heavy
 def test_memory_stays_flat(index: SampleIndex) -> None:
     batches = make_loader(index, MIXED).batches(0, 700)
     process = psutil.Process()
