@@ -325,10 +325,11 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     ]
     is_wrong = rows.labels != rows.predicted
     marks = np.where(is_wrong[worst], "wrong", "right").tolist()
-    which = "the worst" if all(is_wrong[worst]) else "all wrong and the least sure"
-    title = f"{subject.name}: {which} of {len(rows.ids):,} {NAMES[judged.split]} images; {is_wrong.sum():,} wrong"
+    num_wrong, images = int(is_wrong.sum()), f"{len(rows.ids):,} {NAMES[judged.split]} images"
+    most = f"the worst of {images}; {num_wrong:,} wrong"
+    title = most if "right" not in marks else f"the {num_wrong} wrong of {images}, then the least sure right ones"
     # The cache engine has no cache of this small set.
-    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, title, marks)
+    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, f"{subject.name}: {title}", marks)
 
 
 def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
