@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from alexnet_dist.base.errors import DivergedError, UsageError
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.cli.options import add_options
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import dump_config, find_config, load_config, new_parser, parse_arguments, read_layers
 from alexnet_dist.settings.schema import Config
@@ -44,11 +45,11 @@ DEFAULT_FOLDS = 5
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("crossval", EXAMPLES)
-    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    add_options(parser, "config")
     parser.add_argument("--folds", type=int, help=f"how many; null = data.folds, or {DEFAULT_FOLDS}")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "debug")
     arguments = parse_arguments(argv, parser)
     config = _read_settings(arguments.options, arguments.given)
     if arguments.options.print_config:

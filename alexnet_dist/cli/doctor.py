@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_json
-from alexnet_dist.base.errors import UsageError
-from alexnet_dist.cli.estimate import ELEMENT_BYTES, add_wire_options
-from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero
+from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key s
     from jsonargparse import Namespace
 
     from alexnet_dist.assembly.sets import Splits
-    from alexnet_dist.cli.summary import Network
+    from alexnet_dist.cli.networks import Network
     from alexnet_dist.costs.model import Compute, Links
     from alexnet_dist.costs.probe import LinkProbe
     from alexnet_dist.parallel.peers import Peer
@@ -44,20 +43,16 @@ CLOCK_WARNING_SECONDS = 1.0
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("doctor", EXAMPLES)
-    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    add_options(parser, "config")
     parser.add_argument("--seconds", type=float, default=2.0, help="that the all-reduce probe takes")
     parser.add_argument("--wait_seconds", type=float, default=60.0, help="for the other processes to come")
     parser.add_argument("--images_per_process", type=int, help="(default: the configuration's share, or 16)")
     parser.add_argument("--images_per_second", type=float, help="of one process alone (default: measured)")
-    add_wire_options(parser)
+    add_options(parser, "exchange", "gradient_compression")
     parser.add_argument("--out", type=str, help="JSON file to write, which launch/estimate.py --probe reads")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "overwrite", "debug")
     arguments = parse_arguments(argv, parser)
-    for name in ("seconds", "wait_seconds", "images_per_process", "images_per_second"):
-        value = getattr(arguments.options, name)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{name} is {value:g}", where="command line", remedy="give a number above 0")
+    check_above_zero(arguments.options, "seconds", "wait_seconds", "images_per_process", "images_per_second")
     if arguments.options.out is not None:
         check_target(arguments.options.out, arguments.options.overwrite)
     examine(arguments.options, arguments.given)
@@ -71,7 +66,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
         MachineError: versions that differ, a wrong launch, or processes that do not come.
         DataError: images that are missing, or differ between machines.
     """
-    from alexnet_dist.cli.summary import configured_network, read_settings
+    from alexnet_dist.cli.networks import configured_network, read_settings
     from alexnet_dist.costs.probe import links_from_probe, probe_links
     from alexnet_dist.parallel.peers import check_versions, introduce, list_machines, measure_clocks
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
@@ -182,7 +177,7 @@ def _report_costs(
     """Print what each strategy costs on this job; what --out writes."""
     from alexnet_dist.costs.model import Link, Links
     from alexnet_dist.costs.network_size import measure_network
-    from alexnet_dist.costs.report import advise, predict_all, to_json, write_table
+    from alexnet_dist.costs.report import advise, format_table, predict_all, to_json
     from alexnet_dist.models import spec_to_dict
 
     count, alone = runtime.world_size, images / compute.step_seconds(images)
@@ -190,7 +185,7 @@ def _report_costs(
     size, joined = measure_network(network.spec), links or Links(Link(1.0), Link(1.0))
     kinds = (runtime.precision, options.exchange or runtime.precision, options.gradient_compression)
     predictions, notes = predict_all(size, [count], images, compute, joined, *(ELEMENT_BYTES[kind] for kind in kinds))
-    print(f"\n{write_table(predictions, alone)}")
+    print(f"\n{format_table(predictions, alone)}")
     print("\n".join([*advise(predictions), *notes]))
     return {
         "network": {"variant": network.variant, "spec": spec_to_dict(network.spec)},

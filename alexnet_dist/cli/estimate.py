@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.base.durable import format_json, read_json_file, write_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.ranks import world_size_from_environment
-from alexnet_dist.cli.summary import configured_network, read_settings
-from alexnet_dist.costs.report import advise, predict_all, to_json, to_lines, write_published, write_table
-from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.cli.networks import configured_network, read_settings
+from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero
+from alexnet_dist.costs.report import advise, format_published, format_table, predict_all, to_json, to_lines
+from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
     from alexnet_dist.costs.model import Compute, Links
-    from alexnet_dist.costs.transfers import ByteSize
     from alexnet_dist.models import AlexNetSpec
     from alexnet_dist.settings.schema import Config
 
@@ -40,7 +40,6 @@ all-reduce)."""
 DEFAULT_COUNTS = tuple(2**power for power in range(11))
 DEFAULT_IMAGES = 128
 GBIT = 1e9 / 8  # bytes
-ELEMENT_BYTES: dict[str, ByteSize] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Subject:
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("estimate", EXAMPLES)
-    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    add_options(parser, "config")
     parser.add_argument("--probe", type=str, help="JSON that launch/doctor.py wrote with --out")
     parser.add_argument("--processes", type=int, nargs="+", default=list(DEFAULT_COUNTS), help="numbers of processes")
     parser.add_argument("--images_per_process", type=int, help=f"per step (default: {DEFAULT_IMAGES}, or the probe's)")
@@ -79,13 +78,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--link_latency_us", type=float, default=20.0, help="microseconds of a hop between machines")
     parser.add_argument("--inner_latency_us", type=float, default=10.0, help="microseconds of a hop within a machine")
     parser.add_argument("--processes_per_machine", type=int, help="(default: 1, or the probe's)")
-    add_wire_options(parser)
+    add_options(parser, "exchange", "gradient_compression")
     parser.add_argument("--published", action="store_true", help="show published runs beside the model, and end")
     parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="JSON file to write")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    add_options(parser, "overwrite")
     parser.add_argument("--figure", type=str, help="PNG file to draw (needs the extra plots)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.published:
@@ -100,20 +99,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def add_wire_options(parser: ArgumentParser) -> None:
-    """What numbers travel as."""
-    kinds = ["fp32", "bf16", "fp16"]
-    what = "precision in which activations cross between towers or shards (default: the one they are computed in)"
-    parser.add_argument("--exchange", type=str, choices=kinds, help=what)
-    what = "precision in which gradients travel under towers and hybrid; ddp is shown with both"
-    parser.add_argument("--gradient_compression", type=str, default="fp32", choices=kinds, help=what)
-
-
 def _check_numbers(options: Namespace) -> None:
-    for name in ("images_per_process", "images_per_second", "link_gbits", "inner_gbits", "processes_per_machine"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise UsageError(f"--{name} is {value:g}", where="command line", remedy="give a number above 0")
+    speeds = ("images_per_second", "link_gbits", "inner_gbits")
+    check_above_zero(options, "images_per_process", *speeds, "processes_per_machine")
     if min(options.processes) < 1:
         raise UsageError(f"--processes has {min(options.processes)}", remedy="give numbers of at least 1")
     if world_size_from_environment() > 1:
@@ -240,7 +228,7 @@ def show(subject: Subject, options: Namespace) -> None:
         print(format_json(values, "the estimate", indent=2))
     else:
         print(_headline(subject, network.num_parameters, one_process))
-        print(write_table(predictions, one_process))
+        print(format_table(predictions, one_process))
         print("\n".join([*values["advice"], *notes]))
     if options.out is not None:
         write_json(Path(options.out), values)
@@ -294,6 +282,6 @@ def _describe_published() -> str:
 
     return (
         "Efficiency: images per second over those of one device times their number.\n\n"
-        f"{write_published(PUBLISHED)}\n"
+        f"{format_published(PUBLISHED)}\n"
         "Link speeds given to the model are assumptions, not measurements of these machines.\n"
     )

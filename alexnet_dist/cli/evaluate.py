@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import format_json, read_object, write_json
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.cli.model_options import add_model_options
+from alexnet_dist.cli.options import add_options, check_at_least_one
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.figures.canvas import check_matplotlib
-from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, EvaluationConfig
 
@@ -43,7 +43,7 @@ The settings below replace those the network was trained with."""
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("evaluate", EXAMPLES)
-    add_model_options(parser)
+    add_options(parser, "model", "weights")
     parser.add_argument("--split", type=str, default="val", choices=["val", "test"], help="which set")
     parser.add_argument(
         "--ten_crop", action="store_true", help="average the probabilities of corners, centre and their mirrors"
@@ -51,14 +51,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="crops of images per process and forward")
     parser.add_argument("--plots", action="store_true", help="draw the figures of the run's plots/ again, of this set")
     parser.add_argument("--out", type=str, help="also write the JSON to this file")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "overwrite", "debug")
     arguments = parse_arguments(argv, parser, EvaluationConfig)
     options = arguments.options
     if options.model is None:
         raise UsageError("--model is missing", remedy="give a run folder or its model/")
-    if options.batch_size < 1:
-        raise UsageError("--batch_size must be 1 or more")
+    check_at_least_one(options, "batch_size")
     out = check_target(options.out, options.overwrite) if options.out is not None else None
     result = evaluate_model(
         Path(options.model),

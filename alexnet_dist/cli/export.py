@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.model_options import add_model_options
-from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.cli.options import add_options
+from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped option should not wait for it
@@ -37,15 +37,15 @@ TOLERANCE = 1e-4  # of probabilities, and of logits in units of the largest wher
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("export", EXAMPLES)
-    add_model_options(parser)
+    add_options(parser, "model", "weights")
     parser.add_argument("--format", type=str, default="onnx", choices=list(FORMATS), help="of the file")
     parser.add_argument("--out", type=str, help="file to write")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    add_options(parser, "overwrite")
     parser.add_argument("--check", action="store_true", help="compare the file with PyTorch on pictures")
     parser.add_argument(
         "--images", type=str, nargs="*", default=[], help="to check with (default: of the run's validation set)"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "debug")
     options = parse_options(argv, parser)
     if options.model is None or options.out is None:
         raise UsageError("--model and --out are needed", remedy="see --help")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from alexnet_dist.base.durable import format_csv, format_json, write_file
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import align, escape_text
-from alexnet_dist.cli.model_options import add_model_options
+from alexnet_dist.cli.options import add_options, check_at_least_one
 from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.data.class_words import describe_class, find_words
-from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
@@ -36,29 +36,26 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("predict", EXAMPLES)
     parser.add_argument("paths", type=str, nargs="*", help="image files, folders of them, quoted patterns")
-    add_model_options(parser)
+    add_options(parser, "model", "weights")
     parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
     parser.add_argument(
         "--format",
         type=str,
         default="auto",
-        choices=["auto", *WRITERS],
+        choices=["auto", *FORMATS],
         help="of the rows; auto = as --out ends, or table",
     )
     parser.add_argument("--out", type=str, help="write the rows to this file instead of the terminal")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "overwrite", "device", "debug")
     options = parse_options(argv, parser)
     if options.model is None or not (options.paths or options.list):
         raise UsageError("--model and at least one image are needed", remedy="see --help")
-    if options.topk < 1:
-        raise UsageError("--topk must be 1 or more")
+    check_at_least_one(options, "topk")
     out = check_target(options.out, options.overwrite) if options.out is not None else None
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
-    text = WRITERS[choose_format(options.format, out)](predictions)
+    text = FORMATS[choose_format(options.format, out)](predictions)
     if out is None:
         print(text, end="")
     else:
@@ -99,10 +96,10 @@ def predict_files(
 def choose_format(requested: str, out: Path | None) -> str:
     """The format that was asked for; auto is the one that a file's name ends in, or a table."""
     ending = out.suffix.lower().removeprefix(".") if out is not None else ""
-    return requested if requested != "auto" else ending if ending in WRITERS else "table"
+    return requested if requested != "auto" else ending if ending in FORMATS else "table"
 
 
-def write_table(predictions: Sequence[Prediction]) -> str:
+def format_table(predictions: Sequence[Prediction]) -> str:
     """Aligned columns: path, class, confidence, the other likely classes."""
     rows = [("path", "class", "confidence", "next")]
     for row in predictions:
@@ -112,7 +109,7 @@ def write_table(predictions: Sequence[Prediction]) -> str:
     return align([[escape_text(cell) for cell in row] for row in rows], left=4)
 
 
-def write_csv(predictions: Sequence[Prediction]) -> str:
+def format_rows_as_csv(predictions: Sequence[Prediction]) -> str:
     """A header and a row per file: the likeliest class, the top k, the error, and the class in words."""
     places = range(1, 1 + max((len(row.top) for row in predictions), default=0))
     ranked = [f"top{place}_{what}" for place in places for what in ("class", "confidence")]
@@ -125,7 +122,7 @@ def write_csv(predictions: Sequence[Prediction]) -> str:
     return format_csv(rows)
 
 
-def write_jsonl(predictions: Sequence[Prediction]) -> str:
+def format_rows_as_json(predictions: Sequence[Prediction]) -> str:
     """A JSON object a line: path, class, its words, confidence, topk (of each the same three), error."""
     lines = []
     for row in predictions:
@@ -140,4 +137,4 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-WRITERS = {"table": write_table, "csv": write_csv, "jsonl": write_jsonl}
+FORMATS = {"table": format_table, "csv": format_rows_as_csv, "jsonl": format_rows_as_json}

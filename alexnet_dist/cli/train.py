@@ -8,6 +8,7 @@ from typing import Any
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.streams import writes_unicode
+from alexnet_dist.cli.options import add_options
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import dump_config, load_config, new_parser, parse_arguments
@@ -29,11 +30,11 @@ logger = logging.getLogger("alexnet_dist")
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("train", EXAMPLES)
-    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    add_options(parser, "config")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.config is None:

@@ -65,7 +65,7 @@ def predict_all(
     return predictions, notes
 
 
-def write_table(predictions: Sequence[Prediction], one_process: float) -> str:
+def format_table(predictions: Sequence[Prediction], one_process: float) -> str:
     """Aligned columns.
 
     Args:
@@ -130,7 +130,7 @@ def to_lines(predictions: Sequence[Prediction]) -> dict[str, list[Point]]:
     return lines
 
 
-def write_published(runs: Sequence[PublishedRun]) -> str:
+def format_published(runs: Sequence[PublishedRun]) -> str:
     """Published efficiencies beside the model's band."""
     from alexnet_dist.costs.published import TOLERANCE, predict_band
 

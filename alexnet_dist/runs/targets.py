@@ -13,8 +13,6 @@ from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.runs.ownership import is_made_here, owns
 from alexnet_dist.settings.schema import DataConfig
 
-OVERWRITE_HELP = "replace a file that is there; never one that a run keeps itself"
-
 
 def check_output_dir(out: str, data: DataConfig) -> None:
     """Refuse a folder of results among the images or around them, and the roots of all.

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_dist.cli import predict
 from alexnet_dist.cli.main import run
-from alexnet_dist.cli.predict import WRITERS, choose_format
+from alexnet_dist.cli.predict import FORMATS, choose_format
 from alexnet_dist.inference.predict import Prediction
 
 ROWS = [
@@ -21,7 +21,7 @@ ROWS = [
 
 
 def test_table_shows_words_beside_ids() -> None:
-    lines = [" ".join(line.split()) for line in WRITERS["table"](ROWS).splitlines()]
+    lines = [" ".join(line.split()) for line in FORMATS["table"](ROWS).splitlines()]
     assert lines == [
         "path class confidence next",
         "a b.jpg English springer (n02102040) 75.0% Apple Red 2 12.5%, =x:1 6.2%",
@@ -30,7 +30,7 @@ def test_table_shows_words_beside_ids() -> None:
 
 
 def test_csv_has_a_column_for_each_class_and_confidence() -> None:
-    good, bad = csv.DictReader(io.StringIO(WRITERS["csv"](ROWS)))
+    good, bad = csv.DictReader(io.StringIO(FORMATS["csv"](ROWS)))
     assert good == {
         "path": "a b.jpg",
         "class": "n02102040",
@@ -48,7 +48,7 @@ def test_csv_has_a_column_for_each_class_and_confidence() -> None:
 
 
 def test_jsonl_has_words_in_a_field_of_their_own() -> None:
-    good, bad = map(json.loads, WRITERS["jsonl"](ROWS).splitlines())
+    good, bad = map(json.loads, FORMATS["jsonl"](ROWS).splitlines())
     assert good["topk"][:2] == [
         {"class": "n02102040", "words": "English springer", "confidence": 0.75},
         {"class": "Apple Red 2", "words": None, "confidence": 0.125},
@@ -61,9 +61,9 @@ def test_jsonl_has_words_in_a_field_of_their_own() -> None:
     }
 
 
-@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_no_rows_are_no_error(form: str) -> None:
-    assert len(WRITERS[form]([]).splitlines()) == (0 if form == "jsonl" else 1)
+    assert len(FORMATS[form]([]).splitlines()) == (0 if form == "jsonl" else 1)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_rows_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     words = ["--model", "runs/any", "a b.jpg", "page.jpg", "--out", str(tmp_path / "rows.csv")]
     assert run("predict", words) == 3  # the exit code is that of the row which could not be read
     assert capsys.readouterr().out == ""
-    assert (tmp_path / "rows.csv").read_text() == WRITERS["csv"](ROWS)
+    assert (tmp_path / "rows.csv").read_text() == FORMATS["csv"](ROWS)
     assert run("predict", words) == 2
     assert "--out is there already" in capsys.readouterr().err
     assert run("predict", [*words, "--overwrite", "--format", "jsonl"]) == 3
-    assert (tmp_path / "rows.csv").read_text() == WRITERS["jsonl"](ROWS)
+    assert (tmp_path / "rows.csv").read_text() == FORMATS["jsonl"](ROWS)

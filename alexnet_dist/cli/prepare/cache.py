@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.cli.options import add_options
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import load_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, DataConfig
@@ -32,9 +33,9 @@ stopped goes on where it was. --check reads everything and holds it against its 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("prepare cache", EXAMPLES)
-    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    add_options(parser, "config")
     parser.add_argument("--check", action="store_true", help="build nothing; read what is there and check it")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.config is None:

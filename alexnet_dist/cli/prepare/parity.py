@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.base.durable import format_json
 from alexnet_dist.base.errors import DataError, MachineError, UsageError
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.cli.options import add_options, check_at_least_one
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--channels", type=int, default=3, choices=[1, 3], help="1 compares gray pictures")
     parser.add_argument("--limit", type=int, default=200, help="compare so many images, spread over the folder")
     parser.add_argument("--seed", type=int, default=0, help="of the random crops, flips and colour noise")
-    parser.add_argument("--device", type=str, default="auto", choices=["auto", "cpu", "cuda"], help="where to run")
+    add_options(parser, "device")
     parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of the report")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "debug")
     options = parse_options(argv, parser)
     _check_options(options)
     report = compare_folder(
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         limit=options.limit,
         device_name=options.device,
     )
-    print(WRITERS[options.format](report), end="")
+    print(FORMATS[options.format](report), end="")
     return 3 if report["bad_files"] else 0
 
 
@@ -64,9 +65,7 @@ def _check_options(options: Any) -> None:
         raise UsageError("--data is missing", remedy="give a folder of images")
     if len(options.engines) < 2:
         raise UsageError("one engine has nothing to be compared with", remedy="give two or more after --engines")
-    for name in ("resize", "crop", "limit"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name} must be 1 or more")
+    check_at_least_one(options, "resize", "crop", "limit")
     if options.crop > options.resize:
         why = f"--crop {options.crop}, --resize {options.resize}"
         raise UsageError("the crop is larger than the picture", why=why, remedy="give a smaller --crop")
@@ -219,7 +218,7 @@ def _pass_verdict(comparison: Comparison, folder: Path) -> str:
     )
 
 
-def write_table(report: dict[str, Any]) -> str:
+def format_table(report: dict[str, Any]) -> str:
     """For each pair of engines a line for each stage and the verdict; then the bad files."""
     lines = [f"{report['num_images']} images of {report['data']}, resize {report['resize']}, crop {report['crop']}"]
     for comparison in report["comparisons"]:
@@ -235,9 +234,9 @@ def write_table(report: dict[str, Any]) -> str:
     return "".join(escape_text(line) + "\n" for line in lines)
 
 
-def write_json(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """The report as one JSON object."""
     return format_json(report, "the report", indent=2) + "\n"
 
 
-WRITERS = {"table": write_table, "json": write_json}
+FORMATS = {"table": format_table, "json": format_report}

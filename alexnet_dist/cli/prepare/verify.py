@@ -12,10 +12,11 @@ from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.cli.options import add_options, check_at_least_one
 from alexnet_dist.data.files.verify import verify_files
 from alexnet_dist.data.sources.source import FileSet
 from alexnet_dist.runs.ownership import is_own_table
-from alexnet_dist.runs.targets import OVERWRITE_HELP, check_target
+from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, DataConfig
 
@@ -44,16 +45,14 @@ class DataSettings:
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("prepare verify", EXAMPLES)
-    parser.add_argument("--config", type=str, help="settings: a YAML file, or a name in configs/")
+    add_options(parser, "config")
     parser.add_argument("--workers", type=int, help="decoding threads; null = as many as there are cores")
     parser.add_argument("--again", action="store_true", help="decode the files that are known to be good, too")
     parser.add_argument("--out", type=str, help=f"CSV of the bad files; null = {OUT}, in place of an earlier list")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "overwrite", "debug")
     arguments = parse_arguments(argv, parser, DataSettings)
     options = arguments.options
-    if options.workers is not None and options.workers < 1:
-        raise UsageError("--workers must be 1 or more")
+    check_at_least_one(options, "workers")
     given = {"train.epochs": 1, **arguments.given}
     config = load_config(options.config, arguments.given) if options.config else None
     data = (config or build_config(given)).data
