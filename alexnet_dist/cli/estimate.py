@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--processes_per_machine", type=int, help="(default: 1, or the probe's)")
     add_options(parser, "exchange", "gradient_compression")
     parser.add_argument("--published", action="store_true", help="show published runs beside the model, and end")
-    parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of what is printed")
+    parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="JSON file to write")
     add_options(parser, "overwrite")
     parser.add_argument("--figure", type=str, help="PNG file to draw (needs the extra plots)")

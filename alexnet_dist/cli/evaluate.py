@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("evaluate", EXAMPLES)
     add_options(parser, "model", "weights")
-    parser.add_argument("--split", type=str, default="val", choices=["val", "test"], help="which set")
+    parser.add_argument("--split", default="val", choices=["val", "test"], help="which set")
     parser.add_argument(
         "--ten_crop", action="store_true", help="average the probabilities of corners, centre and their mirrors"
     )

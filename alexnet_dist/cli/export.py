@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("export", EXAMPLES)
     add_options(parser, "model", "weights")
-    parser.add_argument("--format", type=str, default="onnx", choices=list(FORMATS), help="of the file")
+    parser.add_argument("--format", default="onnx", choices=list(FORMATS), help="of the file")
     parser.add_argument("--out", type=str, help="file to write")
     add_options(parser, "overwrite")
     parser.add_argument("--check", action="store_true", help="compare the file with PyTorch on pictures")

@@ -12,23 +12,21 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES: dict[str, ByteSize] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 _WIRES = ["fp32", "bf16", "fp16"]
+# With `choices` an option has no type: jsonargparse would show a function in its place.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "config": {"type": str, "help": "settings: a YAML file, or a name in configs/"},
     "model": {"type": str, "help": "a run folder, its model/, or one of its checkpoints/step-N"},
     "weights": {
-        "type": str,
         "default": "best",
         "choices": ["best", "last"],
         "help": "of a run folder: best = those of model/, last = those of the newest intact checkpoint",
     },
-    "device": {"type": str, "default": "auto", "choices": ["auto", "cpu", "cuda"], "help": "where to run"},
+    "device": {"default": "auto", "choices": ["auto", "cpu", "cuda"], "help": "where to run"},
     "exchange": {
-        "type": str,
         "choices": _WIRES,
         "help": "precision in which activations cross between towers or shards (default: the one they are computed in)",
     },
     "gradient_compression": {
-        "type": str,
         "default": "fp32",
         "choices": _WIRES,
         "help": "precision in which gradients travel under towers and hybrid; ddp is shown with both",

@@ -41,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
     parser.add_argument(
         "--format",
-        type=str,
         default="auto",
         choices=["auto", *FORMATS],
         help="of the rows; auto = as --out ends, or table",

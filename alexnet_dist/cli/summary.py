@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser = new_parser("summary", EXAMPLES)
     add_options(parser, "config")
     parser.add_argument("--weights", type=str, help="a run folder or its model/: the network of a training run")
-    parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of what is printed")
+    parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")
     add_options(parser, "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options

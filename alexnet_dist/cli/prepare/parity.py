@@ -41,18 +41,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--engines", type=str, nargs="+", default=ENGINES_COMPARED, help="two or more engines")
     parser.add_argument("--resize", type=int, default=256, help="shorter side, in pixels")
     parser.add_argument("--crop", type=int, default=224, help="side of the crop, in pixels")
-    parser.add_argument("--channels", type=int, default=3, choices=[1, 3], help="1 compares gray pictures")
+    parser.add_argument("--channels", default="3", choices=["1", "3"], help="1 compares gray pictures")
     parser.add_argument("--limit", type=int, default=200, help="compare so many images, spread over the folder")
     parser.add_argument("--seed", type=int, default=0, help="of the random crops, flips and colour noise")
     add_options(parser, "device")
-    parser.add_argument("--format", type=str, default="table", choices=["table", "json"], help="of the report")
+    parser.add_argument("--format", default="table", choices=["table", "json"], help="of the report")
     add_options(parser, "debug")
     options = parse_options(argv, parser)
     _check_options(options)
     report = compare_folder(
         Path(options.data),
         options.engines,
-        recipe_values={name: getattr(options, name) for name in ("resize", "crop", "channels", "seed")},
+        recipe_values={name: int(getattr(options, name)) for name in ("resize", "crop", "channels", "seed")},
         limit=options.limit,
         device_name=options.device,
     )
