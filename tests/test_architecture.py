@@ -27,8 +27,6 @@ ROWS = (
 LAYERS = {room: row for row, rooms in enumerate(ROWS) for room in rooms} | {"__init__": 6}  # the door for users
 READERS_OF_SETTINGS = ("assembly", "runs", "costs", "cli", "benchmarks")
 NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads the trainer
-# What still breaks the law, module by module. A debt that is paid must go from this list.
-DEBTS = {}
 # Modules that only one place may import.
 HOMES = {
     "accelerate": "alexnet_dist/parallel/",
@@ -87,11 +85,6 @@ def _may_import(here: str, there: str) -> bool:
     return LAYERS.get(there, 9) < LAYERS[here]
 
 
-def _is_debt(path: str, name: str) -> bool:
-    debts = DEBTS.get(path.removeprefix("alexnet_dist/"), ())
-    return any(name.startswith(f"alexnet_dist.{module}.") for module in debts)
-
-
 def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
     here = _layer(path)
     for name in _imported_names(tree):
@@ -99,7 +92,7 @@ def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
             yield f"relative import {name}"
         elif name.split(".")[0] in ("alexnet_dist", "launch", "benchmarks", "tests"):
             there = _layer(name)
-            if there != here and not _may_import(here, there) and not _is_debt(path, name):
+            if there != here and not _may_import(here, there):
                 yield f"{here} imports {name}"
         for module, home in HOMES.items():
             if (name == module or name.startswith(f"{module}.")) and not path.startswith(home):
@@ -144,12 +137,6 @@ def _check_lengths(tree: ast.AST, source: str, path: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", [path.relative_to(ROOT).as_posix() for path in FILES])
 def test_file_keeps_the_rules(path: str) -> None:
     assert find_violations((ROOT / path).read_text(encoding="utf-8"), path) == []
-
-
-def test_a_debt_that_is_paid_is_not_listed() -> None:
-    for path, modules in DEBTS.items():
-        names = list(_imported_names(ast.parse((ROOT / "alexnet_dist" / path).read_text(encoding="utf-8"))))
-        assert [m for m in modules if not any(name.startswith(f"alexnet_dist.{m}.") for name in names)] == [], path
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
