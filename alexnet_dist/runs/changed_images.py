@@ -53,20 +53,6 @@ def find_images_before(folder: Path, checkpoints: Iterable[Path]) -> dict[str, A
     raise CheckpointError(what, where=str(folder), why=NO_COPY, remedy=remedy)
 
 
-def read_images_before(folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """What a run that goes on says of the images that it began with.
-
-    Args:
-        folder: the run folder.
-        checkpoint: that it goes on from, if any; it is asked where run.json, and the run's copy of it, say nothing.
-
-    Returns:
-        A fingerprint, None where it is not known; and from run.json the counts.
-    """
-    facts = read_run(folder).get("data")
-    return facts or {"fingerprint": read_data_fingerprint(checkpoint) if checkpoint is not None else None}
-
-
 def read_record(folder: Path, facts: Mapping[str, Any], fingerprint: str) -> Record | None:
     """What a run folder says of its images; None where these are the ones, or nothing is said.
 

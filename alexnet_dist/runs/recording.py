@@ -17,7 +17,7 @@ from alexnet_dist.inference.checkpoints import is_inside
 from alexnet_dist.inference.model_folder import ModelCard, describe_source
 from alexnet_dist.runs.folder import store_settings, update_run_json, write_summary
 from alexnet_dist.runs.held_out import write_held_out
-from alexnet_dist.runs.image_list import IMAGES, list_images, write_image_list
+from alexnet_dist.runs.image_list import keep_image_list, list_images
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.tracking.trackers import Row, find_rows_until, read_rows
 from alexnet_dist.training.checkpoint import ABANDONED, Checkpoint, prune_checkpoints, set_aside_newer
@@ -106,17 +106,23 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
         "engine_reason": start.engine.reason,
         "batch": str(start.sizes),
         "pretrained": network.pretrained,
-        "data": start.data,
+        "data": {**start.data, "list": _keep_image_list(start)},
         **({"signal": network.signal} if network.signal else {}),
         "held_out": None,
     }
     if start.splits.is_held_out and start.splits.val is not None:
         facts["held_out"] = write_held_out(start.folder, start.splits.val, find_root(config.data))
-    if not (start.has_same_images and (start.folder / IMAGES).is_file()):
-        write_image_list(start.folder, list_images(start.splits.named(), find_root(config.data)))
     values = update_run_json(start.folder, facts, entry)
     store_settings(start.folder, config)  # after the record of what is new in them
     return values
+
+
+def _keep_image_list(start: Start) -> str | None:
+    """See to it that the list of images is there and whole; its sha256."""
+    digest = start.resumption.images.get("list") if start.has_same_images else None
+    return keep_image_list(
+        start.folder, digest, lambda: list_images(start.splits.named(), find_root(start.config.data))
+    )
 
 
 def describe_model(start: Start, network: Network, note: dict[str, Any]) -> ModelCard:

@@ -21,8 +21,8 @@ from alexnet_dist.base.places import find_place
 from alexnet_dist.base.run_record import CHECKPOINTS, RUN, SETTINGS, SUMMARY, read_run
 from alexnet_dist.data.engines.choose import REFERENCE, find_obstacle
 from alexnet_dist.inference.checkpoints import choose_checkpoint, is_inside, list_checkpoints, read_run_id
-from alexnet_dist.runs.changed_images import read_images_before
-from alexnet_dist.runs.folder import NO_COPY, new_run_id, read_settings
+from alexnet_dist.runs.changed_images import find_images_before
+from alexnet_dist.runs.folder import new_run_id, read_settings
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import Config, TrainConfig
 
@@ -141,7 +141,7 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
         is_foreign=origin.is_foreign,
         is_named=named is not None,
         changed=compare_settings(folder, config) if goes_on else {},
-        images=_find_images_before(folder, origin.checkpoint) if goes_on else {},
+        images=find_images_before(folder, filter(None, [origin.checkpoint])) if goes_on else {},
         engine=keep_engine(config.data.engine, facts.get("engine"), config.augment.crop),
         pretrained=facts.get("pretrained"),
         was_finished=was_finished,
@@ -261,19 +261,6 @@ def _is_below(key: str, names: Iterable[str]) -> bool:
     return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
 
 
-def _find_images_before(folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """What is known of the images that a run began with which goes on.
-
-    Raises:
-        CheckpointError: nothing is.
-    """
-    facts = read_images_before(folder, checkpoint)
-    if facts["fingerprint"] is None:
-        what, remedy = f"{RUN} of this run is missing or damaged", "put it back, or start afresh with --new"
-        raise CheckpointError(what, where=str(folder), why=NO_COPY, remedy=remedy)
-    return facts
-
-
 # -- folds of a cross-validation --------------------------------------------------------------------------------------
 
 
@@ -296,13 +283,14 @@ def check_fold(run: Config, is_finished: bool, find_splits: Callable[[], Splits]
     Raises:
         UsageError: it was trained with other settings.
         DataError: it was trained on other images.
+        CheckpointError: what it was trained with, or on, is not known any more.
     """
     folder = Path(str(run.output_dir))
     checkpoints = list_checkpoints(folder / CHECKPOINTS)
     if not checkpoints and not is_finished:
         return
     compare_settings(folder, run, is_whole=True)
-    if read_images_before(folder, next(iter(checkpoints), None))["fingerprint"] != find_splits().fingerprint:
+    if find_images_before(folder, checkpoints)["fingerprint"] != find_splits().fingerprint:
         why = "names, sizes or classes of files differ"
         remedy = "restore them or use --new"
         raise DataError("the images changed since this fold was trained", where=str(folder), why=why, remedy=remedy)

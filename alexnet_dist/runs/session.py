@@ -58,7 +58,7 @@ from alexnet_dist.training.update_rules import merged_norms
 
 
 def train(config: Config, new: bool = False, resume_from: str | None = None) -> dict[str, Any]:
-    """Train as the settings say; what summary.json holds. A notebook and `launch/train.py` call it alike.
+    """Train as the settings say; what summary.json holds. `launch/train.py` and `alexnet_dist.train` call it.
 
     The processes of a launcher join here and part again. In the main thread signals ask the run to stop; in another
     thread they are left to the program.

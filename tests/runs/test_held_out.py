@@ -77,6 +77,15 @@ def evaluate(place: Path, *words: object, model: str = "run", processes: int = 1
     return code, text, json.loads(out.read_text())["num_examples"] if out.exists() else 0
 
 
+def test_a_damaged_list_of_the_images_is_written_again(copy: Path) -> None:
+    path, words = copy / "run" / "images.csv.gz", ("--output_dir", copy / "run", "--data.root", copy / "data")
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], b"", None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        call_well("train", "--config", copy / "config.yaml", *words)
+        assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(("model", "processes"), [("run", 1), ("run/model", 2)])
 def test_images_that_came_later_are_not_evaluated(copy: Path, model: str, processes: int) -> None:
     add_images(copy)
