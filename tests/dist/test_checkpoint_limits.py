@@ -15,18 +15,18 @@ import pytest
 import torch
 from helpers.dist_helper import run_processes
 from helpers.images import save_jpeg
+from helpers.tiny import tiny_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from helpers.tiny import tiny_config
 
+from alexnet_dist.base.durable import MANIFEST, hash_file
+from alexnet_dist.base.errors import AlexNetDistError, UsageError
 from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.cli.train import train
-from alexnet_dist.base.durable import MANIFEST, hash_file
-from alexnet_dist.base.errors import AlexNetDistError, UsageError
-from alexnet_dist.training import checkpoint as checkpoint_module
 from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.tracking.trackers import read_rows
+from alexnet_dist.training import checkpoint as checkpoint_module
 
 LENGTH = {"train__epochs": None, "train__max_steps": 6, "checkpoint__keep": 3}
 LONGER = LENGTH | {"train__max_steps": 8}
@@ -151,7 +151,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "loss infinite": (set_value("train.window.loss_sum", float("inf")), "train.window.loss_sum is not finite"),
     "metrics_bytes text": (set_value("metrics_bytes", "many"), "metrics_bytes of state.json"),
     "metrics_bytes negative": (set_value("metrics_bytes", -4), "metrics_bytes of state.json"),
-    "tensor missing": (change_tensors("optimizer.safetensors", lambda t: void(t.pop(MOMENTUM))), "is missing; name another one"),
+    "tensor missing": (
+        change_tensors("optimizer.safetensors", lambda t: void(t.pop(MOMENTUM))),
+        "is missing; name another one",
+    ),
     "tensor unknown": (
         change_tensors("optimizer.safetensors", lambda t: t.update({"exp/a": torch.zeros(2)})),
         "is unknown; name another one",
@@ -230,7 +233,9 @@ def other_images(copy: Path) -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("place", ["checkpoints/abandoned-1/step-00000006", "checkpoints/best", "../backup/step-00000006"])
+@pytest.mark.parametrize(
+    "place", ["checkpoints/abandoned-1/step-00000006", "checkpoints/best", "../backup/step-00000006"]
+)
 @pytest.mark.parametrize(
     ("change", "refusal"),
     [
@@ -298,7 +303,7 @@ def test_a_new_run_begins_from_another_ones_checkpoint(other: Path, tmp_path: Pa
 @pytest.mark.parametrize("named", ["step-00000003", "3", "checkpoints"])
 def test_new_and_a_checkpoint_of_the_old_run_exclude_each_other(copy: Path, named: str) -> None:
     named = named if named != "checkpoints" else str(copy / "checkpoints" / "step-00000003")
-    with pytest.raises(UsageError, match="--output_dir|leave out --new"):
+    with pytest.raises(UsageError, match=r"--output_dir|leave out --new"):
         train(tiny_config(copy), new=True, resume_from=named)
     assert list_steps(copy) == [6, 3]
     assert not copy.with_name("run.1").exists()

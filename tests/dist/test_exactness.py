@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from helpers.dist_helper import run_processes
 from helpers.tiny import tiny_loader, tiny_spec, worst_difference
+from torch import nn
 
-from alexnet_dist.data.engines.choose import ENGINES
-from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
-from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.index import BadFile
-from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
+from alexnet_dist.data.engines.loader import Batch
+from alexnet_dist.data.index import BadFile
+from alexnet_dist.data.plan import Plan
 from alexnet_dist.models import build_model
 from alexnet_dist.parallel.replicas import average_over_replicas
-from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.training import evaluate as evaluation
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate

@@ -17,19 +17,18 @@ from helpers.dist_helper import run_processes, start_processes
 from helpers.refusals import refused
 from helpers.tiny import tiny_config
 
-from alexnet_dist.runs import same_data
-from alexnet_dist.cli.main import run
-from alexnet_dist.cli.train import train
 from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.base.machine import available_cores
-from alexnet_dist.parallel.processes import pulse
-from alexnet_dist.parallel.processes import waiting
+from alexnet_dist.cli.main import run
+from alexnet_dist.cli.train import train
 from alexnet_dist.costs.model import Link, Links
-from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
 from alexnet_dist.costs.probe import LinkProbe, links_from_probe, probe_links
+from alexnet_dist.costs.transfers import all_reduce_hops
+from alexnet_dist.parallel.peers import Peer, check_versions, list_machines
+from alexnet_dist.parallel.processes import pulse, waiting
 from alexnet_dist.parallel.processes.restart import join_restarted_group
 from alexnet_dist.parallel.runtime import lost_peers_named
-from alexnet_dist.costs.transfers import all_reduce_hops
+from alexnet_dist.runs import same_data
 
 CPU = torch.device("cpu")
 TINY = ["--model.image_size", "64", "--model.conv_channels", "[8,16,16,16,16]", "--model.fc_width", "16"]
@@ -319,7 +318,9 @@ def test_waiting_for_others_has_a_limit_and_is_said(tmp_path: Path, seconds: flo
     assert lines[0].startswith("waiting for the other processes since 0 s (rank 0 of 2, at 192.0.2.1 port 29500)")
     errors = [line for line in lines if line.startswith("error")]
     assert len(errors) == (code > 0)
-    assert all(line.startswith("error: not every process came within 0.5 s (rank 0 of 2): they meet") for line in errors)
+    assert all(
+        line.startswith("error: not every process came within 0.5 s (rank 0 of 2): they meet") for line in errors
+    )
 
 
 # -- restarts ---------------------------------------------------------------------------------------------------------

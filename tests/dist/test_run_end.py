@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 import torch
 from helpers.dist_helper import run_processes, start_processes
-from safetensors.torch import load_file
 from helpers.tiny import tiny_config, tiny_spec
+from safetensors.torch import load_file
 
 from alexnet_dist.cli.train import train
+from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.models import build_model, named_layers
+from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training import loop
 from alexnet_dist.training import state as train_state
-from alexnet_dist.inference.checkpoints import list_checkpoints
 from alexnet_dist.training.evaluate import Evaluation
 from alexnet_dist.training.state import TrainState
-from alexnet_dist.tracking.trackers import read_rows
 
 
 def train_tiny(folder: Path, overrides: dict[str, Any], kill_at: tuple[str, int] | None = None) -> None:

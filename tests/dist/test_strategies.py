@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from common.traffic import Traffic, count_gradient_bytes, predict_traffic
 from helpers.dist_helper import run_processes
 from helpers.strategies import (
     BATCH_SIZE,
@@ -27,11 +28,10 @@ from helpers.tiny import tiny_loader, worst_difference
 from torch import Tensor
 
 from alexnet_dist.assembly.strategy import replicate_network
+from alexnet_dist.costs.transfers import Strategy
 from alexnet_dist.models import named_layers
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.runtime import Runtime
-from common.traffic import Traffic, count_gradient_bytes, predict_traffic
-from alexnet_dist.costs.transfers import Strategy
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 CASES = [
@@ -52,10 +52,21 @@ CASES = [
 # -- one forward and backward -----------------------------------------------------------------------------------------
 
 
+KNOWN: dict[tuple[str, torch.dtype], dict[str, Tensor]] = {}
+
+
+def backward_alone(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What one device computes; many cases share it."""
+    key = (str(case.alone()), dtype)
+    if key not in KNOWN:
+        (KNOWN[key],) = run_processes(1, backward_once, case.alone(), dtype)
+    return KNOWN[key]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_logits_loss_and_gradients_are_those_of_one_device(case: Case, dtype: torch.dtype) -> None:
-    (expected,) = run_processes(1, backward_once, case.alone(), dtype)
+    expected = backward_alone(case, dtype)
     found = run_processes(case.world_size, backward_once, case, dtype)[0]
     assert worst_difference(found, expected) <= TOLERANCES[dtype]
 
@@ -130,7 +141,7 @@ def backward_with_defect(case: Case, defect: Callable[..., Any]) -> dict[str, Te
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_comparison_notices_a_defect(case: Case, defect: Callable[..., Any]) -> None:
-    (expected,) = run_processes(1, backward_once, case.alone(), torch.float32)
+    expected = backward_alone(case, torch.float32)
     found = run_processes(case.world_size, backward_with_defect, case, defect)[0]
     assert worst_difference(found, expected) > 100 * TOLERANCES[torch.float32]
 
@@ -174,6 +185,7 @@ def test_shards_draw_masks_of_their_own() -> None:
 
 
 # -- twenty updates ---------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def trained_alone() -> Callable[[Case, torch.dtype, str], dict[str, Tensor]]:
@@ -278,7 +290,7 @@ def test_bytes_of_the_papers_network_are_the_published_ones() -> None:
 @pytest.mark.parametrize("settings", [{"exchange": "bf16"}, {"exchange": "fp16"}, {"gradient_compression": "bf16"}])
 @pytest.mark.parametrize("case", [towers(4), hybrid(4, 2)], ids=str)
 def test_narrow_exchanges_round_a_little(case: Case, settings: dict[str, Any]) -> None:
-    (expected,) = run_processes(1, backward_once, case.alone(), torch.float32)
+    expected = backward_alone(case, torch.float32)
     found = run_processes(case.world_size, backward_once, case.with_settings(**settings), torch.float32)[0]
     assert 1e-5 < worst_difference(found, expected) < 0.05
 

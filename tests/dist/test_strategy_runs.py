@@ -1,4 +1,4 @@
-"""Whole runs under every strategy: checkpoints move between them, images are counted once, updates are blocked together."""
+"""Whole runs under every strategy: checkpoints move between them, images count once, updates are blocked together."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from typing import Any
 import pytest
 import torch
 from helpers.dist_helper import run_processes, start_processes
-from safetensors.torch import load_file
 from helpers.strategies import Case, cut_tiny, ddp, hybrid, start_case, towers
 from helpers.tiny import tiny_config, tiny_loader, worst_difference
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alexnet_dist.assembly import loaders
-from alexnet_dist.runs import session
 from alexnet_dist.assembly.strategy import check_strategy, replicate_network
-from alexnet_dist.cli.train import train
 from alexnet_dist.base.errors import MachineError, UsageError
+from alexnet_dist.cli.train import train
+from alexnet_dist.inference.checkpoints import list_checkpoints
+from alexnet_dist.inference.model_folder import read_card, read_model_weights
+from alexnet_dist.inference.weights import load_weights, pack_tensors
 from alexnet_dist.parallel import collectives
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.inference.weights import load_weights, pack_tensors
-from alexnet_dist.inference.checkpoints import list_checkpoints
+from alexnet_dist.runs import session
+from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
-from alexnet_dist.inference.model_folder import read_card, read_model_weights
 from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
-from alexnet_dist.tracking.trackers import read_rows
 
 QUIET = {"precision": "fp32", "model__dropout": 0.0, "train__epochs": None, "checkpoint__every_steps": None}
 FIRST_STEPS, ALL_STEPS = 8, 12  # ends of epochs: a run that ends elsewhere evaluates once more
@@ -110,7 +110,7 @@ def test_a_run_goes_on_under_every_other_strategy(
 
 
 def train_in_double(folder: Path, overrides: dict[str, Any]) -> str:
-    """In float64: RMSprop's first updates are ten times the rate, and magnify rounding without any change of strategy."""
+    """In float64: RMSprop's first updates are ten times the rate, and magnify rounding under one strategy, too."""
     build_model, build_loader = session.build_model, loaders.build_loader
     session.build_model = lambda *args: build_model(*args).double()
     loaders.build_loader = lambda *args: replace(build_loader(*args), dtype=torch.float64)
@@ -124,7 +124,9 @@ def test_the_state_of_every_rule_moves_between_strategies(tmp_path: Path, rule: 
     run_processes(1, train_in_double, tmp_path / "alone", {"train__max_steps": 8, **settings})
     for steps, strategy in ((4, "towers"), (8, "hybrid")):
         world_size, parallel = STRATEGIES[strategy]
-        run_processes(world_size, train_in_double, tmp_path / "run", {"train__max_steps": steps, **parallel, **settings})
+        run_processes(
+            world_size, train_in_double, tmp_path / "run", {"train__max_steps": steps, **parallel, **settings}
+        )
     ours, theirs = read_state(tmp_path / "run"), read_state(tmp_path / "alone")
     assert all(tensor.dtype == torch.float64 for name, tensor in theirs.items() if tensor.dim())
     assert worst_difference(ours, theirs) <= 1e-12
@@ -306,7 +308,7 @@ def refusal(case: Case) -> str:
     try:
         check_strategy(case.parallel, case.make_spec(), start_case(case))
     except UsageError as error:
-        assert error.exit_code == 2
+        assert error.exit_code == 2  # noqa: PT017 (in a child)
         return str(error)
     return "accepted"
 

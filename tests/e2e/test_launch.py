@@ -44,6 +44,7 @@ def write_config(folder: Path, **overrides: object) -> tuple[Path, Path]:
     return path, run
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_workers_along_and_the_run_goes_on(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, train__epochs=40)
     words = [*TWO_PROCESSES, TRAIN, "--config", str(config)]
@@ -107,6 +108,7 @@ def test_a_launcher_that_gives_something_else_is_refused(
     assert not run.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "hybrid"])
 def test_smoke_reaches_what_it_promises_on_two_processes(tmp_path: Path, strategy: str) -> None:
     words = ["--config", "smoke", "--parallel.strategy", strategy, "--log.plots", "false", "--data.workers", "0"]

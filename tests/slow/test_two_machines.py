@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).with_name("two_machines.sh")
+SCRIPT = ROOT / "tests" / "dist" / "two_machines.sh"
 NOT_ALLOWED = 77
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
 MACHINE = ["--machine_rank", "MACHINE_RANK", "--main_process_ip", "10.77.0.1", "--main_process_port", "29500"]
