@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import hashlib
 import io
 import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -96,23 +97,13 @@ def keep_image_list(folder: Path, digest: Any, find_images: Callable[[], Images]
     images = find_images()
     if not images:
         return None
-    write_image_list(folder, images)
-    return hash_file(folder / IMAGES)
-
-
-def write_image_list(folder: Path, images: Images) -> None:
-    """Replace the run folder's list; a run without image files has none.
-
-    Raises:
-        MachineError: the disk is full or the folder cannot be written.
-    """
-    if not images:
-        return
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(_HEADER)
     writer.writerows([split, path, num_bytes, name] for (split, path), (num_bytes, name) in images.items())
-    write_file(folder / IMAGES, gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), 1, mtime=0))
+    data = gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), 1, mtime=0)
+    write_file(folder / IMAGES, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_image_list(folder: Path) -> Images:
