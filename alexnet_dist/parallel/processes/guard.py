@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
 from alexnet_dist.base.ending import leave
@@ -50,14 +50,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def find_requests() -> Iterator[tuple[int, str, str]]:
+def find_requests(commands: Iterable[Sequence[str]] | None = None) -> Iterator[tuple[int, str, str]]:
     """How many processes somebody asked for, where that stands, and how to get them.
 
     SLURM_NTASKS alone is no request: it describes the reservation, also in a shell or a notebook that runs inside one
     and in a batch script that asked for tasks to get cores. A task that `srun` started knows that it is one of several.
+
+    Args:
+        commands: the words of the processes above this one, the nearest first; None = look.
     """
     remedy = "without a GPU use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {}"
-    for words in _ancestors():
+    for words in list_ancestors() if commands is None else commands:
         count = _count_of_accelerate(words)
         if count is not None:
             yield count, "accelerate launch", remedy.format(count)
@@ -79,7 +82,7 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() else 1
 
 
-def _ancestors() -> Iterator[list[str]]:
+def list_ancestors() -> Iterator[list[str]]:
     """The command lines of the processes above this one, the nearest first, as far as they can be read."""
     import psutil
 
@@ -119,11 +122,12 @@ def _read_options(words: Sequence[str]) -> int | None:
         return None
 
 
-def check_process_count(joined: int) -> None:
+def check_process_count(joined: int, commands: Iterable[Sequence[str]] | None = None) -> None:
     """Refuse to train when fewer processes found each other than were asked for.
 
     Args:
         joined: processes that found each other.
+        commands: see `find_requests`.
 
     Raises:
         MachineError: N strangers that would each train alone, or one process where several were asked for.
@@ -135,7 +139,7 @@ def check_process_count(joined: int) -> None:
             why="no GPU for each",
             remedy=f"without a GPU use ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {started}",
         )
-    for count, where, remedy in find_requests():
+    for count, where, remedy in find_requests(commands):
         if count > joined:
             noun = "process" if joined == 1 else "processes"
             what = f"the launcher started {joined} {noun} instead of {count}"

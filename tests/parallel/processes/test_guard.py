@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,19 +19,13 @@ LAUNCH = "/usr/bin/python3 /venv/bin/accelerate launch"
 ALONE = "/usr/bin/python3 /venv/bin/accelerate-launch"
 
 
-@pytest.fixture
-def launched_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets what the command lines above this process look like, the nearest first."""
-
-    def pretend(*commands: str) -> None:
-        monkeypatch.setattr(launch_guard, "_ancestors", lambda: iter([command.split() for command in commands]))
-
-    pretend()
-    return pretend
+def split(*commands: str) -> list[list[str]]:
+    """The words of command lines above this process, the nearest first."""
+    return [command.split() for command in commands]
 
 
-def requested() -> int:
-    return max(count for count, _, _ in find_requests())
+def requested(*commands: str) -> int:
+    return max(count for count, _, _ in find_requests(split(*commands)))
 
 
 @pytest.mark.parametrize(
@@ -53,40 +46,32 @@ def requested() -> int:
         ("", 1),
     ],
 )
-def test_request_is_read_from_the_launchers_words(
-    launched_by: Callable[..., None], command: str, expected: int
-) -> None:
-    launched_by(command)
-    assert requested() == expected
-    launched_by("bash wrapper.sh", command, "zsh")
-    assert requested() == expected
+def test_request_is_read_from_the_launchers_words(command: str, expected: int) -> None:
+    assert requested(command) == expected
+    assert requested("bash wrapper.sh", command, "zsh") == expected
 
 
 @pytest.mark.parametrize("option", ["--config_file {}", "--config-file {}", "--config_file={}", "--config-file={}"])
 @pytest.mark.parametrize(
     ("text", "expected"), [(None, 1), ("num_processes: 1", 1), ("num_processes: 2", 2), ("num_processes: 'two'", 1)]
 )
-def test_request_is_read_from_the_launchers_file(
-    launched_by: Callable[..., None], tmp_path: Path, option: str, text: str | None, expected: int
-) -> None:
+def test_request_is_read_from_the_launchers_file(tmp_path: Path, option: str, text: str | None, expected: int) -> None:
     file = tmp_path / "cpu.yaml"
     if text is not None:
         file.write_text(ACCELERATE_CONFIG.format(text))
-    launched_by(f"{LAUNCH} {option.format(file)} launch/train.py")
-    assert requested() == expected
+    assert requested(f"{LAUNCH} {option.format(file)} launch/train.py") == expected
 
 
 @pytest.mark.parametrize(("words", "expected"), [("", 3), ("--cpu", 1), ("--num_processes 1", 1)])
 def test_request_is_read_from_the_file_that_accelerate_config_wrote(
-    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, expected: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, expected: int
 ) -> None:
     from accelerate.commands.config import config_args
 
     file = tmp_path / "default_config.yaml"
     file.write_text(ACCELERATE_CONFIG.format("num_processes: 3"))
     monkeypatch.setattr(config_args, "default_config_file", str(file))
-    launched_by(f"{LAUNCH} {words} launch/train.py")
-    assert requested() == expected
+    assert requested(f"{LAUNCH} {words} launch/train.py") == expected
 
 
 ACCELERATE_CONFIG = """compute_environment: LOCAL_MACHINE
@@ -113,9 +98,7 @@ use_cpu: true
         ("SLURM_NTASKS=2 SLURM_JOB_ID=7", 1),  # a shell or a notebook inside a reservation
     ],
 )
-def test_requests_of_the_environment(
-    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, variables: str, expected: int
-) -> None:
+def test_requests_of_the_environment(monkeypatch: pytest.MonkeyPatch, variables: str, expected: int) -> None:
     for pair in variables.split():
         monkeypatch.setenv(*pair.split("="))
     assert requested() == expected
@@ -123,7 +106,7 @@ def test_requests_of_the_environment(
 
 def test_ancestors_are_the_processes_above_the_nearest_first() -> None:
     above = [process.cmdline() for process in psutil.Process().parents()]
-    assert list(launch_guard._ancestors()) == above[: launch_guard.GENERATIONS]
+    assert list(launch_guard.list_ancestors()) == above[: launch_guard.GENERATIONS]
     assert above[0] == psutil.Process(os.getppid()).cmdline()
 
 
@@ -131,49 +114,47 @@ def test_ancestors_are_the_processes_above_the_nearest_first() -> None:
 
 
 @pytest.mark.parametrize("requested", ["2", "3"])
-def test_one_process_instead_of_several_is_refused(launched_by: Callable[..., None], requested: str) -> None:
-    launched_by(f"{LAUNCH} --cpu --num_processes {requested} launch/train.py")
+def test_one_process_instead_of_several_is_refused(requested: str) -> None:
+    commands = split(f"{LAUNCH} --cpu --num_processes {requested} launch/train.py")
     with pytest.raises(
         MachineError, match=f"started 1 process instead of {requested} .*--multi_gpu --num_processes {requested}"
     ):
-        check_process_count(1)
+        check_process_count(1, commands)
 
 
-def test_strangers_are_refused(launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    launched_by(f"{LAUNCH} --num_processes 2 launch/train.py")
+def test_strangers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = split(f"{LAUNCH} --num_processes 2 launch/train.py")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(MachineError, match="2 processes that do not know each other"):
-        check_process_count(1)
+        check_process_count(1, commands)
 
 
 @pytest.mark.parametrize(("world_size", "joined"), [(None, 1), ("1", 1), ("2", 2)])
-def test_what_was_asked_for_is_fine(
-    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, world_size: str | None, joined: int
-) -> None:
-    launched_by(f"{LAUNCH} --num_processes {joined} launch/train.py")
+def test_what_was_asked_for_is_fine(monkeypatch: pytest.MonkeyPatch, world_size: str | None, joined: int) -> None:
+    commands = split(f"{LAUNCH} --num_processes {joined} launch/train.py")
     if world_size is not None:
         monkeypatch.setenv("WORLD_SIZE", world_size)
-    check_process_count(joined)
+    check_process_count(joined, commands)
 
 
-def test_too_few_are_refused(launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("PET_NNODES", "2")
     monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
     with pytest.raises(MachineError, match=r"started 2 processes instead of 4 .*use torchrun"):
-        check_process_count(2)
+        check_process_count(2, [])
 
 
 def test_a_reservation_is_named_and_not_refused(
-    launched_by: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("alexnet_dist")
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    check_process_count(1)
+    check_process_count(1, [])
     assert caplog.records == []  # a login shell
     monkeypatch.setenv("SLURM_PROCID", "0")
-    check_process_count(1)
+    check_process_count(1, [])
     said = {record.getMessage() for record in caplog.records}
     assert said == {"SLURM reserved 2 tasks, and this run has 1; see launch/slurm/train.sbatch"}
 
