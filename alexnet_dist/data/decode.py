@@ -89,7 +89,7 @@ _BACK = {6: 8, 8: 6}  # which of the above undoes one; the others undo themselve
 
 # Memory that a picture takes while it is decoded, in bytes per pixel. At the default limit of pixels it is 450 MB.
 _MOST_BYTES_PER_PIXEL = 9
-_STRIP_PIXELS = 2**20  # are converted at once
+STRIP_PIXELS = 2**20  # are converted at once
 
 # What names of images hide besides images of FORMATS, by their first bytes and where these begin.
 _STRANGERS = {
@@ -486,12 +486,12 @@ def _convert_upright(
     image.info.pop("transparency", None)  # alpha is dropped; Pillow would try to carry it over
     left, above, right, below = box or (0, 0, *image.size)
     width, height = right - left, below - above
-    if orientation not in _UPRIGHT and width * height <= _STRIP_PIXELS:
+    if orientation not in _UPRIGHT and width * height <= STRIP_PIXELS:
         return _convert_pixels(image if box is None else image.crop(box), kind, channels)
     sides = (width, height) if orientation in _TRANSPOSED else (height, width)
     upright = np.empty((*sides, channels), np.uint8)
     stored = _UPRIGHT[_BACK.get(orientation, orientation)](upright) if orientation in _UPRIGHT else upright
-    step = max(1, _STRIP_PIXELS // width)
+    step = max(1, STRIP_PIXELS // width)
     for top in range(0, height, step):
         bottom = min(top + step, height)
         is_all = (width, bottom - top) == image.size

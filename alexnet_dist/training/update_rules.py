@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 # Elements that one thread handles per slice on a CPU: a handful of scratch tensors of this size fit its L2 cache.
-_ELEMENTS_PER_THREAD = 1 << 17
+ELEMENTS_PER_THREAD = 1 << 17
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 LayerNorms = Callable[[Sequence[Tensor]], Sequence[tuple[Tensor, Tensor]]]
@@ -187,7 +187,7 @@ def _slices(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     rows = len(tensors[0])
     if tensors[0].device.type == "cpu":
         per_row = max(1, tensors[0].numel() // max(1, rows))
-        rows = max(1, _ELEMENTS_PER_THREAD * torch.get_num_threads() // per_row)
+        rows = max(1, ELEMENTS_PER_THREAD * torch.get_num_threads() // per_row)
     return zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
 
 

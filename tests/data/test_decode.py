@@ -72,7 +72,7 @@ def test_a_window_is_a_part_of_the_whole(
     image: GoodImage, channels: int, strip_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = decode_image(image.data, channels)
-    monkeypatch.setattr(decode, "_STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr(decode, "STRIP_PIXELS", strip_pixels)
     height, width = whole.shape[:2]
     x, y = width // 3, height // 4
     part = decode_image(image.data, channels, size=(width, height), window=(x, y, width - 2 * x, height - y))

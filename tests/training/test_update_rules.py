@@ -25,7 +25,7 @@ RULES: dict[str, Any] = {
 
 @pytest.fixture(params=[50, 1 << 17], ids=["many slices", "one slice"])
 def _slice_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update_rules, "_ELEMENTS_PER_THREAD", request.param)
+    monkeypatch.setattr(update_rules, "ELEMENTS_PER_THREAD", request.param)
 
 
 def make_parameters(dtype: torch.dtype = torch.float32, channels_last: bool = False) -> list[nn.Parameter]:

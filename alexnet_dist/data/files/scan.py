@@ -24,7 +24,6 @@ logger = logging.getLogger("alexnet_dist")
 
 _CACHE_TITLE = "alexnet_dist header scan 5"  # the number changes when the meaning of a line does
 _FILES_PER_TASK = 64
-_BAR_DELAY_SECONDS = 2.0
 # Reading headers waits for the disk or the network more than it computes.
 _NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))
 
@@ -50,7 +49,14 @@ _Cache: TypeAlias = dict[FoundFile, Header]
 
 
 def scan_headers(
-    root: Path, files: Sequence[FoundFile], *, cache_dir: Path, max_pixels: int, progress: bool, listed_by: str = ""
+    root: Path,
+    files: Sequence[FoundFile],
+    *,
+    cache_dir: Path,
+    max_pixels: int,
+    progress: bool,
+    listed_by: str = "",
+    bar_delay: float = 2.0,
 ) -> list[Header]:
     """Read the header of every file that is new or changed since the last scan of this root.
 
@@ -60,7 +66,7 @@ def scan_headers(
         cache_dir: where sizes are remembered, by path, byte size and time of change. A cache that is damaged is
             rebuilt, one that cannot be written only costs time.
         max_pixels: an image with more pixels is unreadable.
-        progress: show a bar once the scan has taken two seconds.
+        progress: show a bar once the scan has taken `bar_delay` seconds.
         listed_by: what named the files, where that is not the root alone. Each list has a cache of its own: a cache
             forgets what its scan does not ask for.
 
@@ -73,7 +79,7 @@ def scan_headers(
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
     unknown = [file for file in files if file not in known]
-    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, progress), strict=True))
+    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, bar_delay if progress else None), strict=True))
     headers = [known[file] if file in known else scanned[file] for file in files]
     good = {file: header for file, header in zip(files, headers, strict=True) if not header.reason}
     if good.keys() != known.keys():
@@ -81,8 +87,8 @@ def scan_headers(
     return headers
 
 
-def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progress: bool) -> Iterable[Header]:
-    """Headers in the order of `files`, read by several threads."""
+def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, bar_delay: float | None) -> Iterable[Header]:
+    """Headers in the order of `files`, read by several threads. A bar comes after `bar_delay` seconds; None = never."""
     folder = os.path.join(root, "")
 
     def read_some(first: int) -> list[Header]:
@@ -93,8 +99,8 @@ def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progr
         total=len(files),
         desc=f"scanning {escape_text(root)}",
         unit=" images",
-        delay=_BAR_DELAY_SECONDS,
-        disable=not progress,
+        delay=bar_delay or 0,
+        disable=bar_delay is None,
     )
     with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
         for some in pool.map(read_some, range(0, len(files), _FILES_PER_TASK)):

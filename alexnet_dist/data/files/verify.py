@@ -38,9 +38,9 @@ Digests = npt.NDArray[np.uint64]
 _TITLE = "alexnet_dist bad files 1"  # the number changes when the meaning of a line does
 _DIGEST = np.dtype("<u8")
 _BYTES_PER_DIGEST = 8  # a changed file among ten million passes for a good one with a chance of 1 to 10**12
-_SAVE_SECONDS = 5.0
-_BAR_DELAY_SECONDS = 2.0
-_FILES_AT_ONCE = 1024  # given to the threads together; a pool's list of all files of ImageNet would fill a gigabyte
+SAVE_SECONDS = 5.0
+BAR_DELAY_SECONDS = 2.0
+FILES_AT_ONCE = 1024  # given to the threads together; a pool's list of all files of ImageNet would fill a gigabyte
 
 
 def read_verdicts(root: Path, cache_dir: Path) -> dict[FoundFile, str]:
@@ -95,7 +95,7 @@ def verify_files(
         if not reasons[position] and (not is_good[position] or file in memory.bad)
     ]
     what = f"decoding {escape_text(root)}"
-    bar = tqdm(total=len(todo), desc=what, unit=" images", delay=_BAR_DELAY_SECONDS, disable=not progress)
+    bar = tqdm(total=len(todo), desc=what, unit=" images", delay=BAR_DELAY_SECONDS, disable=not progress)
     verdicts = _decode_files(root, [files[position] for position in todo], max_pixels, workers)
     with bar, contextlib.closing(verdicts), memory.saving():
         for position, reason in zip(todo, verdicts, strict=True):
@@ -136,7 +136,7 @@ class _Memory:
             self.bad[file] = reason
         else:
             self.new.append(digest)
-        if time.monotonic() - self.saved_at > _SAVE_SECONDS:
+        if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()
 
     @contextlib.contextmanager
@@ -191,8 +191,8 @@ def _decode_files(root: Path, files: Sequence[FoundFile], max_pixels: int, worke
     """Why each file is bad, in order, found by several threads."""
     judge = partial(_judge_file, os.path.join(root, ""), max_pixels)
     with ThreadPoolExecutor(workers) as pool:
-        for first in range(0, len(files), _FILES_AT_ONCE):
-            yield from pool.map(judge, files[first : first + _FILES_AT_ONCE])
+        for first in range(0, len(files), FILES_AT_ONCE):
+            yield from pool.map(judge, files[first : first + FILES_AT_ONCE])
 
 
 def _judge_file(folder: str, max_pixels: int, file: FoundFile) -> str:

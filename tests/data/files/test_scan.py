@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from helpers.refusals import refused
 
 from alexnet_dist.data.decode import read_header
 from alexnet_dist.data.files import scan as header_scan
+from alexnet_dist.data.files.scan import FoundFile, scan_headers
 
 
 @pytest.fixture
@@ -112,16 +114,17 @@ def test_failed_write_leaves_the_old_cache(
     assert cache_file(root).read_bytes() == good
 
 
-def test_bar_appears_only_when_a_scan_is_slow(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scan(root, progress=True, cache_dir=root.parent / "first")
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(header_scan, "_BAR_DELAY_SECONDS", 0.0)
-    scan(root, progress=False, cache_dir=root.parent / "second")
-    assert capsys.readouterr().err == ""
-    scan(root, progress=True, cache_dir=root.parent / "third")
-    assert "10/10" in capsys.readouterr().err
+def test_bar_appears_only_when_a_scan_is_slow(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [(path, path.stat()) for path in sorted(root.rglob("*.[jJ]*"))]
+    files = [FoundFile(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in found]
+
+    def say(number: int, **words: Any) -> str:
+        scan_headers(root, files, cache_dir=root.parent / str(number), max_pixels=10**6, **words)
+        return capsys.readouterr().err
+
+    assert say(1, progress=True) == ""
+    assert say(2, progress=False, bar_delay=0) == ""
+    assert "10/10" in say(3, progress=True, bar_delay=0)
 
 
 def test_bad_files_are_never_remembered(root: Path, header_reads: list[str]) -> None:

@@ -105,7 +105,7 @@ def test_pixel_limit(root: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_reasons_stand_in_the_order_of_the_files(root: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "_FILES_AT_ONCE", 3)
+    monkeypatch.setattr(verify, "FILES_AT_ONCE", 3)
     for number in (0, 3):
         cut_off(root / "dog" / f"{number}.jpg")
     assert list(verify_root(root, workers=workers)) == [CUT, "dog/0.jpg", "dog/3.jpg"]
@@ -202,8 +202,8 @@ def test_killed_run_goes_on_where_it_stopped(
     child = os.fork()
     if child == 0:
         decode_until(number, lambda: os.kill(os.getpid(), signal.SIGKILL), monkeypatch)
-        monkeypatch.setattr(verify, "_SAVE_SECONDS", 0.0)
-        monkeypatch.setattr(verify, "_FILES_AT_ONCE", 1)
+        monkeypatch.setattr(verify, "SAVE_SECONDS", 0.0)
+        monkeypatch.setattr(verify, "FILES_AT_ONCE", 1)
         verify_root(root)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -216,7 +216,7 @@ def test_interrupted_run_saves_what_it_found(root: Path, decoded: list[str], mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(verify, "_FILES_AT_ONCE", 1)
+        patch.setattr(verify, "FILES_AT_ONCE", 1)
         decode_until(6, interrupt, patch)
         with pytest.raises(KeyboardInterrupt):
             verify_root(root)
@@ -280,7 +280,7 @@ def test_bar_appears_only_when_it_takes_long(
 ) -> None:
     verify_root(root, progress=True)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(verify, "_BAR_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(verify, "BAR_DELAY_SECONDS", 0.0)
     verify_root(root, progress=True, again=True)
     assert "8/8" in capsys.readouterr().err
 
@@ -332,7 +332,13 @@ def test_manifest_uses_what_was_found(root: Path, on_bad_file: Any) -> None:
 
 def test_scan_of_verified_files_is_not_slower(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify_root(root)
-    monkeypatch.setattr(verify._Memory, "read_good", lambda self: pytest.fail("read the list of good files"))
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        assert path.suffix != ".good", "read the list of good files"
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
     monkeypatch.setattr(verify, "decode_image", lambda *_, **__: pytest.fail("decoded"))
     assert len(scan(root)) == 7
 

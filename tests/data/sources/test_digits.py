@@ -49,10 +49,13 @@ def test_digits(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").glob(".*")] == [".digits.lock"]
 
 
-def test_complete_digits_are_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepare_digits(tmp_path)
-    monkeypatch.setattr("alexnet_dist.data.sources.digits._replace_digits", lambda folder: pytest.fail("written again"))
-    assert prepare_digits(tmp_path) == folder
+def test_complete_digits_are_not_touched(tmp_path: Path) -> None:
+    def look(folder: Path) -> list[tuple[Path, int, int]]:
+        found = [(path, path.stat()) for path in [folder, *sorted(folder.rglob("*"))]]
+        return [(path, stat.st_ino, stat.st_mtime_ns) for path, stat in found]
+
+    before = look(prepare_digits(tmp_path))
+    assert look(prepare_digits(tmp_path)) == before
 
 
 @pytest.mark.heavy
