@@ -17,13 +17,14 @@ import numpy as np
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DataError
+from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.files.index_files import FileRules, index_files
 from alexnet_dist.data.files.scan import FoundFile
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY, explain_missing_folder, refuse_other_layouts
-from alexnet_dist.data.sources.source import FileSet, Source, SourceOptions, find_given_root
+from alexnet_dist.data.sources.source import ROOT_REMEDY, FileSet, Source, SourceOptions, find_given_root
 
 LIST_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")  # of files that list images
 IMAGE_EXTENSIONS = (
@@ -387,8 +388,8 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
 
 def _find_root(options: SourceOptions) -> Path:
     parts = filter(None, (options.parts.get("train"), options.parts.get("val")))
-    layout = " and ".join(f"{options.root}/{part}/CLASS/*.jpg" for part in parts)
-    return find_given_root(options, f"put images at {layout}")
+    layout = "put images at " + " and ".join(f"{options.root}/{part}/CLASS/*.jpg" for part in parts)
+    return find_given_root(options, layout if SOURCES[options.name].has_folders else ROOT_REMEDY)
 
 
 def _check(options: SourceOptions) -> None:
