@@ -168,7 +168,7 @@ def test_frozen_layers_keep_their_bits_in_the_run(tmp_path: Path) -> None:
 
 
 def test_processes_agree_where_the_first_layers_never_learn(tmp_path: Path) -> None:
-    overrides = SHORT | {"model__dropout": 0.0, "optimizer__freeze": ["conv1", "conv2"]}
+    overrides = SHORT | {"precision": "fp32", "model__dropout": 0.0, "optimizer__freeze": ["conv1", "conv2"]}
     for processes in (1, 2):
         run_processes(processes, train_tiny, tmp_path / str(processes), overrides)
     ours, theirs = read_tensors(tmp_path / "2"), read_tensors(tmp_path / "1")
