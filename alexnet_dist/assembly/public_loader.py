@@ -243,8 +243,8 @@ def make_loader(
     """The batches of a training, or of an evaluation, for a loop of one's own; see `BatchLoader`.
 
     Batches depend on the images, the seed and the options alone: not on the engine, the workers or the number of
-    processes, and a resumed loop needs one integer. (Engines decode JPEGs by programs of their own: their pixels may
-    differ by two grey levels.)
+    processes, and a resumed loop needs one integer. (Engines decode and resize by programs of their own: their crops
+    may differ by two grey levels.)
 
     Args:
         root_or_index: a folder with a folder of images for each class, a list of `path label` lines or a CSV table

@@ -90,18 +90,44 @@ def test_the_page_has_every_public_name() -> None:
     assert all(hasattr(alexnet_dist, name) for name in alexnet_dist.__all__)
 
 
-def run_loop(folder: Path, place: Path, steps: int, processes: int = 1) -> dict[str, Any]:
-    """The page's script with smaller numbers; what it saved."""
+def lay_out_loop(folder: Path, place: Path, steps: int) -> str:
+    """The page's script with smaller numbers, and the pictures beside it."""
     place.mkdir(exist_ok=True)
     if not (place / "data").exists():
         (place / "data").symlink_to(folder / "data")
-    code = LOOP.replace("2000, 64, 224", f"{steps}, 4, 64")
+    code = LOOP.replace("2000, 64, 224", f"{steps}, 4, 64").replace("image_size=SIDE)", "image_size=SIDE, fc_width=16)")
     assert code != LOOP
-    (place / "loop.py").write_text(code.replace("image_size=SIDE)", "image_size=SIDE, fc_width=16)"))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return code
+
+
+def read_saved(place: Path, steps: int) -> dict[str, torch.Tensor]:
+    saved: dict[str, Any] = torch.load(place / "loop.pt", weights_only=True)
+    assert saved["step"] == steps
+    weights: dict[str, torch.Tensor] = saved["model"]
+    return weights
+
+
+def run_loop(folder: Path, place: Path, steps: int) -> dict[str, torch.Tensor]:
+    """The weights that the page's script ends with."""
+    code = lay_out_loop(folder, place, steps)
+    with contextlib.chdir(place):
+        exec(compile(code, "loop.py", "exec"), {"__name__": "__main__"})
+    return read_saved(place, steps)
+
+
+def test_a_loop_of_ones_own_goes_on_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    whole = run_loop(folder, tmp_path / "whole", 5)
+    begun = run_loop(folder, tmp_path / "parts", 2)
+    ended = run_loop(folder, tmp_path / "parts", 5)
+    assert all(torch.equal(tensor, ended[name]) for name, tensor in whole.items())
+    assert any(not torch.equal(tensor, ended[name]) for name, tensor in begun.items())
+
+
+def test_a_loop_of_ones_own_runs_on_two_processes(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text(lay_out_loop(folder, tmp_path, 4))
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), "loop.py"],
-        cwd=place,
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "loop.py"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
@@ -109,19 +135,4 @@ def run_loop(folder: Path, place: Path, steps: int, processes: int = 1) -> dict[
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    saved: dict[str, Any] = torch.load(place / "loop.pt", weights_only=True)
-    assert saved["step"] == steps
-    return saved
-
-
-def test_a_loop_of_ones_own_goes_on_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
-    whole = run_loop(folder, tmp_path / "whole", 5)
-    begun = run_loop(folder, tmp_path / "parts", 2)["model"]
-    ended = run_loop(folder, tmp_path / "parts", 5)["model"]
-    assert all(torch.equal(tensor, ended[name]) for name, tensor in whole["model"].items())
-    assert any(not torch.equal(tensor, ended[name]) for name, tensor in begun.items())
-
-
-def test_a_loop_of_ones_own_runs_on_two_processes(folder: Path, tmp_path: Path) -> None:
-    saved = run_loop(folder, tmp_path, 4, processes=2)
-    assert all(bool(tensor.isfinite().all()) for tensor in saved["model"].values())
+    assert all(bool(tensor.isfinite().all()) for tensor in read_saved(tmp_path, 4).values())
