@@ -204,7 +204,7 @@ class Feed:
     """The sets of a run, each with the plan of its batches: what its loaders are made from.
 
     Args:
-        runtime: this process among the others.
+        place: this process among the others.
         data: the settings.
         sets: by name: train, val and test, those that are there.
         plans: of these sets.
@@ -212,7 +212,7 @@ class Feed:
         channels_last: memory layout of the images.
     """
 
-    runtime: Runtime
+    place: Place
     data: DataConfig
     sets: Mapping[str, SampleIndex]
     plans: Mapping[str, Plan]
@@ -222,7 +222,7 @@ class Feed:
     def load(self, name: str, engine: str) -> Loader:
         """The batches of a set, made by an engine."""
         index, plan = self.sets[name], self.plans[name]
-        return build_loader(self.runtime, self.data, index, plan, self.normalization, self.channels_last, engine)
+        return build_loader(self.place, self.data, index, plan, self.normalization, self.channels_last, engine)
 
     def load_all(self, engine: str) -> list[Loader]:
         """The batches of every set."""

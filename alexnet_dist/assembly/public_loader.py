@@ -18,31 +18,33 @@ from typing import Any, Literal, TypedDict, Unpack, cast
 import torch
 from torch import Tensor
 
+from alexnet_dist.assembly.caches import choose_builders
 from alexnet_dist.assembly.loaders import (
     INPUT_DTYPES,
+    Feed,
     build_augmentation,
-    build_loader,
     build_normalization,
     build_plan,
-    list_unfit,
     settle_batch_sizes,
 )
 from alexnet_dist.assembly.sets import make_options
-from alexnet_dist.base.machine import available_cores, find_device
+from alexnet_dist.base.machine import find_device
 from alexnet_dist.base.ranks import local_world_size_from_environment, rank_from_environment
 from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.engine import find_layout
-from alexnet_dist.data.engines.choose import ENGINES, choose_engine, choose_evaluation_engine
+from alexnet_dist.data.engines.choose import REFERENCE, choose_engine, choose_evaluation_engine
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.data.index import BadFile, SampleIndex
 from alexnet_dist.data.sources.source import index_path, open_source
+from alexnet_dist.parallel.runtime import share_first
 from alexnet_dist.settings.reader import settle_config
 from alexnet_dist.settings.schema import AugmentConfig, Config, DataConfig
 from alexnet_dist.training.gate import name_bad_file
 
 logger = logging.getLogger("alexnet_dist")
 
+SET = "set"  # there is one, whatever it is called
 PRECISIONS = {dtype: name for name, dtype in INPUT_DTYPES.items() if name != "tf32"}
 
 
@@ -273,30 +275,27 @@ def make_loader(
     given = {"train.global_batch_size": batch_size, "model.image_size": crop_size, "data.engine": engine, "seed": seed}
     config = _read_settings("make_loader", {**given, **_place_options(options)})
     index = _find_index(root_or_index, config.data, options.get("classes"))
-    loader = _build_loader(config, seat, index, training)
+    feed = _build_feed(config, seat, index, training)
     if training:
-        engine, reason = choose_engine(engine, loader)
+        engine, reason = share_first(choose_engine(engine, feed.load(SET, REFERENCE)), world_size)
     else:
         engine, reason = choose_evaluation_engine(engine, engine != "auto"), "asked for"
-    loader = dataclasses.replace(loader, engine=ENGINES[engine])
+    loader = feed.load(SET, engine)
     if engine == "cache":
-        cores = available_cores() if config.data.workers is None else config.data.workers
-        build_store(find_layout(loader), workers=cores, on_bad_file=config.data.on_bad_file, progress=_is_first())
+        workers, fate = choose_builders(config.data), config.data.on_bad_file
+        build_store(find_layout(loader), workers=workers, on_bad_file=fate, progress=_is_first())
     if loader.workers:
         start_worker_server()
-    left_out = {*index.bad_files, *list_unfit(index, loader.plan)}
-    bad_files = {BadFile(str(index.root / bad.path), bad.reason) for bad in left_out}
-    return BatchLoader(loader, engine, reason, config.data.on_bad_file == "skip", bad_files)
+    return BatchLoader(loader, engine, reason, config.data.on_bad_file == "skip", feed.find_bad_files())
 
 
-def _build_loader(config: Config, seat: Seat, index: SampleIndex, training: bool) -> Loader:
+def _build_feed(config: Config, seat: Seat, index: SampleIndex, training: bool) -> Feed:
     batch_size, recipe = config.train.global_batch_size, build_augmentation(config.augment, config.model.image_size)
     settle_batch_sizes(batch_size, None, seat.dp_size, len(index) if training else batch_size)
-    plan = build_plan(
-        config.data, index, recipe if training else recipe.for_evaluation(), batch_size, config.seed, shuffle=training
-    )
+    recipe = recipe if training else recipe.for_evaluation()
+    plan = build_plan(config.data, index, recipe, batch_size, config.seed, shuffle=training)
     normalization = build_normalization(config.augment, config.model.in_channels)
-    return build_loader(seat, config.data, index, plan, normalization, config.channels_last)
+    return Feed(seat, config.data, {SET: index}, {SET: plan}, normalization, config.channels_last)
 
 
 def _take_seat(rank: int, world_size: int, device: str | torch.device, dtype: torch.dtype) -> Seat:

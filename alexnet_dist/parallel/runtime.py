@@ -303,6 +303,15 @@ def build_accelerator(on_cpu: bool, precision: str) -> Accelerator:
     return accelerator
 
 
+def share_first(value: T, world_size: int) -> T:
+    """Rank 0's value, where a program has joined so many processes by itself; else this process's own."""
+    if world_size == 1 or not dist.is_initialized() or dist.get_world_size() != world_size:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 @contextmanager
 def fresh_accelerate() -> Iterator[None]:
     """Within, Accelerate begins anew; afterwards it is as it was before.

@@ -14,13 +14,18 @@ import psutil
 import pytest
 import torch
 from helpers.images import make_picture, save_jpeg
+from helpers.tiny import make_runtime
 from PIL import Image
 from torch import Tensor
 
 from alexnet_dist import BatchLoader, make_index, make_loader
+from alexnet_dist.assembly.loaders import build_feed, settle_batch_sizes
+from alexnet_dist.assembly.network import build_spec
 from alexnet_dist.assembly.public_loader import LoaderOptions
+from alexnet_dist.assembly.sets import build_splits
 from alexnet_dist.base.errors import DataError, MachineError, UsageError
 from alexnet_dist.data.index import BadFilesError
+from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import AugmentConfig
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
@@ -80,6 +85,16 @@ def test_epochs_follow_each_other_and_can_be_chosen(data: Path) -> None:
 def test_a_loop_that_was_broken_off_goes_on_at_its_step(data: Path, start: int, stop: int | None) -> None:
     whole = list(make(data).batches(0, 9))
     assert are_equal(list(make(data).batches(start, stop)), whole[start : 6 if stop is None else stop])
+
+
+def test_batches_are_those_of_a_run_with_the_same_settings(data: Path, tmp_path: Path) -> None:
+    own = {"data.source": "folder", "data.root": str(data), "data.val_fraction": 0.0, "data.cache_dir": str(tmp_path)}
+    given = {"augment.resize": 72, "augment.color_jitter": list(JITTER), "train.global_batch_size": 4, "seed": 5}
+    config = build_config({**own, **given, "data.workers": 0, "model.image_size": 64, "train.epochs": 1})
+    splits, sizes = build_splits(config.data, 5, progress=False), settle_batch_sizes(4, None, 1, 11)
+    feed = build_feed(config, make_runtime(), splits.named(), build_spec(config.model, 3), sizes)
+    wanted = [(batch.images, batch.labels, batch.mask) for batch in feed.load("train", "torchvision").batches(0, 5)]
+    assert are_equal(list(make(data, color_jitter=JITTER, seed=5).batches(0, 5)), wanted)
 
 
 @pytest.mark.parametrize("engine", ["torchvision", "dali", "cache"])
