@@ -87,11 +87,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "use_cpu", "line"),
     [
-        (["--cpu", "--num_processes", "2"], True, "error: the launcher started 1 process instead of 2"),
-        (list(TWO_PROCESSES), False, "error: the launcher started 2 processes that do not know each other"),
-        ([*TWO_PROCESSES, "--mixed_precision", "bf16"], True, "error: the launcher's --mixed_precision bf16"),
+        pytest.param(
+            ["--cpu", "--num_processes", "2"],
+            True,
+            "error: the launcher started 1 process instead of 2",
+            id="one process",
+        ),
+        pytest.param(
+            list(TWO_PROCESSES),
+            False,
+            "error: the launcher started 2 processes that do not know each other",
+            id="strangers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [*TWO_PROCESSES, "--mixed_precision", "bf16"],
+            True,
+            "error: the launcher's --mixed_precision bf16",
+            id="precision",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["one process", "strangers", "precision"],
 )
 def test_a_launcher_that_gives_something_else_is_refused(
     tmp_path: Path, words: list[str], use_cpu: bool, line: str

@@ -86,8 +86,13 @@ def crop(image: str, side: int, channels: int) -> np.ndarray[Any, Any]:
     return np.asarray(transforms.center_crop(picture, [side, side]))[None]
 
 
+OFTEN = ("paper, gray", "source2012", "torchvision, averaged")
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_onnx_gives_the_logits_for_any_batch(
     tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

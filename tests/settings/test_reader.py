@@ -618,7 +618,7 @@ def use(config: Config) -> None:
             assert math.isfinite(Schedule(**rates).lr(step, PlateauState()))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_any_value_of_a_setting_is_taken_or_refused_in_one_line(part: int) -> None:
     taken, refused = 0, 0
