@@ -29,7 +29,7 @@ EXAMPLES = """Cross-validate: cut the training images into folds, train from the
 
 examples:
   python launch/crossval.py --config digits --folds 5
-  python launch/crossval.py --config imagenet_subset --data.root data/imagenet_subset --data.val null --folds 10
+  python launch/crossval.py --config rmsprop_kfold --data.root data/imagenet_subset --folds 10
   accelerate launch launch/crossval.py --config digits --output_dir runs/digits_folds --optimizer.lr 0.001
 
 Folds are stratified by class, shuffled, and the same for the same images and seed, whatever else is set. Only the
@@ -44,9 +44,9 @@ DEFAULT_FOLDS = 5
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("crossval", EXAMPLES)
+    parser = new_parser("crossval", EXAMPLES, "--config NAME [options] [--SETTING VALUE ...]")
     add_options(parser, "config")
-    parser.add_argument("--folds", type=int, help=f"how many; null = data.folds, or {DEFAULT_FOLDS}")
+    parser.add_argument("--folds", type=int, help=f"how many (default: data.folds, or {DEFAULT_FOLDS})")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
     add_options(parser, "debug")

@@ -42,7 +42,7 @@ CLOCK_WARNING_SECONDS = 1.0
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("doctor", EXAMPLES)
+    parser = new_parser("doctor", EXAMPLES, "[options] [--SETTING VALUE ...]")
     add_options(parser, "config")
     parser.add_argument("--seconds", type=float, default=2.0, help="that the all-reduce probe takes")
     parser.add_argument("--wait_seconds", type=float, default=60.0, help="for the other processes to come")

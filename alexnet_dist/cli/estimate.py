@@ -67,7 +67,7 @@ class Subject:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("estimate", EXAMPLES)
+    parser = new_parser("estimate", EXAMPLES, "[options] [--SETTING VALUE ...]")
     add_options(parser, "config")
     parser.add_argument("--probe", type=str, help="JSON that launch/doctor.py wrote with --out")
     parser.add_argument("--processes", type=int, nargs="+", default=list(DEFAULT_COUNTS), help="numbers of processes")

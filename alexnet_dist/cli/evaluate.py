@@ -37,12 +37,12 @@ examples:
   python launch/evaluate.py --model runs/digits --plots
   accelerate launch launch/evaluate.py --model runs/imagenet_subset --out result.json
 
-The settings below replace those the network was trained with."""
+Settings that are given replace those the network was trained with."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("evaluate", EXAMPLES)
+    parser = new_parser("evaluate", EXAMPLES, "--model FOLDER [options] [--SETTING VALUE ...]")
     add_options(parser, "model", "weights")
     parser.add_argument("--split", default="val", choices=["val", "test"], help="which set")
     parser.add_argument(

@@ -36,7 +36,7 @@ TOLERANCE = 1e-4  # of probabilities, and of logits in units of the largest wher
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("export", EXAMPLES)
+    parser = new_parser("export", EXAMPLES, "--model FOLDER --out FILE [options]")
     add_options(parser, "model", "weights")
     parser.add_argument("--format", default="onnx", choices=list(FORMATS), help="of the file")
     parser.add_argument("--out", type=str, help="file to write")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.settings.help import HELP, format_description
 from alexnet_dist.settings.shipped import find_yaml, shipped_folder
 
 LAUNCHED_VERBS = ("train", "evaluate", "crossval", "doctor")
@@ -28,9 +29,9 @@ The first word is a launch file: a path, or one of {files}. The words up to the 
 def main(argv: Sequence[str]) -> int:
     """Replace this process by accelerate's launcher; returns only for --help."""
     words = list(argv)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in HELP:
         files = ", ".join(sorted(path.stem for path in shipped_folder(FOLDER).glob("*.yaml")))
-        print(EXAMPLES.format(files=files, verbs=", ".join(LAUNCHED_VERBS)))
+        print(format_description(EXAMPLES.format(files=files, verbs=", ".join(LAUNCHED_VERBS))))
         return 0 if words else 2
     os.execv(sys.executable, [sys.executable, *build_command(words)])
 

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from alexnet_dist.base.errors import AlexNetDistError
+from alexnet_dist.base.errors import AlexNetDistError, UsageError
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
 from alexnet_dist.base.machine import settle_home, tune_allocator
@@ -20,8 +20,21 @@ from alexnet_dist.base.signals import Stopped, ending_at_once
 from alexnet_dist.base.streams import usable_streams, write_output
 from alexnet_dist.parallel.processes.environment import check_environment
 from alexnet_dist.parallel.processes.guard import end_with_parent, was_launched
+from alexnet_dist.settings.help import HELP, format_description
+from alexnet_dist.settings.nearest import find_nearest
 
-VERBS = ("launch", "train", "evaluate", "predict", "summary", "prepare", "crossval", "export", "estimate", "doctor")
+VERBS = {  # in the order of use
+    "train": "train a network on your images, or go on with a run",
+    "evaluate": "loss and accuracy of a trained network on a set of images",
+    "predict": "name what is on pictures",
+    "export": "write a trained network as one file for other programs (ONNX)",
+    "summary": "show shapes, parameters and arithmetic of a network",
+    "prepare": "find damaged images, build a cache, compare engines, write lists",
+    "crossval": "train once for each fold of the images, with a table of all",
+    "doctor": "look at machines, links and images before a long training",
+    "estimate": "predict speed and memory of each strategy on other machines",
+    "launch": "start one of these on several processes",
+}
 JOINING_VERBS = ("train", "evaluate", "predict", "crossval", "doctor")
 DEBUG = "--debug"
 FEWER_AT_ONCE = "halve --train.micro_batch_size: gradients then accumulate and the result stays the same"
@@ -39,19 +52,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`alexnet-dist VERB ...`."""
     words = list(sys.argv[1:] if argv is None else argv)
     with ending_at_once():
+        if words[:1] == ["help"] and words[1:]:
+            words = [words[1], "--help", *words[2:]]
         if not words or words[0] not in VERBS:
-            sys.exit(_print_usage(0 if words and words[0] in ("-h", "--help") else 2))
+            sys.exit(_answer(words[0] if words else ""))
         sys.exit(run(words[0], words[1:]))
 
 
-def _print_usage(code: int) -> int:
-    text = f"usage: alexnet-dist VERB ...\n\nverbs: {', '.join(VERBS)}; each has its --help"
+def _answer(word: str) -> int:
+    """Say what there is to call, where the first word is no verb; the exit code."""
     with usable_streams():
         try:
-            return write_output(lambda: print(text) or code)
+            if word in ("--version", "version"):
+                number = importlib.import_module("alexnet_dist").__version__
+                return write_output(lambda: print(f"alexnet-dist {number}") or 0)
+            if word in ("", "help", *HELP):
+                return write_output(lambda: print(_list_verbs()) or (0 if word else 2))
+            near = find_nearest(word, VERBS)
+            remedy = f"did you mean {near}?" if near else f"give one of {', '.join(VERBS)}"
+            raise UsageError(f"unknown verb {word!r}", where="command line", remedy=remedy)
         except AlexNetDistError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
+
+
+def _list_verbs() -> str:
+    rows = "\n".join(f"{verb:<10}{what}" for verb, what in VERBS.items())
+    return format_description(
+        "AlexNet on your images: trained on one or many processes, measured, and ready for use.\n\n"
+        "examples:\n"
+        "  alexnet-dist train --config digits\n"
+        "  alexnet-dist evaluate --model runs/digits\n"
+        "  alexnet-dist predict --model runs/digits picture.jpg\n\n"
+        f"usage: alexnet-dist VERB ...\n\n{rows}\n\n"
+        "`alexnet-dist VERB --help` tells more of a verb; `alexnet-dist --version` tells the version."
+    )
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -72,7 +107,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     atexit.register(gc.freeze)  # else Python's last collection walks every object of every library: a second or two
     try:
         settle_home()
-        if verb in JOINING_VERBS and not {"-h", "--help"} & set(argv):
+        if verb in JOINING_VERBS and not set(HELP) & set(argv):
             check_environment()  # before anything slow is imported
         return write_output(lambda: _call_verb(verb, argv))
     except AlexNetDistError as error:

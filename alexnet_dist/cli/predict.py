@@ -34,7 +34,7 @@ files that cannot be read, too."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("predict", EXAMPLES)
+    parser = new_parser("predict", EXAMPLES, "--model FOLDER PATH ... [options]")
     parser.add_argument("paths", type=str, nargs="*", help="image files, folders of them, quoted patterns")
     add_options(parser, "model", "weights")
     parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")

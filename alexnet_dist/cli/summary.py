@@ -25,7 +25,7 @@ examples:
   python launch/summary.py --model.variant ungrouped --model.in_channels 1 --model.image_size 227 --model.num_classes 10
   python launch/summary.py --weights runs/digits --format json
 
-It needs no data and no GPU, and makes no weights. Any setting below can be given; those of the network matter."""
+It needs no data and no GPU, and makes no weights. Any setting can be given; those of the network matter."""
 
 BYTES_OF_FP32 = 4
 PARTS = {"convolution": "convolutions", "fully_connected": "fully connected"}
@@ -33,7 +33,7 @@ PARTS = {"convolution": "convolutions", "fully_connected": "fully connected"}
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("summary", EXAMPLES)
+    parser = new_parser("summary", EXAMPLES, "[--config NAME | --weights FOLDER] [options] [--SETTING VALUE ...]")
     add_options(parser, "config")
     parser.add_argument("--weights", type=str, help="a run folder or its model/: the network of a training run")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")

@@ -21,15 +21,15 @@ examples:
   accelerate launch launch/train.py --config imagenet_subset.yaml --data.root data/imagenet_subset
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py --config smoke
 
-Starting the same command again goes on where the run stopped. Any setting below can be given; --config names a file or
-one of configs/."""
+Starting the same command again goes on where the run stopped. --config names a file or one
+of configs/; any setting can be given after it."""
 
 logger = logging.getLogger("alexnet_dist")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("train", EXAMPLES)
+    parser = new_parser("train", EXAMPLES, "--config NAME [options] [--SETTING VALUE ...]")
     add_options(parser, "config")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")

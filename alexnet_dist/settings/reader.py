@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import itertools
 import os
 import re
-from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_loader
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import UsageError
@@ -28,17 +26,15 @@ from alexnet_dist.base.nested import flatten, nest
 from alexnet_dist.base.places import expand_home, find_place
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.settings.checks import PERIODS, check_config, check_text
-from alexnet_dist.settings.schema import Config, walk_fields
+from alexnet_dist.settings.help import HELP, find_topic, show_help
+from alexnet_dist.settings.nearest import find_nearest
+from alexnet_dist.settings.schema import PATH_KEYS, Config, walk_fields
 from alexnet_dist.settings.shipped import find_yaml, shipped_folder
 from alexnet_dist.settings.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
 
 MAX_CONFIG_BYTES = 1_000_000
 EXCLUSIVE_KEYS = ("train.epochs", "train.max_steps")
 MAX_LIST = 100  # values; the longest that a network needs has 8
-PATH_KEYS = (
-    *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
-    *("data.cache_dir", "data.image_dir"),
-)
 TYPE_WORDS = {
     "Literal": "one of ",
     "None": "null",
@@ -60,10 +56,6 @@ class Arguments:
     options: Namespace
 
 
-class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the examples' lines as they are."""
-
-
 def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type = Config) -> Arguments:
     """Read a verb's command line.
 
@@ -75,9 +67,10 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     Raises:
         UsageError: an unknown or mistyped option, or a wrong type.
     """
+    if (topic := find_topic(argv)) is not None:
+        show_help(parser, settings, topic)
+        parser.exit()
     own = {action.dest for action in parser._actions}
-    # What each setting means is read from the source of its class, as long as all else takes: for help alone.
-    set_parsing_settings(docstring_parse_attribute_docstrings=not {"-h", "--help"}.isdisjoint(argv))
     parser.add_class_arguments(settings, None)
     if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
         raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
@@ -97,6 +90,9 @@ def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
     Raises:
         UsageError: an unknown or mistyped option, or a wrong type.
     """
+    if (topic := find_topic(argv)) is not None:
+        show_help(parser, None, topic)
+        parser.exit()
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
     with _explaining(_pair_words(argv), {}):
@@ -119,21 +115,20 @@ def _settle_paths(options: Namespace) -> Namespace:
     return options
 
 
-def new_parser(prog: str = "", description: str = "") -> ArgumentParser:
+def new_parser(prog: str = "", description: str = "", usage: str = "[options]") -> ArgumentParser:
     """A parser for a verb's own options, to be handed to `parse_arguments`.
 
     Args:
         prog: the verb.
         description: help text, beginning with examples.
+        usage: what follows the verb's name.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=False)
     set_loader("strict", load_word, (yaml.YAMLError,))
     return ArgumentParser(
         parser_mode="strict",
         prog=prog,
-        usage=SUPPRESS,  # a hundred options tell nobody anything; the examples come first
+        usage=usage,
         description=description,
-        formatter_class=_HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,
@@ -347,13 +342,16 @@ def _all_keys() -> list[str]:
 
 def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None:
     known = _all_keys()
+    sections = {key.partition(".")[0] for key in known if "." in key}
     for key in values:
         if key not in known:
+            near = find_nearest(key, known, sections)
+            remedy = f"did you mean {near}?" if near else "see --help all for all keys"
+            where = places.get(key, "command line")
             newer = (
                 ", or update alexnet_dist if a newer one wrote it" if ":" in places.get(key, "") else ""
             )  # FILE:LINE
-            where = places.get(key, "command line")
-            raise UsageError(f"unknown key {key}", where=where, remedy=_suggest(key, known) + newer)
+            raise UsageError(f"unknown key {key}", where=where, remedy=remedy + newer)
 
 
 def _refuse_lookalikes(values: dict[str, Any], places: dict[str, str]) -> None:
@@ -389,18 +387,14 @@ def _refuse_odd_words(argv: Sequence[str], parser: ArgumentParser) -> None:
 
 
 def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
-    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-    for word in argv:
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    keys = [flag.removeprefix("--") for flag in known if flag not in HELP]
+    for word in itertools.takewhile(lambda word: word != "--", argv):
         flag = word.partition("=")[0]
-        if flag.startswith("--") and len(flag) > 2 and flag not in known:
-            raise UsageError(f"unknown option {flag}", where="command line", remedy=_suggest(flag, known))
-
-
-def _suggest(key: str, known: list[str]) -> str:
-    last = key.lstrip("-").rpartition(".")[2]
-    near = [name for name in known if name.lstrip("-").rpartition(".")[2] == last]  # the section was left out
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else "see --help for all keys"
+        if re.match("--?[a-zA-Z]", flag) and flag not in known:
+            near = find_nearest(flag, keys)
+            remedy = f"did you mean --{near}?" if near else "see --help for all keys"
+            raise UsageError(f"unknown option {flag}", where="command line", remedy=remedy)
 
 
 def _pair_words(argv: Sequence[str]) -> dict[str, str]:

@@ -38,10 +38,15 @@ from alexnet_dist.base.sources import SOURCES
 # The table has the names, and --help lists them; mypy, which cannot look into it, takes any value for one.
 SourceName: TypeAlias = Literal[tuple(SOURCES)]  # type: ignore[valid-type]
 
+PATH_KEYS = (
+    *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
+    *("data.cache_dir", "data.image_dir"),
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. A field left at null keeps what the variant says."""
+    """The network. A field that is not set keeps what the variant says."""
 
     variant: Literal["paper", "source2012", "ungrouped", "torchvision"] = "paper"
     """paper: the text's two-tower network merged, with LRN per tower; source2012: the 2012 program's layers, field by
@@ -123,7 +128,7 @@ class DataConfig:
     """training images: a folder of class folders, or a manifest. cifar10, fashion_mnist and synthetic call their parts
     train and test"""
     val: str | None = None
-    """validation images; null keeps a part of train, see val_fraction"""
+    """validation images; null = a part of train, see val_fraction"""
     test: str | None = None
     """test images, read once after training"""
     classes: str | None = None
@@ -144,7 +149,8 @@ class DataConfig:
     engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
     """what reads, decodes and augments; cache builds what is missing in cache_dir, then reads rows of pixels"""
     workers: int | None = bounded(None, minimum=0, maximum=MAX_WORKERS)
-    """decoding processes per training process (dali: threads; cache: 1 thread); null = chosen, 0 = none beside it"""
+    """decoding processes per training process (dali: threads; cache: 1 thread); 0 = none, the main process
+    decodes; null = automatic"""
     prefetch: int = bounded(2, minimum=1, maximum=MAX_PREFETCH)
     """batches that engines dali and cache make ahead"""
     hw_decoder_load: float = bounded(0.65, minimum=0.0, maximum=1.0)
@@ -282,7 +288,8 @@ class TrainConfig:
     global_batch_size: int = bounded(128, minimum=1, maximum=MAX_BATCH)
     """samples per update over all replicas"""
     micro_batch_size: int | None = bounded(None, minimum=1, maximum=MAX_BATCH)
-    """samples per replica per forward; null = global_batch_size / replicas, smaller values accumulate gradients"""
+    """samples per replica per forward; smaller values accumulate gradients; null =
+    global_batch_size / replicas"""
     early_stop: int | None = bounded(None, minimum=1, maximum=MAX_EPOCHS)
     """evaluations without a better val top-1 after which the run ends; null = it never ends early"""
 

@@ -283,14 +283,6 @@ def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], words: str,
         assert reason in output.err
 
 
-def test_help_starts_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run("summary", ["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    assert 2 <= text[: text.index("options:")].count("python launch/summary.py") <= 3
-
-
 @pytest.mark.heavy
 def test_script_needs_neither_accelerate_nor_torchvision() -> None:
     launch = Path(__file__).resolve().parents[2] / "launch" / "summary.py"

@@ -264,11 +264,3 @@ def test_input_scale_is_evaluations() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, -1, -1)
     wanted = scale_pixels(card.normalization, pixels.permute(0, 2, 3, 1), torch.zeros(1, 3), channels_last=False)
     torch.testing.assert_close(pixels.float() * deployed.scale + deployed.bias, wanted, rtol=1e-6, atol=1e-5)
-
-
-def test_the_help_begins_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run("export", ["--help"])
-    text = capsys.readouterr().out
-    assert 2 <= text[: text.index("options:")].count("python launch/export.py") <= 3
-    assert list(export.FORMATS) == ["onnx", "torch_export", "torchvision"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.settings.help import HELP, format_description
+from alexnet_dist.settings.nearest import find_nearest
 
 EXAMPLES = """Look at images, or convert them, before a run reads them.
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: there is none of this name.
     """
-    if argv and argv[0] in ("-h", "--help"):
-        print(EXAMPLES)
+    if argv and argv[0] in HELP:
+        print(format_description(EXAMPLES))
         return 0
     if not argv or argv[0] not in KINDS:
         raise _name_kinds(argv)
@@ -45,6 +46,6 @@ def main(argv: Sequence[str]) -> int:
 def _name_kinds(argv: Sequence[str]) -> UsageError:
     if not argv or argv[0].startswith("-"):
         return UsageError("no preparation is named", where="command line", remedy=f"give one of {', '.join(KINDS)}")
-    near = difflib.get_close_matches(argv[0], KINDS, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(KINDS)}"
+    near = find_nearest(argv[0], KINDS)
+    remedy = f"did you mean {near}?" if near else f"give one of {', '.join(KINDS)}"
     return UsageError(f"unknown preparation {argv[0]!r}", where="command line", remedy=remedy)

@@ -32,7 +32,7 @@ stopped goes on where it was. --check reads everything and holds it against its 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("prepare cache", EXAMPLES)
+    parser = new_parser("prepare cache", EXAMPLES, "--config NAME [options] [--SETTING VALUE ...]")
     add_options(parser, "config")
     parser.add_argument("--check", action="store_true", help="build nothing; read what is there and check it")
     add_options(parser, "debug")

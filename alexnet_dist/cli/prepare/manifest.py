@@ -35,7 +35,7 @@ Pictures: TypeAlias = dict[str, list[str]]  # {class: paths relative to the fold
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("prepare manifest", EXAMPLES)
+    parser = new_parser("prepare manifest", EXAMPLES, "--data FOLDER --out FOLDER [options]")
     add_set_options(parser)
     options = parse_options(argv, parser)
     root, names = read_set_options(options)
@@ -51,9 +51,10 @@ def add_set_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", type=str, help="folder that --train, --val and --test are relative to")
     add("--train", type=str, default="train", help="class folders of the training images; they name the classes")
-    add("--val", type=str, help="class folders of validation images; null = none")
-    add("--test", type=str, help="class folders of test images; null = none")
-    add("--out", type=str, help="folder for the manifests and the class list; it is made")
+    add("--val", type=str, help="class folders of validation images")
+    add("--test", type=str, help="class folders of test images")
+    what = "folder for the manifests and the class list; it is made"
+    add("--out", type=str, metavar="FOLDER", help=what)
     add("--overwrite", action="store_true", help="replace lists of other content")
     add("--debug", action="store_true", help="show tracebacks")
 

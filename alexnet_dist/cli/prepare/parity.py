@@ -36,7 +36,7 @@ ENGINES_COMPARED = ["torchvision", "dali"]
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("prepare parity", EXAMPLES)
+    parser = new_parser("prepare parity", EXAMPLES, "--data FOLDER [options]")
     parser.add_argument("--data", type=str, help="a folder of images, at any depth")
     parser.add_argument("--engines", type=str, nargs="+", default=ENGINES_COMPARED, help="two or more engines")
     parser.add_argument("--resize", type=int, default=256, help="shorter side, in pixels")

@@ -32,18 +32,18 @@ examples:
 
 The files are those of `prepare manifest`. The choice follows --seed and the names alone, on every machine, and a
 smaller one is part of a larger one with the same seed. --per_class is for the training images, --val_per_class and
---test_per_class are for the others; null takes all. Classes keep the order of their folders' names."""
+--test_per_class are for the others. Classes keep the order of their folders' names."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("prepare subset", EXAMPLES)
+    parser = new_parser("prepare subset", EXAMPLES, "--data FOLDER --out FOLDER [options]")
     add_set_options(parser)
     parser.add_argument("--classes", type=str, nargs="+", help="names of the classes")
-    parser.add_argument("--num_classes", type=int, help="how many classes to pick; null without --classes = all")
-    parser.add_argument("--per_class", type=int, help="training images of each class; null = all")
-    parser.add_argument("--val_per_class", type=int, help="validation images of each class; null = all")
-    parser.add_argument("--test_per_class", type=int, help="test images of each class; null = all")
+    parser.add_argument("--num_classes", type=int, help="how many classes to pick (default: all)")
+    parser.add_argument("--per_class", type=int, help="training images of each class (default: all)")
+    parser.add_argument("--val_per_class", type=int, help="validation images of each class (default: all)")
+    parser.add_argument("--test_per_class", type=int, help="test images of each class (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     options = parse_options(argv, parser)
     counts = _check_options(options)

@@ -44,11 +44,11 @@ class DataSettings:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("prepare verify", EXAMPLES)
+    parser = new_parser("prepare verify", EXAMPLES, "[--config NAME] [options] [--SETTING VALUE ...]")
     add_options(parser, "config")
-    parser.add_argument("--workers", type=int, help="decoding threads; null = as many as there are cores")
+    parser.add_argument("--workers", type=int, help="decoding threads (default: as many as there are cores)")
     parser.add_argument("--again", action="store_true", help="decode the files that are known to be good, too")
-    parser.add_argument("--out", type=str, help=f"CSV of the bad files; null = {OUT}, in place of an earlier list")
+    parser.add_argument("--out", type=str, help=f"CSV of the bad files (default: {OUT}, in place of an earlier list)")
     add_options(parser, "overwrite", "debug")
     arguments = parse_arguments(argv, parser, DataSettings)
     options = arguments.options

@@ -323,10 +323,3 @@ def test_words_that_cannot_be_meant(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(part in line for part in parts), line
-
-
-def test_help_begins_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run("prepare", ["parity", "--help"])
-    assert ended.value.code == 0
-    assert capsys.readouterr().out.index("python launch/prepare.py parity") < 200

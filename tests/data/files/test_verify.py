@@ -462,12 +462,6 @@ def test_interrupted_verb_says_how_to_go_on(
     assert "start the same command again to go on" in capsys.readouterr().err
 
 
-def test_help_begins_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("prepare", ["--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(f"python launch/prepare.py {kind}" in text for kind in ("verify", "cache", "parity"))
-
-
 def test_digests_tell_path_size_and_time_apart() -> None:
     files = [FoundFile(path, size, time) for path in ("a", "a1", "b") for size in (1, 11) for time in (1, 11)]
     digests = [verify._hash_file(file) for file in files]

@@ -625,12 +625,6 @@ def test_verb_ends_with_the_code_of_its_error(
     assert why in capsys.readouterr().err
 
 
-def test_verb_begins_its_help_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run("prepare", ["cache", "--help"])
-    assert "python launch/prepare.py cache --config" in capsys.readouterr().out.partition("options:")[0]
-
-
 def test_pixels_are_mapped_not_copied(root: Path) -> None:
     layout = plan_layout(root)
     build(layout)

@@ -1,0 +1,93 @@
+"""Which name is meant by one that is unknown: a habit of another program, or a slip of the finger."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+
+# What timm, torchvision, ultralytics, Lightning and transformers call it, in small letters with underscores.
+HABITS = {
+    "train.global_batch_size": (
+        *("b", "bs", "batch", "batch_size", "train_batch_size", "per_device_train_batch_size", "total_batch_size"),
+    ),
+    "batch_size": ("b", "bs", "batch", "per_device_eval_batch_size"),
+    "train.micro_batch_size": (
+        *("accumulate", "grad_accum_steps", "accumulate_grad_batches", "gradient_accumulation_steps"),
+    ),
+    "train.epochs": ("e", "ep", "epoch", "num_epochs", "max_epochs", "num_train_epochs", "n_epochs"),
+    "train.max_steps": ("steps", "num_steps", "max_iter", "max_iters", "iterations"),
+    "train.early_stop": ("early_stopping", "early_stopping_patience"),
+    "optimizer.lr": ("learning_rate", "lr0", "lr_base", "base_lr", "init_lr"),
+    "optimizer.weight_decay": ("wd", "decay", "l2"),
+    "optimizer.momentum": ("mom",),
+    "optimizer.name": ("opt", "optim", "optimiser"),
+    "optimizer.freeze": ("freeze_layers",),
+    "schedule.name": ("sched", "scheduler", "lr_scheduler", "lr_scheduler_type"),
+    "schedule.warmup_steps": ("warmup", "warmup_epochs", "lr_warmup_epochs"),
+    "model.variant": ("a", "arch", "architecture", "model"),
+    "model.pretrained": ("weights", "finetune", "initial_checkpoint", "pretrained_path", "load"),
+    "model.image_size": ("imgsz", "img", "img_size", "image_size", "input_size", "train_crop_size", "crop_size"),
+    "model.num_classes": ("nc", "classes"),
+    "model.dropout": ("drop", "drop_rate"),
+    "model.in_channels": ("in_chans", "channels"),
+    "data.root": ("data", "d", "data_dir", "data_path", "dataset", "dataset_path", "root_dir"),
+    "data.train": ("train_dir", "train_split", "train_data"),
+    "data.val": ("val_dir", "valid", "validation", "val_split", "val_data", "data.valid", "data.validation"),
+    "data.test": ("test_dir", "test_data"),
+    "data.val_fraction": ("valid_pct", "validation_split", "val_ratio"),
+    "data.workers": ("j", "nw", "num_workers", "dataloader_num_workers"),
+    "augment.resize": ("val_resize_size", "resize_size"),
+    "augment.horizontal_flip": ("hflip", "fliplr", "hflip_prob"),
+    "augment.vertical_flip": ("vflip", "flipud"),
+    "augment.random_erasing": ("reprob", "random_erase", "erasing"),
+    "augment.crop_scale": ("scale",),
+    "precision": ("amp", "fp16", "bf16", "half", "mixed_precision", "amp_dtype"),
+    "device": ("gpu", "gpus", "cuda", "accelerator"),
+    "compile": ("torchcompile", "torch_compile"),
+    "output_dir": ("o", "output", "out", "out_dir", "save_dir", "default_root_dir", "experiment", "logdir", "log_dir"),
+    "out": ("o", "output", "save", "file"),
+    "log.every_steps": ("log_interval", "print_freq", "log_every_n_steps", "logging_steps"),
+    "checkpoint.every_steps": ("save_period", "save_freq", "save_steps"),
+    "checkpoint.keep": ("checkpoint_hist", "save_total_limit", "save_top_k"),
+    "tracking.wandb": ("log_wandb", "use_wandb", "report_to", "logger"),
+    "parallel.strategy": ("distributed", "ddp"),
+    "resume_from": ("resume", "ckpt", "ckpt_path", "checkpoint", "resume_from_checkpoint"),
+    "new": ("overwrite", "exist_ok", "restart"),
+    "model": ("ckpt", "ckpt_path", "checkpoint", "run"),
+    "config": ("c", "cfg", "recipe"),
+    "topk": ("k", "top_k"),
+    "print_config": ("show_config", "dry_run"),
+}
+NEAR_ENOUGH = 0.75  # of two words: twice the letters in common over all their letters
+
+
+def find_nearest(word: str, known: Collection[str], sections: Collection[str] = ()) -> str | None:
+    """The known name that an unknown one most likely means; None where none is near.
+
+    Args:
+        word: as it was written: a key, or an option with its dashes.
+        known: dotted names.
+        sections: what else may be meant, as a whole.
+    """
+    plain = re.sub(r"[-\s]", "_", word.lstrip("-")).lower()
+    section, _, last = plain.rpartition(".")
+    beside = {_last(name): name for name in known if section and name.rpartition(".")[0] == section}
+    ends = {} if section else {_last(name): name for name in reversed(list(known))}
+    whole = {} if beside else ends | {name: name for name in known}
+    alike = [
+        *(name for name in known if name == plain),
+        *([] if section else _rank(plain, {name: name for name in sections})),
+        *(name for name, habits in HABITS.items() if name in known and plain in habits),
+        *(name for name in beside.values() if last in HABITS.get(name, ())),
+        *(name for name in known if _last(name) == last),  # the section was left out, or is another one
+    ]
+    return next(iter(alike or _rank(last, beside) or _rank(plain, whole)), None)
+
+
+def _rank(word: str, names: dict[str, str]) -> list[str]:
+    return [names[near] for near in difflib.get_close_matches(word, names, n=1, cutoff=NEAR_ENOUGH)]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,67 @@
+"""Which setting an unknown name is taken for."""
+
+from __future__ import annotations
+
+import pytest
+
+from alexnet_dist.settings.nearest import HABITS, find_nearest
+from alexnet_dist.settings.schema import Config, walk_fields
+
+KEYS = [key for key, _ in walk_fields(Config)]
+OPTIONS = {"config", "new", "resume_from", "print_config", "model", "out", "batch_size", "topk"}  # of verbs
+SECTIONS = ["model", "data", "optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--batch-size", "train.global_batch_size"),
+        ("-b", "train.global_batch_size"),
+        ("--lr", "optimizer.lr"),
+        ("--epochs", "train.epochs"),
+        ("--model", "model.variant"),
+        ("--data", "data.root"),
+        ("--data-dir", "data.root"),
+        ("--amp", "precision"),
+        ("--workers", "data.workers"),
+        ("--wd", "optimizer.weight_decay"),
+        ("--momentum", "optimizer.momentum"),
+        ("--resume", "resume_from"),
+        ("--pretrained", "model.pretrained"),
+        ("--imgsz", "model.image_size"),
+        ("--output", "output_dir"),
+        ("--Optimizer.LR", "optimizer.lr"),
+        ("--optimizer.lrr", "optimizer.lr"),
+        ("--optimizer.learning_rate", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("--data.rot", "data.root"),
+    ],
+)
+def test_habits_and_slips_name_the_setting(word: str, meant: str) -> None:
+    assert find_nearest(word, [*KEYS, "resume_from"]) == meant
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--quiet",
+        "--profile",
+        "--deterministic",
+        "--version",
+        "--dry_run",
+        "--tracking.log_model",
+        "--model.nonsense",
+    ],
+)
+def test_nothing_is_suggested_where_nothing_is_near(word: str) -> None:
+    assert find_nearest(word, KEYS, SECTIONS) is None
+
+
+def test_a_section_is_a_suggestion_where_sections_are_asked_for() -> None:
+    assert find_nearest("optimiser", KEYS, SECTIONS) == "optimizer"
+    assert find_nearest("optimiser", KEYS) == "optimizer.name"
+
+
+def test_every_habit_leads_somewhere() -> None:
+    assert set(HABITS) <= set(KEYS) | OPTIONS
+    assert [name for name, habits in HABITS.items() if name in habits] == []
