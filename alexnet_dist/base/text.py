@@ -113,19 +113,13 @@ def _quote_letter(letter: str) -> str:
     return letter if letter.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
 
 
-def align(rows: Sequence[Sequence[str]], left: int = 2) -> str:
-    """A table: columns as wide as their longest cell, and a line a row.
+def align(rows: Sequence[Sequence[str]], sides: str = "<<>") -> str:
+    """A table: columns as wide as their longest cell, two spaces apart, and a line a row.
 
     Args:
         rows: of cells; the first may be the header.
-        left: columns that stand to the left; numbers, all after those, stand to the right.
+        sides: of each column, "<" = text to the left, ">" = numbers to the right; the last holds for all that follow.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "".join(line.rstrip() + "\n" for line in lines)
+    forms = [f"{{:{side}{width}}}" for side, width in zip(sides.ljust(len(widths), sides[-1]), widths, strict=True)]
+    return "".join("  ".join(map(str.format, forms, row)).rstrip() + "\n" for row in rows)

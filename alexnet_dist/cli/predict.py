@@ -105,7 +105,7 @@ def format_table(predictions: Sequence[Prediction]) -> str:
         others = ", ".join(f"{find_words(name) or name} {value:.1%}" for name, value in row.top[1:])
         said = f"error: {row.error}" if row.label is None else describe_class(row.label)
         rows.append((row.path, said, _percent(row.confidence), others))
-    return align([[escape_text(cell) for cell in row] for row in rows], left=4)
+    return align([[escape_text(cell) for cell in row] for row in rows], "<")
 
 
 def format_rows_as_csv(predictions: Sequence[Prediction]) -> str:

@@ -97,9 +97,3 @@ def predict_band(run: PublishedRun) -> tuple[float, float]:
     prediction = predict(_benchmark_network(), strategy, run.devices, run.batch, compute, links)
     alone = compute.step_seconds(run.batch)
     return alone / prediction.slowest_seconds, alone / prediction.fastest_seconds
-
-
-def is_in_band(run: PublishedRun) -> bool:
-    """Whether the published efficiency lies in the band, within `TOLERANCE`."""
-    slow, fast = predict_band(run)
-    return slow - TOLERANCE <= run.efficiency <= fast + TOLERANCE

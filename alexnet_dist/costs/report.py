@@ -139,4 +139,4 @@ def format_published(runs: Sequence[PublishedRun]) -> str:
         slow, fast = predict_band(run)
         held = f"held within {100 * TOLERANCE:.0f} points" if run.is_held else f"not held: {run.remark}"
         cells.append((run.name, run.source, f"{run.efficiency:.1%}", f"{slow:.1%}", f"{fast:.1%}", held))
-    return align(cells, left=len(PUBLISHED_COLUMNS))
+    return align(cells, "<")

@@ -13,7 +13,7 @@ from alexnet_dist.base.durable import read_object, write_csv, write_json
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.base.run_record import METRICS, SUMMARY, read_run
-from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.text import align, escape_text
 from alexnet_dist.runs.resume import is_over
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import read_rows
@@ -156,16 +156,15 @@ def _make_csv(results: Sequence[FoldResult]) -> tuple[list[str], list[list[str]]
 
 def format_table(config: Config, results: Sequence[FoldResult]) -> str:
     """The table for the terminal, in percent."""
-    lines = [f"{'fold':<6}{'train':>10}{'val':>10}{'top-1':>10}{'top-5':>10}{'best top-1':>24}{'seconds':>10}"]
+    rows: list[tuple[str, ...]] = [("fold", "train", "val", "top-1", "top-5", "best top-1", "seconds")]
     for result in results:
-        best = f"{100 * result.best_top1:.2f} (epoch {result.best_epoch})"
-        counts = f"{result.fold:<6}{result.num_train:>10,}{result.num_val:>10,}"
-        scores = f"{100 * result.top1:>10.2f}{100 * result.top5:>10.2f}{best:>24}"
-        lines.append(f"{counts}{scores}{result.train_seconds:>10.1f}")
+        counts = (f"{result.fold}", f"{result.num_train:,}", f"{result.num_val:,}")
+        best = f"{_percent(result.best_top1)} (epoch {result.best_epoch})"
+        rows.append((*counts, _percent(result.top1), _percent(result.top5), best, f"{result.train_seconds:.1f}"))
     for name, function, fewest in (("mean", statistics.fmean, 1), ("std", statistics.stdev, 2)):
         values = _reduce(results, function, fewest)
-        scores = "".join(f"{_percent(values[key]):>{width}}" for key, width in (("top1", 10), ("top5", 10)))
-        lines.append(f"{name:<26}{scores}{_percent(values['best_top1']):>24}")
+        rows.append((name, "", "", *(_percent(values[key]) for key in ("top1", "top5", "best_top1")), ""))
+    lines = align(rows, "<>").splitlines()
     lines += ["", f"top-1 and top-5 in percent, of the last weights; std is the {SPREAD}", *list_notes(config)]
     tests = _reduce(results, statistics.fmean, 1)["test_top1"]
     if tests is not None:

@@ -137,7 +137,7 @@ def print_report(report: Report) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Columns as wide as their longest cell, then an empty line."""
     cells = [[*columns], *([format_cell(value) for value in row] for row in rows)]
-    print(align(cells, left=len(columns)))
+    print(align(cells, "<"))
 
 
 def format_cell(value: object) -> str:

@@ -215,6 +215,14 @@ def test_the_first_difference_of_two_lists(theirs: str, ours: str, expected: tup
     assert find_difference(theirs, ours) == expected
 
 
-@pytest.mark.parametrize(("left", "line"), [(1, "a     b"), (2, "a  b")])
-def test_a_table_has_its_numbers_to_the_right(left: int, line: str) -> None:
-    assert align([("a", "b"), ("a", "1234")], left).splitlines()[0] == line
+@pytest.mark.parametrize(
+    ("sides", "table"),
+    [
+        ("<", "a      b     c\naa {}  1234  1\n"),
+        ("<>", "a         b  c\naa {}  1234  1\n"),
+        ("<><", "a         b  c\naa {}  1234  1\n"),
+        (">><", "    a     b  c\naa {}  1234  1\n"),
+    ],
+)
+def test_a_table_has_its_numbers_to_the_right(sides: str, table: str) -> None:
+    assert align([("a", "b", "c"), ("aa {}", "1234", "1")], sides) == table

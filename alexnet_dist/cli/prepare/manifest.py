@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.base.errors import DataError, UsageError
-from alexnet_dist.base.text import escape_text, join_names, quote_word
+from alexnet_dist.base.text import align, escape_text, join_names, quote_word
 from alexnet_dist.data.sources.folders import list_class_folders, list_images, match_folders
 from alexnet_dist.data.sources.manifest_read import CLASS_LIST
 from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
@@ -141,12 +141,13 @@ def write_lists(out: Path, sets: Mapping[str, Pictures], classes: Sequence[str],
 
 def print_report(root: Path, out: Path, sets: Mapping[str, Pictures]) -> None:
     """A line for each set, and the settings with which the lists are read."""
-    print(f"{'set':<7}{'classes':>9}{'images':>12}  {'per class':<18}manifest")
+    rows = [("set", "classes", "images", "per class", "manifest")]
     for key, pictures in sets.items():
         counts = [len(paths) for paths in pictures.values() if paths]
         spread = f"{min(counts):,} to {max(counts):,}" if counts else "0"
         file = escape_text(str(out / f"{key}.txt"))
-        print(f"{key:<7}{len(counts):>9,}{sum(counts):>12,}  {spread:<18}{file}")
+        rows.append((key, f"{len(counts):,}", f"{sum(counts):,}", spread, file))
+    print(align(rows, "<>><"), end="")
     paths = {key: os.path.abspath(out / f"{key}.txt") for key in sets}
     settings = {"source": "manifest", "root": str(root), **paths}
     words = " ".join(f"--data.{key} {quote_word(value)}" for key, value in settings.items())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import format_json
 from alexnet_dist.base.errors import DataError, MachineError, UsageError
-from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.text import align, escape_text
 from alexnet_dist.cli.options import add_options, check_at_least_one
 from alexnet_dist.settings.reader import new_parser, parse_options
 
@@ -223,11 +223,11 @@ def format_table(report: dict[str, Any]) -> str:
     lines = [f"{report['num_images']} images of {report['data']}, resize {report['resize']}, crop {report['crop']}"]
     for comparison in report["comparisons"]:
         lines += ["", f"{comparison['reference']} and {comparison['engine']}"]
-        lines.append(f"{'stage':<8}{'images':>8}{'maximum':>10}{'mean':>10}  worst image")
+        rows = [("stage", "images", "maximum", "mean", "worst image")]
         for stage in comparison["stages"]:
-            numbers = f"{stage['num_images']:>8}{stage['maximum']:>10.2f}{stage['mean']:>10.4f}"
-            lines.append(f"{stage['stage']:<8}{numbers}  {stage['worst']}".rstrip())
-        lines.append(comparison["verdict"])
+            numbers = (f"{stage['num_images']}", f"{stage['maximum']:.2f}", f"{stage['mean']:.4f}")
+            rows.append((stage["stage"], *numbers, escape_text(stage["worst"])))
+        lines += [*align(rows, "<>>><").splitlines(), comparison["verdict"]]
     if report["bad_files"]:
         lines += ["", f"{len(report['bad_files'])} bad files"]
         lines += [f"{bad['path']}: {bad['reason']}" for bad in report["bad_files"]]
