@@ -96,14 +96,13 @@ def test_names_of_another_form_are_their_users(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.heavy
-def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     ours, old = (mark_name(tmp_path / "a.json", TEMPORARY) for _ in range(2))
-    monkeypatch.setattr(durable, "_identify_machine", lambda: "0" * 8)
-    elsewhere = mark_name(tmp_path / "a.json", TEMPORARY)
-    monkeypatch.undo()
     ended = subprocess.Popen(["true"])
     ended.wait()
     killed = tmp_path / ours.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    first, process, _, draw = killed.name.split("-")
+    elsewhere = tmp_path / "-".join([first, process, "0" * 8, draw])  # of another machine, where it may live
     for path in (ours, old, elsewhere, killed):
         path.touch()
     os.utime(old, (0, 0))

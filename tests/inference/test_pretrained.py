@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,6 @@ from helpers.refusals import refused
 from torch import Tensor, nn
 from torchvision.models import alexnet
 
-from alexnet_dist.base import download
 from alexnet_dist.base.durable import hash_file
 from alexnet_dist.base.errors import CheckpointError, MachineError
 from alexnet_dist.inference import pretrained
@@ -181,7 +183,8 @@ def test_torchvisions_weights_with_another_sha256_are_not_used(cached: Path, tmp
 
 
 def test_what_arrives_is_held_against_the_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_run_transfer", lambda transfer: transfer.file.write_bytes(b"other"))
+    answer = SimpleNamespace(open=lambda request, timeout: io.BytesIO(b"other"))
+    monkeypatch.setattr(urllib.request, "build_opener", lambda: answer)
     line = refused(lambda: read_pretrained("torchvision", tmp_path), MachineError)
     assert "its sha256 is another" in line
 
