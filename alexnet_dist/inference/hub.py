@@ -71,6 +71,8 @@ class AlexNet(
         card: network, classes, preprocessing, and where the weights come from.
     """
 
+    __jit_unused_properties__ = ("classes",)  # TorchScript would compile them
+
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card.spec)
         self.card = card

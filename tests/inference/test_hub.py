@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import io
@@ -121,6 +122,14 @@ def test_prediction_is_preprocessing_network_and_softmax(run: Path, pictures: Pa
         found = model(model.preprocess(paths)).softmax(1).max(1).values
     wanted = [row.confidence for row in predict_files(run, paths, 1, "cpu")]
     assert found.tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("tool", [torch.jit.script, torch.fx.symbolic_trace, copy.deepcopy])
+def test_tools_take_the_network_with_its_card(tool: Any) -> None:
+    """As they take the plain one; see tests/models/test_graphs.py."""
+    model, images = make_model(), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(tool(model)(images), model(images), rtol=1e-5, atol=1e-6)
 
 
 def test_a_folder_keeps_what_else_is_in_it(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from helpers.tiny import tiny_config
 
 from alexnet_dist import train
-from alexnet_dist.base.errors import MemoryExhaustedError, UsageError
+from alexnet_dist.base.errors import InterruptedRunError, MemoryExhaustedError, UsageError
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.runs import session
 from alexnet_dist.settings.reader import dump_config, load_config, settle_config
@@ -85,6 +87,28 @@ def test_the_summary_is_returned_and_the_program_left_as_it_was(
         assert (dict(AcceleratorState._shared_state), dict(PartialState._shared_state)) == kept
     finally:
         logger.removeHandler(own)
+
+
+@pytest.mark.heavy
+def test_a_signal_stops_the_run_and_leaves_the_program_its_own(tmp_path: Path) -> None:
+    metrics, received = tmp_path / "run" / "metrics.jsonl", []
+
+    def interrupt() -> None:
+        while not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(InterruptedRunError, match="stopped by SIGINT"):
+            train(tiny_config(tmp_path / "run", train__epochs=5000, device="cpu"))
+        assert received == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
+        assert train(tiny_config(tmp_path / "run", train__epochs=2, device="cpu"))["status"] == "finished"  # it goes on
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
