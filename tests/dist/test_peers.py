@@ -326,27 +326,40 @@ def test_waiting_for_others_has_a_limit_and_is_said(tmp_path: Path, seconds: flo
 # -- restarts ---------------------------------------------------------------------------------------------------------
 
 
-def join_again(port: int, restarts: int) -> tuple[str, float]:
-    """What a restarted worker does; the prefix of its keys, and the sum over the processes."""
-    leave_group()
+def join_again(port: int, restarts: int, times: int) -> tuple[str, float]:
+    """What a worker does that trains so many times; the last prefix of its keys, and the sum over the processes."""
     os.environ.update({"TORCHELASTIC_RESTART_COUNT": str(restarts), "TORCHELASTIC_USE_AGENT_STORE": "True"})
     os.environ["MASTER_PORT"] = str(port)
-    join_restarted_group(on_gpu=False)
+    for _ in range(times):
+        if torch.distributed.is_initialized():
+            leave_group()
+        join_restarted_group(on_gpu=False)
     if not torch.distributed.is_initialized():
         return "", 0.0
     ones = torch.ones(1)
     torch.distributed.all_reduce(ones)
     store = torch.distributed.distributed_c10d._get_default_store().underlying_store
     store.set("mark", "")
-    prefix = f"restart_{restarts}"
+    prefix = f"restart_{restarts}_{times - 1}"
     return prefix if store.underlying_store.check([f"{prefix}/mark"]) else "another", float(ones)
 
 
-@pytest.mark.parametrize(("restarts", "expected"), [(0, ("", 0.0)), (1, ("restart_1", 2.0)), (2, ("restart_2", 2.0))])
-def test_restarted_workers_meet_under_keys_of_their_own(restarts: int, expected: tuple[str, float]) -> None:
-    """The first start is Accelerate's business."""
+@pytest.mark.parametrize(
+    ("restarts", "times", "expected"),
+    [
+        (0, 1, ("", 0.0)),
+        (1, 1, ("restart_1_0", 2.0)),
+        (2, 1, ("restart_2_0", 2.0)),
+        (0, 2, ("restart_0_1", 2.0)),
+        (1, 3, ("restart_1_2", 2.0)),
+    ],
+)
+def test_workers_that_met_before_meet_under_keys_of_their_own(
+    restarts: int, times: int, expected: tuple[str, float]
+) -> None:
+    """After a restart, and where a program trains again. The first meeting is Accelerate's business."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    assert run_processes(2, join_again, store.port, restarts) == [expected] * 2
+    assert run_processes(2, join_again, store.port, restarts, times) == [expected] * 2
 
 
 def test_one_process_listens_to_nobody() -> None:
