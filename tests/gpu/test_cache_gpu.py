@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda", 0)
 FLIPS: dict[str, Any] = {"crop": "random", "horizontal_flip": 0.5, "vertical_flip": 0.5}
 # Name: the recipe, and by how many grey levels a pixel may differ from the reference, which resizes on the CPU.
 RECIPES = {
-    "crops": (Augmentation(48, (60, 64), **FLIPS, lighting="source2012"), 1e-3),
+    "crops": (Augmentation(48, (60, 64), **FLIPS, lighting="source2012", random_erasing=0.5), 1e-3),
     "resized there": (Augmentation(100, 110, **FLIPS), 1.001),
     "ten views": (Augmentation(48, 60, views=10), 1e-3),
     "jitter": (Augmentation(48, (60, 64), **FLIPS, color_jitter=(0.4, 0.4, 0.4, 0.1)), 4.001),

@@ -32,7 +32,7 @@ SIDE = 24
 CUT = Augmentation(SIDE, None, "random", horizontal_flip=0.5, vertical_flip=0.5)
 RECIPES = {
     "no resize": CUT,
-    "shorter side": Augmentation(SIDE, 28, "random", horizontal_flip=0.5, lighting="source2012"),
+    "shorter side": Augmentation(SIDE, 28, "random", horizontal_flip=0.5, lighting="source2012", random_erasing=0.5),
     "random resized": Augmentation(SIDE, None, "random_resized", vertical_flip=0.5),
     "ten views": Augmentation(SIDE, 28, views=10),
 }

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-RECIPE = Augmentation(20, None, "random_resized", horizontal_flip=0.5, lighting="source2012")
+RECIPE = Augmentation(20, None, "random_resized", horizontal_flip=0.5, lighting="source2012", random_erasing=0.5)
 
 
 @pytest.fixture
