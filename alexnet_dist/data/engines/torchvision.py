@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
-from alexnet_dist.data.crop_ops.operations import change_crop
+from alexnet_dist.data.crop_ops.operations import change_crop, changes_bytes
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.engines.finish import CutCrops, finish
 from alexnet_dist.data.engines.loader import Batch, Loader
@@ -115,9 +115,10 @@ class PixelBatches:
         window = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels, rows.windows[first])
         width, height = rows.resized[first].tolist()
         picture = resize_pixels(window, width, height)  # the views of an image share it
+        is_changed = changes_bytes(self.plan.augmentation)
         for row in range(first, first + self.plan.augmentation.views):
-            crop = torch.from_numpy(cut_pixels(picture, rows, row, pixels.shape[1]))
-            pixels[row] = change_crop(crop, rows.drawn, row).numpy()
+            crop = cut_pixels(picture, rows, row, pixels.shape[1])
+            pixels[row] = change_crop(torch.from_numpy(crop), rows.drawn, row).numpy() if is_changed else crop
 
 
 def join_batch(pixels: Tensor, facts: RowFacts) -> PixelBatch:
