@@ -11,8 +11,12 @@ from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.machine import settle_home
 from alexnet_dist.base.text import join_names
 
-# What people call the same set.
-_SETS = (("val", "valid", "validation", "dev"), ("test", "testing"), ("train", "training"))
+# What people call the same set; the first word is ours.
+SET_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 
 
 def expand_home(path: str) -> str:
@@ -57,6 +61,6 @@ def _list_names(names: Sequence[str]) -> str:
 
 def _find_near(missing: str, names: Sequence[str]) -> str:
     """The name that is another spelling, another word for the same set, or nearly the same."""
-    alike = next((group for group in _SETS if missing.lower() in group), ())
+    alike = next((group for group in SET_NAMES.values() if missing.lower() in group), ())
     same = [name for name in names if name.lower() == missing.lower() or name.lower() in alike]
     return next(iter(same or difflib.get_close_matches(missing, names, n=1)), "")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import format_json, read_object, write_json
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.cli.options import add_options, check_at_least_one
+from alexnet_dist.base.text import join_names
+from alexnet_dist.cli.options import add_options, check_at_least_one, refuse_two_places, settle_out, take_model
 from alexnet_dist.data.engines.workers import start_worker_server
+from alexnet_dist.data.sources.given_folder import find_set
 from alexnet_dist.figures.canvas import check_matplotlib
-from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, EvaluationConfig
 
@@ -31,7 +32,8 @@ logger = logging.getLogger("alexnet_dist")
 EXAMPLES = """Evaluate a trained network; each image is counted once on any number of processes.
 
 examples:
-  python launch/evaluate.py --model runs/digits
+  python launch/evaluate.py runs/digits
+  python launch/evaluate.py runs/flowers data/more_flowers
   python launch/evaluate.py --model runs/imagenet_subset/model --split val --data.root data/imagenet_subset
   python launch/evaluate.py --model runs/imagenet_subset --ten_crop
   python launch/evaluate.py --model runs/digits --plots
@@ -42,7 +44,8 @@ Settings that are given replace those the network was trained with."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("evaluate", EXAMPLES, "--model FOLDER [options] [--SETTING VALUE ...]")
+    parser = new_parser("evaluate", EXAMPLES, "MODEL [FOLDER] [options] [--SETTING VALUE ...]")
+    parser.add_argument("paths", type=str, nargs="*", help="the model, then a folder of images in the place of its own")
     add_options(parser, "model", "weights")
     parser.add_argument("--split", default="val", choices=["val", "test"], help="which set")
     parser.add_argument(
@@ -54,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "overwrite", "debug")
     arguments = parse_arguments(argv, parser, EvaluationConfig)
     options = arguments.options
-    if options.model is None:
-        raise UsageError("--model is missing", remedy="give a run folder or its model/")
+    take_model(options)
+    given = {**name_images(options.paths, options.split, arguments.given), **arguments.given}
     check_at_least_one(options, "batch_size")
-    out = check_target(options.out, options.overwrite) if options.out is not None else None
+    out = settle_out(options)
     result = evaluate_model(
         Path(options.model),
         options.split,
-        arguments.given,
+        given,
         options.batch_size,
         ten_crop=options.ten_crop,
         plots=options.plots,
@@ -72,6 +75,26 @@ def main(argv: Sequence[str]) -> int:
     if result is not None:
         print(format_json(result, "the result", indent=2))
     return 0
+
+
+def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that read a set from a folder, {dotted name: value}: its part of that name, or its class folders.
+
+    Args:
+        folders: the words of the command line: one, or none where the model's own images are meant.
+        split: val or test.
+        given: settings of the command line.
+
+    Raises:
+        UsageError: more than one folder, or settings that name another one.
+        DataError: there is no such folder.
+    """
+    if not folders:
+        return {}
+    if len(folders) > 1:
+        raise UsageError("more than one folder", where="command line", why=join_names(folders), remedy="give one")
+    refuse_two_places(folders[0], given)
+    return {"data.source": "folder", "data.root": folders[0], f"data.{split}": find_set(Path(folders[0]), split)}
 
 
 def evaluate_model(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.runs.targets import check_target
 
 if TYPE_CHECKING:
     from alexnet_dist.costs.transfers import ByteSize
@@ -15,7 +18,7 @@ _WIRES = ["fp32", "bf16", "fp16"]
 # With `choices` an option has no type: jsonargparse would show a function in its place.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "config": {"type": str, "help": "settings: a YAML file, or a name in configs/"},
-    "model": {"type": str, "help": "a run folder, its model/, or one of its checkpoints/step-N"},
+    "model": {"type": str, "help": "a run folder, its model/, or one of its checkpoints/step-N; or the first word"},
     "weights": {
         "default": "best",
         "choices": ["best", "last"],
@@ -40,6 +43,47 @@ def add_options(parser: ArgumentParser, *names: str) -> None:
     """Add options of these names, in this order."""
     for name in names:
         parser.add_argument(f"--{name}", **_OPTIONS[name])
+
+
+def take_model(options: Namespace) -> None:
+    """Let the first word of a command line be the model where --model names none; the words are `options.paths`.
+
+    Raises:
+        UsageError: neither names one.
+    """
+    if options.model is None:
+        if not options.paths:
+            raise UsageError("--model is missing", remedy="give a run folder or its model/")
+        options.model, *options.paths = options.paths
+
+
+def refuse_two_places(folder: str, given: dict[str, Any]) -> None:
+    """Refuse settings that say where images are, beside a folder that does.
+
+    Raises:
+        UsageError: the first such setting is named.
+    """
+    doubled = next((key for key in ("data.root", "data.source", "data.train") if given.get(key) is not None), None)
+    if doubled is not None:
+        what, why = f"a folder and --{doubled} exclude each other", f"{folder} and {given[doubled]}"
+        raise UsageError(what, where="command line", why=why, remedy="give one of them")
+
+
+def settle_out(options: Namespace) -> Path | None:
+    """The file that --out names; None = the terminal.
+
+    Raises:
+        UsageError: as `check_target`.
+    """
+    return check_target(options.out, options.overwrite) if options.out is not None else None
+
+
+def hand_over(text: str, out: Path | None) -> None:
+    """Print a text, or write it to the file that --out names."""
+    if out is None:
+        print(text, end="")
+    else:
+        write_file(out, text.encode(), "out")
 
 
 def check_above_zero(options: Namespace, *names: str) -> None:

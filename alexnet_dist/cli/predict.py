@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet_dist.base.durable import format_csv, format_json, write_file
+from alexnet_dist.base.durable import format_csv, format_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import align, escape_text
-from alexnet_dist.cli.options import add_options, check_at_least_one
+from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, settle_out, take_model
 from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.data.class_words import describe_class, find_words
-from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """Name what is on a picture.
 
 examples:
-  python launch/predict.py --model runs/digits picture.jpg
+  python launch/predict.py runs/digits picture.jpg
   python launch/predict.py --model runs/imagenet_subset/model --topk 3 pictures/*.jpg --out rows.csv
   python launch/predict.py --model runs/digits pictures "holidays/**/*.jpg"
   find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
@@ -34,8 +33,8 @@ files that cannot be read, too."""
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("predict", EXAMPLES, "--model FOLDER PATH ... [options]")
-    parser.add_argument("paths", type=str, nargs="*", help="image files, folders of them, quoted patterns")
+    parser = new_parser("predict", EXAMPLES, "MODEL PATH ... [options]")
+    parser.add_argument("paths", type=str, nargs="*", help="the model, then image files, folders, quoted patterns")
     add_options(parser, "model", "weights")
     parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
@@ -48,17 +47,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=str, help="write the rows to this file instead of the terminal")
     add_options(parser, "overwrite", "device", "debug")
     options = parse_options(argv, parser)
+    if options.model is None and len(options.paths) > (options.list is None):
+        take_model(options)
     if options.model is None or not (options.paths or options.list):
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     check_at_least_one(options, "topk")
-    out = check_target(options.out, options.overwrite) if options.out is not None else None
+    out = settle_out(options)
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
-    text = FORMATS[choose_format(options.format, out)](predictions)
-    if out is None:
-        print(text, end="")
-    else:
-        write_file(out, text.encode(), "out")
+    hand_over(FORMATS[choose_format(options.format, out)](predictions), out)
     return min((prediction.exit_code for prediction in predictions if prediction.error), default=0)
 
 

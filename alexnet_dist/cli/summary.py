@@ -11,7 +11,7 @@ from alexnet_dist.base.durable import format_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import align
 from alexnet_dist.cli.networks import Network, configured_network, read_settings, stored_network
-from alexnet_dist.cli.options import add_options
+from alexnet_dist.cli.options import add_options, hand_over, settle_out
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
@@ -37,15 +37,17 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "config")
     parser.add_argument("--weights", type=str, help="a run folder or its model/: the network of a training run")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")
-    add_options(parser, "debug")
+    parser.add_argument("--out", type=str, help="write it to this file instead of the terminal")
+    add_options(parser, "overwrite", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
+    out = settle_out(options)
     if options.weights is None:
         network = configured_network(*read_settings(options.config, arguments.given))
     else:
         _refuse_settings([*(["config"] if options.config else []), *arguments.given])
         network = stored_network(Path(options.weights))
-    print(FORMATS[options.format](network, _summarise(network.spec)), end="")
+    hand_over(FORMATS[options.format](network, _summarise(network.spec)), out)
     return 0
 
 

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.places import find_place
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import writes_unicode
-from alexnet_dist.cli.options import add_options
+from alexnet_dist.base.text import escape_text, join_names
+from alexnet_dist.cli.options import add_options, refuse_two_places
 from alexnet_dist.data.engines.workers import start_worker_server
+from alexnet_dist.data.sources.given_folder import recognise_folder
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import dump_config, load_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
+from alexnet_dist.settings.shipped import list_shipped, shipped_folder
 
 EXAMPLES = """Train AlexNet.
 
 examples:
   python launch/train.py --config digits
-  accelerate launch launch/train.py --config imagenet_subset.yaml --data.root data/imagenet_subset
+  python launch/train.py data/flowers
+  accelerate launch launch/train.py --config imagenet_subset
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py --config smoke
 
-Starting the same command again goes on where the run stopped. --config names a file or one
-of configs/; any setting can be given after it."""
+A folder alone is trained with the recipe imagenet_subset, into runs/NAME-OF-FOLDER; --config names another recipe, a
+file or one of configs/. Starting the same command again goes on where the run stopped."""
 
-logger = logging.getLogger("alexnet_dist")
+GENERAL_RECIPE = "imagenet_subset"  # of a folder of images without a configuration
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
-    parser = new_parser("train", EXAMPLES, "--config NAME [options] [--SETTING VALUE ...]")
+    parser = new_parser("train", EXAMPLES, "[DATA_FOLDER] [--config NAME] [options] [--SETTING VALUE ...]")
+    what = "your images: class folders, or train/ and val/ with them"
+    parser.add_argument("folders", metavar="DATA_FOLDER", type=str, nargs="*", help=what)
     add_options(parser, "config")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
@@ -37,14 +46,45 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
-    if options.config is None:
-        raise UsageError("--config is missing", remedy="try --config digits")
-    config = load_config(options.config, arguments.given)
+    config = settle_settings(options.folders, options.config, arguments.given)
     if options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
     train(config, new=options.new, resume_from=options.resume_from)
     return 0
+
+
+def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, Any]) -> Config:
+    """The settings of a run on a folder of images, or of a configuration; what is seen in the folder is said.
+
+    Args:
+        folders: the words of the command line: one folder, or none.
+        name: the configuration; None = the general one.
+        given: settings of the command line.
+
+    Raises:
+        UsageError: neither, more than one folder, or settings that name another one.
+        DataError: there is no such folder, or nothing to train on in it.
+    """
+    if not folders:
+        if name is None:
+            remedy = "try --config digits, or give the folder of your images"
+            raise UsageError("--config is missing", remedy=remedy)
+        return load_config(name, given)
+    folder = Path(folders[0])
+    if len(folders) > 1:
+        raise UsageError("more than one folder", where="command line", why=join_names(folders), remedy="give one")
+    if not folder.exists() and folders[0] in list_shipped(shipped_folder("configs")):
+        raise UsageError(f"no folder {folders[0]!r}", where="command line", remedy=f"did you mean --config {folder}?")
+    refuse_two_places(folders[0], given)
+    found = recognise_folder(folder)
+    own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folder).name)}
+    config = load_config(name or GENERAL_RECIPE, {**found.settings, **own, **given})
+    if rank_from_environment() == 0:
+        print(f"images    {escape_text(folder)}: {escape_text(found.layout)}", file=sys.stderr)
+        if name is None:
+            print(f"recipe    {GENERAL_RECIPE}; --config names another", file=sys.stderr, flush=True)
+    return config
 
 
 def train(config: Config, new: bool = False, resume_from: str | None = None) -> dict[str, Any]:

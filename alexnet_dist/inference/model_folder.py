@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from alexnet_dist.base.nested import flatten, nest
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.run_record import find_run, is_step_name, read_run
+from alexnet_dist.base.text import name_few, quote_word
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
@@ -173,7 +175,20 @@ def find_model_folder(path: Path, weights: str = BEST) -> Path:
     if not os.path.lexists(path):
         where, beside, near = describe_missing(path)
         why, remedy = f"no such folder, {beside}", f"did you mean '{near}'? {remedy}" if near else remedy
+    models = [] if there else _list_models(path)
+    if models:
+        remedy = f"{remedy}: {name_few(map(quote_word, models))}"
     raise CheckpointError("no model", where=where, why=why, remedy=remedy)
+
+
+def _list_models(path: Path) -> list[Path]:
+    """The run folders and model folders beside a path, in it, and in runs/."""
+    found: dict[Path, None] = {}
+    for folder in (path, path.parent, Path("runs")):
+        with contextlib.suppress(OSError):
+            found |= dict.fromkeys(sorted(file.parent for file in folder.glob(f"*/{WEIGHTS}")))
+            found |= dict.fromkeys(sorted(file.parents[1] for file in folder.glob(f"*/model/{WEIGHTS}")))
+    return [model for model in found if model != path / "model"]
 
 
 def _find_last(path: Path) -> Path:

@@ -33,7 +33,6 @@ MIN_WIDTH, MAX_WIDTH, COLUMN = 40, 120, 28
 OFTEN = {
     "data.root": "folder with your images: train/ and val/ lie in it",
     "data.val": "validation images, below data.root",
-    "data.val_fraction": "part of train that is kept for validation",
     "data.engine": "",
     "data.workers": "processes that decode images",
     "augment.resize": "before the crop: N (shorter side) or [H, W]",
@@ -49,8 +48,7 @@ OFTEN = {
     "train.micro_batch_size": "images per process and forward pass",
     "parallel.strategy": "",
     "precision": "",
-    "device": "",
-    "seed": "",
+    "seed": "of every random choice",
     "tracking.wandb": "",
     "output_dir": "run folder",
 }
@@ -146,7 +144,6 @@ def point_to_settings(parser: ArgumentParser, settings: type, width: int) -> str
     if parser.prog == "train":
         lines.append("settings that people change (a configuration has them all):")
         lines += [line for key, words in OFTEN.items() for line in _format_briefly(told[key], words, width)]
-        lines.append("")
         said = f"`--help SECTION` tells all of a section: {names}."
     else:
         where = "see `alexnet-dist train --help`, or " if set(OFTEN) <= set(told) else ""

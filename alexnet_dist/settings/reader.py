@@ -77,7 +77,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
     with _explaining(_pair_words(argv), {}):
-        namespace = parser.parse_args(list(argv), defaults=False)
+        namespace = parser.parse_args(_put_words_first(argv, parser), defaults=False)
         own_values = parser.get_defaults()
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
     chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
@@ -96,7 +96,7 @@ def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
     with _explaining(_pair_words(argv), {}):
-        options = parser.parse_args(list(argv))
+        options = parser.parse_args(_put_words_first(argv, parser))
     return _settle_paths(options)
 
 
@@ -395,6 +395,24 @@ def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
             near = find_nearest(flag, keys)
             remedy = f"did you mean --{near}?" if near else "see --help for all keys"
             raise UsageError(f"unknown option {flag}", where="command line", remedy=remedy)
+
+
+def _put_words_first(argv: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """A command line with the words that no option takes before the options: argparse may read them nowhere else."""
+    if "--" in argv:
+        return list(argv)
+    words: list[str] = []
+    rest: list[str] = []
+    room = 0  # for values of the option before
+    for word in argv:
+        if word.startswith("-") and len(word) > 1:
+            action = parser._option_string_actions.get(word)  # None where it holds its value: --key=value
+            room = 0 if action is None or action.nargs == 0 else 1 if action.nargs is None else len(argv)
+            rest.append(word)
+        else:
+            (rest if room else words).append(word)
+            room = max(room - 1, 0)
+    return [*words, *rest]
 
 
 def _pair_words(argv: Sequence[str]) -> dict[str, str]:

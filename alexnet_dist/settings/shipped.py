@@ -19,6 +19,11 @@ def shipped_folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def list_shipped(folder: Path) -> list[str]:
+    """The names of the YAML files in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
     """The YAML file that a user names: a path, or a name in one of some folders with or without `.yaml`.
 
@@ -35,7 +40,7 @@ def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
     found = next(filter(os.path.isfile, candidates), None)  # False for what no file can be called
     if found is not None:
         return found
-    known = sorted(path.stem for path in folders[-1].glob("*.yaml"))
+    known = list_shipped(folders[-1])
     near = difflib.get_close_matches(Path(name).stem, known, n=1)
     names = sorted(known, key=len)
     remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {name_few(names)}"

@@ -33,7 +33,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "words"), [(verb, words) for verb in ("train", "crossval") for words in read_commands(verb)]
 )
-def test_settings_of_training_are_accepted(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_training_are_accepted(
+    verb: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "data" / "flowers" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert run(verb, [*words, "--print_config"]) == 0
     assert "output_dir: runs/" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.base.durable import format_json
 from alexnet_dist.base.errors import DataError, MachineError, UsageError
 from alexnet_dist.base.text import align, escape_text
-from alexnet_dist.cli.options import add_options, check_at_least_one
+from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, settle_out
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random crops, flips and colour noise")
     add_options(parser, "device")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of the report")
-    add_options(parser, "debug")
+    parser.add_argument("--out", type=str, help="write the report to this file instead of the terminal")
+    add_options(parser, "overwrite", "debug")
     options = parse_options(argv, parser)
     _check_options(options)
+    out = settle_out(options)
     report = compare_folder(
         Path(options.data),
         options.engines,
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         limit=options.limit,
         device_name=options.device,
     )
-    print(FORMATS[options.format](report), end="")
+    hand_over(FORMATS[options.format](report), out)
     return 3 if report["bad_files"] else 0
 
 

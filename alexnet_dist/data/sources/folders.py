@@ -91,7 +91,7 @@ def list_class_folders(root: Path) -> list[str]:
     """
     try:
         with os.scandir(root) as entries:
-            visible = [entry for entry in entries if not _is_stray(entry.name)]
+            visible = [entry for entry in entries if not is_stray(entry.name)]
         names = sorted(entry.name for entry in visible if is_folder(entry) and not _leads_upwards(entry))
     except OSError as error:
         raise _listing_error(error, root) from error
@@ -220,11 +220,11 @@ class Walk:
                 for entry in entries:
                     if is_folder(entry):
                         below = (entry.path, f"{prefix}{entry.name}/")
-                        if _is_stray(entry.name):
+                        if is_stray(entry.name):
                             self.strays.append(prefix + entry.name)
                         else:
                             (links if entry.is_symlink() else waiting).append(below)
-                    elif not _is_stray(entry.name):
+                    elif not is_stray(entry.name):
                         self._take(entry, prefix + entry.name)
         return links
 
@@ -273,7 +273,7 @@ def _find_no_classes(root: Path) -> tuple[list[str], list[str]]:
     """Folders beside those of the classes that are none: hidden ones and the system's, and links to what holds them."""
     with os.scandir(root) as entries:
         folders = sorted((entry for entry in entries if is_folder(entry)), key=lambda entry: entry.name)
-    strays = [entry.name for entry in folders if _is_stray(entry.name)]
+    strays = [entry.name for entry in folders if is_stray(entry.name)]
     return strays, [entry.name for entry in folders if entry.name not in strays and _leads_upwards(entry)]
 
 
@@ -281,7 +281,7 @@ def _find_lost_links(root: Path) -> list[str]:
     """Links beside the class folders that lead nowhere and are not named as files are."""
     with os.scandir(root) as entries:
         links = sorted(entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path))
-    return [name for name in links if not _is_stray(name) and not os.path.splitext(name)[1]]
+    return [name for name in links if not is_stray(name) and not os.path.splitext(name)[1]]
 
 
 def _describe_passed(walks: Sequence[Walk], strays: Sequence[str] = (), links: Sequence[str] = ()) -> list[str]:
@@ -338,7 +338,8 @@ def _describe_shared_pictures(walks: Sequence[Walk]) -> list[str]:
     return [f"{_count(int(is_again.sum()), 'picture')} in more than one class, through links ({pair} are one file)"]
 
 
-def _is_stray(name: str) -> bool:
+def is_stray(name: str) -> bool:
+    """Whether a name is hidden, or one of what systems and tools put beside people's folders."""
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 

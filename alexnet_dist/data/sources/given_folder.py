@@ -1,0 +1,91 @@
+"""A folder of images as its owner has it: class folders at once, or sets of them, called train, val, test or alike."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alexnet_dist.base.disk_errors import name_reason, name_remedy
+from alexnet_dist.base.errors import DataError
+from alexnet_dist.base.places import SET_NAMES
+from alexnet_dist.base.text import join_names, quote_word
+from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, is_folder, is_stray
+from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY, explain_missing_folder
+
+HERE = "."
+LEAST_CLASSES = 2
+
+
+@dataclass(frozen=True)
+class GivenFolder:
+    """How a folder is read.
+
+    Args:
+        settings: that read it so, {dotted name: value}.
+        layout: what was recognised, in words.
+    """
+
+    settings: dict[str, Any]
+    layout: str
+
+
+def recognise_folder(folder: Path) -> GivenFolder:
+    """How the images of a folder are trained on: its sets by their usual names, or its classes.
+
+    Without a folder of validation images a part of the training images is kept, as data.val_fraction says.
+
+    Raises:
+        DataError: there is no such folder, or it has neither sets nor classes; what it has is said.
+    """
+    names, num_files, num_images = _look_into(folder)
+    sets = _match_sets(names)
+    if "test" in sets and not _look_into(folder / sets["test"])[0]:
+        del sets["test"]  # pictures without classes
+    if "train" in sets:
+        layout = f"class folders in {join_names(list(sets.values()))}"
+    else:
+        classes = [name for name in names if _look_into(folder / name)[2]]
+        if sets or len(classes) < LEAST_CLASSES:
+            seen = f"the folders {join_names(names)}" if names else "no folder"
+            why = f"it has {seen} and {num_files} files, {num_images} of them images"
+            inside = next((name for name in names if "train" in _match_sets(_look_into(folder / name)[0])), None)
+            remedy = LAYOUT_REMEDY if inside is None else f"did you mean {quote_word(folder / inside)}?"
+            raise DataError("neither classes nor train and val", where=str(folder), why=why, remedy=remedy)
+        sets, layout = {"train": HERE}, f"{len(classes)} class folders"
+    if "val" not in sets:
+        layout += "; a part is kept for validation"
+    found = {f"data.{key}": sets.get(key) for key in ("train", "val", "test")}
+    return GivenFolder({"data.source": "folder", "data.root": str(folder), **found}, layout)
+
+
+def find_set(folder: Path, split: str) -> str:
+    """Where one set lies in a folder: in the part that is called like it, or in the folder itself.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    return _match_sets(_look_into(folder)[0]).get(split, HERE)
+
+
+def _look_into(folder: Path) -> tuple[list[str], int, int]:
+    """Names of the folders in a folder; how many files lie beside them, and how many of these are images."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not is_stray(entry.name)]
+    except FileNotFoundError:
+        raise explain_missing_folder(folder) from None
+    except OSError as error:
+        remedy = name_remedy(error, "give a folder of images")
+        raise DataError("cannot list the folder", where=str(folder), why=name_reason(error), remedy=remedy) from None
+    folders = sorted(entry.name for entry in visible if is_folder(entry))
+    files = [entry.name for entry in visible if entry.name not in set(folders)]
+    return folders, len(files), sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in files)
+
+
+def _match_sets(names: list[str]) -> dict[str, str]:
+    """The folders that are called like sets, {set: folder}."""
+    spelt = {name.lower(): name for name in reversed(names)}
+    found = {key: next((spelt[word] for word in words if word in spelt), None) for key, words in SET_NAMES.items()}
+    return {key: name for key, name in found.items() if name is not None}
