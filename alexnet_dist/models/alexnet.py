@@ -279,6 +279,10 @@ have it. `torchvision`: the state-dict keys and the logits of torchvision's alex
 def make_spec(variant: str, **overrides: Any) -> AlexNetSpec:
     """Takes a variant and replaces some of its fields; a field given as None keeps the variant's value.
 
+    Args:
+        variant: paper, source2012, ungrouped or torchvision.
+        overrides: fields of `AlexNetSpec`, which are the settings below `model`: num_classes, image_size in pixels, ...
+
     Raises:
         ValueError: no such variant, no such field, or a network that cannot be built.
     """

@@ -29,7 +29,15 @@ _BIAS_ONE_2012 = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
 def build_model(spec: AlexNetSpec, seed: int) -> AlexNet:
-    """Builds the network on the CPU in float32, initialised as `spec.init` says; equal seeds give equal bits."""
+    """Builds the network on the CPU in float32, initialised as `spec.init` says; equal seeds give equal bits.
+
+    Args:
+        spec: what the network is; see `make_spec`.
+        seed: of its weights; PyTorch's own random state is neither read nor changed.
+
+    Raises:
+        ValueError: a layer is so large that its size overflows.
+    """
     model = build_on_meta(spec)  # so that PyTorch's own initialisation costs neither time nor random numbers
     model.to_empty(device="cpu")
     initialise(model, seed)
