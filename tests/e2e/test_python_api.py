@@ -123,6 +123,7 @@ def test_a_loop_of_ones_own_goes_on_with_the_same_bits(folder: Path, tmp_path: P
     assert any(not torch.equal(tensor, ended[name]) for name, tensor in begun.items())
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_runs_on_two_processes(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "loop.py").write_text(lay_out_loop(folder, tmp_path, 4))
     done = subprocess.run(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT_SECONDS = 90
+TIMEOUT_SECONDS = 200
 GPU_TIMEOUT_SECONDS = 240
 
 
