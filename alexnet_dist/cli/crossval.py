@@ -17,7 +17,15 @@ from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.options import add_options
 from alexnet_dist.data.engines.workers import start_worker_server
-from alexnet_dist.settings.reader import dump_config, find_config, load_config, new_parser, parse_arguments, read_layers
+from alexnet_dist.settings.reader import (
+    dump_config,
+    find_config,
+    load_config,
+    names_output_dir,
+    new_parser,
+    parse_arguments,
+    read_layers,
+)
 from alexnet_dist.settings.schema import Config
 
 if TYPE_CHECKING:
@@ -55,16 +63,18 @@ def main(argv: Sequence[str]) -> int:
     if arguments.options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
-    cross_validate(config, new=arguments.options.new)
+    may_move = not names_output_dir(arguments.options.config, arguments.given)
+    cross_validate(config, new=arguments.options.new, may_move=may_move)
     return 0
 
 
-def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
+def cross_validate(config: Config, new: bool = False, may_move: bool = False) -> list[FoldResult]:
     """Train and validate every fold that is not finished yet; the results of all.
 
     Args:
         config: the settings of every fold; data.folds and output_dir must be set.
         new: keep an earlier cross-validation under another name and start afresh.
+        may_move: nobody chose output_dir: where it has folds with other settings, take the next free name.
 
     Raises:
         AlexNetDistError: whatever a user can mend; see base/errors.py. The folds before it are kept.
@@ -75,15 +85,21 @@ def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.crossval_table import format_table, read_result, write_table
+    from alexnet_dist.runs.own_folder import find_own_folder, take_note
     from alexnet_dist.runs.resume import keep_precision
 
     stop = StopRequest()  # one for all folds: a signal between two of them counts
-    runs = [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]
+    note = ""
+    if may_move and not new:
+        config, note = find_own_folder(config, _explain_taken)
+    runs = configure_folds(config)
     # All folds compute alike, although some may be trained after a restart on another machine.
     precision = None if new else keep_precision(Path(str(runs[0].output_dir)), config.precision)
     with lost_peers_named(), contextlib.ExitStack() as held:
         runtime = held.enter_context(contextlib.closing(join_processes(config, precision)))
-        results = runtime.on_main(lambda: _open(config, runs, new, held))
+        config = runtime.on_main(partial(take_note, config, note))
+        runs = configure_folds(config)
+        results = runtime.on_main(partial(_open, config, runs, new, held))
         for position, run in enumerate(runs):
             if results[position] is None:
                 _train_fold(run, len(runs), runtime, stop)
@@ -93,6 +109,17 @@ def cross_validate(config: Config, new: bool = False) -> list[FoldResult]:
         if runtime.is_main:
             print(format_table(config, finished), end="", flush=True)
     return finished
+
+
+def configure_folds(config: Config) -> list[Config]:
+    """The settings of each fold's run."""
+    return [configure_fold(config, fold) for fold in range(1, (config.data.folds or 0) + 1)]
+
+
+def _explain_taken(config: Config) -> str:
+    from alexnet_dist.runs.own_folder import explain_taken
+
+    return next(filter(None, (explain_taken(run, is_whole=True) for run in configure_folds(config))), "")
 
 
 def configure_fold(config: Config, fold: int) -> Config:

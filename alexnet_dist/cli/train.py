@@ -16,7 +16,7 @@ from alexnet_dist.cli.options import add_options, refuse_two_places
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.data.sources.given_folder import recognise_folder
 from alexnet_dist.settings.checks import check_fold_is_chosen
-from alexnet_dist.settings.reader import dump_config, load_config, new_parser, parse_arguments
+from alexnet_dist.settings.reader import dump_config, load_config, names_output_dir, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.settings.shipped import list_shipped, shipped_folder
 
@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     if options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
-    train(config, new=options.new, resume_from=options.resume_from)
+    may_move = not names_output_dir(options.config, arguments.given)
+    train(config, new=options.new, resume_from=options.resume_from, may_move=may_move)
     return 0
 
 
@@ -87,13 +88,14 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
     return config
 
 
-def train(config: Config, new: bool = False, resume_from: str | None = None) -> dict[str, Any]:
+def train(config: Config, new: bool = False, resume_from: str | None = None, may_move: bool = False) -> dict[str, Any]:
     """Train as the settings say; what summary.json holds.
 
     Args:
         config: the settings; output_dir must be set.
         new: keep an earlier run under another name and start afresh.
         resume_from: checkpoint to go on from; None = the newest intact one.
+        may_move: nobody chose output_dir: where it is a run with other settings, take the next free name.
 
     Raises:
         AlexNetDistError: whatever a user can mend; see base/errors.py.
@@ -103,4 +105,4 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
         start_worker_server()  # while torch is imported
     from alexnet_dist.runs import session  # torch takes a second and a half; a mistyped key should not wait for it
 
-    return session.train(config, new, resume_from)
+    return session.train(config, new, resume_from, may_move)

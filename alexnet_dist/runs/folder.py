@@ -86,6 +86,20 @@ def _move_away(folder: Path) -> None:
     place.rename(free)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a run is going on in a folder."""
+    lock = FileLock(folder / LOCK)
+    try:
+        if os.path.isfile(folder / LOCK):
+            lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # said when the folder is opened
+        return False
+    lock.release()
+    return False
+
+
 def _lock(folder: Path) -> FileLock:
     lock = FileLock(folder / LOCK)
     try:

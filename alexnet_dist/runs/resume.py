@@ -244,17 +244,29 @@ def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> Ch
     before, now = flatten(build_config(*read_settings(folder))), flatten(config)
     if not (folder / SETTINGS).is_file():
         logger.warning("%s is missing: it is written again", folder / SETTINGS)
-    changed = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
-    allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON
-    refused = [key for key in changed if key not in CHANGEABLE and not _is_below(key, allowed)]
+    refused = list_refused(before, now, is_whole)
     if refused:
         raise UsageError(
             "this run was started with other settings",
             where=str(folder),
-            why=", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused),
+            why=refused,
             remedy="use those again, or start afresh with --new",
         )
-    return changed
+    return {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+
+
+def list_refused(before: Mapping[str, Any], now: Mapping[str, Any], is_whole: bool) -> str:
+    """The settings that differ and may not, with both values; "" where there is none.
+
+    Args:
+        before: the settings of the run, {dotted name: value}.
+        now: those of its next start.
+        is_whole: see `compare_settings`.
+    """
+    allowed = CHANGEABLE_SECTIONS if is_whole else CHANGEABLE_SECTIONS + FROM_HERE_ON
+    changed = [key for key in now if before[key] != now[key]]
+    refused = [key for key in changed if key not in CHANGEABLE and not _is_below(key, allowed)]
+    return ", ".join(f"{key} was {before[key]}, is {now[key]}" for key in refused)
 
 
 def _is_below(key: str, names: Iterable[str]) -> bool:
@@ -268,8 +280,8 @@ def is_over(summary: Mapping[str, Any], train: TrainConfig) -> bool:
     """Whether a run has ended, as its summary.json says, and trained for as long as it now should."""
     if summary.get("status") != "finished":
         return False
-    is_long_enough = summary["step"] >= (train.max_steps or 0) and summary["epoch"] >= (train.epochs or 0)
-    return is_long_enough or bool(summary["stopped_early"])
+    is_long_enough = summary.get("step", 0) >= (train.max_steps or 0) and summary.get("epoch", 0) >= (train.epochs or 0)
+    return is_long_enough or bool(summary.get("stopped_early"))
 
 
 def check_fold(run: Config, is_finished: bool, find_splits: Callable[[], Splits]) -> None:

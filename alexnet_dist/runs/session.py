@@ -40,6 +40,7 @@ from alexnet_dist.runs.folder import (
     write_bad_files,
 )
 from alexnet_dist.runs.image_list import Changes
+from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, take_note
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarise
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, keep_precision
@@ -57,7 +58,7 @@ from alexnet_dist.training.state import TrainState, restore
 from alexnet_dist.training.update_rules import merged_norms
 
 
-def train(config: Config, new: bool = False, resume_from: str | None = None) -> dict[str, Any]:
+def train(config: Config, new: bool = False, resume_from: str | None = None, may_move: bool = False) -> dict[str, Any]:
     """Train as the settings say; what summary.json holds. `launch/train.py` and `alexnet_dist.train` call it.
 
     The processes of a launcher join here and part again. In the main thread signals ask the run to stop; in another
@@ -67,10 +68,14 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
         config: the settings; output_dir must be set.
         new: keep an earlier run under another name and start afresh.
         resume_from: checkpoint to go on from; None = the newest intact one.
+        may_move: nobody chose output_dir: where it is a run with other settings, take the next free name.
 
     Raises:
         AlexNetDistError: whatever a user can mend; see base/errors.py.
     """
+    note = ""
+    if may_move and not new and resume_from is None:
+        config, note = find_own_folder(config, explain_taken)  # in each process: they join with the run's precision
     folder = Path(config.output_dir or "run")
     check_fold_is_chosen(config.data)
     if new and resume_from is not None:
@@ -79,6 +84,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None) -> 
         start_worker_server()
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
+        config = runtime.on_main(partial(take_note, config, note))
         start, summary = run_session(config, runtime, StopRequest(), new, resume_from)
     if config.log.plots and runtime.is_main:
         from alexnet_dist.runs.plots import draw_after_training  # only a run that has ended needs it

@@ -201,6 +201,12 @@ def load_config(name: str, given: dict[str, Any], place: str = "") -> Config:
     return config
 
 
+def names_output_dir(name: str | None, given: Mapping[str, Any]) -> bool:
+    """Whether a configuration (None = without one) or the command line says where a run goes."""
+    in_file = read_layers(find_config(name))[0] if name is not None else {}
+    return {**in_file, **given}.get("output_dir") is not None
+
+
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """A file with its base below it: {dotted name: value}, and where each was read ("file.yaml:12").
 
