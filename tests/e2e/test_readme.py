@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers import lanes
 from helpers.pages import PAGES, read_commands
 
 from alexnet_dist.cli.main import run
@@ -28,6 +29,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), link
         assert not heading or heading in find_headings(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    named = re.findall(r"`(tests/[^`\s]+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (lanes.TESTS.parent / name).exists()] == []
 
 
 @pytest.mark.parametrize(
