@@ -15,7 +15,6 @@ from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import join_names
 from alexnet_dist.cli.options import add_options, check_at_least_one, refuse_two_places, settle_out, take_model
 from alexnet_dist.data.engines.workers import start_worker_server
-from alexnet_dist.data.sources.given_folder import find_set
 from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, EvaluationConfig
@@ -94,6 +93,8 @@ def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> di
     if len(folders) > 1:
         raise UsageError("more than one folder", where="command line", why=join_names(folders), remedy="give one")
     refuse_two_places(folders[0], given)
+    from alexnet_dist.data.sources.given_folder import find_set  # numpy; --help should not wait for it
+
     return {"data.source": "folder", "data.root": folders[0], f"data.{split}": find_set(Path(folders[0]), split)}
 
 

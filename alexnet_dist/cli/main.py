@@ -81,9 +81,9 @@ def _list_verbs() -> str:
     return format_description(
         "AlexNet on your images: trained on one or many processes, measured, and ready for use.\n\n"
         "examples:\n"
-        "  alexnet-dist train --config digits\n"
-        "  alexnet-dist evaluate --model runs/digits\n"
-        "  alexnet-dist predict --model runs/digits picture.jpg\n\n"
+        "  alexnet-dist train data/flowers\n"
+        "  alexnet-dist evaluate runs/flowers\n"
+        "  alexnet-dist predict runs/flowers picture.jpg\n\n"
         f"usage: alexnet-dist VERB ...\n\n{rows}\n\n"
         "`alexnet-dist VERB --help` tells more of a verb; `alexnet-dist --version` tells the version."
     )

@@ -14,7 +14,6 @@ from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text, join_names
 from alexnet_dist.cli.options import add_options, refuse_two_places
 from alexnet_dist.data.engines.workers import start_worker_server
-from alexnet_dist.data.sources.given_folder import recognise_folder
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import dump_config, load_config, names_output_dir, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
@@ -28,8 +27,8 @@ examples:
   accelerate launch launch/train.py --config imagenet_subset
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py --config smoke
 
-A folder alone is trained with the recipe imagenet_subset, into runs/NAME-OF-FOLDER; --config names another recipe, a
-file or one of configs/. Starting the same command again goes on where the run stopped."""
+A folder alone is trained with the recipe imagenet_subset, into runs/FOLDER; --config names another recipe, a file or
+one of configs/. Starting the same command again goes on where the run stopped."""
 
 GENERAL_RECIPE = "imagenet_subset"  # of a folder of images without a configuration
 
@@ -37,7 +36,7 @@ GENERAL_RECIPE = "imagenet_subset"  # of a folder of images without a configurat
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("train", EXAMPLES, "[DATA_FOLDER] [--config NAME] [options] [--SETTING VALUE ...]")
-    what = "your images: class folders, or train/ and val/ with them"
+    what = "your images: class folders, or train/ and val/"
     parser.add_argument("folders", metavar="DATA_FOLDER", type=str, nargs="*", help=what)
     add_options(parser, "config")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
@@ -78,6 +77,8 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
     if not folder.exists() and folders[0] in list_shipped(shipped_folder("configs")):
         raise UsageError(f"no folder {folders[0]!r}", where="command line", remedy=f"did you mean --config {folder}?")
     refuse_two_places(folders[0], given)
+    from alexnet_dist.data.sources.given_folder import recognise_folder  # numpy; --help should not wait for it
+
     found = recognise_folder(folder)
     own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folder).name)}
     config = load_config(name or GENERAL_RECIPE, {**found.settings, **own, **given})

@@ -144,11 +144,12 @@ def point_to_settings(parser: ArgumentParser, settings: type, width: int) -> str
     if parser.prog == "train":
         lines.append("settings that people change (a configuration has them all):")
         lines += [line for key, words in OFTEN.items() for line in _format_briefly(told[key], words, width)]
+        lines.append("")
         said = f"`--help SECTION` tells all of a section: {names}."
     else:
         where = "see `alexnet-dist train --help`, or " if set(OFTEN) <= set(told) else ""
         said = f"Settings can be given, too: {where}`--help SECTION`: {names}."
-    return "\n".join([*lines, *textwrap.wrap(said, width)]) + "\n"
+    return "\n".join([*lines, *_fit_prose([said], width)]) + "\n"
 
 
 def format_sections(settings: type, width: int, topic: str = ALL) -> str:
@@ -226,7 +227,7 @@ def name_values(hint: Any) -> str:
 def name_value(value: Any) -> str:
     """A value as it is written in a file."""
     if isinstance(value, list):
-        return f"[{', '.join(map(name_value, value))}]"
+        return f"[{', '.join(map(name_value, value))}]" if value else "none"
     return str(value).lower() if isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -254,17 +255,21 @@ def _fit_block(lines: Sequence[str], width: int) -> list[str]:
     for line in lines:
         row = re.match(r"\S+ {2,}(?=\S)", line)
         if row or line.startswith("  ") or line.endswith(":"):
-            fitted += textwrap.wrap(" ".join(prose), width)
+            fitted += _fit_prose(prose, width)
             prose = []
             fitted += _fit_command(line, width) if not row else _hang(row[0], line[row.end() :], row.end(), width)
         else:
             prose.append(line)
-    return fitted + textwrap.wrap(" ".join(prose), width)
+    return fitted + _fit_prose(prose, width)
+
+
+def _fit_prose(lines: Sequence[str], width: int) -> list[str]:
+    return textwrap.wrap(" ".join(lines), width, break_on_hyphens=False)
 
 
 def _fit_command(line: str, width: int) -> list[str]:
     """A command on as many lines as it takes, which a shell reads as one."""
-    parts = _wrap_whole(line, r"--[\w.]+ [^-\s]+", width - 2)  # an option and its value stay together
+    parts = _wrap_whole(line, r"--?[\w.]+ [^-\s]+", width - 2)  # an option and its value stay together
     return [f"{part} \\" for part in parts[:-1]] + parts[-1:]
 
 

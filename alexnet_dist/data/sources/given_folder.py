@@ -9,10 +9,10 @@ from typing import Any
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.base.places import SET_NAMES
+from alexnet_dist.base.places import SET_NAMES, describe_missing
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, is_folder, is_stray
-from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY, explain_missing_folder
+from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY
 
 HERE = "."
 LEAST_CLASSES = 2
@@ -75,7 +75,9 @@ def _look_into(folder: Path) -> tuple[list[str], int, int]:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not is_stray(entry.name)]
     except FileNotFoundError:
-        raise explain_missing_folder(folder) from None
+        where, why, near = describe_missing(folder)
+        remedy = f"did you mean '{near}'?" if near else "give a folder of images"
+        raise DataError("no such folder", where=where, why=why, remedy=remedy) from None
     except OSError as error:
         remedy = name_remedy(error, "give a folder of images")
         raise DataError("cannot list the folder", where=str(folder), why=name_reason(error), remedy=remedy) from None
