@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from alexnet_dist.base.errors import DivergedError, UsageError
+from alexnet_dist.base.progress import set_level
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options
+from alexnet_dist.cli.options import add_options, import_shown, say_start
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import (
     dump_config,
@@ -57,12 +58,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--folds", type=int, help=f"how many (default: data.folds, or {DEFAULT_FOLDS})")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    add_options(parser, "debug")
+    add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     config = _read_settings(arguments.options, arguments.given)
     if arguments.options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
+    set_level(config.log.level)
+    say_start("crossval", arguments.options.config, str(config.output_dir))
     may_move = not names_output_dir(arguments.options.config, arguments.given)
     cross_validate(config, new=arguments.options.new, may_move=may_move)
     return 0
@@ -81,6 +84,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
     """
     if config.data.workers != 0:
         start_worker_server()
+    import_shown("alexnet_dist.runs.session")
     from alexnet_dist.assembly.loaders import join_processes
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import lost_peers_named
@@ -144,7 +148,10 @@ def _read_settings(options: Namespace, given: dict[str, Any]) -> Config:
         why = f"{options.folds} and {named}"
         raise UsageError("--folds and --data.folds differ", where="command line", why=why, remedy="give one of them")
     in_file = read_layers(find_config(options.config))[0].get("data.folds")
-    config = load_config(options.config, {**given, "data.folds": options.folds or named or in_file or DEFAULT_FOLDS})
+    quiet = {"log.level": "quiet"} if options.quiet else {}
+    config = load_config(
+        options.config, {**given, "data.folds": options.folds or named or in_file or DEFAULT_FOLDS, **quiet}
+    )
     if config.data.fold is not None:
         remedy = "leave it out, or use launch/train.py for this fold alone"
         raise UsageError("data.fold has no effect", why="crossval trains every fold", remedy=remedy)

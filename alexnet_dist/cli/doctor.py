@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images_per_second", type=float, help="of one process alone (default: measured)")
     add_options(parser, "exchange", "gradient_compression")
     parser.add_argument("--out", type=str, help="JSON file to write, which launch/estimate.py --probe reads")
-    add_options(parser, "overwrite", "debug")
+    add_options(parser, "overwrite", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     check_above_zero(arguments.options, "seconds", "wait_seconds", "images_per_process", "images_per_second")
     if arguments.options.out is not None:

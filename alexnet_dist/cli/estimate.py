@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=str, help="JSON file to write")
     add_options(parser, "overwrite")
     parser.add_argument("--figure", type=str, help="PNG file to draw (needs the extra plots)")
-    add_options(parser, "debug")
+    add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.published:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from alexnet_dist.base.durable import format_json, read_object, write_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import join_names
-from alexnet_dist.cli.options import add_options, check_at_least_one, refuse_two_places, settle_out, take_model
+from alexnet_dist.cli.options import (
+    add_options,
+    check_at_least_one,
+    import_shown,
+    refuse_two_places,
+    settle_out,
+    take_model,
+)
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.figures.canvas import check_matplotlib
 from alexnet_dist.settings.reader import new_parser, parse_arguments
@@ -53,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=128, help="crops of images per process and forward")
     parser.add_argument("--plots", action="store_true", help="draw the figures of the run's plots/ again, of this set")
     parser.add_argument("--out", type=str, help="also write the JSON to this file")
-    add_options(parser, "overwrite", "debug")
+    add_options(parser, "overwrite", "quiet", "debug")
     arguments = parse_arguments(argv, parser, EvaluationConfig)
     options = arguments.options
     take_model(options)
@@ -127,6 +134,7 @@ def evaluate_model(
         check_matplotlib()
     if given.get("data.workers") != 0:
         start_worker_server()
+    import_shown("alexnet_dist.training.evaluate")
     from alexnet_dist.assembly.evaluation import load_network, open_set, plan_evaluation
     from alexnet_dist.base.run_record import find_run
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--images", type=str, nargs="*", default=[], help="to check with (default: of the run's validation set)"
     )
-    add_options(parser, "debug")
+    add_options(parser, "quiet", "debug")
     options = parse_options(argv, parser)
     if options.model is None or options.out is None:
         raise UsageError("--model and --out are needed", remedy="see --help")

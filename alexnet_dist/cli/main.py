@@ -15,6 +15,7 @@ from alexnet_dist.base.errors import AlexNetDistError, UsageError
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
 from alexnet_dist.base.machine import settle_home, tune_allocator
+from alexnet_dist.base.progress import set_level
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.signals import Stopped, ending_at_once
 from alexnet_dist.base.streams import usable_streams, write_output
@@ -37,6 +38,7 @@ VERBS = {  # in the order of use
 }
 JOINING_VERBS = ("train", "evaluate", "predict", "crossval", "doctor")
 DEBUG = "--debug"
+QUIET = "--quiet"
 FEWER_AT_ONCE = "halve --train.micro_batch_size: gradients then accumulate and the result stays the same"
 LESS_MEMORY = {  # what each verb can be told to take less of
     "train": FEWER_AT_ONCE,
@@ -103,6 +105,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
 def _run(verb: str, argv: Sequence[str]) -> int:
     if was_launched():
         end_with_parent()
+    set_level("quiet" if QUIET in argv else "normal")
     tune_allocator()
     atexit.register(gc.freeze)  # else Python's last collection walks every object of every library: a second or two
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.progress import phase, say
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.runs.targets import check_target
 
 if TYPE_CHECKING:
@@ -35,8 +38,22 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "precision in which gradients travel under towers and hybrid; ddp is shown with both",
     },
     "overwrite": {"action": "store_true", "help": "replace a file that is there; never one that a run keeps itself"},
+    "quiet": {"action": "store_true", "help": "show results, warnings and errors alone"},
     "debug": {"action": "store_true", "help": "show tracebacks"},
 }
+
+
+def import_shown(name: str) -> None:
+    """Import a module that takes some seconds, because PyTorch comes with it, and show that."""
+    with phase("importing PyTorch", rank_from_environment() == 0):
+        importlib.import_module(name)
+
+
+def say_start(verb: str, config: str, folder: str) -> None:
+    """Say at once what was understood: libraries are imported for some seconds. The first process speaks."""
+    if rank_from_environment() == 0:
+        version = importlib.import_module("alexnet_dist").__version__
+        say(f"alexnet_dist {version}: {verb}, configuration {config}, folder {folder}")
 
 
 def add_options(parser: ArgumentParser, *names: str) -> None:

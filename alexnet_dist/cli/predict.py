@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from alexnet_dist.base.durable import format_csv, format_json
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.text import align, escape_text
-from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, settle_out, take_model
+from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, import_shown, settle_out, take_model
 from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.data.class_words import describe_class, find_words
 from alexnet_dist.settings.reader import new_parser, parse_options
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         help="of the rows; auto = as --out ends, or table",
     )
     parser.add_argument("--out", type=str, help="write the rows to this file instead of the terminal")
-    add_options(parser, "overwrite", "device", "debug")
+    add_options(parser, "overwrite", "device", "quiet", "debug")
     options = parse_options(argv, parser)
     if options.model is None and len(options.paths) > (options.list is None):
         take_model(options)
@@ -74,6 +75,7 @@ def predict_files(
     Raises:
         CheckpointError: no model there, or a damaged one.
     """
+    import_shown("alexnet_dist.inference.predict")
     from alexnet_dist.assembly.loaders import place_model
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
     from alexnet_dist.inference.predict import predict_pictures
@@ -86,7 +88,10 @@ def predict_files(
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(folder), str(folder))
     place_model(model.eval(), start_runtime(device, "fp32"), channels_last=True)
-    yield from predict_pictures(model, card, paths, topk)
+    with Progress("predicting", len(paths)) as progress:
+        for prediction in predict_pictures(model, card, paths, topk):
+            yield prediction
+            progress.advance()
 
 
 def choose_format(requested: str, out: Path | None) -> str:

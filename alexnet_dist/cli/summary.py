@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--weights", type=str, help="a run folder or its model/: the network of a training run")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="write it to this file instead of the terminal")
-    add_options(parser, "overwrite", "debug")
+    add_options(parser, "overwrite", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     out = settle_out(options)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.progress import say, set_level
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import writes_unicode
-from alexnet_dist.base.text import escape_text, join_names
-from alexnet_dist.cli.options import add_options, refuse_two_places
+from alexnet_dist.base.text import join_names
+from alexnet_dist.cli.options import add_options, import_shown, refuse_two_places, say_start
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import dump_config, load_config, names_output_dir, new_parser, parse_arguments
@@ -42,13 +42,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
     parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    add_options(parser, "debug")
+    add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
-    config = settle_settings(options.folders, options.config, arguments.given)
+    quiet = {"log.level": "quiet"} if options.quiet else {}
+    config = settle_settings(options.folders, options.config, {**arguments.given, **quiet})
     if options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
         return 0
+    set_level(config.log.level)
+    say_start("train", options.config or GENERAL_RECIPE, str(config.output_dir))
     may_move = not names_output_dir(options.config, arguments.given)
     train(config, new=options.new, resume_from=options.resume_from, may_move=may_move)
     return 0
@@ -83,9 +86,9 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
     own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folder).name)}
     config = load_config(name or GENERAL_RECIPE, {**found.settings, **own, **given})
     if rank_from_environment() == 0:
-        print(f"images    {escape_text(folder)}: {escape_text(found.layout)}", file=sys.stderr)
+        say(f"images    {folder}: {found.layout}")
         if name is None:
-            print(f"recipe    {GENERAL_RECIPE}; --config names another", file=sys.stderr, flush=True)
+            say(f"recipe    {GENERAL_RECIPE}; --config names another")
     return config
 
 
@@ -104,6 +107,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
     check_fold_is_chosen(config.data)
     if config.data.workers != 0:
         start_worker_server()  # while torch is imported
-    from alexnet_dist.runs import session  # torch takes a second and a half; a mistyped key should not wait for it
+    import_shown("alexnet_dist.runs.session")
+    from alexnet_dist.runs import session  # it takes a second and a half; a mistyped key should not wait for it
 
     return session.train(config, new, resume_from, may_move)

@@ -25,6 +25,7 @@ from alexnet_dist.base.durable import (
 from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.progress import ScreenHandler, is_debug
 from alexnet_dist.base.run_record import CHECKPOINTS, FORMS, MARKER, RUN, SETTINGS, SUMMARY, Kind, read_marker, read_run
 from alexnet_dist.base.text import LogFormatter
 from alexnet_dist.data.index import BadFile, BadFilesError
@@ -204,12 +205,10 @@ def relative_path(path: Path, root: Path) -> str:
 def start_logging(path: Path | None) -> None:
     """Send the package's messages to the terminal, and to run.log where a path is given."""
     logger = logging.getLogger("alexnet_dist")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if is_debug() else logging.INFO)
     logger.propagate = False
     _remove_handlers(logger)
-    screen = logging.StreamHandler()
-    screen.setFormatter(LogFormatter("%(message)s"))
-    logger.addHandler(screen)
+    logger.addHandler(ScreenHandler())
     if path is not None:
         with disk_errors_named(path):
             file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")

@@ -21,6 +21,7 @@ from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.base.durable import MANIFEST, hash_file, refuse_link, write_csv
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.progress import phase
 from alexnet_dist.base.run_record import METRICS, read_marker
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.base.text import cut_end, escape_text, shorten
@@ -172,8 +173,14 @@ def judge_set(subject: Subject, index: SampleIndex, batch_size: int, stop: StopR
     plan = plan_evaluation(config.data, card.evaluation, index, batch_size, 1, ten_crop=False)
     loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, subject.engine)
     parts: list[Predictions] = []
-    evaluate(runtime, model, loader, BatchGate(runtime, skip_bad_files=True, stop=stop).admit, observe=parts.append)
+    admit = BatchGate(runtime, skip_bad_files=True, stop=stop).admit
+    evaluate(runtime, model, loader, admit, parts.append, name="drawing figures: evaluating")
     return join_predictions(parts)
+
+
+def _draw_shown(name: str, action: Callable[[], None]) -> bool:
+    with phase(f"drawing {name}"):
+        return _guard(f"{PLOTS}/{name}", action)
 
 
 def draw_figures(
@@ -210,7 +217,7 @@ def draw_figures(
         remedy = "move them away, and draw with launch/evaluate.py --model RUN --plots"
         logger.warning("%s: %s not drawn by this version: they stay; %s", folder, ", ".join(sorted(kept)), remedy)
     names = {*names} - kept
-    drawn = [name for name, action in actions.items() if name in names and _guard(f"{PLOTS}/{name}", action)]
+    drawn = [name for name, action in actions.items() if name in names and _draw_shown(name, action)]
     facts = {"step": step, "source": _hash_source(subject.run, subject.model)}
     _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", facts))
     if drawn:

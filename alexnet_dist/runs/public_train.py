@@ -14,6 +14,7 @@ from typing import Any
 from alexnet_dist.base.errors import AlexNetDistError, UsageError
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.machine import settle_home, tune_allocator
+from alexnet_dist.base.progress import level_kept
 from alexnet_dist.base.signals import SIGNALS
 from alexnet_dist.parallel.runtime import fresh_accelerate
 from alexnet_dist.runs import session
@@ -77,7 +78,7 @@ def _program_kept() -> Iterator[None]:
     logger = logging.getLogger("alexnet_dist")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     try:
-        with fresh_accelerate():
+        with fresh_accelerate(), level_kept():
             yield
     finally:
         for number, action in actions.items():

@@ -22,6 +22,7 @@ from alexnet_dist.assembly.trackers import check_mirrors, open_trackers
 from alexnet_dist.assembly.weights import load_starting_weights
 from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError
 from alexnet_dist.base.machine import check_compiler
+from alexnet_dist.base.progress import phase, set_level
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.data.engines.cache.store import check_cacheable
 from alexnet_dist.data.engines.choose import REFERENCE, check_engine, choose_engine
@@ -73,6 +74,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
     Raises:
         AlexNetDistError: whatever a user can mend; see base/errors.py.
     """
+    set_level(config.log.level)
     note = ""
     if may_move and not new and resume_from is None:
         config, note = find_own_folder(config, explain_taken)  # in each process: they join with the run's precision
@@ -115,15 +117,18 @@ def run_session(
     _check_machine(config, runtime)
     with _folder_held(config, runtime, new) as folder:
         resumption = runtime.on_main(lambda: decide(folder, config, resume_from))
-        splits, changes = _find_images(config, runtime, folder, resumption)
+        with phase("looking for the images", runtime.is_main):
+            splits, changes = _find_images(config, runtime, folder, resumption)
         sizes = _settle_sizes(config, runtime, len(splits.train))
         spec = _settle_spec(config, runtime, len(splits.train.classes))
         feed = build_feed(config, runtime, splits.named(), spec, sizes)
-        engine = resumption.engine or Choice(*runtime.on_main(partial(_choose_engine, config, feed)))
+        with phase("comparing loaders", runtime.is_main):
+            engine = resumption.engine or Choice(*runtime.on_main(partial(_choose_engine, config, feed)))
         start = Start(config, folder, runtime, stop, resumption, splits, changes, sizes, spec, feed, engine)
 
         loaded = load_checkpoint(resumption.checkpoint) if resumption.checkpoint is not None else None
-        network = _build_network(start, is_fresh=loaded is None)
+        with phase("building the network", runtime.is_main):
+            network = _build_network(start, is_fresh=loaded is None)
         if engine.name == "cache":
             build_caches(runtime, config.data, feed.load_all(engine.name), stop)
         optimizer = build_rule(
@@ -315,7 +320,7 @@ def _test(start: Start, trainer: Trainer, earlier: Row | None) -> Row:
         return earlier
     trainer.load_weights(read_model_weights(start.folder / MODEL), f"{MODEL}/")
     loader, where = start.feed.load("test", start.engine.name), f"test set, weights of {MODEL}/"
-    result = evaluate(start.runtime, trainer.model, loader, trainer.gate.admit, where=where)
+    result = evaluate(start.runtime, trainer.model, loader, trainer.gate.admit, name="testing", where=where)
     row = {"event": "test", "split": "test", "step": trainer.state.step, "epoch": trainer.epoch, **asdict(result)}
     trainer.log(row)
     return row

@@ -300,6 +300,9 @@ class LogConfig:
 
     every_steps: int = bounded(10, minimum=1, maximum=MAX_STEPS)
     """updates between two log lines"""
+    level: Literal["quiet", "normal", "debug"] = "normal"
+    """what is shown: quiet = results, warnings and errors, as --quiet; debug = every log point, and the seconds of each
+    step of the start. run.log holds all of it whatever is shown"""
     plots: bool = True
     """draw the figures of plots/ after training, with the extra plots"""
 

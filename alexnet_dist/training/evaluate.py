@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_dist.base.errors import DataError, DivergedError
+from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.training.metrics import average_views, count_correct, cross_entropy, is_finite
@@ -39,6 +40,7 @@ def evaluate(
     admit: Callable[[Batch], object],
     observe: Callable[[Predictions], object] | None = None,
     *,
+    name: str = "evaluating",
     where: str = "evaluation",
     remedy: str = "use weights of an earlier step",
 ) -> Evaluation:
@@ -53,6 +55,7 @@ def evaluate(
         loader: of the set, unshuffled.
         admit: called with every batch before it is used; raises (in all processes together) to stop.
         observe: called with what the network says of each image of this process; the device is then waited for.
+        name: of the work, where it is shown.
         where, remedy: for the message where the network's outputs are not finite.
 
     Raises:
@@ -63,18 +66,20 @@ def evaluate(
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=runtime.device)  # loss, top-1, top-5, images not finite
     visits = torch.zeros(loader.plan.num_images, dtype=torch.int64)
-    num_examples, views = 0, loader.plan.augmentation.views
+    num_examples, plan, views = 0, loader.plan, loader.plan.augmentation.views
     try:
-        for batch in loader.batches(0, loader.plan.steps_per_epoch):
-            admit(batch)
-            ids, labels, mask = batch.ids[::views], batch.labels[::views], batch.mask[::views]  # (B,) each
-            logits = _run_network(runtime, model, batch.images)  # (B * views, classes)
-            scores = logits if views == 1 else average_views(logits, views)  # (B, classes)
-            sums += _sum_batch(logits.view(len(scores), -1), scores, labels, mask)
-            if observe is not None:
-                observe(rate_images(ids, scores, labels, mask))
-            visits += torch.bincount(ids[ids >= 0], minlength=len(visits))
-            num_examples += batch.num_images
+        with Progress(name, plan.num_images, shown=runtime.is_main) as progress:
+            for step, batch in enumerate(loader.batches(0, plan.steps_per_epoch)):
+                admit(batch)
+                ids, labels, mask = batch.ids[::views], batch.labels[::views], batch.mask[::views]  # (B,) each
+                logits = _run_network(runtime, model, batch.images)  # (B * views, classes)
+                scores = logits if views == 1 else average_views(logits, views)  # (B, classes)
+                sums += _sum_batch(logits.view(len(scores), -1), scores, labels, mask)
+                if observe is not None:
+                    observe(rate_images(ids, scores, labels, mask))
+                visits += torch.bincount(ids[ids >= 0], minlength=len(visits))
+                num_examples += batch.num_images
+                progress.advance(plan.count(step))
     finally:
         model.train(was_training)
     count, num_broken = runtime.agree(runtime.count_once(num_examples), runtime.count_once(int(sums[3].item())))

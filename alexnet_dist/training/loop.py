@@ -13,10 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
+from alexnet_dist.base.progress import FILE_ALONE, Fact, Progress, View, format_seconds, is_debug
 from alexnet_dist.base.run_record import CHECKPOINTS, METRICS
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.index import BadFile
@@ -55,6 +54,13 @@ class Cadence:
     save_steps: int | None
     keep: int
     early_stop: int | None
+
+
+def list_facts(row: dict[str, Any], times: Fact) -> list[Fact]:
+    """A row of a log point as it is shown, the most important first; `times` are those to go."""
+    loss, top1, lr = f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1%}", f"lr {row['lr']:.2g}"
+    speed, wait = f"{row['images_per_second']:,.0f}", f"wait {row['data_wait_fraction']:.0%}"
+    return [(loss, loss), (top1, top1), (f"{speed}/s", f"{speed} images/s"), times, (lr, lr), (wait, f"data {wait}")]
 
 
 @dataclass(eq=False)
@@ -113,7 +119,8 @@ class Trainer:
         self._counters = DeviceCounters.on(self.runtime.device)
         self.is_done_before = self.is_model_lost = self.is_model_new = False
         self._saved = (0, -1)
-        self._bar: tqdm[Any] = tqdm(disable=True)
+        self._progress = Progress("training", self.cadence.total_steps, shown=False)
+        self._last_row: dict[str, Any] = {}  # of the last log point
         self._clock = time.perf_counter()
 
     def _settle_model(self) -> None:
@@ -147,9 +154,10 @@ class Trainer:
             self._settle_model()
         done, total = self.state.step, self.cadence.total_steps
         self.is_done_before, self._saved = self.is_over, self._position
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=None if self.runtime.is_main else True)
+        shown = self.runtime.is_main and not self.is_over
+        self._progress = Progress("training", total, "steps", done=done, shown=shown, describe=self._describe)
         with self._divergence_settled():
-            with logging_redirect_tqdm([logger]), self._bar:
+            with self._progress:
                 self._train_on()
             self._keep_a_model()
             if self._saved != self._position:
@@ -233,7 +241,7 @@ class Trainer:
 
     def _after_update(self, batch: Batch) -> None:
         state, cadence = self.state, self.cadence
-        self._bar.update()
+        self._progress.advance()
         if state.step % cadence.log_steps == 0 or state.step == cadence.total_steps:
             self._log_window()
         closed = self._close_epoch(batch)
@@ -258,14 +266,29 @@ class Trainer:
             "data_wait_fraction": window.wait_seconds / window.seconds if window.seconds else 0.0,
         }
         self.log(row)
-        self._bar.set_postfix_str(f"loss {row['loss']:.3f}, top-1 {row['top1']:.1%}, {row['images_per_second']:.0f}/s")
-        if self._bar.disable and self.runtime.is_main:
+        is_first, self._last_row = not self._last_row, row
+        if self.runtime.is_main:
             logger.info(
                 f"step {state.step}/{self.cadence.total_steps}  loss {row['loss']:.4f}  top-1 {row['top1']:.1%}  lr "
-                f"{row['lr']:.3g}  {row['images_per_second']:.0f} images/s  data wait {row['data_wait_fraction']:.0%}"
+                f"{row['lr']:.3g}  {row['images_per_second']:.0f} images/s  data wait {row['data_wait_fraction']:.0%}",
+                extra=FILE_ALONE,
             )
+        if is_first or is_debug():
+            self._progress.say_now()
         state.epoch_totals.add(window)
         state.window = Totals()
+
+    def _describe(self) -> View:
+        """What is shown of training: where it is now, and the figures of the last log point."""
+        step, steps_per_epoch, total = self.state.step, self.schedule.steps_per_epoch, self.cadence.total_steps
+        epoch = min(step, total - 1) // steps_per_epoch
+        first = epoch * steps_per_epoch
+        num_steps = min(steps_per_epoch, total - first)
+        rate, row = self._progress.rate, self._last_row
+        lefts = [format_seconds(steps / rate if rate else None) for steps in (first + num_steps - step, total - step)]
+        times = ("/".join(lefts), f"{lefts[0]} left of the epoch, {lefts[1]} of the run")
+        facts = [times] if not row else list_facts(row, times)
+        return View(f"epoch {epoch + 1}/{-(-total // steps_per_epoch)}", step - first, num_steps, facts)
 
     def _drain(self) -> None:
         """Read the device's counters into the window: the only place where training waits for the device."""
@@ -339,6 +362,8 @@ class Trainer:
         if state.window.num_steps:
             self._log_window()
         result = self.evaluate_val() if self.val_loader is not None else None
+        if self.runtime.is_main:
+            logger.info(self._format_epoch(result))
         if at_epoch_end:
             self._log_epoch(result)
         if result is None:
@@ -356,14 +381,11 @@ class Trainer:
             self.model,
             self.val_loader,
             self.gate.admit,
+            name=f"epoch {self.epoch}: validating",
             where=f"validation at step {state.step}",
             remedy="",
         )
         self.log({"event": "eval", "split": "val", "step": state.step, "epoch": self.epoch, **asdict(result)})
-        if self.runtime.is_main:
-            logger.info(
-                f"epoch {self.epoch}  val loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}"
-            )
         state.final_top1 = result.top1
         state.plateau.observe(result.top1, self.schedule.patience)
         state.stalled = 0 if state.best_top1 is None or result.top1 > state.best_top1 else state.stalled + 1
@@ -400,6 +422,17 @@ class Trainer:
             check_outputs(self.runtime, self.model, batch, self.micro_batch_size, f"{where}, no validation set")
         self.runtime.on_main(lambda: self.save_model(weights, note))
         self.is_model_lost, self.is_model_new = False, True
+
+    def _format_epoch(self, result: Evaluation | None) -> str:
+        """An epoch, or the part of one with which a run ends, in one line: loss and top-1 of either set."""
+        step, steps_per_epoch, totals = self.state.step, self.schedule.steps_per_epoch, self.state.epoch_totals
+        numbers = "/".join(str(-(-steps // steps_per_epoch)) for steps in (step, self.cadence.total_steps))
+        part = " (part)" if step % steps_per_epoch else ""
+        parts = [f"epoch {numbers}{part}", f"train {totals.loss:.4f} {totals.top1:.1%}"]
+        if result is not None:
+            parts.append(f"val {result.loss:.4f} {result.top1:.2%}  top-5 {result.top5:.2%}")
+        parts.append(f"{totals.seconds:.0f} s")
+        return "  ".join(parts) + ("  best" if result is not None and self.state.best_step == step else "")
 
     def _log_epoch(self, result: Evaluation | None) -> None:
         totals = self.state.epoch_totals

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.options import add_options
 from alexnet_dist.data.engines.workers import start_worker_server
@@ -35,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser = new_parser("prepare cache", EXAMPLES, "--config NAME [options] [--SETTING VALUE ...]")
     add_options(parser, "config")
     parser.add_argument("--check", action="store_true", help="build nothing; read what is there and check it")
-    add_options(parser, "debug")
+    add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.config is None:
@@ -95,9 +94,9 @@ def _build(layout: Layout, data: DataConfig) -> None:
 def _check(layout: Layout) -> None:
     from alexnet_dist.data.engines.cache.store import iterate_checks
 
-    with tqdm(total=len(layout.index), desc=f"checking {escape_text(layout.folder)}", unit=" images", delay=2.0) as bar:
+    with Progress(f"checking {layout.folder}", len(layout.index)) as bar:
         for num_images in iterate_checks(layout):
-            bar.update(num_images)
+            bar.advance(num_images)
 
 
 def _print_summary(name: str, layout: Layout, seconds: float) -> None:

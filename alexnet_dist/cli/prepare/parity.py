@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "device")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of the report")
     parser.add_argument("--out", type=str, help="write the report to this file instead of the terminal")
-    add_options(parser, "overwrite", "debug")
+    add_options(parser, "overwrite", "quiet", "debug")
     options = parse_options(argv, parser)
     _check_options(options)
     out = settle_out(options)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, help="decoding threads (default: as many as there are cores)")
     parser.add_argument("--again", action="store_true", help="decode the files that are known to be good, too")
     parser.add_argument("--out", type=str, help=f"CSV of the bad files (default: {OUT}, in place of an earlier list)")
-    add_options(parser, "overwrite", "debug")
+    add_options(parser, "overwrite", "quiet", "debug")
     arguments = parse_arguments(argv, parser, DataSettings)
     options = arguments.options
     check_at_least_one(options, "workers")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from tqdm import tqdm
 
 from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.progress import say
 from alexnet_dist.base.text import escape_text
 
 logger = logging.getLogger("alexnet_dist")
@@ -93,6 +92,6 @@ def describe_process(pid: int, root: Path) -> str:
 def _say(line: str) -> None:
     """Processes other than the first keep silent in the log; nobody else knows of this."""
     if all(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
-        tqdm.write(line, file=sys.stderr)
+        say(line)
     else:
         logger.warning(line)

@@ -13,11 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from tqdm import tqdm
-
 from alexnet_dist.base.durable import check_regular, replacing, tidy_folder
 from alexnet_dist.base.places import find_place
-from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.decode import UnreadableImageError, read_header
 
 logger = logging.getLogger("alexnet_dist")
@@ -56,7 +54,6 @@ def scan_headers(
     max_pixels: int,
     progress: bool,
     listed_by: str = "",
-    bar_delay: float = 2.0,
 ) -> list[Header]:
     """Read the header of every file that is new or changed since the last scan of this root.
 
@@ -66,7 +63,7 @@ def scan_headers(
         cache_dir: where sizes are remembered, by path, byte size and time of change. A cache that is damaged is
             rebuilt, one that cannot be written only costs time.
         max_pixels: an image with more pixels is unreadable.
-        progress: show a bar once the scan has taken `bar_delay` seconds.
+        progress: show how far it is.
         listed_by: what named the files, where that is not the root alone. Each list has a cache of its own: a cache
             forgets what its scan does not ask for.
 
@@ -79,7 +76,7 @@ def scan_headers(
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
     unknown = [file for file in files if file not in known]
-    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, bar_delay if progress else None), strict=True))
+    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, progress), strict=True))
     headers = [known[file] if file in known else scanned[file] for file in files]
     good = {file: header for file, header in zip(files, headers, strict=True) if not header.reason}
     if good.keys() != known.keys():
@@ -87,25 +84,19 @@ def scan_headers(
     return headers
 
 
-def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, bar_delay: float | None) -> Iterable[Header]:
-    """Headers in the order of `files`, read by several threads. A bar comes after `bar_delay` seconds; None = never."""
+def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progress: bool) -> Iterable[Header]:
+    """Headers in the order of `files`, read by several threads."""
     folder = os.path.join(root, "")
 
     def read_some(first: int) -> list[Header]:
         return [_read_one(folder + file.path, max_pixels) for file in files[first : first + _FILES_PER_TASK]]
 
     headers: list[Header] = []
-    bar = tqdm(
-        total=len(files),
-        desc=f"scanning {escape_text(root)}",
-        unit=" images",
-        delay=bar_delay or 0,
-        disable=bar_delay is None,
-    )
+    bar = Progress(f"scanning {root}", len(files), shown=progress)
     with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
         for some in pool.map(read_some, range(0, len(files), _FILES_PER_TASK)):
             headers += some
-            bar.update(len(some))
+            bar.advance(len(some))
     return headers
 
 

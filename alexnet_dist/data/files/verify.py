@@ -25,11 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from alexnet_dist.base.durable import check_regular, disk_errors_named, tidy_folder
 from alexnet_dist.base.errors import MemoryExhaustedError
-from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.decode import UnreadableImageError, decode_image
 from alexnet_dist.data.files.scan import FoundFile, hash_place, read_table, scan_headers, write_table
 
@@ -39,7 +38,6 @@ _TITLE = "alexnet_dist bad files 1"  # the number changes when the meaning of a 
 _DIGEST = np.dtype("<u8")
 _BYTES_PER_DIGEST = 8  # a changed file among ten million passes for a good one with a chance of 1 to 10**12
 SAVE_SECONDS = 5.0
-BAR_DELAY_SECONDS = 2.0
 FILES_AT_ONCE = 1024  # given to the threads together; a pool's list of all files of ImageNet would fill a gigabyte
 
 
@@ -94,14 +92,13 @@ def verify_files(
         for position, file in enumerate(files)
         if not reasons[position] and (not is_good[position] or file in memory.bad)
     ]
-    what = f"decoding {escape_text(root)}"
-    bar = tqdm(total=len(todo), desc=what, unit=" images", delay=BAR_DELAY_SECONDS, disable=not progress)
+    bar = Progress(f"decoding {root}", len(todo), shown=progress)
     verdicts = _decode_files(root, [files[position] for position in todo], max_pixels, workers)
     with bar, contextlib.closing(verdicts), memory.saving():
         for position, reason in zip(todo, verdicts, strict=True):
             reasons[position] = reason
             memory.note(files[position], int(digests[position]), reason)
-            bar.update()
+            bar.advance()
     return reasons
 
 

@@ -19,11 +19,10 @@ from typing import Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from alexnet_dist.base.durable import CACHE_SETTING, disk_errors_named, tidy_folder
 from alexnet_dist.base.errors import DataError, MachineError
-from alexnet_dist.base.text import escape_text
+from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.engines.cache.chunks import ChunkError, Footer, write_chunk
@@ -42,7 +41,6 @@ from alexnet_dist.data.plan import describe_enlarged, resize_shapes
 
 logger = logging.getLogger("alexnet_dist")
 
-_BAR_DELAY_SECONDS = 2.0
 _FILES_PER_TASK = 256
 _NUM_THREADS = 16  # looking up times of change waits for the disk or the network
 
@@ -122,20 +120,16 @@ def _fill(
         (layout.folder / MANIFEST).unlink(missing_ok=True)  # until the end, the cache is not whole
     tidy_folder(layout.folder, alone=True)
     counts = [len(layout.chunk_ids(number)) for number in missing]
-    bar = tqdm(
-        desc=f"caching images in {escape_text(layout.folder)}",
-        total=len(layout.index),
-        initial=len(layout.index) - sum(counts),
-        unit=" images",
-        delay=_BAR_DELAY_SECONDS,
-        disable=not progress,
-    )
+    num_images = len(layout.index)
+    num_done = num_images - sum(counts)
+    name = f"caching images in {layout.folder}"
+    bar = Progress(name, num_images, done=num_done, shown=progress)
     jobs = (_plan_job(layout, number, changes) for number in missing)
     with bar:
         for footer in _run_jobs(jobs, min(workers, len(missing))):
             footers[footer.number] = footer
             done = len(layout.chunk_ids(footer.number))
-            bar.update(done)
+            bar.advance(done)
             yield done
     write_manifest(layout, [footer for footer in footers if footer is not None])
 

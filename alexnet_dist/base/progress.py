@@ -1,0 +1,275 @@
+"""What is seen while something takes its time: one moving line on a terminal, a line now and then elsewhere.
+
+Results go to standard output and never pass here. All of this is talk: it goes to standard error, or in a notebook to
+standard output, where it is not red. Only a process that speaks for all shows anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.std import Bar  # type: ignore[attr-defined]
+
+from alexnet_dist.base.text import LogFormatter, cut_end, escape_text, shorten
+
+LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "debug": logging.DEBUG}
+FILE_ALONE = {"is_for_file_alone": True}  # `extra` of a message that run.log gets and the screen does not
+PLAIN_SECONDS = 10.0  # between two lines where nothing can move
+PATIENCE_SECONDS = 2.0  # what takes no longer is not worth a line of its own
+
+_SCREEN = logging.getLogger("alexnet_dist.screen")  # holds what is shown; a level of logging's, as of every logger
+_SCREEN.setLevel(logging.INFO)
+_SHORTEST_BAR, _LONGEST_BAR = 8, 30
+_SHORTEST_NAME = 12
+_COLUMNS = 80  # of what has no width
+
+Fact = tuple[str, str]  # as it stands in a bar, and in a line of its own
+
+
+@dataclass(frozen=True)
+class View:
+    """How far something is.
+
+    Args:
+        name: what is done.
+        done, total: units, as far as they are known.
+        facts: what else is known, the most important first.
+    """
+
+    name: str
+    done: int
+    total: int
+    facts: Sequence[Fact] = ()
+
+
+def set_level(name: str) -> None:
+    """Show as much as log.level says: quiet, normal or debug."""
+    _SCREEN.setLevel(LEVELS[name])
+
+
+def is_debug() -> bool:
+    """Whether everything is shown."""
+    return _SCREEN.level <= logging.DEBUG
+
+
+@contextlib.contextmanager
+def level_kept() -> Iterator[None]:
+    """What this block sets counts no longer after it."""
+    before = _SCREEN.level
+    try:
+        yield
+    finally:
+        _SCREEN.setLevel(before)
+
+
+def say(line: str) -> None:
+    """Show a line; quiet programs do not."""
+    if _SCREEN.level <= logging.INFO:
+        _write(escape_text(line))
+
+
+class ScreenHandler(logging.Handler):
+    """Shows the package's messages, above the line that moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(LogFormatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a message, unless it is for the file alone or the user wants less."""
+        if record.levelno >= _SCREEN.level and not getattr(record, "is_for_file_alone", False):
+            _write(self.format(record))
+
+
+class Progress:
+    """Shows how far a work of known size is, while it is entered as a context.
+
+    Args:
+        name: what is done.
+        total: units in all.
+        unit: what is counted.
+        done: units done before.
+        shown: whether this process speaks.
+        describe: says more than these numbers do; asked only when something is drawn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit: str = "images",
+        *,
+        done: int = 0,
+        shown: bool = True,
+        describe: Callable[[], View] | None = None,
+    ) -> None:
+        self._name, self._total, self._unit = escape_text(name), total, unit
+        self._first = self._done = done
+        self._describe = describe or self._count
+        self._is_shown = shown and _SCREEN.level <= logging.INFO
+        self._began = self._said = time.monotonic()
+        self._line = _open_line(self._draw) if self._is_shown else None  # which draws at once
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line is not None:
+            self._line.close()
+
+    @property
+    def rate(self) -> float:
+        """Units a second, 0 as long as there are none."""
+        seconds = time.monotonic() - self._began
+        return (self._done - self._first) / seconds if seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None as long as nothing is done."""
+        return (self._total - self._done) / self.rate if self.rate else None
+
+    def advance(self, number: int = 1) -> None:
+        """So many more are done."""
+        self._done += number
+        if self._line is not None:
+            self._line.update(number)
+        elif self._is_shown and time.monotonic() - self._said >= PLAIN_SECONDS:
+            self.say_now()
+
+    def say_now(self) -> None:
+        """Where nothing can move, show a line at once."""
+        if self._line is None and self._is_shown:
+            self._said = time.monotonic()
+            view = self._describe()
+            count = f"{view.done:,}/{view.total:,} {self._unit}"
+            say("  ".join([view.name, count, *(long for _, long in view.facts)]))
+
+    def _count(self) -> View:
+        left = format_seconds(self.seconds_left)
+        facts = [(f"{self.rate:,.0f}/s", f"{self.rate:,.0f} {self._unit}/s"), (f"{left} left", f"{left} left")]
+        return View(self._name, self._done, self._total, facts)
+
+    def _draw(self, width: int, is_ascii: bool) -> str:
+        return fit_line(self._describe(), width, is_ascii)
+
+
+@contextlib.contextmanager
+def phase(name: str, shown: bool = True) -> Iterator[None]:
+    """Show that a work of unknown length goes on in this block: its seconds move, or a line says what it is.
+
+    Args:
+        name: what is done ("comparing engines").
+        shown: whether this process speaks.
+    """
+    began, over = time.monotonic(), threading.Event()
+    teller = threading.Thread(target=_tell, args=(name, began, over), name="phase", daemon=True)
+    is_shown = shown and _SCREEN.level <= logging.INFO
+    if is_shown:
+        teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if is_shown:
+            teller.join(timeout=1.0)  # a signal may have left it waiting for tqdm's lock
+            if is_debug():
+                say(f"{name}: {time.monotonic() - began:.1f} s")
+
+
+def fit_line(view: View, width: int, is_ascii: bool = False) -> str:
+    """A line of just so many columns: the name is shortened, the least important facts go first, the bar stays.
+
+    Args:
+        view: what is shown.
+        width: columns.
+        is_ascii: the terminal has no other letters.
+    """
+    count = f" {view.done}/{view.total}"
+    facts = ["".join(f" {short}" for short, _ in view.facts[:number]) for number in range(len(view.facts), -1, -1)]
+    least = min(len(view.name), _SHORTEST_NAME) + 1 + _SHORTEST_BAR + len(count)
+    tail = count + next((text for text in facts if least + len(text) <= width), "")
+    name = shorten(view.name, max(width - 1 - _SHORTEST_BAR - len(tail), _SHORTEST_NAME))
+    bar = max(1, min(width - len(name) - 1 - len(tail), _LONGEST_BAR))
+    part = min(view.done / view.total, 1.0) if view.total else 1.0
+    drawn = Bar(part, bar, Bar.ASCII if is_ascii else Bar.UTF)
+    return cut_end(f"{name} {drawn}{tail}", width).ljust(width)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """0:12, 3:40 or 1:02:03; a dash where it is not known."""
+    return "-" if seconds is None else tqdm.format_interval(seconds).removeprefix("0")
+
+
+# -- where it is shown ------------------------------------------------------------------------------------------------
+
+
+class _Line(tqdm):  # type: ignore[type-arg]
+    """The line that moves: tqdm's, with our own text on it."""
+
+    monitor_interval = 0  # no thread of tqdm's
+
+    def __init__(self, draw: Callable[[int, bool], str], **options: Any) -> None:
+        self._draw = draw
+        super().__init__(**options)
+
+    def __str__(self) -> str:
+        return self._draw(_find_width(self.fp), bool(self.ascii))
+
+
+def _open_line(draw: Callable[[int, bool], str]) -> _Line | None:
+    """A line that moves; None where nothing can."""
+    stream = _find_stream()
+    if not _can_move(stream) or is_debug():
+        return None
+    return _Line(draw, file=stream, disable=False, leave=False, position=0, miniters=1)
+
+
+def _tell(name: str, began: float, over: threading.Event) -> None:
+    line = _open_line(lambda width, _: cut_end(f"{name} ... {time.monotonic() - began:.0f} s", width).ljust(width))
+    if line is None:
+        wait = PATIENCE_SECONDS
+        while not over.wait(wait):
+            say(f"{name} ... {time.monotonic() - began:.0f} s")
+            wait = PLAIN_SECONDS
+        return
+    with line:
+        while not over.wait(0.25):
+            if len(tqdm._instances) == 1:  # type: ignore[attr-defined] # else a bar says more
+                line.refresh()
+
+
+def _write(line: str) -> None:
+    tqdm.write(line, file=_find_stream())
+
+
+def _find_stream() -> Any:
+    return sys.stdout if _is_notebook() else sys.stderr
+
+
+def _is_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+def _can_move(stream: Any) -> bool:
+    """Whether a line can be written over: on a terminal, and in a notebook. TQDM_DISABLE asks for none."""
+    if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or os.environ.get("TERM") == "dumb":
+        return False
+    return _is_notebook() or bool(stream.isatty())
+
+
+def _find_width(stream: Any) -> int:
+    """Columns that a line may have: a terminal breaks one that fills it."""
+    try:
+        return (os.get_terminal_size(stream.fileno()).columns or _COLUMNS) - 1
+    except (OSError, ValueError, AttributeError):
+        return _COLUMNS - 1
