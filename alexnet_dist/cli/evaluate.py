@@ -144,8 +144,7 @@ def evaluate_model(
     from alexnet_dist.training.evaluate import evaluate
 
     folder = find_model_folder(path, weights)
-    card = read_fitting_card(folder)
-    config = settle_settings(folder, card, given)
+    config = settle_settings(folder, card := read_fitting_card(folder), given)
     runtime = start_runtime(config.device, config.precision)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
