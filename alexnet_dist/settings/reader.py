@@ -401,6 +401,12 @@ def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
             near = find_nearest(flag, keys)
             remedy = f"did you mean --{near}?" if near else "see --help for all keys"
             raise UsageError(f"unknown option {flag}", where="command line", remedy=remedy)
+    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    for key, word in _pair_words(argv).items():
+        if key in sections and not word.startswith("{") and not os.path.isfile(word):
+            near = find_nearest(key, [name for name in keys if name not in sections])
+            remedy = f"did you mean --{near}?" if near else f"see --help {key}"
+            raise UsageError(f"--{key} is a section", where="command line", why=f"got {word!r}", remedy=remedy)
 
 
 def _put_words_first(argv: Sequence[str], parser: ArgumentParser) -> list[str]:

@@ -184,3 +184,31 @@ def test_a_model_that_is_no_run_lists_the_runs_beside_it(
     assert capsys.readouterr().err.rstrip("\n").endswith(listed)
     assert run("predict", ["runs", "x.png"]) == 4
     assert listed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --data data/x", "--data is a section@: got 'data/x'; did you mean --data.root?"),
+        ("train --model=alexnet", "--model is a section@: got 'alexnet'; did you mean --model.variant?"),
+        (
+            "train --optimizer adam",
+            "--optimizer is a section@: got 'adam'; did you mean --optimizer.name?",
+        ),
+        ("summary --model runs/x", "--model is a section@: got 'runs/x'; did you mean --weights?"),
+        ("evaluate m --data data/x", "--data is a section@: got 'data/x'; did you mean --data.root?"),
+        (
+            "train --batch-size 32",
+            "unknown option --batch-size@; did you mean --train.global_batch_size?",
+        ),
+        ("train -b 32", "unknown option -b@; did you mean --train.global_batch_size?"),
+        ("evaluate m --batch-size 32", "unknown option --batch-size@; did you mean --batch_size?"),
+        ("train --quiet", "unknown option --quiet@; see --help for all keys"),
+    ],
+)
+def test_options_of_other_programs_are_answered_with_ours(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *rest = words.split()
+    assert run(verb, rest) == 2
+    assert capsys.readouterr().err == f"error: {message.replace('@', ' (command line)')}\n"
