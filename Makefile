@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loads
 .PHONY: train fast test test-slow test-gpu lint docs clean
 
 train: $(VENV)/.installed
-	$(BIN)/python launch/train.py --config digits
+	$(BIN)/python launch/train.py --config digits --checkpoint.keep 0
 
 # What needs no process but its own, and takes no second.
 fast: $(VENV)/.installed-dev

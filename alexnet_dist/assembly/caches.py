@@ -73,8 +73,7 @@ def _stop_together(runtime: Runtime, stop: StopRequest) -> None:
     interrupts, terminations = runtime.agree(*stop.counts())
     if interrupts or terminations:
         number = signal.SIGINT if interrupts else signal.SIGTERM
-        remedy = "start the same command again to go on"
-        raise InterruptedRunError(f"stopped by {number.name}", signal_number=number, remedy=remedy)
+        raise InterruptedRunError(number)
 
 
 def _build_elsewhere(layouts: Sequence[Layout], data: DataConfig) -> AlexNetDistError | None:

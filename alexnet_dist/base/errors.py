@@ -6,6 +6,7 @@ of ours and keeps its traceback (exit code 1).
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from alexnet_dist.base.text import escape_text, shorten
@@ -86,15 +87,24 @@ class MemoryExhaustedError(AlexNetDistError):
 
 
 class InterruptedRunError(AlexNetDistError):
-    """A signal stopped the run at a step boundary; it can be resumed.
+    """A signal stopped the run at a step boundary; it can be resumed. Its line is `describe_stop`'s, and no error.
 
     Args:
         signal_number: SIGINT (exit code 130) or SIGTERM (143).
+        step: at which the state was saved; None = there was nothing to save.
     """
 
-    def __init__(self, what: str, *, signal_number: int, remedy: str) -> None:
-        super().__init__(what, remedy=remedy)
+    def __init__(self, signal_number: int, step: int | None = None) -> None:
+        super().__init__(describe_stop(signal_number, step))
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+def describe_stop(signal_number: int, step: int | None = None) -> str:
+    """What a stopped program says: Ctrl-C is what its user did, and another signal has a name."""
+    by = "" if signal_number == signal.SIGINT else f" by {signal.Signals(signal_number).name}"
+    saved = "" if step is None else f" Saved at step {step}."
+    return f"Stopped{by}.{saved} Run the same command again to continue."
 
 
 def _join_parts(*texts: str) -> str:

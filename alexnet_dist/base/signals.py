@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from alexnet_dist.base.ending import leave
+from alexnet_dist.base.errors import describe_stop
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import open_closed_streams
 
@@ -65,7 +66,7 @@ class Ending:
     def say(self, number: int) -> None:
         """Print the line; the first process speaks for all, and only once."""
         if self._said.acquire(blocking=False) and rank_from_environment() == 0 and not self.is_over:
-            line = f"error: stopped by {signal.Signals(number).name}; start the same command again to go on\n"
+            line = f"{describe_stop(number)}\n"
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.flush()
                 os.write(2, line.encode())

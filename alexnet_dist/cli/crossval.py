@@ -195,12 +195,15 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
 
 
 def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest) -> None:
+    from alexnet_dist.runs.announce import say_result
     from alexnet_dist.runs.session import run_session
 
     if runtime.is_main:
         print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
     with _folds_alike():
-        run_session(run, runtime.renew(), stop)
+        _, summary = run_session(run, runtime.renew(), stop)
+    if runtime.is_main:
+        say_result(summary)
     gc.collect()  # the parts of a run refer to one another; the next fold needs the device's memory
 
 

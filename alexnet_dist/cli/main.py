@@ -6,12 +6,13 @@ import atexit
 import contextlib
 import gc
 import importlib
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 
-from alexnet_dist.base.errors import AlexNetDistError, UsageError
+from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError, UsageError, describe_stop
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
 from alexnet_dist.base.machine import settle_home, tune_allocator
@@ -121,7 +122,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         stopped.ending.say(stopped.number)
         return 128 + stopped.number
     except KeyboardInterrupt:
-        print("error: stopped by SIGINT; start the same command again to go on", file=sys.stderr)
+        print(describe_stop(signal.SIGINT), file=sys.stderr)
         return 130
     except Exception as error:
         line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory"))
@@ -149,7 +150,8 @@ def _call_verb(verb: str, argv: Sequence[str]) -> int:
 def _say(error: AlexNetDistError) -> int:
     """Print an error, once however many processes have it; its exit code."""
     if not error.is_said and (rank_from_environment() == 0 or error.is_local):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        is_asked_for = isinstance(error, InterruptedRunError)
+        print(f"{error}" if is_asked_for else f"error: {error}", file=sys.stderr, flush=True)
     elif was_launched():
         with contextlib.suppress(KeyboardInterrupt):  # the launcher ends this process as soon as rank 0 has ended
             time.sleep(SPEAK_SECONDS)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.base.text import join_names, quote_word
+from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.models.signal import LEAST_SIGNAL
+from alexnet_dist.runs.folder import read_reported, relative_path
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.training.loop import Trainer
 from alexnet_dist.training.schedule import list_unreached
 
 logger = logging.getLogger("alexnet_dist")
 
+SEEN_FIRST = ("curves.png", "conv1.png")
 MOST_CLASSES = 10  # in the start's lines
 
 
 def announce(start: Start, network: Network, trainer: Trainer) -> None:
     """Say in a few lines what will be trained, on what, and from where."""
-    runtime, data, sizes = start.runtime, start.data, start.sizes
+    runtime, data = start.runtime, start.data
     parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if start.config.channels_last else "contiguous"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
@@ -28,17 +35,17 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         f"model     {start.config.model.variant}, {parameters:,} parameters, {start.spec.num_classes} classes",
         f"data      {start.config.data.source}: {counts}",
         f"classes   {join_names(start.splits.train.classes, most=MOST_CLASSES)}",
-        f"engine    {start.engine.name} ({start.engine.reason}), workers per process: {trainer.loader.workers}"
+        f"loader    {start.engine.name} ({start.engine.reason.replace('asked for', 'set by data.engine')}), workers per process: {trainer.loader.workers}"
         + _count_odd_images(start),
-        f"batch     {sizes}; {start.steps_per_epoch} steps an epoch, {start.total_steps} in all",
+        f"batch     {_describe_batch(start)}; {start.steps_per_epoch} steps an epoch, {start.total_steps} in all",
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{torch.get_num_threads()} threads",
         f"precision {runtime.precision} ({runtime.precision_reason})",
         f"run       {start.folder}, {start.resumption.describe(trainer.state.step)}",
     ]
-    if network.signal is not None:
-        last = f"{network.signal['fc8']:.2g}"
-        lines.insert(1, f"signal    images differ by {last} of the size of their logits")
+    if network.signal is not None and network.signal["fc8"] < LEAST_SIGNAL:
+        strength = f"{network.signal['fc8']:.1g} (healthy: above {LEAST_SIGNAL:g}"
+        lines.insert(1, f"signal    {strength}; how strongly images influence the untrained network's output)")
     if start.changes:
         lines.append(f"images    {start.changes}; from step {trainer.state.step} on, {_describe_plan(start)}")
     if start.resumption.changed:
@@ -53,6 +60,14 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         if trainer.stopped_early:
             remedy = "it stopped early; raise train.early_stop to go on, or use"
         logger.info("this run is finished; %s --new", remedy)
+
+
+def _describe_batch(start: Start) -> str:
+    """The arithmetic of a batch."""
+    sizes, holder = start.sizes, "pair" if start.config.parallel.strategy == "towers" else "process"
+    holders = holder if sizes.replicas == 1 else {"pair": "pairs", "process": "processes"}[holder]
+    steps = "accumulation step" if sizes.accumulation == 1 else "accumulation steps"
+    return f"{sizes.global_} ({sizes.micro} per {holder} x {sizes.replicas} {holders} x {sizes.accumulation} {steps})"
 
 
 def _describe_plan(start: Start) -> str:
@@ -89,13 +104,49 @@ def _list_late_settings(start: Start) -> list[str]:
     ]
 
 
+def say_result(summary: dict[str, Any]) -> None:
+    """Print how well a run ended."""
+    if summary["best_top1"] is not None:
+        logger.info("best validation top-1: %.2f %%, epoch %s", 100 * summary["best_top1"], summary["best_epoch"])
+    if summary["test_top1"] is not None:
+        logger.info("test top-1: %.2f %%", 100 * summary["test_top1"])
+
+
 def say_goodbye(start: Start, summary: dict[str, Any]) -> None:
-    """Print the result, the run folder and what to try next."""
-    for name, key in (("best validation", "best_top1"), ("test", "test_top1")):
-        if summary[key] is not None:
-            logger.info("%s top-1: %.2f %%", name, 100 * summary[key])
-    logger.info("run folder: %s", start.folder)
-    index = start.splits.val or start.splits.train
-    if index.has_files:  # predict reads image files
-        words = map(quote_word, (start.folder, index.root / index.paths[0]))
-        logger.info("next: python launch/predict.py --model %s %s", *words)
+    """Print the result, where it lies, and what to try next: commands that can be pasted."""
+    say_result(summary)
+    size = sum(path.stat().st_size for path in start.folder.rglob("*") if path.is_file())
+    logger.info("run folder: %s, %s MB", start.folder, f"{size / 1e6:,.0f}")
+    drawn = [str(start.folder / "plots" / name) for name in SEEN_FIRST if (start.folder / "plots" / name).is_file()]
+    if drawn:
+        logger.info("figures: %s", ", ".join(drawn))
+    for number, line in enumerate(list_next(start)):
+        logger.info("%s %s", "next:" if number == 0 else "     ", line)
+
+
+def list_next(start: Start) -> list[str]:
+    """Three commands for the run, in the form in which it was started."""
+    folder, splits = quote_word(start.folder), start.splits
+    index = splits.val or splits.train
+    picture = _find_good_picture(start, index) if index.has_files else None  # predict reads image files
+    words = [f"predict {folder} {quote_word(picture)}"] if picture is not None else []
+    words += [f"evaluate {folder}"] if splits.val is not None else []
+    words += [f"export --model {folder} --out {quote_word(f'{start.folder.name}.onnx')}", f"summary --weights {folder}"]
+    return [name_command(*line.split(" ", 1)) for line in words[:3]]
+
+
+def name_command(verb: str, words: str) -> str:
+    """A command line of a verb, as this program was started: by a script of launch/, as a module, or installed."""
+    started = Path(sys.argv[0])
+    if started.parent.name == "launch" and started.suffix == ".py":
+        return f"python {quote_word(started.parent / f'{verb}.py')} {words}"
+    if started.name == "__main__.py":
+        return f"python -m alexnet_dist {verb} {words}"
+    return f"alexnet-dist {verb} {words}"
+
+
+def _find_good_picture(start: Start, index: SampleIndex) -> Path | None:
+    """The first picture of a set that the run could read."""
+    bad, root = read_reported(start.folder), find_root(start.config.data)
+    pictures = (index.root / path for path in index.paths)
+    return next((path for path in pictures if relative_path(path, root) not in bad), None)

@@ -18,6 +18,8 @@ from alexnet_dist.base.durable import read_object
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.places import find_place
+from alexnet_dist.base.progress import say
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.run_record import CHECKPOINTS, RUN, SETTINGS, SUMMARY, read_run
 from alexnet_dist.data.engines.choose import REFERENCE, find_obstacle
 from alexnet_dist.inference.checkpoints import choose_checkpoint, is_inside, list_checkpoints, read_run_id
@@ -147,6 +149,30 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
         was_finished=was_finished,
         ended_at=summary.get("step") if was_finished else None,
     )
+
+
+def find_end(folder: Path, config: Config) -> dict[str, Any] | None:
+    """summary.json of a run that has ended and kept no checkpoint (checkpoint.keep 0), which is then said; else None.
+
+    Args:
+        folder: the run folder.
+        config: the settings.
+
+    Raises:
+        UsageError: a setting differs that may not, or the run should train longer than it did.
+    """
+    summary = read_object(folder / SUMMARY)
+    if summary.get("status") != "finished" or not read_run(folder) or list_checkpoints(folder / CHECKPOINTS):
+        return None
+    if build_config(*read_settings(folder)).checkpoint.keep:
+        return None
+    compare_settings(folder, config)
+    if not is_over(summary, config.train):
+        why = "checkpoint.keep was 0, and none is there to go on from"
+        raise UsageError("this run has ended", where=str(folder), why=why, remedy="start afresh with --new")
+    if rank_from_environment() == 0:
+        say(f"this run is finished ({folder}); use --new to start afresh")
+    return summary
 
 
 # -- from where -------------------------------------------------------------------------------------------------------

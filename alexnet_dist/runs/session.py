@@ -23,6 +23,7 @@ from alexnet_dist.assembly.weights import load_starting_weights
 from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError
 from alexnet_dist.base.machine import check_compiler
 from alexnet_dist.base.progress import phase, set_level
+from alexnet_dist.base.run_record import CHECKPOINTS
 from alexnet_dist.base.signals import StopRequest
 from alexnet_dist.data.engines.cache.store import check_cacheable
 from alexnet_dist.data.engines.choose import REFERENCE, check_engine, choose_engine
@@ -44,14 +45,14 @@ from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, take_note
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarise
-from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, keep_precision
+from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.runs.targets import check_output_dir
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.trackers import Row, Trackers
-from alexnet_dist.training.checkpoint import Checkpoint, check_same_classes, load_checkpoint
+from alexnet_dist.training.checkpoint import Checkpoint, check_same_classes, drop_checkpoints, load_checkpoint
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.loop import Trainer
@@ -84,6 +85,8 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
         check_beginning(folder, resume_from)
     if config.data.workers != 0:
         start_worker_server()
+    if not new and resume_from is None and (ended := find_end(folder, config)) is not None:
+        return ended
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
         config = runtime.on_main(partial(take_note, config, note))
@@ -92,6 +95,8 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
         from alexnet_dist.runs.plots import draw_after_training  # only a run that has ended needs it
 
         draw_after_training(start, summary["step"])
+    if runtime.is_main:
+        say_goodbye(start, summary)
     return summary
 
 
@@ -145,7 +150,8 @@ def run_session(
             trainer.train()
             test_row = _test(start, trainer, recording.test_row)
         summary = summarise(start, trainer, "finished", test_row)
-        say_goodbye(start, summary)
+        if config.checkpoint.keep == 0:
+            runtime.on_main(lambda: drop_checkpoints(folder / CHECKPOINTS, resumption.run_id))
     return start, summary
 
 

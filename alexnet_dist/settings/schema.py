@@ -313,8 +313,8 @@ class CheckpointConfig:
 
     every_steps: int | None = bounded(None, minimum=1, maximum=MAX_STEPS)
     """updates between two saves; null = after each epoch. The end of a run is always saved"""
-    keep: int = bounded(2, minimum=1, maximum=MAX_KEPT)
-    """intact checkpoints kept"""
+    keep: int = bounded(2, minimum=0, maximum=MAX_KEPT)
+    """intact checkpoints kept; 0 = the newest as long as the run goes on, and none after its end: model/ alone stays"""
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,18 @@ def prune_checkpoints(folder: Path, newest: Path, keep: int, verdicts: dict[Path
             remove_written(path, (WEIGHTS, OPTIMIZER, STATE, CONFIG))
 
 
+def drop_checkpoints(folder: Path, run_id: str) -> None:
+    """Delete a run's checkpoints after its end; those of another run, and a user's copies, are left alone.
+
+    Args:
+        folder: the run's checkpoints/.
+        run_id: of the run.
+    """
+    for path in list_checkpoints(folder):
+        if path.name == f"step-{step_of(path):08d}" and not is_of_other_run(path, run_id):
+            remove_written(path, (WEIGHTS, OPTIMIZER, STATE, CONFIG))
+
+
 def set_aside_newer(folder: Path, step: int, metrics: Path, model: Path) -> Path | None:
     """Move the checkpoints after a step, which a run leaves behind by going back to it, out of its line.
 

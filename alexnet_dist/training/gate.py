@@ -48,8 +48,7 @@ class BatchGate:
             self.runtime.raise_together(name_bad_file(batch.bad_files))
         if interrupts or terminations:
             number = signal.SIGINT if interrupts else signal.SIGTERM
-            remedy = "start the same command again to go on"
-            raise InterruptedRunError(f"stopped by {number.name}", signal_number=number, remedy=remedy)
+            raise InterruptedRunError(number)
         return num_images
 
     def gather_bad_files(self) -> set[BadFile]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
-from alexnet_dist.base.progress import FILE_ALONE, Fact, Progress, View, format_seconds, is_debug
+from alexnet_dist.base.progress import FILE_ALONE, Fact, Progress, View, format_seconds, is_debug, phase
 from alexnet_dist.base.run_record import CHECKPOINTS, METRICS
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.index import BadFile
@@ -182,9 +182,10 @@ class Trainer:
                 self._after_update(batch)
                 if self.stopped_early:
                     break
-        except InterruptedRunError:
-            self._save()
-            raise
+        except InterruptedRunError as stopped:
+            with phase("saving", self.runtime.is_main):
+                self._save()
+            raise InterruptedRunError(stopped.signal_number, self.state.step) from None
 
     @property
     def stopped_early(self) -> bool:

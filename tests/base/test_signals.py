@@ -18,14 +18,13 @@ from helpers.tiny import tiny_config
 from helpers.waiting import is_alive, wait_until
 
 from alexnet_dist.base import signals
-from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.errors import MachineError, describe_stop
 from alexnet_dist.base.signals import Ending, Stopped, StopRequest
 from alexnet_dist.data.engines import workers
 from alexnet_dist.settings.reader import dump_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "launch" / "train.py")
-LINE = "error: stopped by {}; start the same command again to go on"
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +96,7 @@ def test_a_program_ends_wherever_it_is(start: Start, tmp_path: Path, place: str,
     process.send_signal(number)
     began = time.monotonic()
     _, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stderr.splitlines()) == (128 + number, [LINE.format(number.name)])
+    assert (process.returncode, stderr.splitlines()) == (128 + number, [describe_stop(number)])
     assert time.monotonic() - began < 15
 
 
@@ -129,8 +128,9 @@ def test_a_training_that_begins_leaves_nothing(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)  # also says that no child holds the pipe
     assert process.returncode == 128 + number
-    (said,) = [line for line in stderr.splitlines() if line.startswith("error")]
-    assert said.startswith(f"error: stopped by {number.name}")
+    (said,) = [line for line in stderr.splitlines() if line.startswith(("error", "Stopped"))]
+    assert said.startswith(describe_stop(number).partition(".")[0] + ".")
+    assert ("Saved at step" in said) == (moment == "training")
     assert "Traceback" not in stderr
     wait_until(lambda: not any(map(is_alive, children)))
     assert list((tmp_path / "t").iterdir()) == []
@@ -202,7 +202,7 @@ def test_a_repeated_signal_is_the_same_signal(
     ending.receive(signal.SIGINT, sys._getframe())  # a terminal and a launcher both pass it on: no second exception
     for _ in range(2):
         stopped.value.ending.say(stopped.value.number)
-    assert capfd.readouterr().err == LINE.format("SIGTERM") + "\n"
+    assert capfd.readouterr().err == describe_stop(signal.SIGTERM) + "\n"
     monkeypatch.setenv("RANK", "1")
     Ending().say(signal.SIGTERM)  # rank 0 speaks for all
     ending.is_over = True

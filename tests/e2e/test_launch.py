@@ -79,9 +79,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1] == "error: stopped by SIGINT; start the same command again to go on"
-    assert "Traceback" not in stderr
-    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    summary = json.loads((run / "summary.json").read_text())
+    saved = f"Saved at step {summary['step']}."
+    assert stderr.splitlines()[-1] == f"Stopped. {saved} Run the same command again to continue."
+    assert not {"Traceback", "error"} & {word.strip(":") for word in stderr.split()}
+    assert summary["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(

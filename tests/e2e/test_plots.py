@@ -156,7 +156,7 @@ def test_a_signal_while_drawing_ends_the_drawing_alone(tmp_path: Path, monkeypat
         return plain(*args, **keywords)
 
     monkeypatch.setattr(plots, "evaluate", ask_to_stop)
-    assert "not drawn (InterruptedRunError: stopped by SIGTERM" in train(tmp_path)
+    assert "not drawn (InterruptedRunError: Stopped by SIGTERM" in train(tmp_path)
     assert not (tmp_path / "run" / "plots").exists()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 

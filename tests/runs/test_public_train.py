@@ -101,7 +101,7 @@ def test_a_signal_stops_the_run_and_leaves_the_program_its_own(tmp_path: Path) -
     before = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
     try:
         threading.Thread(target=interrupt).start()
-        with pytest.raises(InterruptedRunError, match="stopped by SIGINT"):
+        with pytest.raises(InterruptedRunError, match=r"^Stopped\. Saved at step"):
             train(tiny_config(tmp_path / "run", train__epochs=5000, device="cpu"))
         assert received == []
         os.kill(os.getpid(), signal.SIGINT)

@@ -297,7 +297,7 @@ def test_wrong_type_is_refused_with_its_place(tmp_path: Path, key: str, value: s
         ("train.epochs", "0"),
         ("train.global_batch_size", "0"),
         ("log.every_steps", "0"),
-        ("checkpoint.keep", "0"),
+        ("checkpoint.keep", "-1"),
     ],
 )
 def test_value_out_of_range_is_refused_with_its_place(tmp_path: Path, key: str, value: str) -> None:

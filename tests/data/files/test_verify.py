@@ -459,7 +459,7 @@ def test_interrupted_verb_says_how_to_go_on(
 
     decode_until(3, interrupt, monkeypatch)
     assert run("prepare", verb_words(root)) == 130
-    assert "start the same command again to go on" in capsys.readouterr().err
+    assert "Run the same command again to continue." in capsys.readouterr().err
 
 
 def test_digests_tell_path_size_and_time_apart() -> None:

@@ -427,7 +427,7 @@ def test_a_signal_stops_the_building_and_keeps_what_is_built(
         start_runtime("cpu", "fp32"),
     )
     stop.received = signal.SIGTERM
-    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM; start the same command again") as caught:
+    with pytest.raises(InterruptedRunError, match=r"^Stopped by SIGTERM\. Run the same") as caught:
         build_caches(runtime, DataConfig(workers=0), [loader], stop)
     assert caught.value.exit_code == 143
     layout = find_layout(loader)
