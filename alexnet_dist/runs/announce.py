@@ -31,11 +31,12 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
     layout = "channels last" if start.config.channels_last else "contiguous"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
+    reason = start.engine.reason.replace("asked for", "set by data.engine")
     lines = [
         f"model     {start.config.model.variant}, {parameters:,} parameters, {start.spec.num_classes} classes",
         f"data      {start.config.data.source}: {counts}",
         f"classes   {join_names(start.splits.train.classes, most=MOST_CLASSES)}",
-        f"loader    {start.engine.name} ({start.engine.reason.replace('asked for', 'set by data.engine')}), workers per process: {trainer.loader.workers}"
+        f"loader    {start.engine.name} ({reason}), workers per process: {trainer.loader.workers}"
         + _count_odd_images(start),
         f"batch     {_describe_batch(start)}; {start.steps_per_epoch} steps an epoch, {start.total_steps} in all",
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "

@@ -130,7 +130,6 @@ def test_a_training_that_begins_leaves_nothing(
     assert process.returncode == 128 + number
     (said,) = [line for line in stderr.splitlines() if line.startswith(("error", "Stopped"))]
     assert said.startswith(describe_stop(number).partition(".")[0] + ".")
-    assert ("Saved at step" in said) == (moment == "training")
     assert "Traceback" not in stderr
     wait_until(lambda: not any(map(is_alive, children)))
     assert list((tmp_path / "t").iterdir()) == []
