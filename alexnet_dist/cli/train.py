@@ -85,6 +85,7 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
     found = recognise_folder(folder)
     own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folder).name)}
     config = load_config(name or GENERAL_RECIPE, {**found.settings, **own, **given})
+    set_level(config.log.level)
     if rank_from_environment() == 0:
         say(f"images    {folder}: {found.layout}")
         if name is None:
