@@ -121,7 +121,12 @@ def wait_for_fold(out: Path, fold: int, group: Group) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "number"), [(1, signal.SIGKILL), (2, signal.SIGTERM)], indirect=["reference"], ids=["kill", "stop"]
+    ("reference", "number"),
+    [
+        pytest.param(1, signal.SIGKILL, id="kill"),
+        pytest.param(2, signal.SIGTERM, id="stop", marks=pytest.mark.slow),
+    ],
+    indirect=["reference"],
 )
 def test_a_stop_in_the_second_fold_changes_nothing(
     reference: tuple[int, Path], tmp_path: Path, number: signal.Signals

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.dist_helper import run_processes, start_processes
-from helpers.tiny import tiny_config, tiny_spec
+from helpers.tiny import tiny_config, tiny_spec, worst_difference
 from safetensors.torch import load_file
 
 from alexnet_dist.cli.train import train
@@ -171,10 +171,7 @@ def test_processes_agree_where_the_first_layers_never_learn(tmp_path: Path) -> N
     overrides = SHORT | {"precision": "fp32", "model__dropout": 0.0, "optimizer__freeze": ["conv1", "conv2"]}
     for processes in (1, 2):
         run_processes(processes, train_tiny, tmp_path / str(processes), overrides)
-    ours, theirs = read_tensors(tmp_path / "2"), read_tensors(tmp_path / "1")
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], atol=1e-6, rtol=1e-4)
+    assert worst_difference(read_tensors(tmp_path / "2"), read_tensors(tmp_path / "1")) <= 1e-5
 
 
 # -- early stop -------------------------------------------------------------------------------------------------------

@@ -115,6 +115,7 @@ def run_loop(folder: Path, place: Path, steps: int) -> dict[str, torch.Tensor]:
     return read_saved(place, steps)
 
 
+@pytest.mark.slow
 def test_a_loop_of_ones_own_goes_on_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
     whole = run_loop(folder, tmp_path / "whole", 5)
     begun = run_loop(folder, tmp_path / "parts", 2)

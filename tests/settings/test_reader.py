@@ -540,7 +540,7 @@ def mutate(text: str, seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_mutated_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     config = build_config({"data.source": "synthetic", "train.epochs": 1})
     valid = yaml.safe_dump(yaml.safe_load(dump_config(config)))  # a key a line

@@ -624,7 +624,7 @@ raise ValueError("in the network")
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_program_that_fails_in_the_middle_ends_at_once_and_signals_are_its_own(index: SampleIndex) -> None:
     here = Path(__file__).resolve()
     places = [str(here.parent), str(here.parents[3]), str(here.parents[4])]
