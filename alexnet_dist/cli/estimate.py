@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="JSON file to write")
     add_options(parser, "overwrite")
-    parser.add_argument("--figure", type=str, help="PNG file to draw (needs the extra plots)")
+    parser.add_argument("--figure", type=str, help="PNG file to draw")
     add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options

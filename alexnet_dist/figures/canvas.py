@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_file
-from alexnet_dist.base.extras import import_extra
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.extras import import_installed, is_installed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,9 @@ def check_matplotlib() -> None:
     Raises:
         MachineError: it is not installed, or cannot be imported.
     """
-    import_extra("matplotlib.figure", "plots")
+    if not is_installed("matplotlib"):  # as everybody has it, unless it was taken away
+        raise MachineError("matplotlib is not installed", remedy="pip install matplotlib")
+    import_installed("matplotlib.figure")
 
 
 def new_figure(width: float, height: float, title: str, is_laid_out: bool = True) -> Figure:

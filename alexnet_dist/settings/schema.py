@@ -304,7 +304,7 @@ class LogConfig:
     """what is shown: quiet = results, warnings and errors, as --quiet; debug = every log point, and the seconds of each
     step of the start. run.log holds all of it whatever is shown"""
     plots: bool = True
-    """draw the figures of plots/ after training, with the extra plots"""
+    """draw the figures of plots/ after training"""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from alexnet_dist.runs.plots import show_images
 from alexnet_dist.training.metrics import count_correct
 from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions, rate_images
 
-pytest.importorskip("matplotlib")
-
 # Formulas that would not even parse, glyphs that the font lacks, no text at all.
 ODD_NAMES = [r"$\frac$", "a_b^c $", "犬 with spaces", "", "x" * 300]
 
