@@ -119,7 +119,7 @@ def test_too_many_folds_end_before_a_fold_begins(tmp_path: Path, capsys: pytest.
         save_jpeg(tmp_path / "data" / "train" / ("cat" if number < 3 else "dog") / f"{number}.jpg")
     words = ["--config", "smoke", "--data.source", "folder", "--data.root", str(tmp_path / "data"), "--folds", "4"]
     out = ["--output_dir", str(tmp_path / "out"), "--data.cache_dir", str(tmp_path / "cache")]
-    assert run("crossval", [*words, *out]) == 3
+    assert run("crossval", [*words, *out, "--quiet"]) == 3
     line = capsys.readouterr().err
     assert "class 'cat' has 3 images, fewer than folds; use at most 3 folds" in line
     assert line.count("\n") == 1
@@ -132,7 +132,7 @@ def test_bad_files_are_listed_beside_the_folds(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "data" / "train" / "cat" / "2.jpg").write_bytes(b"")
     words = ["--config", "smoke", "--data.source", "folder", "--data.root", str(tmp_path / "data"), "--folds", "2"]
     out = ["--output_dir", str(tmp_path / "out"), "--data.cache_dir", str(tmp_path / "cache")]
-    assert run("crossval", [*words, *out]) == 3
+    assert run("crossval", [*words, *out, "--quiet"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "out" / "bad_files.csv").read_text() == "path,reason\ntrain/cat/2.jpg,empty file\n"
 
