@@ -175,7 +175,7 @@ def test_training_beside_a_users_files_leaves_them(tmp_path: Path, capsys: pytes
     project_with_settings(folder)
     before = snapshot(tmp_path)
     assert run("train", ["--config", str(folder / "config.yaml"), "--output_dir", str(folder), "--quiet"]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: this folder is not a run of alexnet_dist ({folder}): it holds config.yaml, ")
     assert snapshot(tmp_path) == before
 
