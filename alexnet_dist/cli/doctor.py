@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_json
-from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero
+from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown
 from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
@@ -66,6 +66,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
         MachineError: versions that differ, a wrong launch, or processes that do not come.
         DataError: images that are missing, or differ between machines.
     """
+    import_shown("alexnet_dist.parallel.runtime")
     from alexnet_dist.cli.networks import configured_network, read_settings
     from alexnet_dist.costs.probe import links_from_probe, probe_links
     from alexnet_dist.parallel.peers import check_versions, introduce, list_machines, measure_clocks

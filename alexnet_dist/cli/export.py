@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
+from alexnet_dist.base.progress import phase
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options
+from alexnet_dist.cli.options import add_options, import_shown
 from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_options
 
@@ -75,6 +76,7 @@ def export_model(
         DataError: a picture that cannot be used.
         MachineError: a package is missing, or the file cannot be written.
     """
+    import_shown("alexnet_dist.inference.export")
     from alexnet_dist.base.durable import write_file
     from alexnet_dist.inference import export
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
@@ -88,9 +90,11 @@ def export_model(
     check_finite(tensors, str(folder), remedy="export weights of an earlier step")
     load_weights(network, tensors, str(folder))
     pixels = find_pixels(folder, card, images) if check else None
-    data = export.FORMATS[kind].pack(network, card)
+    with phase(f"writing {kind}"):
+        data = export.FORMATS[kind].pack(network, card)
     if pixels is not None:
-        difference = export.compare(export.FORMATS[kind], data, network, card, pixels)
+        with phase(f"checking {kind} on {len(pixels)} pictures"):
+            difference = export.compare(export.FORMATS[kind], data, network, card, pixels)
         report_difference(difference, len(pixels), kind)
     write_file(out, data, setting="out")
     size = f"{len(data) / 1e6:.1f} MB"

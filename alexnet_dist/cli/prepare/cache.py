@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options
+from alexnet_dist.cli.options import add_options, import_shown
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import load_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, DataConfig
@@ -58,6 +58,7 @@ def prepare_cache(config: Config, check: bool) -> None:
     """
     if config.data.workers != 0:
         start_worker_server()
+    import_shown("alexnet_dist.assembly.loaders")
     from alexnet_dist.assembly.loaders import build_augmentation, build_plan
     from alexnet_dist.assembly.network import build_spec
     from alexnet_dist.assembly.sets import build_splits, cache_dir
