@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "model", "weights")
     parser.add_argument("--split", default="val", choices=["val", "test"], help="which set")
     parser.add_argument(
-        "--ten_crop", action="store_true", help="average the probabilities of corners, centre and their mirrors"
+        "--ten_crop", action="store_true", help="average the probabilities of corners, center and their mirrors"
     )
     parser.add_argument("--batch_size", type=int, default=128, help="crops of images per process and forward")
     parser.add_argument("--plots", action="store_true", help="draw the figures of the run's plots/ again, of this set")
@@ -121,7 +121,7 @@ def evaluate_model(
         split: val or test.
         given: settings that replace the stored ones, {dotted name: value}.
         batch_size: crops of images per process and forward, rounded up to whole images.
-        ten_crop: ten views of an image, their probabilities averaged, instead of the centre crop.
+        ten_crop: ten views of an image, their probabilities averaged, instead of the center crop.
         plots: draw the run's figures.
         weights: best or last, of a run folder.
 

@@ -77,11 +77,11 @@ class ModelConfig:
     fc_groups: int | None = bounded(None, minimum=1, maximum=MAX_WIDTH)
     """groups of fc6 and fc7; 2 keeps the towers apart in them"""
     lrn: bool | None = None
-    """local response normalisation after conv1 and conv2"""
+    """local response normalization after conv1 and conv2"""
     lrn_groups: int | None = bounded(None, minimum=1, maximum=MAX_CHANNELS)
-    """groups of channels that are normalised apart; 2 = per tower"""
+    """groups of channels that are normalized apart; 2 = per tower"""
     lrn_size: int | None = bounded(None, minimum=1, maximum=MAX_WINDOW)
-    """channels in the normalisation window, odd"""
+    """channels in the normalization window, odd"""
     lrn_alpha: float | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     """LRN's alpha in torch's convention (divided by the window's size)"""
     lrn_beta: float | None = bounded(None, above=0.0, maximum=10.0)
@@ -89,7 +89,7 @@ class ModelConfig:
     lrn_k: float | None = bounded(None, above=0.0, maximum=MAX_FACTOR)
     """LRN's constant"""
     map_norm: bool | None = None
-    """a second normalisation after conv2's, over 5 x 5 pixels of each map; the 2012 program has it, the paper not"""
+    """a second normalization after conv2's, over 5 x 5 pixels of each map; the 2012 program has it, the paper not"""
     pool_kernel: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
     """side of the max pooling windows; 3 with stride 2 overlaps as in 2012"""
     pool_stride: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
@@ -99,7 +99,7 @@ class ModelConfig:
     dropout_position: Literal["after_fc", "before_fc"] | None = None
     """dropout after fc6 and fc7 (2012) or before them (torchvision)"""
     init: Literal["source2012", "paper_text", "torch", "kaiming"] | None = None
-    """initialisation: the 2012 program's, the paper's words (0.01 everywhere), torch's defaults, or Kaiming's for ReLU
+    """initialization: the 2012 program's, the paper's words (0.01 everywhere), torch's defaults, or Kaiming's for ReLU
     (normal, fan in, biases zero)"""
 
 
@@ -186,17 +186,17 @@ class AugmentConfig:
     vertical_flip: float = bounded(0.0, minimum=0.0, maximum=1.0)
     """probability of mirroring top and bottom"""
     lighting: Literal["source2012", "common"] | None = None
-    """PCA colour noise: as strong as the 2012 program's, or the common weaker one"""
+    """PCA color noise: as strong as the 2012 program's, or the common weaker one"""
     lighting_std: float = bounded(0.1, minimum=0.0, maximum=MAX_FACTOR)
     """standard deviation of the noise along each principal component"""
     pixel_range: Literal[1, 255] = 1
     """value of a white pixel before mean and std; 255 is the scale that the 2012 network was fed"""
     lighting_epochs: int | None = bounded(None, minimum=0, maximum=MAX_EPOCHS)
-    """epochs that have the colour noise; null = all. The 2012 program ended it some 25 epochs before the end"""
+    """epochs that have the color noise; null = all. The 2012 program ended it some 25 epochs before the end"""
     color_jitter: list[float] | None = bounded(None, minimum=0.0, maximum=MAX_FACTOR)
     """strength of random brightness, contrast, saturation and hue as in torchvision's ColorJitter; null = none"""
     random_erasing: float = bounded(0.0, minimum=0.0, maximum=1.0)
-    """probability of setting a rectangle of the normalised input to 0, as torchvision's RandomErasing does"""
+    """probability of setting a rectangle of the normalized input to 0, as torchvision's RandomErasing does"""
     mean: list[float] | None = bounded(None, minimum=-MAX_FACTOR, maximum=MAX_FACTOR)
     """mean per channel in units of pixel_range; null = ImageNet's"""
     std: list[float] | None = bounded(None, minimum=1 / MAX_FACTOR, maximum=MAX_FACTOR)
@@ -361,7 +361,7 @@ class Config:
     """All settings of a run."""
 
     seed: int = bounded(0, minimum=0, maximum=2**63 - 1)
-    """initialisation, order, augmentation and dropout all follow from it"""
+    """initialization, order, augmentation and dropout all follow from it"""
     output_dir: str | None = None
     """run folder; null = runs/NAME-OF-CONFIG"""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--crop", type=int, default=224, help="side of the crop, in pixels")
     parser.add_argument("--channels", default="3", choices=["1", "3"], help="1 compares gray pictures")
     parser.add_argument("--limit", type=int, default=200, help="compare so many images, spread over the folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the random crops, flips and colour noise")
+    parser.add_argument("--seed", type=int, default=0, help="of the random crops, flips and color noise")
     add_options(parser, "device")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of the report")
     parser.add_argument("--out", type=str, help="write the report to this file instead of the terminal")
