@@ -126,6 +126,7 @@ def test_too_many_folds_end_before_a_fold_begins(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "out" / "fold-1").exists()
 
 
+@pytest.mark.heavy  # crossval starts the server that decoding processes come from
 def test_bad_files_are_listed_beside_the_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(6):
         save_jpeg(tmp_path / "data" / "train" / ("cat" if number < 3 else "dog") / f"{number}.jpg")

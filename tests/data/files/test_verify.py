@@ -13,6 +13,7 @@ import pytest
 from helpers.images import JPEG, encode, make_picture, save_jpeg
 from PIL import Image
 
+from alexnet_dist.base import progress
 from alexnet_dist.base.durable import read_csv
 from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
 from alexnet_dist.cli.main import run
@@ -275,14 +276,14 @@ def test_odd_names_are_remembered(root: Path, name: str, decoded: list[str]) -> 
     assert f"cat/{name}" not in scan(root).paths
 
 
-def test_bar_appears_only_when_it_takes_long(
+def test_a_line_appears_only_when_it_takes_long(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verify_root(root, progress=True)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(verify, "BAR_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     verify_root(root, progress=True, again=True)
-    assert "8/8" in capsys.readouterr().err
+    assert "8/8 images" in capsys.readouterr().err
 
 
 # -- what training makes of it ----------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_what_simple_names_look_like(tmp_path: Path, capsys: pytest.CaptureFixtu
         "train/red fox/1.jpg\tred fox\ntrain/red fox/a b.jpg\tred fox\n"
     )
     printed = capsys.readouterr().out
-    assert "train          3           6  2 to 2" in printed
+    assert "train        3       6  2 to 2" in printed
     assert f"use: --data.source manifest --data.root {root} --data.train {out / 'train.txt'}" in printed
 
 
