@@ -89,7 +89,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.crossval_table import format_table, read_result, write_table
-    from alexnet_dist.runs.own_folder import find_own_folder, take_note
+    from alexnet_dist.runs.own_folder import find_own_folder, settle_folder
     from alexnet_dist.runs.resume import keep_precision
 
     stop = StopRequest()  # one for all folds: a signal between two of them counts
@@ -101,7 +101,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
     precision = None if new else keep_precision(Path(str(runs[0].output_dir)), config.precision)
     with lost_peers_named(), contextlib.ExitStack() as held:
         runtime = held.enter_context(contextlib.closing(join_processes(config, precision)))
-        config = runtime.on_main(partial(take_note, config, note))
+        config = dataclasses.replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
         runs = configure_folds(config)
         results = runtime.on_main(partial(_open, config, runs, new, held))
         for position, run in enumerate(runs):

@@ -120,7 +120,7 @@ def say_goodbye(start: Start, summary: dict[str, Any]) -> None:
     logger.info("run folder: %s, %s MB", start.folder, f"{size / 1e6:,.0f}")
     drawn = [str(start.folder / "plots" / name) for name in SEEN_FIRST if (start.folder / "plots" / name).is_file()]
     if drawn:
-        logger.info("figures: %s", ", ".join(drawn))
+        logger.info("look at: %s", ", ".join(drawn))
     for number, line in enumerate(list_next(start)):
         logger.info("%s %s", "next:" if number == 0 else "     ", line)
 

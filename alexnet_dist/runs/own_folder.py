@@ -38,12 +38,12 @@ def find_own_folder(config: Config, explain: Callable[[Config], str]) -> tuple[C
     return found, f"{first} is a run with other settings ({why}): this one goes to {found.output_dir}"
 
 
-def take_note(config: Config, note: str) -> Config:
-    """Say what `find_own_folder` found, and hand its settings on. For the main process, which decides for all."""
+def settle_folder(config: Config, note: str) -> str | None:
+    """Say what `find_own_folder` found; the folder. For the main process, which decides for all."""
     if note:
         start_logging(None)
         logger.warning(note)
-    return config
+    return config.output_dir
 
 
 def explain_taken(run: Config, is_whole: bool = False) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from alexnet_dist.runs.folder import (
     write_bad_files,
 )
 from alexnet_dist.runs.image_list import Changes
-from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, take_note
+from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_folder
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarise
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
@@ -89,7 +89,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
         return ended
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
-        config = runtime.on_main(partial(take_note, config, note))
+        config = replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
         start, summary = run_session(config, runtime, StopRequest(), new, resume_from)
     if config.log.plots and runtime.is_main:
         from alexnet_dist.runs.plots import draw_after_training  # only a run that has ended needs it

@@ -105,7 +105,7 @@ def test_manifest(tmp_path: Path, listed: Path, processes: int) -> None:
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classes"] == ["red fox", "cat"]
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert {row["num_examples"] for row in rows if row["event"] in ("eval", "test")} == {4}
-    assert text.count("predict.py") == 1
+    assert text.count(" predict ") == 1
     call_well("evaluate", "--model", tmp_path / "run", "--out", tmp_path / "out.json", processes=processes)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["top1"] == pytest.approx(read_summary(tmp_path)["best_top1"], abs=1e-12)
