@@ -205,6 +205,7 @@ def test_workers_end_with_the_loop(data: Path, ending: str) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_a_plain_script_may_have_workers(data: Path) -> None:
     """Without `if __name__ == "__main__"`: the file must not be run again in each worker."""
     script = data / "script.py"

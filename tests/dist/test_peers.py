@@ -255,6 +255,7 @@ def test_a_killed_process_is_named_by_one_of_the_others(tmp_path: Path) -> None:
     assert said[1].startswith("False lost contact with rank 1 on ")
 
 
+@pytest.mark.slow
 def test_a_process_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     """A stopped process keeps its connections: no collective fails, and none ever ends."""
     started = time.monotonic()

@@ -19,6 +19,8 @@ from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.data.sources.digits import prepare_digits
 from alexnet_dist.tracking.trackers import read_rows
 
+pytestmark = pytest.mark.slow  # one training of half a minute serves all of them
+
 
 def train_digits(folder: Path, words: list[str]) -> int:
     with contextlib.redirect_stderr(io.StringIO()):

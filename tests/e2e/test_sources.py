@@ -140,6 +140,7 @@ def test_two_epochs_of_the_real_fashion_mnist(tmp_path: Path) -> None:
     assert list_files(root) == before
 
 
+@pytest.mark.slow
 def test_a_source_of_the_page_is_one_file_and_one_line(tmp_path: Path) -> None:
     """In a copy of the package, with what docs/data-sources.md says and nothing else, with its own commands."""
     code, line = read_code("data-sources.md")

@@ -250,6 +250,7 @@ def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow  # the loader's own stays in the lane
 def test_a_stopped_worker_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = replace(scan(root), paths=tuple(map(str, range(12))), pixels=Deadly(os.getpid(), signal.SIGSTOP))
     index.sizes[:] = (40, 24)
