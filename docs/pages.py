@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from docstring_parser import parse_from_object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import alexnet_dist
+from alexnet_dist.settings.help import LOOSE, describe_settings, list_sections
 from alexnet_dist.settings.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
-KINDS = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", type(None): "`null`"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -62,57 +58,19 @@ def format_settings() -> str:
         "Each setting can stand in a configuration or on the command line: `--train.epochs 20`.",
         "",
     ]
-    for title, prefix, section in _walk_sections(Config):
-        hints = get_type_hints(section)
-        summary = " ".join((section.__doc__ or "").split())
-        told = {item.arg_name: " ".join((item.description or "").split()) for item in parse_from_object(section).params}
+    told: dict[str, list[str]] = {name: [] for name in list_sections(Config)}
+    for setting in describe_settings(Config):
+        section = setting.key.partition(".")[0] if "." in setting.key else LOOSE
+        cells = (f"`{setting.key}`", setting.values, setting.default, setting.meaning)
+        told[section].append(f"| {' | '.join(cell.replace('|', '/').replace('<', '&lt;') for cell in cells)} |")
+    for section, summary in list_sections(Config).items():
         lines += [
-            f"## {title}",
+            f"## {section}",
             "",
             summary,
             "",
             "| setting | values | default | meaning |",
             "| --- | --- | --- | --- |",
         ]
-        lines += [
-            f"| `{prefix}{item.name}` | {_format_values(hints[item.name])} | {_format_default(item)} | "
-            f"{_escape(told[item.name])} |"
-            for item in dataclasses.fields(section)
-            if not _is_section(item)
-        ]
-        lines.append("")
+        lines += [*told[section], ""]
     return "\n".join(lines)
-
-
-def _walk_sections(section: Any, title: str = "The run", prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    yield title, prefix, section
-    for item in dataclasses.fields(section):
-        if _is_section(item):
-            yield from _walk_sections(item.default_factory, f"{prefix}{item.name}", f"{prefix}{item.name}.")
-
-
-def _format_values(hint: Any) -> str:
-    """What a setting takes: its words, or the kind of value."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return ", ".join(f"`{part}`" for part in parts)
-    if origin in (list, dict):
-        return f"{'a list of' if origin is list else 'name: '} {_format_values(parts[-1])}"
-    if parts:
-        return " or ".join(_format_values(part) for part in parts)
-    return KINDS[hint]
-
-
-def _is_section(item: dataclasses.Field[Any]) -> bool:
-    return dataclasses.is_dataclass(item.default_factory)
-
-
-def _format_default(item: dataclasses.Field[Any]) -> str:
-    default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
-    if default is None:
-        return ""
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -18,8 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 from tqdm.std import Bar  # type: ignore[attr-defined]
+from tqdm.utils import disp_len, disp_trim
 
-from alexnet_dist.base.text import LogFormatter, cut_end, escape_text, shorten
+from alexnet_dist.base.text import LogFormatter, escape_text, shorten
 
 LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "debug": logging.DEBUG}
 FILE_ALONE = {"is_for_file_alone": True}  # `extra` of a message that run.log gets and the screen does not
@@ -86,8 +87,17 @@ class ScreenHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a message, unless it is for the file alone or the user wants less."""
-        if record.levelno >= _SCREEN.level and not getattr(record, "is_for_file_alone", False):
-            _write(self.format(record))
+        if record.levelno < _SCREEN.level or getattr(record, "is_for_file_alone", False):
+            return
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 (logging's contract: a message that cannot be made is shown as such)
+            self.handleError(record)
+        else:
+            _write(line)
+
+
+_TELLING: set[Progress] = set()  # those that say more than the phase around them
 
 
 class Progress:
@@ -120,9 +130,12 @@ class Progress:
         self._line = _open_line(self._draw) if self._is_shown else None  # which draws at once
 
     def __enter__(self) -> Progress:
+        if self._is_shown:
+            _TELLING.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _TELLING.discard(self)
         if self._line is not None:
             self._line.close()
 
@@ -195,13 +208,13 @@ def fit_line(view: View, width: int, is_ascii: bool = False) -> str:
     """
     count = f" {view.done}/{view.total}"
     facts = ["".join(f" {short}" for short, _ in view.facts[:number]) for number in range(len(view.facts), -1, -1)]
-    least = min(len(view.name), _SHORTEST_NAME) + 1 + _SHORTEST_BAR + len(count)
+    least = min(disp_len(view.name), _SHORTEST_NAME) + 1 + _SHORTEST_BAR + len(count)
     tail = count + next((text for text in facts if least + len(text) <= width), "")
-    name = shorten(view.name, max(width - 1 - _SHORTEST_BAR - len(tail), _SHORTEST_NAME))
-    bar = max(1, min(width - len(name) - 1 - len(tail), _LONGEST_BAR))
+    name = _shorten(view.name, max(width - 1 - _SHORTEST_BAR - len(tail), _SHORTEST_NAME))
+    bar = max(1, min(width - disp_len(name) - 1 - len(tail), _LONGEST_BAR))
     part = min(view.done / view.total, 1.0) if view.total else 1.0
     drawn = Bar(part, bar, Bar.ASCII if is_ascii else Bar.UTF)
-    return cut_end(f"{name} {drawn}{tail}", width).ljust(width)
+    return _fill(f"{name} {drawn}{tail}", width)
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -234,21 +247,34 @@ def _open_line(draw: Callable[[int, bool], str]) -> _Line | None:
 
 
 def _tell(name: str, began: float, over: threading.Event) -> None:
-    line = _open_line(lambda width, _: cut_end(f"{name} ... {time.monotonic() - began:.0f} s", width).ljust(width))
+    line = _open_line(lambda width, _: _fill(f"{name} ... {time.monotonic() - began:.0f} s", width))
     if line is None:
         wait = PATIENCE_SECONDS
         while not over.wait(wait):
-            say(f"{name} ... {time.monotonic() - began:.0f} s")
+            if not _TELLING:
+                say(f"{name} ... {time.monotonic() - began:.0f} s")
             wait = PLAIN_SECONDS
         return
     with line:
         while not over.wait(0.25):
-            if len(tqdm._instances) == 1:  # type: ignore[attr-defined] # else a bar says more
+            if not _TELLING:
                 line.refresh()
 
 
+def _shorten(name: str, columns: int) -> str:
+    """A name in so many columns of a terminal, of which some letters take two."""
+    return name if disp_len(name) <= columns else shorten(name, max(4, len(name) * columns // disp_len(name)))
+
+
+def _fill(line: str, columns: int) -> str:
+    """A line of just so many columns: what is longer would be broken, and what is left would stay on the screen."""
+    cut = line if disp_len(line) <= columns else disp_trim(line, columns)
+    return cut + " " * (columns - disp_len(cut))
+
+
 def _write(line: str) -> None:
-    tqdm.write(line, file=_find_stream())
+    with contextlib.suppress(OSError, ValueError):  # nothing ends because nobody can read of it
+        tqdm.write(line, file=_find_stream())
 
 
 def _find_stream() -> Any:

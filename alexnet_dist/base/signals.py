@@ -66,8 +66,9 @@ class Ending:
     def say(self, number: int) -> None:
         """Print the line; the first process speaks for all, and only once."""
         if self._said.acquire(blocking=False) and rank_from_environment() == 0 and not self.is_over:
-            line = f"{describe_stop(number)}\n"
             with contextlib.suppress(OSError, ValueError):
+                clear = "\r\x1b[K" if os.isatty(2) else ""  # a line that moves may stand there
+                line = f"{clear}{describe_stop(number)}\n"
                 sys.stderr.flush()
                 os.write(2, line.encode())
 

@@ -16,7 +16,8 @@ class EpochRows:
 
     `lr` is that of the epoch's last update. `seconds` are those of training, without validation, and
     `images_per_second` the images of the epoch over them. `is_best` says whether no earlier validation was better: the
-    last such epoch has given model/ its weights.
+    last such epoch has given model/ its weights, unless the run ended within an epoch and was better there, or model/
+    was lost.
     """
 
     def __init__(self) -> None:
@@ -41,9 +42,8 @@ class EpochRows:
             samples, (epoch, samples_before) = self._train["samples_seen"], self._ended
             self._ended = (row["epoch"], samples)
             ended["lr"] = self._train["lr"]
-            if (
-                row.get("seconds") and row["epoch"] == epoch + 1
-            ):  # a run that began from another's checkpoint lacks a part
+            # A run that began from another's checkpoint lacks a part of its first epoch.
+            if row.get("seconds") and row["epoch"] == epoch + 1:
                 ended["images_per_second"] = (samples - samples_before) / row["seconds"]
         if self._eval.get("step") == row["step"]:
             ended |= {"val_top5": self._eval["top5"], "is_best": self._is_best}

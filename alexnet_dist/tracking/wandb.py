@@ -23,6 +23,7 @@ from alexnet_dist.tracking.trackers import Kind, Row, Run, Start, rename_for_dis
 from alexnet_dist.tracking.wandb_account import (
     choose_wandb_mode,
     explain,
+    import_wandb,
     list_overruled,
     quiet_settings,
     read_settings,
@@ -220,4 +221,8 @@ def _prepare(run: Run) -> Start | None:
     return lambda rows: WandbMirror(**facts, rows=rows)
 
 
-WANDB = Kind(_prepare, lambda tracking: tracking["wandb"] in ("offline", "online"))
+def _check_installed() -> None:
+    import_wandb()
+
+
+WANDB = Kind(_prepare, lambda tracking: tracking["wandb"] in ("offline", "online"), _check_installed)

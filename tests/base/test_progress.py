@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.terminal import Terminal
+from tqdm.utils import disp_len
 
 from alexnet_dist.base import progress
 from alexnet_dist.base.progress import FILE_ALONE, Progress, ScreenHandler, View, fit_line, format_seconds, phase, say
@@ -159,3 +160,27 @@ def test_a_fault_while_drawing_ends_nothing_for_ever(terminal: Terminal) -> None
         Progress("scanning", 3, describe=fail)
     assert time.monotonic() - began < 5
     progress.tqdm.get_lock().release()
+
+
+def test_a_name_of_wide_letters_takes_no_more_columns(terminal: Terminal) -> None:
+    view = View("scanning /データ/写真/トレーニング画像/二千二十四年", 3, 10, [("9/s", "")])
+    assert {disp_len(fit_line(view, width)) for width in range(40, 100)} == set(range(40, 100))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), ValueError("closed")])
+def test_a_screen_that_cannot_be_written_ends_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(progress.tqdm, "write", fail)
+    ScreenHandler().handle(logging.LogRecord("x", logging.WARNING, "", 0, "a warning", (), None))
+    say("talk")
+
+
+def test_a_phase_leaves_the_word_to_the_bar_inside_it(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "isatty", lambda: False)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.02)
+    with phase("looking"), Progress("scanning", 2):
+        time.sleep(0.1)
+    assert terminal.getvalue() == ""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import format_json
-from alexnet_dist.base.errors import DataError, MachineError, UsageError
+from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.base.machine import find_device
 from alexnet_dist.base.text import align, escape_text
 from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, settle_out
 from alexnet_dist.settings.reader import new_parser, parse_options
@@ -93,7 +94,7 @@ def compare_folder(
     from alexnet_dist.data.engines.parity import Recipe, compare_engines
 
     engines, recipe = _find_engines(names), Recipe(**recipe_values)
-    device = _find_device(device_name)
+    device = find_device(device_name)
     with tempfile.TemporaryDirectory() as scratch:
         index = _index_images(folder, limit, recipe, Path(scratch))
         like = _make_loader(index, recipe, device, Path(scratch))
@@ -117,14 +118,6 @@ def _find_engines(names: Sequence[str]) -> dict[str, Engine]:
         if name not in ENGINES:
             raise UsageError(f"unknown engine {name!r}", where="--engines", remedy=f"use {', '.join(ENGINES)}")
     return ENGINES
-
-
-def _find_device(name: str) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError("no CUDA device", why="--device is cuda", remedy="use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> SampleIndex:
