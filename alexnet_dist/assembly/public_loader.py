@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast
 
@@ -267,7 +268,7 @@ def make_loader(
         UsageError: an option that cannot be meant, or a batch that the processes cannot share.
         DataError: no such folder or list, no images, or a training set smaller than a batch.
         MachineError: an engine or a device that is not there.
-        ValueError: a rank outside 0 .. world_size - 1, or a dtype that no engine makes.
+        ValueError: a rank outside 0 .. world_size - 1, a dtype that no engine makes, or classes that the index has not.
         TypeError: an unknown option.
     """
     _check_names("make_loader", options, LoaderOptions)
@@ -277,9 +278,10 @@ def make_loader(
     index = _find_index(root_or_index, config.data, options.get("classes"))
     feed = _build_feed(config, seat, index, training)
     if training:
-        engine, reason = share_first(choose_engine(engine, feed.load(SET, REFERENCE)), world_size)
+        engine, reason = share_first(partial(choose_engine, engine, feed.load(SET, REFERENCE)), world_size)
     else:
-        engine, reason = choose_evaluation_engine(engine, engine != "auto"), "asked for"
+        reason = "evaluations take the reference" if engine == "auto" else "set by data.engine"
+        engine = choose_evaluation_engine(engine, engine != "auto")
     loader = feed.load(SET, engine)
     if engine == "cache":
         workers, fate = choose_builders(config.data), config.data.on_bad_file
@@ -310,6 +312,8 @@ def _find_index(
     root_or_index: str | Path | SampleIndex, data: DataConfig, classes: Sequence[str] | None
 ) -> SampleIndex:
     if isinstance(root_or_index, SampleIndex):
+        if classes is not None and tuple(classes) != root_or_index.classes:
+            raise ValueError("the index has other classes; give them to make_index")
         return root_or_index
     return index_path(Path(root_or_index), make_options(data, progress=_is_first()).rules, _freeze(classes))
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.base.places import default_cache_dir
+from alexnet_dist.base.places import SET_NAMES, default_cache_dir
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import find_difference, quote_word
 from alexnet_dist.data.files.index_files import FileRules
@@ -29,8 +29,6 @@ from alexnet_dist.settings.schema import DataConfig
 logger = logging.getLogger("alexnet_dist")
 
 PART_KEYS = ("train", "val", "test")  # settings that name a set
-# Names of folders and of lists that hold a set.
-TRAIN_NAMES, VAL_NAMES, TEST_NAMES = ("training", "train"), ("val", "valid", "validation", "dev"), ("test", "testing")
 
 Sets: TypeAlias = tuple[SampleIndex, SampleIndex | None, SampleIndex | None]  # train, val, test
 
@@ -186,9 +184,10 @@ def _name_unused_sets(data: DataConfig) -> None:
     used = {root / name for name in (data.train, data.val, data.test) if name is not None}
     with contextlib.suppress(OSError):
         beside = [path for path in sorted(train.parent.iterdir()) if path not in used and _is_like(path, train)]
-        for key, names, purpose in (("val", VAL_NAMES, "validates on it"), ("test", TEST_NAMES, "reads it at the end")):
+        for key, purpose in (("val", "validates on it"), ("test", "reads it at the end")):
+            names = SET_NAMES[key]
             stem = train.stem.casefold()  # train_data stands beside test_data
-            wanted = {*names, *(stem.replace(word, name) for word in TRAIN_NAMES for name in names)}
+            wanted = {*names, *(stem.replace(word, name) for word in SET_NAMES["train"] for name in names)}
             found = [path for path in beside if path.stem.casefold() in wanted]
             if found and getattr(data, key) is None:
                 name = quote_word(os.path.relpath(found[0], root))

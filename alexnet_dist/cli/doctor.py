@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_json
-from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown
-from alexnet_dist.runs.targets import check_target
+from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown, settle_out
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
 
@@ -53,8 +52,7 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "overwrite", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     check_above_zero(arguments.options, "seconds", "wait_seconds", "images_per_process", "images_per_second")
-    if arguments.options.out is not None:
-        check_target(arguments.options.out, arguments.options.overwrite)
+    settle_out(arguments.options)
     examine(arguments.options, arguments.given)
     return 0
 

@@ -100,9 +100,13 @@ def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> di
     if len(folders) > 1:
         raise UsageError("more than one folder", where="command line", why=join_names(folders), remedy="give one")
     refuse_two_places(folders[0], given)
-    from alexnet_dist.data.sources.given_folder import find_set  # numpy; --help should not wait for it
+    from alexnet_dist.data.sources.given_folder import (  # numpy; --help should not wait for it
+        OF_OTHER_SOURCES,
+        find_set,
+    )
 
-    return {"data.source": "folder", "data.root": folders[0], f"data.{split}": find_set(Path(folders[0]), split)}
+    name = find_set(Path(folders[0]), split)
+    return {**OF_OTHER_SOURCES, "data.source": "folder", "data.root": folders[0], f"data.{split}": name}
 
 
 def evaluate_model(

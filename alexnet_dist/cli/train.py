@@ -94,21 +94,11 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
 
 
 def train(config: Config, new: bool = False, resume_from: str | None = None, may_move: bool = False) -> dict[str, Any]:
-    """Train as the settings say; what summary.json holds.
-
-    Args:
-        config: the settings; output_dir must be set.
-        new: keep an earlier run under another name and start afresh.
-        resume_from: checkpoint to go on from; None = the newest intact one.
-        may_move: nobody chose output_dir: where it is a run with other settings, take the next free name.
-
-    Raises:
-        AlexNetDistError: whatever a user can mend; see base/errors.py.
-    """
+    """As `runs.session.train`, whose import is shown: it takes a second and a half."""
     check_fold_is_chosen(config.data)
     if config.data.workers != 0:
         start_worker_server()  # while torch is imported
     import_shown("alexnet_dist.runs.session")
-    from alexnet_dist.runs import session  # it takes a second and a half; a mistyped key should not wait for it
+    from alexnet_dist.runs import session  # a mistyped key should not wait for it
 
     return session.train(config, new, resume_from, may_move)

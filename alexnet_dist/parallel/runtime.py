@@ -303,13 +303,25 @@ def build_accelerator(on_cpu: bool, precision: str) -> Accelerator:
     return accelerator
 
 
-def share_first(value: T, world_size: int) -> T:
-    """Rank 0's value, where a program has joined so many processes by itself; else this process's own."""
+def share_first(make: Callable[[], T], world_size: int) -> T:
+    """What rank 0 makes, where a program has joined so many processes by itself; else what this process makes.
+
+    Raises:
+        Exception: what making it has raised, in each process.
+    """
     if world_size == 1 or not dist.is_initialized() or dist.get_world_size() != world_size:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+        return make()
+    made: list[Any] = [None, None]  # the value, or the error
+    if dist.get_rank() == 0:
+        try:
+            made[0] = make()
+        except Exception as error:  # noqa: BLE001 (the others wait for it)
+            made[1] = error
+    dist.broadcast_object_list(made, src=0)
+    if made[1] is not None:
+        raise made[1]
+    value: T = made[0]
+    return value
 
 
 @contextmanager

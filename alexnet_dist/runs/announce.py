@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alexnet_dist.assembly.sets import find_root
+from alexnet_dist.base.errors import AlexNetDistError
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.models.signal import LEAST_SIGNAL
@@ -31,12 +33,11 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
     layout = "channels last" if start.config.channels_last else "contiguous"
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
-    reason = start.engine.reason.replace("asked for", "set by data.engine")
     lines = [
         f"model     {start.config.model.variant}, {parameters:,} parameters, {start.spec.num_classes} classes",
         f"data      {start.config.data.source}: {counts}",
         f"classes   {join_names(start.splits.train.classes, most=MOST_CLASSES)}",
-        f"loader    {start.engine.name} ({reason}), workers per process: {trainer.loader.workers}"
+        f"loader    {start.engine.name} ({start.engine.reason}), workers per process: {trainer.loader.workers}"
         + _count_odd_images(start),
         f"batch     {_describe_batch(start)}; {start.steps_per_epoch} steps an epoch, {start.total_steps} in all",
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
@@ -116,13 +117,24 @@ def say_result(summary: dict[str, Any]) -> None:
 def say_goodbye(start: Start, summary: dict[str, Any]) -> None:
     """Print the result, where it lies, and what to try next: commands that can be pasted."""
     say_result(summary)
-    size = sum(path.stat().st_size for path in start.folder.rglob("*") if path.is_file())
-    logger.info("run folder: %s, %s MB", start.folder, f"{size / 1e6:,.0f}")
+    logger.info("run folder: %s, %s MB", start.folder, f"{_measure_size(start.folder) / 1e6:,.0f}")
     drawn = [str(start.folder / "plots" / name) for name in SEEN_FIRST if (start.folder / "plots" / name).is_file()]
     if drawn:
         logger.info("look at: %s", ", ".join(drawn))
-    for number, line in enumerate(list_next(start)):
-        logger.info("%s %s", "next:" if number == 0 else "     ", line)
+    with contextlib.suppress(OSError, AlexNetDistError):  # the run has ended well, whatever is gone meanwhile
+        for number, line in enumerate(list_next(start)):
+            logger.info("%s %s", "next:" if number == 0 else "     ", line)
+
+
+def _measure_size(folder: Path) -> int:
+    """Bytes of the files in a folder; each counts once, whatever names it has."""
+    sizes: dict[tuple[int, int], int] = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # W&B's processes may tidy up
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                sizes[facts.st_dev, facts.st_ino] = facts.st_size
+    return sum(sizes.values())
 
 
 def list_next(start: Start) -> list[str]:
@@ -148,6 +160,6 @@ def name_command(verb: str, words: str) -> str:
 
 def _find_good_picture(start: Start, index: SampleIndex) -> Path | None:
     """The first picture of a set that the run could read."""
-    bad, root = read_reported(start.folder), find_root(start.config.data)
+    bad, root = read_reported(start.folder), start.root
     pictures = (index.root / path for path in index.paths)
     return next((path for path in pictures if relative_path(path, root) not in bad), None)

@@ -36,6 +36,7 @@ from alexnet_dist.settings.schema import Config
 logger = logging.getLogger("alexnet_dist")
 
 LOCK_SECONDS = 10
+PROBE_SECONDS = 0.5  # to see whether a lock is held: other processes that look are done within a millisecond
 MOST_REPORTED = 10_000  # bad files that run.json remembers
 NO_COPY = "there is no copy of it"
 BAD_FILES, PLOTS = "bad_files.csv", "plots"
@@ -88,11 +89,11 @@ def _move_away(folder: Path) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a run is going on in a folder."""
+    """Whether a run is going on in a folder. Other processes that ask the same hold it for a moment."""
     lock = FileLock(folder / LOCK)
     try:
         if os.path.isfile(folder / LOCK):
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PROBE_SECONDS, poll_interval=0.01)
     except Timeout:
         return True
     except OSError:  # said when the folder is opened

@@ -57,12 +57,13 @@ def explain_taken(run: Config, is_whole: bool = False) -> str:
         is_whole: see `compare_settings`.
     """
     folder = Path(str(run.output_dir))
-    is_going_on = is_held(folder)
-    if not is_going_on and not list_checkpoints(folder / CHECKPOINTS):
+    is_going_on, summary = is_held(folder), read_object(folder / SUMMARY)
+    has_ended = summary.get("status") == "finished"  # it may have kept no checkpoint
+    if not (is_going_on or has_ended or list_checkpoints(folder / CHECKPOINTS)):
         return ""
     try:
         before = build_config(*read_settings(folder))
     except (CheckpointError, UsageError):  # said when the folder is opened
         return ""
-    is_settled = is_whole or is_going_on or is_over(read_object(folder / SUMMARY), run.train)
+    is_settled = is_whole or is_going_on or is_over(summary, run.train)
     return list_refused(flatten(before), flatten(run), is_settled)

@@ -77,6 +77,8 @@ def _program_kept() -> Iterator[None]:
     actions = {number: signal.getsignal(number) for number in SIGNALS} if in_main else {}
     logger = logging.getLogger("alexnet_dist")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    for handler in handlers:  # a run closes those that it finds
+        logger.removeHandler(handler)
     try:
         with fresh_accelerate(), level_kept():
             yield

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_dist.assembly.loaders import build_augmentation
-from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.base.run_record import CHECKPOINTS, METRICS, is_step_name
@@ -111,7 +110,7 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
         "held_out": None,
     }
     if start.splits.is_held_out and start.splits.val is not None:
-        facts["held_out"] = write_held_out(start.folder, start.splits.val, find_root(config.data))
+        facts["held_out"] = write_held_out(start.folder, start.splits.val, start.root)
     values = update_run_json(start.folder, facts, entry)
     store_settings(start.folder, config)  # after the record of what is new in them
     return values
@@ -120,9 +119,7 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
 def _keep_image_list(start: Start) -> str | None:
     """See to it that the list of images is there and whole; its sha256."""
     digest = start.resumption.images.get("list") if start.has_same_images else None
-    return keep_image_list(
-        start.folder, digest, lambda: list_images(start.splits.named(), find_root(start.config.data))
-    )
+    return keep_image_list(start.folder, digest, lambda: list_images(start.splits.named(), start.root))
 
 
 def describe_model(start: Start, network: Network, note: dict[str, Any]) -> ModelCard:

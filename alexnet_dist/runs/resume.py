@@ -136,6 +136,8 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
     for note in origin.notes:
         logger.warning(note)
     goes_on = origin.checkpoint is not None and not origin.is_foreign
+    if not goes_on and _has_kept_nothing(folder, summary):
+        raise _ended_error(folder)
     was_finished = summary.get("status") == "finished"
     return Resumption(
         run_id=origin.run_id,
@@ -162,17 +164,26 @@ def find_end(folder: Path, config: Config) -> dict[str, Any] | None:
         UsageError: a setting differs that may not, or the run should train longer than it did.
     """
     summary = read_object(folder / SUMMARY)
-    if summary.get("status") != "finished" or not read_run(folder) or list_checkpoints(folder / CHECKPOINTS):
-        return None
-    if build_config(*read_settings(folder)).checkpoint.keep:
+    if not _has_kept_nothing(folder, summary):
         return None
     compare_settings(folder, config)
     if not is_over(summary, config.train):
-        why = "checkpoint.keep was 0, and none is there to go on from"
-        raise UsageError("this run has ended", where=str(folder), why=why, remedy="start afresh with --new")
+        raise _ended_error(folder)
     if rank_from_environment() == 0:
         say(f"this run is finished ({folder}); use --new to start afresh")
     return summary
+
+
+def _has_kept_nothing(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether the run in a folder has ended and kept no checkpoint, as it was told: there is only what it has made."""
+    if summary.get("status") != "finished" or not read_run(folder) or list_checkpoints(folder / CHECKPOINTS):
+        return False
+    return not build_config(*read_settings(folder)).checkpoint.keep
+
+
+def _ended_error(folder: Path) -> UsageError:
+    why = "checkpoint.keep was 0, and none is there to go on from"
+    return UsageError("this run has ended", where=str(folder), why=why, remedy="start afresh with --new")
 
 
 # -- from where -------------------------------------------------------------------------------------------------------

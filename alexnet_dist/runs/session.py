@@ -265,7 +265,7 @@ def _build_trainer(
         accumulates=start.sizes.accumulation > 1,
         runtime=runtime,
     )
-    bad_files = feed.find_bad_files() if runtime.is_main else set()  # once: each process would name the same ones
+    bad_files = start.bad_files if runtime.is_main else set()  # once: each process would name the same ones
     return Trainer(
         runtime=runtime,
         model=network.model,
@@ -284,7 +284,7 @@ def _build_trainer(
         save_model=lambda weights, note: _save_model(start, network, weights, note),
         describe_model=lambda note: pack_card(describe_model(start, network, note)),
         find_model_step=lambda: find_model_step(folder / MODEL),
-        list_bad_files=partial(write_bad_files, folder, root=find_root(config.data)),
+        list_bad_files=partial(write_bad_files, folder, root=start.root),
         run_facts={"run_id": start.resumption.run_id, "data_fingerprint": start.splits.fingerprint},
         is_restored=start.resumption.checkpoint is not None,
         verdicts=recording.verdicts,

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from alexnet_dist.assembly.loaders import BatchSizes, Feed
-from alexnet_dist.assembly.sets import Splits
+from alexnet_dist.assembly.sets import Splits, find_root
 from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.data.index import BadFile
 from alexnet_dist.models import AlexNet, AlexNetSpec
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.runtime import Runtime
@@ -62,9 +63,19 @@ class Start:
         return self.config.train.max_steps or self.steps_per_epoch * (self.config.train.epochs or 1)
 
     @cached_property
+    def root(self) -> Path:
+        """What the paths of images are told relative to."""
+        return find_root(self.config.data)
+
+    @cached_property
+    def bad_files(self) -> set[BadFile]:
+        """The images that are left out."""
+        return self.feed.find_bad_files()
+
+    @cached_property
     def data(self) -> dict[str, Any]:
         """What run.json says of the images: fingerprint, counts, and when the newest was changed."""
-        num_bad_files, newest_ns = len(self.feed.find_bad_files()), find_newest(self.splits)
+        num_bad_files, newest_ns = len(self.bad_files), find_newest(self.splits)
         return {**describe_images(self.splits), "num_bad_files": num_bad_files, "newest_ns": newest_ns}
 
     @property

@@ -271,5 +271,9 @@ def test_other_sources_are_listed_too(split: Any) -> None:
         None, split=split, source="synthetic", synthetic_images=16, synthetic_classes=2, synthetic_size=80
     )
     assert np.bincount(index.labels).tolist() == ([8, 8] if split == "train" else [1, 1])
-    ((images, _, _),) = make_loader(index, 2, 64, training=False, device="cpu", workers=0).batches(0, 1)
+    loader = make_loader(index, 2, 64, "auto", training=False, device="cpu", workers=0)
+    ((images, _, _),) = loader.batches(0, 1)
     assert images.shape == (2, 3, 64, 64)
+    assert (loader.engine, loader.engine_reason) == ("torchvision", "evaluations take the reference")
+    with pytest.raises(ValueError, match="the index has other classes"):
+        make_loader(index, 2, 64, training=False, device="cpu", classes=["x", "y"])

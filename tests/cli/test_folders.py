@@ -10,7 +10,7 @@ from PIL import Image
 
 from alexnet_dist.cli import evaluate, predict, train
 from alexnet_dist.cli.main import run
-from alexnet_dist.data.sources.given_folder import recognise_folder
+from alexnet_dist.data.sources.given_folder import OF_OTHER_SOURCES, recognise_folder
 
 LAYOUTS = {
     "classes": (["cat", "dog"], {"train": "."}, "2 class folders; a part is kept"),
@@ -91,6 +91,11 @@ def test_a_folder_alone_takes_the_general_recipe(flowers: Path, capsys: pytest.C
     assert said == f"images    {flowers}: 2 class folders; a part is kept for validation\n" + (
         "recipe    imagenet_subset; --config names another\n"
     )
+    (flowers.parent / "listed.yaml").write_text(
+        "base: smoke\ndata: {source: manifest, root: x, train: a.csv, classes: names.txt, columns: {label: kind}}\n"
+    )
+    listed = train.settle_settings([str(flowers)], str(flowers.parent / "listed.yaml"), {}).data
+    assert (listed.source, listed.classes, listed.columns.label) == ("folder", None, None)
     named = train.settle_settings([str(flowers)], "fruits", {"output_dir": "x"})
     assert (named.output_dir, named.data.train, named.model.variant) == ("x", ".", "ungrouped")
 
@@ -148,7 +153,7 @@ def test_evaluate_takes_a_model_and_a_folder_as_words(
         return text.replace("FLOWERS", str(flowers)).replace("PARTS", str(parts))
 
     assert run("evaluate", [place(word) for word in words]) == 0
-    source = {"data.source": "folder"} if given else {}
+    source = {**OF_OTHER_SOURCES, "data.source": "folder"} if given else {}
     assert asked == [(model, {**source, **{key: place(value) for key, value in given.items()}})]
 
 

@@ -72,7 +72,7 @@ def test_the_summary_is_returned_and_the_program_left_as_it_was(
     config: Config, tmp_path: Path, run_in: Callable[[Callable[[], Any]], Any]
 ) -> None:
     logger = logging.getLogger("alexnet_dist")
-    own = logging.NullHandler()
+    own = logging.FileHandler(tmp_path / "own.log", "w")
     logger.addHandler(own)
     state = [signal.getsignal(signal.SIGINT), logger.level, logger.propagate, list(logger.handlers)]
     kept = dict(AcceleratorState._shared_state), dict(PartialState._shared_state)
@@ -84,6 +84,8 @@ def test_the_summary_is_returned_and_the_program_left_as_it_was(
         assert run_in(lambda: train(config, changes))["precision"] == "bf16"  # Accelerate knows one for a process
         assert run_in(lambda: train(config))["step"] == first["step"]  # it goes on with a run that has ended
         assert [signal.getsignal(signal.SIGINT), logger.level, logger.propagate, list(logger.handlers)] == state
+        logger.warning("after")
+        assert (tmp_path / "own.log").read_text() == "after\n"  # a handler that was closed would write nothing
         assert (dict(AcceleratorState._shared_state), dict(PartialState._shared_state)) == kept
     finally:
         logger.removeHandler(own)

@@ -154,6 +154,17 @@ def test_a_start_with_another_runs_checkpoint_is_compared_with_nothing(run: Path
     assert (found.changed, found.images) == ({}, {})
 
 
+@pytest.mark.parametrize("named", [None, "another run's"])
+def test_an_ended_run_without_checkpoints_is_not_begun_again(run: Path, tmp_path: Path, named: str | None) -> None:
+    ended, config = tmp_path / "ended", tiny_config(tmp_path / "ended", checkpoint__keep=0, train__epochs=9)
+    ended.mkdir()
+    (ended / "summary.json").write_bytes((run / "summary.json").read_bytes())
+    (ended / "run.json").write_text(json.dumps({"run_id": "f" * 16, "data": DATA}))
+    store_settings(ended, config)
+    with pytest.raises(UsageError, match=r"^this run has ended .*start afresh with --new"):
+        decide(ended, config, str(run / "checkpoints" / "step-00000003") if named else None)
+
+
 # -- with what --------------------------------------------------------------------------------------------------------
 
 

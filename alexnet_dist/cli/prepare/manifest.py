@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.text import align, escape_text, join_names, quote_word
+from alexnet_dist.cli.options import add_options
 from alexnet_dist.data.sources.folders import list_class_folders, list_images, match_folders
 from alexnet_dist.data.sources.manifest_read import CLASS_LIST
 from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
@@ -56,7 +57,7 @@ def add_set_options(parser: ArgumentParser) -> None:
     what = "folder for the manifests and the class list; it is made"
     add("--out", type=str, metavar="FOLDER", help=what)
     add("--overwrite", action="store_true", help="replace lists of other content")
-    add("--debug", action="store_true", help="show tracebacks")
+    add_options(parser, "quiet", "debug")
 
 
 def read_set_options(options: Namespace) -> tuple[Path, dict[str, str]]:

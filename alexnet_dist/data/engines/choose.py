@@ -49,7 +49,7 @@ def choose_engine(requested: str, loader: Loader) -> tuple[str, str]:
     """
     if requested != "auto":
         check_engine(requested)
-        return requested, "asked for"
+        return requested, "set by data.engine"
     if _has_cache(loader):
         return "cache", "built for this recipe"
     if not loader.index.has_files:

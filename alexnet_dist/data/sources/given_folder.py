@@ -15,6 +15,12 @@ from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, is_folder, is_st
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY
 
 HERE = "."
+# What a configuration may have for another source, and what a folder would be refused with.
+OF_OTHER_SOURCES: dict[str, Any] = {
+    "data.download": False,
+    **dict.fromkeys(("data.classes", "data.image_dir", "data.image_suffix")),
+    **dict.fromkeys(("data.columns.path", "data.columns.label", "data.columns.split")),
+}
 LEAST_CLASSES = 2
 
 
@@ -57,7 +63,7 @@ def recognise_folder(folder: Path) -> GivenFolder:
     if "val" not in sets:
         layout += "; a part is kept for validation"
     found = {f"data.{key}": sets.get(key) for key in ("train", "val", "test")}
-    return GivenFolder({"data.source": "folder", "data.root": str(folder), **found}, layout)
+    return GivenFolder({**OF_OTHER_SOURCES, "data.source": "folder", "data.root": str(folder), **found}, layout)
 
 
 def find_set(folder: Path, split: str) -> str:

@@ -155,7 +155,6 @@ def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
 SOURCE = Source(
     list_split=_list_split,
     check=_check,
-    find_root=find_given_root,
     list_files=_list_files,
     read_class_lists=_read_class_lists,
     name_classes=_name_classes,

@@ -73,7 +73,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, obstacle: str | None = None, **spee
 @pytest.mark.parametrize("name", ["dali", "torchvision", "cache"])
 def test_a_named_engine_is_taken(index: SampleIndex, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pretend(monkeypatch)
-    assert choose_engine(name, make_loader(index)) == (name, "asked for")
+    assert choose_engine(name, make_loader(index)) == (name, "set by data.engine")
 
 
 def test_a_named_engine_that_cannot_run_ends_with_the_remedy(
