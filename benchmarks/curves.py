@@ -1,7 +1,7 @@
 """Do the engines train alike? The curves of the training loss with each engine, beside those of other seeds.
 
 Protocol: `launch/train.py` runs with each engine and several seeds, everything else being equal. A seed settles the
-order of the images, their crops and colours, dropout and the weights: engines with the same seed get the same batches,
+order of the images, their crops and colors, dropout and the weights: engines with the same seed get the same batches,
 but for the rounding of decoders and resizers, which training then makes larger step by step.
 
 The distance of two runs is the mean over epochs of the difference of their training losses. A ratio is the distance

@@ -2,7 +2,7 @@
 
 Protocol: three arms in one process, one window each per round, A B C A B C ...:
 
-- loader: batches are read, decoded, augmented, normalised and put on the device, and nothing else happens.
+- loader: batches are read, decoded, augmented, normalized and put on the device, and nothing else happens.
 - model: the trainer's step on one batch in memory.
 - end_to_end: the trainer's step on the loader's batches, with the number of workers that training takes by itself.
 

@@ -1,4 +1,4 @@
-"""What local response normalisation costs: ours against PyTorch's layer, and the paper's network with and without it.
+"""What local response normalization costs: ours against PyTorch's layer, and the paper's network with and without it.
 
 Protocol as in model.py: all arms in one process, A B A B ..., two warm-up calls each, 5 rounds of windows of at least
 3 s in a full run; ratios are taken round by round. A layer's call is a forward and a backward on maps as conv1 makes
@@ -6,7 +6,7 @@ them, channels last. A network's call is a whole training step at 224 pixels.
 
 - lrn/stock_lrn: both across all 96 channels, the same function, in fp32 (PyTorch's has no bf16 on a CPU). lrn_per_tower
   is what the network uses, on two groups.
-- paper/paper_without_lrn: the same weights and step, with and without the two normalisations, in bf16 unless
+- paper/paper_without_lrn: the same weights and step, with and without the two normalizations, in bf16 unless
   --precision says otherwise.
 """
 
@@ -31,7 +31,7 @@ TARGET_LAYER, TARGET_STEP = "target 4 in fp32 on a CPU", "target 0.5 in bf16 on 
 
 def main() -> int:
     """Run the benchmark; the exit code."""
-    parser = new_parser("normalization", "Speed of local response normalisation. No images are read.")
+    parser = new_parser("normalization", "Speed of local response normalization. No images are read.")
     add_device_options(parser)
     return run_benchmark(parser, measure)
 
@@ -76,7 +76,7 @@ def build_call(layer: nn.Module, maps: torch.Tensor) -> Callable[[], None]:
 
 
 def measure_networks(report: Report, runtime: Runtime, options: argparse.Namespace) -> None:
-    """A training step of the paper's network, with and without the normalisation."""
+    """A training step of the paper's network, with and without the normalization."""
     batch_size = pick_effort(options, full=64, quick=8, tiny=2)
     spec = pick_spec("paper", options.tiny)
     batch = make_batch(batch_size, spec, runtime.device, channels_last=True)

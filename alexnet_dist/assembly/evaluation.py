@@ -47,7 +47,7 @@ def plan_evaluation(
         index: the set.
         batch_size: crops of images per process and forward, rounded up to whole images.
         num_replicas: processes that share a batch.
-        ten_crop: ten views of an image instead of the centre crop.
+        ten_crop: ten views of an image instead of the center crop.
 
     Raises:
         DataError: an image smaller than the crop, unless bad files are skipped.

@@ -146,7 +146,7 @@ class BatchLoader:
         return self._loader.plan.steps_per_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next loop give this epoch, counted from 0: its order, crops, flips and colours."""
+        """Let the next loop give this epoch, counted from 0: its order, crops, flips and colors."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -247,7 +247,7 @@ def make_loader(
 
     Batches depend on the images, the seed and the options alone: not on the engine, the workers or the number of
     processes, and a resumed loop needs one integer. (Engines decode and resize by programs of their own: their crops
-    may differ by two grey levels.)
+    may differ by two gray levels.)
 
     Args:
         root_or_index: a folder with a folder of images for each class, a list of `path label` lines or a CSV table
@@ -255,7 +255,7 @@ def make_loader(
         batch_size: images of a batch over all processes; each gets an equal, consecutive part of it.
         crop_size: side of the crops in pixels: the network's image_size.
         engine: auto, torchvision, dali or cache. cache first builds what is missing in `cache_dir`.
-        training: shuffled, with random crops, flips and colours; else in the order of the index, with centre crops.
+        training: shuffled, with random crops, flips and colors; else in the order of the index, with center crops.
         seed: of order and augmentation.
         rank: of this process, from 0.
         world_size: processes that share each batch.

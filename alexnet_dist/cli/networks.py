@@ -18,7 +18,7 @@ OTHERWISE = "set --model.num_classes for others"
 
 @dataclass(frozen=True)
 class Network:
-    """What is summarised.
+    """What is summarized.
 
     Args:
         variant: where its spec began.

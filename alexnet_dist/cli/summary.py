@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         _refuse_settings([*(["config"] if options.config else []), *arguments.given])
         network = stored_network(Path(options.weights))
-    hand_over(FORMATS[options.format](network, _summarise(network.spec)), out)
+    hand_over(FORMATS[options.format](network, _summarize(network.spec)), out)
     return 0
 
 
@@ -57,11 +57,11 @@ def _refuse_settings(named: Sequence[str]) -> None:
         raise UsageError(f"--{named[0]} has no effect", where="command line", why=why, remedy="leave one of them out")
 
 
-def _summarise(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
-    from alexnet_dist.models.summary import summarise
+def _summarize(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
+    from alexnet_dist.models.summary import summarize
 
     try:
-        return summarise(spec)
+        return summarize(spec)
     except ValueError as error:
         raise UsageError("model cannot be built", why=str(error)) from None
 

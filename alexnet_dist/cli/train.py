@@ -80,9 +80,9 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
     if not folder.exists() and folders[0] in list_shipped(shipped_folder("configs")):
         raise UsageError(f"no folder {folders[0]!r}", where="command line", remedy=f"did you mean --config {folder}?")
     refuse_two_places(folders[0], given)
-    from alexnet_dist.data.sources.given_folder import recognise_folder  # numpy; --help should not wait for it
+    from alexnet_dist.data.sources.given_folder import recognize_folder  # numpy; --help should not wait for it
 
-    found = recognise_folder(folder)
+    found = recognize_folder(folder)
     own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folder).name)}
     config = load_config(name or GENERAL_RECIPE, {**found.settings, **own, **given})
     set_level(config.log.level)

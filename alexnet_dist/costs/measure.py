@@ -18,7 +18,7 @@ from alexnet_dist.settings.schema import Config
 from alexnet_dist.training.optim import set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 
-LR = 1e-5  # so small that noise is not learnt: a network that diverges computes at another speed
+LR = 1e-5  # so small that noise is not learned: a network that diverges computes at another speed
 LEAST_STEPS = 5
 
 

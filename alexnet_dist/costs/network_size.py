@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.models.alexnet import LAYER_NAMES, AlexNetSpec
-from alexnet_dist.models.summary import LayerSummary, summarise
+from alexnet_dist.models.summary import LayerSummary, summarize
 from alexnet_dist.parallel.towers import check_towers
 
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
@@ -27,7 +27,7 @@ class NetworkSize:
         conv_backward_share: part of a step's arithmetic that is the convolutions' backward pass, behind which the
             gradients of the fully connected layers can travel.
         groups: of channels or units by layer, conv1 .. fc8. A layer in one group reads both towers.
-        has_towers: whether every layer and normalisation can be cut into two towers.
+        has_towers: whether every layer and normalization can be cut into two towers.
         fc_width: outputs of fc6 and of fc7.
         num_classes: outputs of fc8.
     """
@@ -59,7 +59,7 @@ def measure_network(spec: AlexNetSpec) -> NetworkSize:
     Raises:
         ValueError: a layer is so large that its size overflows.
     """
-    rows = summarise(spec)
+    rows = summarize(spec)
     inputs = {row.name: math.prod(before.output_shape) for before, row in itertools.pairwise(rows)}
     image = spec.in_channels * spec.image_size**2
     return NetworkSize(

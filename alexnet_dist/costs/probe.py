@@ -62,7 +62,7 @@ class LinkProbe:
 
     @property
     def hop_seconds(self) -> float:
-        """One wait for a neighbour."""
+        """One wait for a neighbor."""
         return self.latency_seconds / all_reduce_hops(self.processes)
 
 

@@ -54,8 +54,8 @@ class Transfer:
         what: is sent.
         sent: bytes that one process sends.
         members: processes in the group.
-        stride: distance between neighbouring ranks of the group; as many groups lie side by side.
-        hops: waits for a neighbour, one after another.
+        stride: distance between neighboring ranks of the group; as many groups lie side by side.
+        hops: waits for a neighbor, one after another.
         is_hidden: whether it can travel while the convolutions go backward.
         is_gradient: of the parameters, averaged over replicas; else activations cross within a network, or back.
         is_compressed: a gradient that is cast to half precision to travel, and back.

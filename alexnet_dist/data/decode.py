@@ -1,10 +1,10 @@
 """What an image file means: one contract that every engine keeps.
 
 - EXIF orientation is applied wherever it stands (XMP's where there is no other, a TIFF's own tag too).
-- Gray is replicated for three channels; for one channel colours become ITU-R 601 luma, Pillow's mode "L".
-- 16-bit gray is scaled to 8 bits by value / 257, rounded. (Pillow itself reads 16-bit colour as the high byte.)
+- Gray is replicated for three channels; for one channel colors become ITU-R 601 luma, Pillow's mode "L".
+- 16-bit gray is scaled to 8 bits by value / 257, rounded. (Pillow itself reads 16-bit color as the high byte.)
 - CMYK and YCCK are converted as Pillow does, palettes are expanded, 1-bit becomes 0 and 255.
-- Alpha is dropped: the colour stays as it is stored.
+- Alpha is dropped: the color stays as it is stored.
 - Animations and documents of several pages give their first frame.
 - A file that ends too early is an error, never a picture that is half gray, not even where it has an end mark.
   (Pillow does not tell of a PNG whose packed pixels are whole but for lines that were never put in; these are black.)
@@ -71,8 +71,8 @@ _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([1-8])""
 _RAW_EXIF = ("Raw profile type exif", "Raw profile type APP1")  # texts of a PNG in which ImageMagick keeps EXIF
 _ORIENTATION_KEYS = ("exif", *_RAW_EXIF, "xmp", "XML:com.adobe.xmp")  # of `Image.info`
 _REASON_LENGTH = 160
-_PNG_DEPTH_OFFSET = 24  # of the bits per sample, which Pillow's mode does not tell: it opens 16-bit colour as RGB
-_PREFIX_LENGTH = 30  # what Pillow's plugins look at to recognise their format
+_PNG_DEPTH_OFFSET = 24  # of the bits per sample, which Pillow's mode does not tell: it opens 16-bit color as RGB
+_PREFIX_LENGTH = 30  # what Pillow's plugins look at to recognize their format
 
 # From the stored array to the upright one, by EXIF orientation.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
@@ -509,8 +509,8 @@ def _convert_pixels(image: Image.Image, kind: str | None, channels: int) -> Pixe
         raise UnreadableImageError(f"{values} pixels have no defined 8-bit value")
     if image.mode in _GRAY_MODES:
         return _replicate(np.array(image if image.mode == "L" else image.convert("L")), channels)
-    colour = image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy
-    return np.array(colour) if channels == 3 else np.array(colour.convert("L"))[:, :, None]
+    color = image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy
+    return np.array(color) if channels == 3 else np.array(color.convert("L"))[:, :, None]
 
 
 def _scale_16_bit(gray: npt.NDArray[np.generic]) -> Pixels:

@@ -1,4 +1,4 @@
-"""WHAT happens at step s: which images, which windows, which flips, which changes of colour. Pure numpy.
+"""WHAT happens at step s: which images, which windows, which flips, which changes of color. Pure numpy.
 
 `plan.at(step)` is a function of (seed, image sizes, augmentation, global batch size, step) and of nothing else. Every
 random number is drawn from a counter (seed, purpose, epoch, sample), never from a generator's state, so the batches do
@@ -48,7 +48,7 @@ class StepPlan(NamedTuple):
     """What happens to each row of a batch, in the order of the batch.
 
     An image is cut to its window, resized, cut to the network's input at its corner, and flipped. The operations of
-    crop_ops on bytes follow, then the colour shift and the normalisation, then the operations on the network's input.
+    crop_ops on bytes follow, then the color shift and the normalization, then the operations on the network's input.
     A row is an image, or one of the `Augmentation.views` of an image: these follow each other and differ in corner and
     flip alone. Rows that only fill the batch up have id -1.
     """
@@ -77,7 +77,7 @@ class Augmentation:
 
     What comes out of a file, config.json of a model folder, is held to these types and ranges.
 
-    `views` is no setting of a run: 10 takes the corners and the centre of the resized picture's central square, and
+    `views` is no setting of a run: 10 takes the corners and the center of the resized picture's central square, and
     their mirrors, in place of one crop and its flips.
     """
 
@@ -96,7 +96,7 @@ class Augmentation:
     views: Literal[1, 10] = 1
 
     def for_evaluation(self) -> Augmentation:
-        """The same resize and the centre crop, nothing random."""
+        """The same resize and the center crop, nothing random."""
         return Augmentation(crop_size=self.crop_size, resize=self.resize)
 
 
@@ -248,8 +248,8 @@ def take_ten_views(rows: StepPlan, crop_size: int) -> StepPlan:
     """The ten crops of 2012: ten rows for one, equal but for corners and flips.
 
     The central square of the resized picture is as large as its shorter side; 2012's had 256 pixels. It is cut as
-    torchvision's `ten_crop` does: top left, top right, bottom left, bottom right, centre, then the same windows of the
-    square's mirror image. (Under an odd margin the two centres are a pixel apart.) Source: `__trim_borders` of the 2012
+    torchvision's `ten_crop` does: top left, top right, bottom left, bottom right, center, then the same windows of the
+    square's mirror image. (Under an odd margin the two centers are a pixel apart.) Source: `__trim_borders` of the 2012
     program's convdata_jpeg.py.
     """
     side = rows.resized.min(axis=1, keepdims=True)  # (B, 1)
@@ -275,7 +275,7 @@ def resize_shapes(sizes: IntArray, resize: int | tuple[int, int] | None) -> IntA
 
 
 def choose_corners(margins: IntArray, draws: FloatArray | None) -> IntArray:
-    """(B, 2) x, y of a crop in a picture that is `margins` pixels larger: drawn, or in the centre as torchvision's."""
+    """(B, 2) x, y of a crop in a picture that is `margins` pixels larger: drawn, or in the center as torchvision's."""
     if draws is None:
         return np.rint(margins / 2).astype(np.int64)  # rint rounds halves to even, as Python's round does
     return np.minimum((draws * (margins + 1)).astype(np.int64), margins)
@@ -286,7 +286,7 @@ def choose_resized_windows(
 ) -> IntArray:
     """(B, 4) windows x, y, width, height of a random area and shape, by the rule of torchvision's RandomResizedCrop.
 
-    The first of ten drawn shapes that fits is taken; if none does, the largest centred window with an allowed ratio.
+    The first of ten drawn shapes that fits is taken; if none does, the largest centered window with an allowed ratio.
     """
     area = sizes.prod(axis=1, keepdims=True) * (scale[0] + draws[:, :RESIZED_CROP_TRIES] * (scale[1] - scale[0]))
     low, high = np.log(ratio)

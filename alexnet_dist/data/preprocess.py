@@ -72,7 +72,7 @@ def crop_pictures(
     crops = []
     for position, picture in enumerate(pictures):
         with _errors_noted(position, picture):
-            crops.append(_crop_centre(_decode(picture, channels, max_pixels), recipe))
+            crops.append(_crop_center(_decode(picture, channels, max_pixels), recipe))
     side = recipe.crop_size
     return torch.from_numpy(np.stack(crops) if crops else np.empty((0, side, side, channels), np.uint8))
 
@@ -104,7 +104,7 @@ def _decode(picture: Picture, channels: int, max_pixels: int) -> Pixels:
 
 
 def _take_pixels(pixels: npt.NDArray[np.uint8] | Tensor) -> Image.Image:
-    """Pixels as a picture of Pillow's: gray, colour, or colour with transparency."""
+    """Pixels as a picture of Pillow's: gray, color, or color with transparency."""
     axes, shape = ("(C, H, W)" if isinstance(pixels, Tensor) else "(H, W, C)"), tuple(pixels.shape)
     channels = shape[2:] if axes == "(H, W, C)" else shape[:-2]
     if (
@@ -122,7 +122,7 @@ def _take_pixels(pixels: npt.NDArray[np.uint8] | Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(planes[:, :, 0] if planes.shape[2:] == (1,) else planes))
 
 
-def _crop_centre(pixels: Pixels, recipe: Augmentation) -> Pixels:
+def _crop_center(pixels: Pixels, recipe: Augmentation) -> Pixels:
     """(H, W, C) to (S, S, C), by a plan for this picture alone."""
     height, width = pixels.shape[:2]
     rows = Plan(np.array([[width, height]]), recipe, global_batch_size=1, seed=0, shuffle=False).at(0)

@@ -1,7 +1,7 @@
-"""What all figures share: colours, the empty figure, and how it becomes a file.
+"""What all figures share: colors, the empty figure, and how it becomes a file.
 
-Matplotlib is used through its objects alone: pyplot would choose a backend for the whole program. The colours are Okabe
-and Ito's, which people with every kind of colour vision tell apart. Text is never read as formulas: the name of a class
+Matplotlib is used through its objects alone: pyplot would choose a backend for the whole program. The colors are Okabe
+and Ito's, which people with every kind of color vision tell apart. Text is never read as formulas: the name of a class
 may hold a `$`.
 """
 

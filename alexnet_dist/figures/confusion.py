@@ -87,7 +87,7 @@ def draw_confusion(path: Path, counts: Counts, names: Sequence[str], title: str)
     norm = PowerNorm(1.0 if num_classes <= FEW_CLASSES else 0.5, vmin=0, vmax=100)
     image = axes.imshow(shares, cmap="Blues", norm=norm)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    scale = "" if norm.gamma == 1 else "; the colours follow its square root"
+    scale = "" if norm.gamma == 1 else "; the colors follow its square root"
     bar.set_label(f"share of the true class (%){scale}", fontsize=TEXT_SIZE)
     numbered = "" if num_classes <= NAMED_CLASSES else " (row of classes.csv, from 0)"
     axes.set_xlabel(f"predicted class{numbered}", fontsize=TEXT_SIZE)

@@ -21,7 +21,7 @@ INCHES, GAP = 1.6, 0.2  # side of a picture, and between two
 LINE_INCHES = 0.15
 LONGEST_LINE = 29  # characters
 FRAME_POINTS = 2.5
-MARKS = {"right": BLUE, "wrong": ORANGE}  # told apart with every kind of colour vision, and by their words
+MARKS = {"right": BLUE, "wrong": ORANGE}  # told apart with every kind of color vision, and by their words
 
 
 def draw_contact_sheet(
@@ -38,7 +38,7 @@ def draw_contact_sheet(
         pictures: (N, S, S, 3) or (N, S, S, 1); N is 1 or more.
         captions: (N,) lines below each; those too long are cut.
         title: of the figure.
-        marks: (N,) of `MARKS`: the word below each, and the colour of the frame around it.
+        marks: (N,) of `MARKS`: the word below each, and the color of the frame around it.
 
     Raises:
         MachineError: the file cannot be written.

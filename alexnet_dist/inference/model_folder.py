@@ -37,7 +37,7 @@ BEST, LAST = "best", "last"  # weights of a run
 
 
 # Settings that go with the weights: numbers and words of ours. Paths and names of a user's stay in the run folder.
-_TRAVELLING = (
+_TRAVELING = (
     *("seed", "precision", "channels_last", "model.", "augment.", "optimizer.", "schedule.", "train.", "parallel."),
     *("data.source", "data.val_fraction", "data.folds", "data.fold", "data.on_bad_file", "data.max_pixels"),
     "data.synthetic_",
@@ -109,7 +109,7 @@ def keep_public(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def _travels(key: str) -> bool:
-    return key.startswith(_TRAVELLING) and key not in _STAYING
+    return key.startswith(_TRAVELING) and key not in _STAYING
 
 
 def name_class(card: ModelCard, label: int) -> str:

@@ -99,7 +99,7 @@ def load_pretrained(model: AlexNet, pretrained: Pretrained, classes: tuple[str, 
 
     Names lose the prefixes of other programs. A last layer with another number of outputs keeps its fresh weights, and
     so do the layers at the end for which there are none: a backbone has no classifier. The first layer of a gray
-    network takes the sum over the channels of a colour network's: on gray pictures, whose channels are equal, both give
+    network takes the sum over the channels of a color network's: on gray pictures, whose channels are equal, both give
     the same maps.
 
     Args:
@@ -116,7 +116,7 @@ def load_pretrained(model: AlexNet, pretrained: Pretrained, classes: tuple[str, 
     check_kinds(weights, pretrained.name)
     notes = [*pretrained.notes, *notes]
     first, last = layers["conv1"]["weight"], layers["fc8"]
-    if _is_colour_for_gray(fresh[first], weights.get(first)):
+    if _is_color_for_gray(fresh[first], weights.get(first)):
         weights[first] = weights[first].sum(1, keepdim=True)  # (96, 1, 11, 11)
         notes.append("conv1 reads gray: the sum of its weights for red, green and blue")
     ours, theirs = (_count_outputs(tensors, last) for tensors in (fresh, weights))
@@ -141,7 +141,7 @@ def _name_layers(model: AlexNet) -> dict[str, dict[str, str]]:
     return {name: name_tensors(model, layer, ("weight", "bias")) for name, layer in named_layers(model).items()}
 
 
-def _is_colour_for_gray(ours: Tensor, theirs: Tensor | None) -> bool:
+def _is_color_for_gray(ours: Tensor, theirs: Tensor | None) -> bool:
     return ours.shape[1] == 1 and theirs is not None and theirs.shape == (ours.shape[0], 3, *ours.shape[2:])
 
 

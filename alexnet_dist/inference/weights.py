@@ -21,7 +21,7 @@ def check_kinds(tensors: dict[str, Tensor], where: str) -> None:
         where: file or folder they come from, for the message.
 
     Raises:
-        CheckpointError: complex, whole, boolean, quantised, sparse, nested or meta tensors.
+        CheckpointError: complex, whole, boolean, quantized, sparse, nested or meta tensors.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS or tensor.is_quantized:

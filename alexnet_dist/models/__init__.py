@@ -1,4 +1,4 @@
-"""AlexNet for one device: the network, its normalisation, its initialisations."""
+"""AlexNet for one device: the network, its normalization, its initializations."""
 
 from alexnet_dist.models.alexnet import (
     LAYER_NAMES,
@@ -6,7 +6,7 @@ from alexnet_dist.models.alexnet import (
     AlexNet,
     AlexNetSpec,
     DropoutPosition,
-    Initialisation,
+    Initialization,
     build_on_meta,
     check_size,
     feature_size,
@@ -16,7 +16,7 @@ from alexnet_dist.models.alexnet import (
     spec_to_dict,
 )
 from alexnet_dist.models.grouped_linear import GroupedLinear
-from alexnet_dist.models.init import build_model, initialise
+from alexnet_dist.models.init import build_model, initialize
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 __all__ = [
@@ -26,14 +26,14 @@ __all__ = [
     "AlexNetSpec",
     "DropoutPosition",
     "GroupedLinear",
-    "Initialisation",
+    "Initialization",
     "LocalResponseNorm",
     "MapResponseNorm",
     "build_model",
     "build_on_meta",
     "check_size",
     "feature_size",
-    "initialise",
+    "initialize",
     "make_spec",
     "named_layers",
     "spec_from_dict",

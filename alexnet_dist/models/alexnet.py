@@ -31,15 +31,15 @@ from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
 DropoutPosition = Literal["after_fc", "before_fc"]
-Initialisation = Literal["source2012", "paper_text", "torch", "kaiming"]
+Initialization = Literal["source2012", "paper_text", "torch", "kaiming"]
 
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 MAX_WEIGHTS = 2_000_000_000  # 8 GB in float32, and 24 GB with their gradients and momentum
 _KERNELS = (11, 5, 3, 3, 3)  # conv1 .. conv5; all but conv1 keep the side of the map
 _CONV1_STRIDE = 4
-_NORMALISED = (0, 1)  # positions of conv1 and conv2, which response normalisation may follow
-_MAP_NORMALISED = 1  # position of conv2, which the normalisation within each map may follow
+_NORMALIZED = (0, 1)  # positions of conv1 and conv2, which response normalization may follow
+_MAP_NORMALIZED = 1  # position of conv2, which the normalization within each map may follow
 _POOLED = (0, 1, 4)  # positions of conv1, conv2 and conv5, which max pooling follows
 
 
@@ -55,7 +55,7 @@ class AlexNetSpec:
     """Number of logits."""
 
     in_channels: int = 3
-    """Channels of an image: 3 for colour, 1 for gray."""
+    """Channels of an image: 3 for color, 1 for gray."""
 
     image_size: int = bounded(224, minimum=1, maximum=MAX_SIDE)
     """Side of the images in pixels."""
@@ -78,7 +78,7 @@ class AlexNetSpec:
     how the 2012 program counted its windows: 1 + ceil((image_size - 11) / 4)."""
 
     relu_after_pool: tuple[bool, ...] = (False, False, False)
-    """For conv1, conv2 and conv5: whether the ReLU comes after normalisation and pooling instead of before them."""
+    """For conv1, conv2 and conv5: whether the ReLU comes after normalization and pooling instead of before them."""
 
     fc_width: int = bounded(4096, minimum=1, maximum=MAX_WIDTH)
     """Outputs of fc6 and of fc7."""
@@ -88,25 +88,25 @@ class AlexNetSpec:
     without communication (layers-150); fc8 always reads both towers."""
 
     lrn: bool = True
-    """Whether local response normalisation stands between conv1, and conv2, and their pooling."""
+    """Whether local response normalization stands between conv1, and conv2, and their pooling."""
 
     lrn_groups: int = bounded(2, minimum=1, maximum=MAX_CHANNELS)
-    """Towers that normalise on their own; 1 normalises across all channels, as Caffe does."""
+    """Towers that normalize on their own; 1 normalizes across all channels, as Caffe does."""
 
     lrn_size: int = bounded(5, minimum=1, maximum=MAX_WINDOW)
-    """Channels in the window of the normalisation, odd."""
+    """Channels in the window of the normalization, odd."""
 
     lrn_alpha: float = bounded(1e-4, minimum=0.0, maximum=MAX_FACTOR)
     """Weight of the squares in PyTorch's convention: it is divided by `lrn_size`."""
 
     lrn_beta: float = bounded(0.75, above=0.0, maximum=10.0)
-    """Exponent of the normalisation."""
+    """Exponent of the normalization."""
 
     lrn_k: float = bounded(2.0, above=0.0, maximum=MAX_FACTOR)
-    """Constant term of the normalisation."""
+    """Constant term of the normalization."""
 
     map_norm: bool = False
-    """Whether conv2's maps are normalised once more before their pooling, each over windows of 5x5 pixels of itself.
+    """Whether conv2's maps are normalized once more before their pooling, each over windows of 5x5 pixels of itself.
     The 2012 program has it (`cnorm2`), the paper does not mention it."""
 
     pool_kernel: int = bounded(3, minimum=1, maximum=MAX_PADDING)
@@ -121,9 +121,9 @@ class AlexNetSpec:
     dropout_position: DropoutPosition = "after_fc"
     """`after_fc`: after the ReLU of fc6 and of fc7, as in 2012. `before_fc`: before fc6 and fc7, as in torchvision."""
 
-    init: Initialisation = "source2012"
+    init: Initialization = "source2012"
     """`source2012`: the 2012 program's normal weights and constant biases. `paper_text`: what the paper says of them,
-    deviation 0.01 everywhere, which on normalised input does not train. `torch`: PyTorch's default distributions.
+    deviation 0.01 everywhere, which on normalized input does not train. `torch`: PyTorch's default distributions.
     `kaiming`: normal weights that keep the signal's power through ReLU (fan in), biases of zero."""
 
     def __post_init__(self) -> None:
@@ -171,7 +171,7 @@ def _check_choices(spec: AlexNetSpec) -> None:
         _check_choice(name, getattr(spec, name), (True, False))
     _check_flags("relu_after_pool", spec.relu_after_pool, len(_POOLED))
     _check_choice("dropout_position", spec.dropout_position, get_args(DropoutPosition))
-    _check_choice("init", spec.init, get_args(Initialisation))
+    _check_choice("init", spec.init, get_args(Initialization))
     if spec.lrn_size % 2 == 0:
         raise ValueError(f"lrn_size must be odd, got {spec.lrn_size}")
 
@@ -209,7 +209,7 @@ def _check_channels(spec: AlexNetSpec) -> None:
     for name, size in (("outputs of fc6", spec.fc_width), ("channels of conv5", spec.conv_channels[-1])):
         if size % spec.fc_groups:
             raise ValueError(f"the {size} {name} do not divide into {spec.fc_groups} fc_groups")
-    for index in _NORMALISED:
+    for index in _NORMALIZED:
         channels = spec.conv_channels[index]
         if spec.lrn and channels % spec.lrn_groups:
             layer = LAYER_NAMES[index]
@@ -270,8 +270,8 @@ VARIANTS: dict[str, AlexNetSpec] = {
 }
 """Starting points of `make_spec`.
 
-`paper`: the text's two towers merged, with the 2012 program's initialisation. `source2012`: that program's layers-145
-field by field; its weights and keys are those of `paper`. `ungrouped`: one column without normalisation, as tutorials
+`paper`: the text's two towers merged, with the 2012 program's initialization. `source2012`: that program's layers-145
+field by field; its weights and keys are those of `paper`. `ungrouped`: one column without normalization, as tutorials
 have it. `torchvision`: the state-dict keys and the logits of torchvision's alexnet.
 """
 
@@ -323,7 +323,7 @@ class AlexNet(nn.Module):
     Images: (B, in_channels, image_size, image_size). Logits: (B, num_classes).
 
     `features`, `avgpool` and `classifier` are numbered as torchvision's are. The maps are flattened in NCHW order
-    whatever their memory format, so weights do not depend on it. `pad` stands before `features`, and two normalisations
+    whatever their memory format, so weights do not depend on it. `pad` stands before `features`, and two normalizations
     share a number, so that the keys do not depend on `conv1_end_padding` and `map_norm`.
     """
 
@@ -371,16 +371,16 @@ def _modules_after_conv(spec: AlexNetSpec, index: int) -> list[nn.Module]:
     relu = nn.ReLU(inplace=True)
     if index not in _POOLED:
         return [relu]
-    rest = [*_normalisation(spec, index), nn.MaxPool2d(spec.pool_kernel, spec.pool_stride)]
+    rest = [*_normalization(spec, index), nn.MaxPool2d(spec.pool_kernel, spec.pool_stride)]
     return [*rest, relu] if spec.relu_after_pool[_POOLED.index(index)] else [relu, *rest]
 
 
-def _normalisation(spec: AlexNetSpec, index: int) -> list[nn.Module]:
+def _normalization(spec: AlexNetSpec, index: int) -> list[nn.Module]:
     """Returns at most one module: a second one would renumber the layers behind it."""
     norms: list[nn.Module] = []
-    if spec.lrn and index in _NORMALISED:
+    if spec.lrn and index in _NORMALIZED:
         norms.append(LocalResponseNorm(spec.lrn_size, spec.lrn_alpha, spec.lrn_beta, spec.lrn_k, spec.lrn_groups))
-    if spec.map_norm and index == _MAP_NORMALISED:
+    if spec.map_norm and index == _MAP_NORMALIZED:
         norms.append(MapResponseNorm())
     return norms if len(norms) < 2 else [nn.Sequential(*norms)]
 

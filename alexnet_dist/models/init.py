@@ -16,7 +16,7 @@ from alexnet_dist.models.alexnet import (
     LAYER_NAMES,
     AlexNet,
     AlexNetSpec,
-    Initialisation,
+    Initialization,
     build_on_meta,
     named_layers,
 )
@@ -29,7 +29,7 @@ _BIAS_ONE_2012 = ("conv2", "conv4", "conv5", "fc6", "fc7")
 
 
 def build_model(spec: AlexNetSpec, seed: int) -> AlexNet:
-    """Builds the network on the CPU in float32, initialised as `spec.init` says; equal seeds give equal bits.
+    """Builds the network on the CPU in float32, initialized as `spec.init` says; equal seeds give equal bits.
 
     Args:
         spec: what the network is; see `make_spec`.
@@ -38,14 +38,14 @@ def build_model(spec: AlexNetSpec, seed: int) -> AlexNet:
     Raises:
         ValueError: a layer is so large that its size overflows.
     """
-    model = build_on_meta(spec)  # so that PyTorch's own initialisation costs neither time nor random numbers
+    model = build_on_meta(spec)  # so that PyTorch's own initialization costs neither time nor random numbers
     model.to_empty(device="cpu")
-    initialise(model, seed)
+    initialize(model, seed)
     return model
 
 
 @torch.no_grad()
-def initialise(model: AlexNet, seed: int) -> None:
+def initialize(model: AlexNet, seed: int) -> None:
     """Overwrites all weights and biases of `model`, on whatever device and in whatever type they are."""
     draw_layer = _DRAW_LAYER[model.spec.init]
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +84,7 @@ def _draw_kaiming(name: str, shape: torch.Size, generator: torch.Generator) -> t
     return weight.normal_(0, std, generator=generator), torch.zeros(shape[:1])
 
 
-_DRAW_LAYER: dict[Initialisation, Callable[[str, torch.Size, torch.Generator], tuple[Tensor, Tensor]]] = {
+_DRAW_LAYER: dict[Initialization, Callable[[str, torch.Size, torch.Generator], tuple[Tensor, Tensor]]] = {
     "source2012": _draw_source2012,
     "paper_text": _draw_paper_text,
     "torch": _draw_torch,

@@ -1,4 +1,4 @@
-"""Response normalisation: across channels, per tower, and within maps.
+"""Response normalization: across channels, per tower, and within maps.
 
 Shapes: B images, G groups (towers), C channels of one group, `...` the map. PyTorch's own LRN goes through a padded
 3-d average pooling and `pow`, which copies channels-last maps to NCHW and dominates AlexNet's time on a CPU. Here the
@@ -23,11 +23,11 @@ _ELEMENTS_PER_THREAD = 1 << 17
 
 
 class LocalResponseNorm(nn.Module):
-    """Divides each value by (k + alpha/size * sum of the squares of its `size` neighbour channels) ** beta.
+    """Divides each value by (k + alpha/size * sum of the squares of its `size` neighbor channels) ** beta.
 
     `alpha` is divided by `size`, which is PyTorch's convention, Caffe's, and that of the 2012 program (cuda-convnet,
     layer.py, `scale /= size`); the paper's formula as printed would be five times this alpha. With `groups=2` each half
-    of the channels is normalised on its own, as on the two GPUs of 2012: the window never crosses the seam.
+    of the channels is normalized on its own, as on the two GPUs of 2012: the window never crosses the seam.
 
     Input and output: (B, G*C, ...), the same dtype and memory format. 16-bit floats are computed in float32.
     There is no second derivative.
@@ -53,7 +53,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, maps: Tensor) -> Tensor:
-        return normalise_channels(maps, self.groups, self.size // 2, self.alpha / self.size, self.beta, self.k)
+        return normalize_channels(maps, self.groups, self.size // 2, self.alpha / self.size, self.beta, self.k)
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
@@ -84,14 +84,14 @@ class MapResponseNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, maps: Tensor) -> Tensor:
-        return normalise_within_maps(maps, self.size, self.alpha, self.beta)
+        return normalize_within_maps(maps, self.size, self.alpha, self.beta)
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}"
 
 
 @torch.fx.wrap  # one step in a graph of torch.fx: a tracer has no answer to what is asked of the maps here
-def normalise_channels(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
+def normalize_channels(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
     """What `LocalResponseNorm` computes, by the means that the device has and a recorder can follow.
 
     Args:
@@ -107,18 +107,18 @@ def normalise_channels(maps: Tensor, groups: int, reach: int, weight: float, bet
     """
     if is_scripting() or _is_recorded():
         towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...), a view in every memory format
-        return _normalise_plainly(towers, reach, weight, beta, k).flatten(1, 2)  # (B, G*C, ...)
+        return _normalize_plainly(towers, reach, weight, beta, k).flatten(1, 2)  # (B, G*C, ...)
     if maps.shape[1] % groups:
-        raise ValueError(f"{maps.shape[1]} channels cannot be normalised in {groups} equal groups")
+        raise ValueError(f"{maps.shape[1]} channels cannot be normalized in {groups} equal groups")
     if maps.device.type == "cuda" and maps.dtype != torch.float64 and can_build_kernels():
-        return _normalise_on_device(maps, groups, reach, weight, beta, k)
+        return _normalize_on_device(maps, groups, reach, weight, beta, k)
     towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...)
-    normalised: Tensor = _Normalise.apply(towers, reach, weight, beta, k)
-    return normalised.flatten(1, 2)  # (B, G*C, ...)
+    normalized: Tensor = _Normalize.apply(towers, reach, weight, beta, k)
+    return normalized.flatten(1, 2)  # (B, G*C, ...)
 
 
 @torch.fx.wrap
-def normalise_within_maps(maps: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+def normalize_within_maps(maps: Tensor, size: int, alpha: float, beta: float) -> Tensor:
     """What `MapResponseNorm` computes for (B, C, H, W)."""
     wide = _widen(maps)
     mean = F.avg_pool2d(wide * wide, size, stride=1, padding=size // 2)  # (B, C, H, W)
@@ -134,15 +134,15 @@ def _is_recorded() -> bool:
     return torch.compiler.is_compiling() or is_tracing()
 
 
-def _normalise_on_device(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
-    from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense  # Triton is not everywhere
+def _normalize_on_device(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
+    from alexnet_dist.models.normalization_kernel import NormalizeOnDevice, lay_dense  # Triton is not everywhere
 
-    normalised: Tensor = NormaliseOnDevice.apply(lay_dense(maps), groups, reach, weight, beta, k)
-    return normalised
+    normalized: Tensor = NormalizeOnDevice.apply(lay_dense(maps), groups, reach, weight, beta, k)
+    return normalized
 
 
-def _normalise_plainly(x: Tensor, reach: int, weight: float, beta: float, k: float) -> Tensor:
-    """The definition, for those who record it; as `_Normalise`."""
+def _normalize_plainly(x: Tensor, reach: int, weight: float, beta: float, k: float) -> Tensor:
+    """The definition, for those who record it; as `_Normalize`."""
     wide = _widen(x)  # (B, G, C, ...)
     padded = F.pad(wide.square(), [0] * (2 * (x.dim() - 3)) + [reach, reach])  # (B, G, C + 2 * reach, ...)
     window = padded.narrow(2, 0, x.shape[2])  # (B, G, C, ...)
@@ -151,7 +151,7 @@ def _normalise_plainly(x: Tensor, reach: int, weight: float, beta: float, k: flo
     return (wide * (k + weight * window) ** -beta).to(x.dtype)
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """y = x * s**-beta with s = k + weight * window(x**2); window() adds `reach` channels to either side."""
 
     # Elementwise arithmetic on float32 and float64 is none of autocast's business, so it needs no switching off here.

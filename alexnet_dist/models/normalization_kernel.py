@@ -1,7 +1,7 @@
-"""Response normalisation across channels on a GPU: one Triton kernel forward, one backward.
+"""Response normalization across channels on a GPU: one Triton kernel forward, one backward.
 
 In eager PyTorch the window's shifted sums pass over the maps some thirty times, and on a GPU they take most of the
-network's time. Here each value is read from memory and written once; neighbours come from the core's cache.
+network's time. Here each value is read from memory and written once; neighbors come from the core's cache.
 
 A thread's value lies at `place`; the next channel of the same pixel lies `step` further: 1 for channels-last maps, the
 size of a map for contiguous ones. With the window w(.) over channels of the same group and s = k + weight * w(x**2):
@@ -22,15 +22,15 @@ from torch.autograd.function import once_differentiable
 BLOCK = 256  # of 256 to 2048 the fastest on an H100
 
 
-class NormaliseOnDevice(torch.autograd.Function):
-    """As `normalization._Normalise`, for (B, G*C, ...) maps that are dense in either memory format."""
+class NormalizeOnDevice(torch.autograd.Function):
+    """As `normalization._Normalize`, for (B, G*C, ...) maps that are dense in either memory format."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.settings = (x.shape[1] // groups, reach, weight, beta, k)
         y = torch.empty_like(x)
-        _launch(_normalise, x, (x, y), ctx.settings)
+        _launch(_normalize, x, (x, y), ctx.settings)
         return y
 
     @staticmethod
@@ -38,7 +38,7 @@ class NormaliseOnDevice(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         grad_x = torch.empty_like(x)
-        _launch(_normalise_backward, x, (x, _lay_like(grad_y, x), grad_x), ctx.settings)
+        _launch(_normalize_backward, x, (x, _lay_like(grad_y, x), grad_x), ctx.settings)
         return grad_x, None, None, None, None, None
 
 
@@ -67,7 +67,7 @@ def _launch(
 
 
 @triton.jit
-def _normalise(
+def _normalize(
     x_ptr,
     y_ptr,
     size,
@@ -89,7 +89,7 @@ def _normalise(
 
 
 @triton.jit
-def _normalise_backward(
+def _normalize_backward(
     x_ptr,
     g_ptr,
     dx_ptr,

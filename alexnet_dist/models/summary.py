@@ -14,7 +14,7 @@ from alexnet_dist.models.alexnet import AlexNet, AlexNetSpec, build_on_meta, nam
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
 
-StepKind = Literal["padding", "convolution", "normalisation", "pooling", "fully_connected"]
+StepKind = Literal["padding", "convolution", "normalization", "pooling", "fully_connected"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LayerSummary:
     flops: int
 
 
-def summarise(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
+def summarize(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
     """Lists the steps of the network in the order in which an image goes through them.
 
     ReLU and dropout change no shape: they stand in the detail of the step before them. The network is built on the meta
@@ -101,9 +101,9 @@ def _read(module: nn.Module) -> tuple[StepKind | None, str, str]:
         case nn.AdaptiveAvgPool2d():
             return "pooling", "avgpool", f"means, to {module.output_size}x{module.output_size}"
         case LocalResponseNorm():
-            return "normalisation", "lrn", f"over {module.size} channels{_describe_groups(module.groups)}"
+            return "normalization", "lrn", f"over {module.size} channels{_describe_groups(module.groups)}"
         case MapResponseNorm():
-            return "normalisation", "map_norm", f"over {module.size}x{module.size} pixels"
+            return "normalization", "map_norm", f"over {module.size}x{module.size} pixels"
         case nn.ZeroPad2d():
             return "padding", "pad", f"{module.padding[1]} zeros right and below"
         case nn.Dropout():

@@ -87,7 +87,7 @@ def cut_into_shards(
     """Cut fc6 and fc7 of the network in place, under the same names.
 
     Args:
-        model: the whole network, initialised, on the CPU.
+        model: the whole network, initialized, on the CPU.
         mesh: this process among the others.
         exchange: activations travel as; None = as they are computed.
         schedule: at_once or batch_by_batch.

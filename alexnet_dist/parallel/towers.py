@@ -1,6 +1,6 @@
 """The two towers of 2012: each process of a pair holds half of the channels and of the fully connected units.
 
-A tower is the network for one device, cut. A layer in groups, and a normalisation in groups, stays within its tower; a
+A tower is the network for one device, cut. A layer in groups, and a normalization in groups, stays within its tower; a
 layer in one group reads both, so its input is gathered first (conv3, fc6, fc7). fc8 adds up what both contribute.
 """
 
@@ -65,7 +65,7 @@ def cut_into_towers(model: AlexNet, mesh: Mesh, exchange: torch.dtype | None = N
     """Cut the network in place: what remains is this process's tower, under the same names.
 
     Args:
-        model: the whole network, initialised, on the CPU.
+        model: the whole network, initialized, on the CPU.
         mesh: this process among the others.
         exchange: what crosses between towers travels as; None = as it is computed.
     """

@@ -95,10 +95,10 @@ def write_table(config: Config, results: Sequence[FoldResult], world_size: int, 
     """
     out = Path(str(config.output_dir))
     write_csv(out / "crossval.csv", *_make_csv(results))
-    write_json(out / "crossval.json", _summarise(config, results, world_size, precision))
+    write_json(out / "crossval.json", _summarize(config, results, world_size, precision))
 
 
-def _summarise(config: Config, results: Sequence[FoldResult], world_size: int, precision: str) -> dict[str, Any]:
+def _summarize(config: Config, results: Sequence[FoldResult], world_size: int, precision: str) -> dict[str, Any]:
     return {
         "status": "finished" if len(results) == config.data.folds else "unfinished",
         "num_folds": config.data.folds,

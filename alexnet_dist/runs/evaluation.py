@@ -10,7 +10,7 @@ from alexnet_dist.assembly.sets import find_root, prepare_source
 from alexnet_dist.base.errors import CheckpointError, UsageError
 from alexnet_dist.base.run_record import find_run
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.data.sources.manifest_read import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalize_name
 from alexnet_dist.data.sources.source import has_part
 from alexnet_dist.inference.model_folder import CONFIG, ModelCard
 from alexnet_dist.runs.folder import read_settings
@@ -101,7 +101,7 @@ def check_classes(found: tuple[str, ...], card: ModelCard, only_known: bool = Fa
         card: of the model.
         only_known: some of the model's classes may be missing, as in a validation set.
     """
-    found, ours = (tuple(map(normalise_name, names)) for names in (found, card.classes))
+    found, ours = (tuple(map(normalize_name, names)) for names in (found, card.classes))
     unknown = [name for name in found if name not in ours]
     if unknown or (not only_known and found != ours):
         missing = [name for name in ours if name not in found]

@@ -16,7 +16,7 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.run_record import RUN, read_run
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.data.sources.manifest_read import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalize_name
 from alexnet_dist.runs.image_list import list_changes, place_paths
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.schema import DataConfig
@@ -39,7 +39,7 @@ def write_held_out(folder: Path, index: SampleIndex, root: Path) -> dict[str, An
 
 
 def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None, trained_on: str | None) -> Splits:
-    """The sets of a run that has trained: no image that it has learnt from is held out.
+    """The sets of a run that has trained: no image that it has learned from is held out.
 
     Args:
         data: the settings.
@@ -70,7 +70,7 @@ def restore_splits(data: DataConfig, seed: int, progress: bool, run: Path | None
         return splits
     splits = cut_splits(sets, data, seed)
     if splits.fingerprint not in (facts.get("fingerprint"), trained_on):
-        why = f"{HELD_OUT} of the run is not there, and images drawn anew may be ones that the network has learnt from"
+        why = f"{HELD_OUT} of the run is not there, and images drawn anew may be ones that the network has learned from"
         remedy = f"{'restore it' if run else 'evaluate the run folder'}, or give a set with --data.val"
         raise DataError("the held-out images are not known", where=str(run or ""), why=why, remedy=remedy)
     return splits
@@ -93,10 +93,10 @@ def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIn
     """
     facts = read_run(run)
     class_of = _read_list(run / HELD_OUT, facts)
-    paths = [normalise_name(path) for path in place_paths(index, index.paths, root)]
+    paths = [normalize_name(path) for path in place_paths(index, index.paths, root)]
     is_held = np.array([path in class_of for path in paths], dtype=np.bool_)
     bad_paths = place_paths(index, [file.path for file in index.bad_files], root)
-    bad_files = dict(zip(map(normalise_name, bad_paths), index.bad_files, strict=True))
+    bad_files = dict(zip(map(normalize_name, bad_paths), index.bad_files, strict=True))
     left_out = tuple(file for path, file in bad_files.items() if path in class_of)
     others = tuple(file for path, file in bad_files.items() if path not in class_of)
     missing = sorted(class_of.keys() - set(paths) - bad_files.keys())
@@ -104,7 +104,7 @@ def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIn
         why = f"{len(missing)} of {len(class_of)} are not there: {join_names(missing)}"
         raise _changed_error(index, why)
     for path, label in zip(paths, index.labels.tolist(), strict=True):
-        if class_of.get(path, index.classes[label]) != normalise_name(index.classes[label]):
+        if class_of.get(path, index.classes[label]) != normalize_name(index.classes[label]):
             raise _changed_error(index, f"'{path}' was '{class_of[path]}' and is '{index.classes[label]}'")
     train, val = index.subset(np.flatnonzero(~is_held)), index.subset(np.flatnonzero(is_held))
     before, now = _part(facts, "held_out").get("num_bytes"), int(val.byte_sizes.sum())
@@ -114,7 +114,7 @@ def split_as_listed(run: Path, index: SampleIndex, root: Path) -> tuple[SampleIn
 
 
 def _read_list(path: Path, facts: Mapping[str, Any]) -> dict[str, str]:
-    """{path: class}, both normalised, of a list that is the run's own.
+    """{path: class}, both normalized, of a list that is the run's own.
 
     run.json has the list's sha256, or of runs of older versions the number of its images.
     """
@@ -122,7 +122,7 @@ def _read_list(path: Path, facts: Mapping[str, Any]) -> dict[str, str]:
         rows = [(row["path"], row["class"]) for row in read_csv(path)]
     except (OSError, ValueError, KeyError) as error:
         raise _list_error(path, f"it cannot be read ({error})") from None
-    class_of = {normalise_name(listed): normalise_name(name) for listed, name in rows}
+    class_of = {normalize_name(listed): normalize_name(name) for listed, name in rows}
     digest, num_val = _part(facts, "held_out").get("sha256"), _part(facts, "data").get("num_val")
     is_ours = len(rows) == len(class_of) == num_val if digest is None else hash_file(path) == digest
     if not is_ours:

@@ -368,7 +368,7 @@ def _draw_batch(
 def show_images(images: Tensor, normalization: Normalization) -> npt.NDArray[np.uint8]:
     """The network's input as pictures, the input scale undone: (B, C, S, S) to (B, S, S, C) bytes.
 
-    What colour noise moved out of 0..255 is cut off.
+    What color noise moved out of 0..255 is cut off.
     """
     pixels = images.float().cpu().permute(0, 2, 3, 1)  # (B, S, S, C)
     pixels = pixels * torch.tensor(normalization.std) + torch.tensor(normalization.mean)

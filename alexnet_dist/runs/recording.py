@@ -136,7 +136,7 @@ def describe_model(start: Start, network: Network, note: dict[str, Any]) -> Mode
     )
 
 
-def summarise(start: Start, trainer: Trainer, status: str, test_row: Row) -> dict[str, Any]:
+def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dict[str, Any]:
     """Write summary.json and close the trackers; what it holds.
 
     Args:

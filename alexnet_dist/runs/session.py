@@ -44,7 +44,7 @@ from alexnet_dist.runs.folder import (
 from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_folder
 from alexnet_dist.runs.preflight import check_signal
-from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarise
+from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.start import Network, Start
@@ -149,7 +149,7 @@ def run_session(
         with _ending_recorded(start, trainer):
             trainer.train()
             test_row = _test(start, trainer, recording.test_row)
-        summary = summarise(start, trainer, "finished", test_row)
+        summary = summarize(start, trainer, "finished", test_row)
         if config.checkpoint.keep == 0:
             runtime.on_main(lambda: drop_checkpoints(folder / CHECKPOINTS, resumption.run_id))
     return start, summary
@@ -306,7 +306,7 @@ def _ending_recorded(start: Start, trainer: Trainer) -> Iterator[None]:
         yield
     except AlexNetDistError as error:
         status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        summarise(start, trainer, status, test_row={})
+        summarize(start, trainer, status, test_row={})
         raise
 
 

@@ -32,7 +32,7 @@ LENGTHS = {
     "model.conv_channels": 5,
     "model.conv_groups": 5,
 }
-MAX_HUE = 0.5  # half a turn of the colour circle
+MAX_HUE = 0.5  # half a turn of the color circle
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # what file systems take; of a path, less our own names below it
 OWN_ENDING_BYTES = 40  # of what a folder is called while it is written, and of `--new`'s number
 

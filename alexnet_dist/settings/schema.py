@@ -176,7 +176,7 @@ class AugmentConfig:
     resize: int | list[int] | None = bounded(256, minimum=1, maximum=MAX_SIDE)
     """N: shorter side to N pixels; [H, W]: both sides; null: no resize. random_resized crops skip it in training"""
     crop: Literal["centre", "random", "random_resized"] = "random"
-    """the training crop of model.image_size pixels; evaluation always takes the centre"""
+    """the training crop of model.image_size pixels; evaluation always takes the center"""
     crop_scale: list[float] = bounded([0.08, 1.0], above=0.0, maximum=1.0)
     """least and largest part of the area that a random_resized crop takes"""
     crop_ratio: list[float] = bounded([3 / 4, 4 / 3], above=0.0, maximum=MAX_FACTOR)

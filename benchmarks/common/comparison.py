@@ -9,7 +9,7 @@ from typing import Any
 from alexnet_dist.figures.canvas import BLUE, GRAY, GREEN, ORANGE, TEXT_SIZE, new_figure, save_figure
 
 INCHES = (8.0, 4.6)
-COLOURS = (BLUE, ORANGE, GREEN)
+COLORS = (BLUE, ORANGE, GREEN)
 
 
 def draw_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], level: float, meaning: str) -> None:
@@ -26,9 +26,9 @@ def draw_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]],
     """
     figure = new_figure(*INCHES, "training loss")
     axes = figure.subplots()
-    for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
+    for (name, rows), color in zip(runs.items(), COLORS, strict=False):
         logged = [row for row in rows if row["event"] == "train"]
-        axes.plot([row["step"] for row in logged], [row["loss"] for row in logged], color=colour, label=name)
+        axes.plot([row["step"] for row in logged], [row["loss"] for row in logged], color=color, label=name)
     axes.axhline(level, color=GRAY, linestyle=":", label=meaning)
     axes.set_xlabel("update", fontsize=TEXT_SIZE)
     axes.set_ylabel("cross-entropy (nats)", fontsize=TEXT_SIZE)

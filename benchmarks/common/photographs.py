@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 SLOPE = 1.2  # amplitude falls with frequency to this power in photographs of natural scenes (Field 1987: 1.0 to 1.3)
-CONTRAST, COLOUR = 55.0, 15.0  # standard deviations of brightness and colour on the 0-255 scale
+CONTRAST, COLOR = 55.0, 15.0  # standard deviations of brightness and color on the 0-255 scale
 QUALITY = 90  # with SLOPE: about 100 KB at 500x375, as ImageNet's files have
 NUM_CLASSES = 4
 
@@ -26,8 +26,8 @@ def write_photographs(folder: Path, num_images: int, width: int, height: int) ->
 def draw_photograph(generator: np.random.Generator, width: int, height: int) -> npt.NDArray[np.uint8]:
     """Noise with a photograph's spectrum, uint8 (height, width, 3), much of it gray."""
     gray, red, blue = (_draw_plane(generator, width, height) for _ in range(3))  # (H, W) each
-    colours = np.stack([red, -(red + blue) / 2, blue], axis=2)  # (H, W, 3)
-    pixels = 128 + CONTRAST * gray[:, :, None] + COLOUR * colours
+    colors = np.stack([red, -(red + blue) / 2, blue], axis=2)  # (H, W, 3)
+    pixels = 128 + CONTRAST * gray[:, :, None] + COLOR * colors
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 

@@ -23,7 +23,7 @@ from alexnet_dist.training.step import DeviceCounters, train_step
 SEED = 0
 LOG_STEPS = 10  # the default of log.every_steps
 MOMENTUM, WEIGHT_DECAY = OptimizerConfig().momentum, OptimizerConfig().weight_decay
-# So small that a batch seen a thousand times is not learnt: a network that diverges or whose gradients vanish computes
+# So small that a batch seen a thousand times is not learned: a network that diverges or whose gradients vanish computes
 # at another speed.
 LR = 1e-5
 TINY: dict[str, Any] = {"image_size": 64, "conv_channels": (8, 8, 8, 8, 8), "fc_width": 16, "num_classes": 10}

@@ -1,6 +1,6 @@
 """Arms timed side by side: A B A B ..., ratios round by round.
 
-A machine's speed drifts (clock, heat, neighbours). Two arms that are measured one right after the other in each round
+A machine's speed drifts (clock, heat, neighbors). Two arms that are measured one right after the other in each round
 meet the same drift, so ratios are taken within a round and only then summed up: median, least and largest.
 """
 

@@ -28,4 +28,4 @@ def test_grep_finds_where_a_setting_takes_effect(key: str) -> None:
 
 
 def test_a_setting_that_nobody_reads_is_noticed() -> None:
-    assert not is_read("colour_jitter_strength")
+    assert not is_read("color_jitter_strength")

@@ -114,7 +114,7 @@ def test_engines_give_equal_batches(data: Path) -> None:
         for (images, labels, mask), (other_images, other_labels, other_mask) in zip(reference, batches, strict=True):
             assert torch.equal(labels, other_labels)
             assert torch.equal(mask, other_mask)
-            assert (images - other_images).abs().max() <= 2  # grey levels
+            assert (images - other_images).abs().max() <= 2  # gray levels
     assert others[1][0][0].abs().max() > 100
 
 

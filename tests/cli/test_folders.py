@@ -10,7 +10,7 @@ from PIL import Image
 
 from alexnet_dist.cli import evaluate, predict, train
 from alexnet_dist.cli.main import run
-from alexnet_dist.data.sources.given_folder import OF_OTHER_SOURCES, recognise_folder
+from alexnet_dist.data.sources.given_folder import OF_OTHER_SOURCES, recognize_folder
 
 LAYOUTS = {
     "classes": (["cat", "dog"], {"train": "."}, "2 class folders; a part is kept"),
@@ -38,10 +38,10 @@ def fill(root: Path, folders: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(("folders", "sets", "said"), LAYOUTS.values(), ids=list(LAYOUTS))
-def test_layouts_of_a_folder_are_recognised_and_said(
+def test_layouts_of_a_folder_are_recognized_and_said(
     folders: list[str], sets: dict[str, str], said: str, tmp_path: Path
 ) -> None:
-    found = recognise_folder(fill(tmp_path, folders))
+    found = recognize_folder(fill(tmp_path, folders))
     assert {key: found.settings[f"data.{key}"] for key in ("train", "val", "test")} == {
         **dict.fromkeys(("train", "val", "test")),
         **sets,

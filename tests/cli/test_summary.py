@@ -18,7 +18,7 @@ from alexnet_dist.cli.main import run
 from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
 from alexnet_dist.models import LAYER_NAMES, VARIANTS, AlexNet, make_spec, spec_from_dict, spec_to_dict
-from alexnet_dist.models.summary import LayerSummary, summarise
+from alexnet_dist.models.summary import LayerSummary, summarize
 from alexnet_dist.settings.schema import AugmentConfig
 
 GRAY = ["--model.variant", "ungrouped", "--model.in_channels", "1", "--model.image_size", "227"]
@@ -73,14 +73,14 @@ def show_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]
 
 
 def test_one_column_agrees_with_the_published_table_line_by_line() -> None:
-    layers = summarise(make_spec("ungrouped", in_channels=1, image_size=227, num_classes=10))
+    layers = summarize(make_spec("ungrouped", in_channels=1, image_size=227, num_classes=10))
     assert {name: (row.output_shape, row.parameters) for name, row in with_weights(layers).items()} == UNGROUPED
     assert total(layers, "parameters") == 58_299_082
 
 
 @pytest.mark.parametrize("variant", ["paper", "source2012"])
 def test_two_towers_cost_what_they_are_known_to(variant: str) -> None:
-    layers = summarise(VARIANTS[variant])
+    layers = summarize(VARIANTS[variant])
     convolutions = [layer for layer in layers if layer.kind == "convolution"]
     assert total(layers, "parameters") == 60_965_224
     assert total(layers, "multiply_adds") == 724_406_816
@@ -91,7 +91,7 @@ def test_two_towers_cost_what_they_are_known_to(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_multiply_adds_are_weights_times_the_places_where_they_are_used(variant: str) -> None:
-    for row in with_weights(summarise(VARIANTS[variant])).values():
+    for row in with_weights(summarize(VARIANTS[variant])).values():
         places = row.output_shape[1] * row.output_shape[2] if len(row.output_shape) == 3 else 1
         assert row.multiply_adds == (row.parameters - row.output_shape[0]) * places
 
@@ -99,7 +99,7 @@ def test_multiply_adds_are_weights_times_the_places_where_they_are_used(variant:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_is_counted_once(variant: str) -> None:
     spec = make_spec(variant, image_size=96, fc_width=32, num_classes=7)
-    layers = summarise(spec)
+    layers = summarize(spec)
     assert tuple(with_weights(layers)) == LAYER_NAMES
     assert total(layers, "parameters") == sum(parameter.numel() for parameter in AlexNet(spec).parameters())
     assert layers[-1].output_shape == (7,)
@@ -115,7 +115,7 @@ def test_every_parameter_is_counted_once(variant: str) -> None:
     ],
 )
 def test_steps_come_in_the_order_of_the_network(variant: str, names: str) -> None:
-    assert [layer.name for layer in summarise(VARIANTS[variant])] == names.split()
+    assert [layer.name for layer in summarize(VARIANTS[variant])] == names.split()
 
 
 @pytest.mark.parametrize(
@@ -135,23 +135,23 @@ def test_steps_come_in_the_order_of_the_network(variant: str, names: str) -> Non
     ],
 )
 def test_details_say_what_a_step_does(variant: str, name: str, detail: str) -> None:
-    assert {layer.name: layer.detail for layer in summarise(VARIANTS[variant])}[name] == detail
+    assert {layer.name: layer.detail for layer in summarize(VARIANTS[variant])}[name] == detail
 
 
 def test_nothing_is_allocated() -> None:
     with RefuseRealTensors():
-        summarise(VARIANTS["source2012"])
+        summarize(VARIANTS["source2012"])
     with RefuseRealTensors(), pytest.raises(RealTensorError):
         AlexNet(make_spec("paper", image_size=64, fc_width=8))  # the negative control
 
 
 def test_networks_beyond_any_memory_are_counted_too() -> None:
-    assert total(summarise(make_spec("paper", fc_width=10**6)), "parameters") == 1_010_220_335_080
+    assert total(summarize(make_spec("paper", fc_width=10**6)), "parameters") == 1_010_220_335_080
 
 
 def test_networks_beyond_64_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="more weights than PyTorch can count"):
-        summarise(make_spec("paper", fc_width=10**10))
+        summarize(make_spec("paper", fc_width=10**10))
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_json_holds_the_spec_and_the_totals(capsys: pytest.CaptureFixture[str]) 
     spec = spec_from_dict(values["spec"])
     assert spec == make_spec("source2012", dropout=0.25)
     assert values["totals"]["bytes_fp32"] == 4 * 60_965_224
-    assert [row["name"] for row in values["layers"]] == [row.name for row in summarise(spec)]
+    assert [row["name"] for row in values["layers"]] == [row.name for row in summarize(spec)]
     assert values["shares"]["fully_connected"]["parameters"] == pytest.approx(0.962, abs=5e-4)
 
 

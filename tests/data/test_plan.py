@@ -153,7 +153,7 @@ def test_stream_is_the_pinned_one(changes: dict[str, Any]) -> None:
 
 
 def torchvision_corner(width: int, height: int, side: int) -> tuple[int, int]:
-    """Where torchvision's centre crop of a picture begins, read from a picture that holds its own coordinates."""
+    """Where torchvision's center crop of a picture begins, read from a picture that holds its own coordinates."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     crop = v2.CenterCrop(side)(torch.stack([columns, rows]))
     return int(crop[0, 0, 0]), int(crop[1, 0, 0])
@@ -244,7 +244,7 @@ def test_resized_windows_lie_within_the_image(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "height", "expected"), [(3, 4000, (0, 1998, 3, 4)), (4000, 3, (1998, 0, 4, 3))])
-def test_extreme_shapes_fall_back_to_the_largest_centred_window(
+def test_extreme_shapes_fall_back_to_the_largest_centered_window(
     width: int, height: int, expected: tuple[int, int, int, int]
 ) -> None:
     windows = choose_resized_windows(np.array([[width, height]]), np.full((1, 22), 0.999), (1.0, 1.0), RATIO)
@@ -279,7 +279,7 @@ def test_lighting_has_its_sources_strength(strength: Any, expected: tuple[float,
 @pytest.mark.parametrize(
     ("lighting_epochs", "lit"), [(None, [True] * 4), (0, [False] * 4), (2, [True] * 2 + [False] * 2)]
 )
-def test_colour_noise_ends_with_its_last_epoch(lighting_epochs: int | None, lit: list[bool]) -> None:
+def test_color_noise_ends_with_its_last_epoch(lighting_epochs: int | None, lit: list[bool]) -> None:
     always = make_plan(global_batch_size=50)
     plan = make_plan(global_batch_size=50, augmentation=dataclasses.replace(RANDOM, lighting_epochs=lighting_epochs))
     pairs = [(plan.at(epoch), always.at(epoch)) for epoch in range(4)]  # an epoch is one step

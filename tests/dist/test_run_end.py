@@ -176,7 +176,7 @@ def test_processes_agree_where_the_first_layers_never_learn(tmp_path: Path) -> N
 
 # -- early stop -------------------------------------------------------------------------------------------------------
 
-# With this rate nothing is learnt: the first evaluation stays the best, and two more end the run of five epochs.
+# With this rate nothing is learned: the first evaluation stays the best, and two more end the run of five epochs.
 STALLED = {"optimizer__lr": 1e-12, "train__early_stop": 2}
 STOP_STEP = 12
 

@@ -146,7 +146,7 @@ def test_comparison_notices_a_defect(case: Case, defect: Callable[..., Any]) -> 
     assert worst_difference(found, expected) > 100 * TOLERANCES[torch.float32]
 
 
-def test_comparison_notices_a_joined_normalisation() -> None:
+def test_comparison_notices_a_joined_normalization() -> None:
     joined = replace(towers(2).alone(), spec={"lrn_groups": 1})
     (expected,) = run_processes(1, backward_once, joined, torch.float64)
     found = run_processes(2, backward_once, towers(2), torch.float64)[0]

@@ -32,7 +32,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained like the default, with narrow fully connected layers: half a minute, a whole one without AVX-512.
 
     In fp32, also on a CPU with AMX: in bf16 logits depend a little on which images share a batch. With Kaiming's
-    initialisation: five epochs gave 94 to 96 % for each of three seeds and two rates, where torch's ends, by the CPU's
+    initialization: five epochs gave 94 to 96 % for each of three seeds and two rates, where torch's ends, by the CPU's
     rounding alone, on either side of the test's 90 % after seven. The engine is named, as evaluation takes the
     reference where a run let its start choose, and another engine's pixels may turn an image that is on the edge.
     """

@@ -129,11 +129,11 @@ def test_what_cannot_be_drawn_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, lost: set[str], num_lines: int
 ) -> None:
     def fail(*args: object) -> None:
-        raise ValueError("no\ncolours")
+        raise ValueError("no\ncolors")
 
     monkeypatch.setattr(plots, broken, fail)
     text = train(tmp_path)
-    lines = [line for line in text.splitlines() if "not drawn (ValueError: no colours)" in line]
+    lines = [line for line in text.splitlines() if "not drawn (ValueError: no colors)" in line]
     assert len(lines) == num_lines
     assert list_plots(tmp_path / "run") == ALL - lost
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -173,7 +173,7 @@ def test_curves_of_any_run(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
 # -- filters and pictures ---------------------------------------------------------------------------------------------
 
 
-def test_filters_keep_their_colours_and_zero_is_gray() -> None:
+def test_filters_keep_their_colors_and_zero_is_gray() -> None:
     weights = np.zeros((3, 3, 2, 2))
     weights[0, 0] = 0.02  # red
     weights[1, 2] = [[-8, 4], [0, 8]]  # blue; each filter has a scale of its own
@@ -204,7 +204,7 @@ def test_contact_sheet(tmp_path: Path, count: int, channels: int, mark: str | No
     assert min(read_png_size(tmp_path / "s.png")) > 200
 
 
-def test_tiles_are_evenly_spaced_and_marked_by_colour(tmp_path: Path) -> None:
+def test_tiles_are_evenly_spaced_and_marked_by_color(tmp_path: Path) -> None:
     draw_contact_sheet(tmp_path / "s.png", np.zeros((12, 8, 8, 3), np.uint8), [["a"]] * 12, "t", ["wrong", "right"] * 6)
     with Image.open(tmp_path / "s.png") as opened:
         pixels = np.asarray(opened.convert("RGB"))

@@ -27,7 +27,7 @@ pytestmark = [
 
 DEVICE = torch.device("cuda", 0)
 FLIPS: dict[str, Any] = {"crop": "random", "horizontal_flip": 0.5, "vertical_flip": 0.5}
-# Name: the recipe, and by how many grey levels a pixel may differ from the reference, which resizes on the CPU.
+# Name: the recipe, and by how many gray levels a pixel may differ from the reference, which resizes on the CPU.
 RECIPES = {
     "crops": (Augmentation(48, (60, 64), **FLIPS, lighting="source2012", random_erasing=0.5), 1e-3),
     "resized there": (Augmentation(100, 110, **FLIPS), 1.001),

@@ -36,7 +36,7 @@ RECIPES = {
     "random resized": Augmentation(SIDE, None, "random_resized", vertical_flip=0.5),
     "ten views": Augmentation(SIDE, 28, views=10),
 }
-# In grey levels. PNG is decoded on the CPU, so only the resize differs. JPEG is decoded by the GPU, whose inverse
+# In gray levels. PNG is decoded on the CPU, so only the resize differs. JPEG is decoded by the GPU, whose inverse
 # transform rounds otherwise: bounds to hold, not measured figures.
 BOUNDS = {"png": (2.0, 0.2), "jpg": (24.0, 1.0)}
 

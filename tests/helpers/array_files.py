@@ -62,7 +62,7 @@ def write_cifar10(root: Path, patch: pytest.MonkeyPatch, batch: int = 20) -> dic
     batches = [make_part(batch, shape, seed) for seed in range(6)]
     names = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
     for name, part in zip(names, batches, strict=True):
-        rows = part.images.transpose(0, 3, 1, 2).reshape(batch, -1)  # colour planes one after the other
+        rows = part.images.transpose(0, 3, 1, 2).reshape(batch, -1)  # color planes one after the other
         dump(folder / name, {"data": rows, "labels": part.labels.tolist()})
     dump(folder / "batches.meta", {"label_names": [f"thing {number}" for number in range(9, -1, -1)]})
     for key in ("train_list", "test_list"):

@@ -91,11 +91,11 @@ def exif_block(orientation: int, *, big_endian: bool = False) -> bytes:
     return b"Exif\0\0" + mark + struct.pack(f"{order}HI", 42, 8) + struct.pack(f"{order}H", 1) + entry + b"\0\0\0\0"
 
 
-def png_by_hand(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> bytes:
+def png_by_hand(width: int, height: int, depth: int, color_type: int, rows: bytes) -> bytes:
     """A PNG with any header; `rows` are the raw bytes of the picture, without filter bytes."""
     stride = len(rows) // height if rows else 0
     filtered = b"".join(b"\0" + rows[first : first + stride] for first in range(0, len(rows), stride or 1))
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
@@ -222,18 +222,18 @@ def _gray() -> list[GoodImage]:
 def _with_alpha_or_palette() -> list[GoodImage]:
     rgb, gray = make_picture(), make_gray()
     alpha = np.linspace(0, 255, WIDTH * HEIGHT).astype(np.uint8).reshape(HEIGHT, WIDTH)
-    colours = np.array([[250, 10, 20], [30, 240, 50], [60, 70, 230], [200, 200, 0]], np.uint8)
+    colors = np.array([[250, 10, 20], [30, 240, 50], [60, 70, 230], [200, 200, 0]], np.uint8)
     indices = (np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) // 7 % 4).astype(np.uint8)
     palette = Image.fromarray(indices, "P")
-    palette.putpalette(colours.tobytes())
+    palette.putpalette(colors.tobytes())
     rgba, gray_alpha = Image.fromarray(np.dstack([rgb, alpha])), Image.fromarray(np.dstack([gray, alpha]), "LA")
-    expanded = colours[indices]
+    expanded = colors[indices]
     return [
         GoodImage("rgba.png", encode(rgba, format="PNG"), rgb),
         GoodImage("rgba.tiff", encode(rgba, format="TIFF"), rgb),
         GoodImage("rgba.webp", encode(rgba, format="WEBP", lossless=True, exact=True), rgb),
         GoodImage("gray-alpha.png", encode(gray_alpha, format="PNG"), replicate(gray)),
-        GoodImage("colour-key.png", encode(Image.fromarray(rgb), format="PNG", transparency=(20, 30, 16)), rgb),
+        GoodImage("color-key.png", encode(Image.fromarray(rgb), format="PNG", transparency=(20, 30, 16)), rgb),
         GoodImage("palette.png", encode(palette, format="PNG"), expanded),
         GoodImage("palette-alpha.png", encode(palette, format="PNG", transparency=b"\x00\x40\xff\x80"), expanded),
         GoodImage("palette-key.png", encode(palette, format="PNG", transparency=1), expanded),
@@ -247,7 +247,7 @@ def _sixteen_bit() -> list[GoodImage]:
     scaled = replicate(np.rint(values / 257.0))
     image = Image.fromarray(values)
     big_endian = values.astype(">u2").tobytes()
-    colour = np.dstack([values, values.T.reshape(HEIGHT, WIDTH), values[::-1]])
+    color = np.dstack([values, values.T.reshape(HEIGHT, WIDTH), values[::-1]])
     return [
         GoodImage("gray-16.png", encode(image, format="PNG"), scaled),
         GoodImage("gray-16.tiff", encode(image, format="TIFF"), scaled),
@@ -255,11 +255,11 @@ def _sixteen_bit() -> list[GoodImage]:
             "gray-16-big.tiff", encode(Image.frombytes("I;16B", (WIDTH, HEIGHT), big_endian), format="TIFF"), scaled
         ),
         GoodImage("gray-16.pgm", f"P5 {WIDTH} {HEIGHT} 65535\n".encode() + big_endian, scaled),
-        # Pillow reads colour of 16 bits as its high byte, which differs from value / 257 by at most 1.
+        # Pillow reads color of 16 bits as its high byte, which differs from value / 257 by at most 1.
         GoodImage(
-            "colour-16.png",
-            png_by_hand(WIDTH, HEIGHT, 16, 2, colour.astype(">u2").tobytes()),
-            (colour >> 8).astype(np.uint8),
+            "color-16.png",
+            png_by_hand(WIDTH, HEIGHT, 16, 2, color.astype(">u2").tobytes()),
+            (color >> 8).astype(np.uint8),
         ),
     ]
 

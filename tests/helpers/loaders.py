@@ -12,8 +12,8 @@ from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
 
 
-def grey_levels(channels: int) -> Normalization:
-    """None: batches hold pixels from 0 to 255, so that differences are grey levels."""
+def gray_levels(channels: int) -> Normalization:
+    """None: batches hold pixels from 0 to 255, so that differences are gray levels."""
     return Normalization((0.0,) * channels, (1.0,) * channels)
 
 

@@ -75,7 +75,7 @@ def make_runtime() -> Runtime:
 
 
 def tiny_loader(runtime: Runtime, num_images: int, batch_size: int, training: bool) -> Loader:
-    """Batches of made-up images that crop, flip and colour noise have changed, where `training`."""
+    """Batches of made-up images that crop, flip and color noise have changed, where `training`."""
     index = synthetic_index(num_images, 3, (72, 72), seed=0)
     recipe = Augmentation(crop_size=64, resize=None, crop="random", horizontal_flip=0.5, lighting="source2012")
     plan = Plan(index.sizes, recipe if training else recipe.for_evaluation(), batch_size, seed=3, shuffle=training)

@@ -65,14 +65,14 @@ def test_torchvisions_own_file_gives_its_maps_and_a_new_last_layer(
     assert notes == (["fc8 is new: 3 outputs here, 7 there"] if num_classes == 3 else [])
 
 
-def test_colour_weights_see_a_gray_picture_alike_in_one_channel() -> None:
-    colour = tiny()
+def test_color_weights_see_a_gray_picture_alike_in_one_channel() -> None:
+    color = tiny()
     gray = tiny(in_channels=1)
-    _, notes = take(gray, colour.state_dict())
+    _, notes = take(gray, color.state_dict())
     assert notes == ["conv1 reads gray: the sum of its weights for red, green and blue"]
     picture = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted = colour.features[0](picture.expand(-1, 3, -1, -1))
+        wanted = color.features[0](picture.expand(-1, 3, -1, -1))
         torch.testing.assert_close(gray.features[0](picture), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_a_folder_of_another_program_is_answered_with_its_file(tmp_path: Path) -
     assert line.endswith(f"; name the file of weights in it: --model.pretrained {tmp_path / 'pytorch_model.bin'}")
 
 
-def test_gray_weights_do_not_fit_colour() -> None:
+def test_gray_weights_do_not_fit_color() -> None:
     line = refused(lambda: take(tiny(), tiny(in_channels=1).state_dict()), CheckpointError)
     assert "features.0.weight is (8, 1, 11, 11) there and (8, 3, 11, 11) here" in line
 

@@ -1,4 +1,4 @@
-"""The network's shapes, variants, towers and initialisations."""
+"""The network's shapes, variants, towers and initializations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from alexnet_dist.models import (
     build_on_meta,
     check_size,
     feature_size,
-    initialise,
+    initialize,
     make_spec,
     named_layers,
     spec_from_dict,
@@ -164,7 +164,7 @@ def test_memory_format_does_not_change_the_logits(variant: str) -> None:
 # The order of the layers ----------------------------------------------------------------------------------------------
 
 CONV, RELU, LRN, POOL, FC, DROP = nn.Conv2d, nn.ReLU, LocalResponseNorm, nn.MaxPool2d, nn.Linear, nn.Dropout
-BOTH = nn.Sequential  # LRN, then the normalisation within maps
+BOTH = nn.Sequential  # LRN, then the normalization within maps
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_layers_come_in_the_stated_order(variant: str, features: list[type], cla
     assert [type(module) for module in model.classifier] == classifier
 
 
-def test_both_normalisations_of_conv2_come_in_the_order_of_2012() -> None:
+def test_both_normalizations_of_conv2_come_in_the_order_of_2012() -> None:
     both = build_on_meta(VARIANTS["source2012"]).features[6]
     assert [type(module) for module in both.children()] == [LRN, MapResponseNorm]
 
 
 @pytest.mark.parametrize("lrn", [True, False])
 @pytest.mark.parametrize("map_norm", [True, False])
-def test_normalisations_can_be_left_out_apart(lrn: bool, map_norm: bool) -> None:
+def test_normalizations_can_be_left_out_apart(lrn: bool, map_norm: bool) -> None:
     model = build_on_meta(make_spec("paper", lrn=lrn, map_norm=map_norm, **SMALL))
     norms = [type(module) for module in model.modules() if isinstance(module, (LRN, MapResponseNorm))]
     assert norms == [LRN, LRN] * lrn + [MapResponseNorm] * map_norm
@@ -250,7 +250,7 @@ def test_dropout_works_in_training_only(variant: str) -> None:
 
 
 @pytest.mark.parametrize(("field", "value", "attribute"), [("lrn_size", 3, "size"), ("lrn_k", 1.0, "k")])
-def test_normalisation_takes_its_settings(field: str, value: float, attribute: str) -> None:
+def test_normalization_takes_its_settings(field: str, value: float, attribute: str) -> None:
     model = build_on_meta(make_spec("paper", **SMALL, **{field: value}))
     assert [getattr(m, attribute) for m in model.features if isinstance(m, LRN)] == [value, value]
 
@@ -276,7 +276,7 @@ def test_tower_1_does_not_see_tower_2() -> None:
     assert changed[128:].all()
 
 
-def test_joined_normalisation_lets_tower_1_see_tower_2() -> None:
+def test_joined_normalization_lets_tower_1_see_tower_2() -> None:
     before, after = conv2_block_outputs(lrn_groups=1)  # the negative control of the test above
     changed = (before != after).flatten(2).any(2).any(0)  # (256,)
     assert changed[:128].nonzero().flatten().tolist() == [126, 127]
@@ -287,7 +287,7 @@ def test_joined_normalisation_lets_tower_1_see_tower_2() -> None:
 HALF = {"conv_channels": (16, 32, 48, 48, 32), "fc_width": 64, "num_classes": 7, "dropout": 0.0}
 
 
-def build_randomised(**overrides: Any) -> AlexNet:
+def build_randomized(**overrides: Any) -> AlexNet:
     """The 2012 network in float64 with the same random weights whatever the overrides; large enough that all count."""
     model = build_model(make_spec("source2012", **{**HALF, **overrides}), seed=0).double()
     generator = torch.Generator().manual_seed(1)
@@ -297,7 +297,7 @@ def build_randomised(**overrides: Any) -> AlexNet:
     return model
 
 
-def normalise_within_maps(x: Tensor) -> Tensor:
+def normalize_within_maps(x: Tensor) -> Tensor:
     patches = F.unfold(x.square(), kernel_size=5, padding=2)  # (B, C*25, H*W)
     total = patches.unflatten(1, (x.shape[1], 25)).sum(2).view_as(x)  # (B, C, H, W)
     return x / (1 + 0.001 / 25 * total) ** 0.75
@@ -316,7 +316,7 @@ def run_layers145(model: AlexNet, images: Tensor) -> Tensor:
         x = F.conv2d(image, *halves["conv1"][tower], stride=4)
         x = F.relu(F.max_pool2d(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0), 3, 2))
         x = F.relu(F.conv2d(x, *halves["conv2"][tower], padding=2))
-        x = normalise_within_maps(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0))
+        x = normalize_within_maps(F.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=2.0))
         towers.append(F.max_pool2d(x, 3, 2))
     joined = torch.cat(towers, 1)  # (B, 32, 13, 13)
     for tower in range(2):
@@ -338,13 +338,13 @@ def images_2012() -> Tensor:
 @pytest.fixture(scope="module")
 def logits_2012(images_2012: Tensor) -> Tensor:
     with torch.no_grad():
-        return run_layers145(build_randomised(), images_2012)
+        return run_layers145(build_randomized(), images_2012)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_source2012_is_the_2012_program(images_2012: Tensor, logits_2012: Tensor, training: bool) -> None:
     with torch.no_grad():
-        logits = build_randomised().train(training)(images_2012)
+        logits = build_randomized().train(training)(images_2012)
     torch.testing.assert_close(logits, logits_2012, rtol=1e-10, atol=1e-10)
 
 
@@ -365,13 +365,13 @@ def test_each_trait_of_the_2012_program_counts(
     images_2012: Tensor, logits_2012: Tensor, overrides: dict[str, Any]
 ) -> None:
     with torch.no_grad():
-        logits = build_randomised(**overrides)(images_2012)
+        logits = build_randomized(**overrides)(images_2012)
     assert (logits - logits_2012).abs().max() > 1e-5 * logits_2012.abs().max()
 
 
 def test_relu_and_pooling_of_conv5_commute(images_2012: Tensor, logits_2012: Tensor) -> None:
     with torch.no_grad():
-        logits = build_randomised(relu_after_pool=(True, False, False))(images_2012)
+        logits = build_randomized(relu_after_pool=(True, False, False))(images_2012)
     torch.testing.assert_close(logits, logits_2012, rtol=1e-10, atol=1e-10)
 
 
@@ -382,7 +382,7 @@ def test_weights_of_the_paper_fit_the_2012_program() -> None:
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), paper.parameters(), strict=True))
 
 
-# Initialisation -------------------------------------------------------------------------------------------------------
+# Initialization -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +403,7 @@ def paper_layers() -> dict[str, nn.Module]:
         ("fc8", 0.01, 0.0),
     ],
 )
-def test_source2012_initialisation(paper_layers: dict[str, nn.Module], layer: str, std: float, bias: float) -> None:
+def test_source2012_initialization(paper_layers: dict[str, nn.Module], layer: str, std: float, bias: float) -> None:
     weight = paper_layers[layer].get_parameter("weight")
     assert weight.std().item() == pytest.approx(std, rel=0.03)  # the least of them, conv1's, has 34,848 weights
     assert abs(weight.mean().item()) < 5 * std / weight.numel() ** 0.5
@@ -411,7 +411,7 @@ def test_source2012_initialisation(paper_layers: dict[str, nn.Module], layer: st
 
 
 @pytest.mark.parametrize("layer", LAYER_NAMES)
-def test_kaiming_initialisation(kaiming_layers: dict[str, nn.Module], layer: str) -> None:
+def test_kaiming_initialization(kaiming_layers: dict[str, nn.Module], layer: str) -> None:
     weight = kaiming_layers[layer].get_parameter("weight")
     gain = 1 if layer == "fc8" else 2
     std = math.sqrt(gain / weight[0].numel())  # grouped convolutions read the channels of their group only
@@ -436,7 +436,7 @@ def test_kaiming_keeps_the_signals_size(init: str, least: float, most: float) ->
 
 
 @pytest.mark.parametrize("index", range(16))
-def test_torch_initialisation_is_torchs_own(torch_weights: tuple[list[Tensor], list[Tensor]], index: int) -> None:
+def test_torch_initialization_is_torchs_own(torch_weights: tuple[list[Tensor], list[Tensor]], index: int) -> None:
     ours, theirs = (weights[index] for weights in torch_weights)
     # Equal seeds draw equal numbers; the bound is computed along another way, hence no equal bits.
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
@@ -477,11 +477,11 @@ def test_layers_are_drawn_in_order() -> None:
     assert same == [True] * 14 + [False] * 2
 
 
-def test_initialise_draws_in_float32_whatever_the_type() -> None:
+def test_initialize_draws_in_float32_whatever_the_type() -> None:
     spec = make_spec("paper", image_size=64, **SMALL)
     expected = build_model(spec, seed=5)
     model = build_model(spec, seed=6).to(torch.bfloat16)
-    initialise(model, seed=5)
+    initialize(model, seed=5)
     pairs = zip(model.parameters(), expected.parameters(), strict=True)
     assert all(torch.equal(ours, theirs.to(torch.bfloat16)) for ours, theirs in pairs)
 

@@ -21,7 +21,7 @@ BATCH = torch.export.Dim("batch")
 
 
 def make_model(name: str) -> AlexNet:
-    """A variant, small, with weights large enough for its normalisations to do something."""
+    """A variant, small, with weights large enough for its normalizations to do something."""
     spec = make_spec("source2012", **TINY, **APART) if name == "apart" else make_spec(name, **TINY)
     model = build_model(spec, seed=0).eval()
     generator = torch.Generator().manual_seed(1)
@@ -62,7 +62,7 @@ def test_fx_graph_gives_the_same_bits(model: AlexNet) -> None:
     expected = forward_and_gradients(model, make_images(3), model)
     assert all(map(torch.equal, forward_and_gradients(graph, make_images(3), graph), expected))
     norms = [module for module in model.modules() if isinstance(module, LocalResponseNorm | MapResponseNorm)]
-    assert sum(node.name.startswith("normalise_") for node in graph.graph.nodes) == len(norms)
+    assert sum(node.name.startswith("normalize_") for node in graph.graph.nodes) == len(norms)
 
 
 def test_features_of_any_layer_can_be_taken(model: AlexNet) -> None:

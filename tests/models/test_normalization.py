@@ -1,4 +1,4 @@
-"""Local response normalisation against PyTorch's own layer, applied to each tower; that within maps, from its sum."""
+"""Local response normalization against PyTorch's own layer, applied to each tower; that within maps, from its sum."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
 def make_maps(shape: tuple[int, ...] = (3, 96, 7, 5), *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Values of the size that conv1 gives on the 0-255 scale, where the normalisation does something."""
+    """Values of the size that conv1 gives on the 0-255 scale, where the normalization does something."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 100
 
 
-def normalise_with_torch(maps: Tensor, groups: int, **settings: float) -> Tensor:
+def normalize_with_torch(maps: Tensor, groups: int, **settings: float) -> Tensor:
     stock = nn.LocalResponseNorm(**(SETTINGS | settings))
     return torch.cat([stock(tower) for tower in maps.chunk(groups, 1)], 1)
 
@@ -46,7 +46,7 @@ def test_equals_torch_on_each_tower(
     layer = LocalResponseNorm(**(SETTINGS | settings), groups=groups)
     output, gradient = forward_and_gradient(layer, maps, grad)
     leaf = maps.detach().requires_grad_()
-    expected = normalise_with_torch(leaf, groups, **settings)
+    expected = normalize_with_torch(leaf, groups, **settings)
     expected.backward(grad)
     torch.testing.assert_close(output, expected.detach(), rtol=tolerance, atol=tolerance * 100)
     torch.testing.assert_close(gradient, leaf.grad, rtol=tolerance, atol=tolerance * 100)
@@ -174,7 +174,7 @@ def test_gpu_agrees_with_cpu(dtype: torch.dtype) -> None:
 # Within maps ----------------------------------------------------------------------------------------------------------
 
 
-def normalise_within_maps(maps: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0.75) -> Tensor:
+def normalize_within_maps(maps: Tensor, size: int = 5, alpha: float = 1e-3, beta: float = 0.75) -> Tensor:
     """The definition, by an explicit sum over every window: a convolution of each map with ones."""
     channels = maps.shape[1]
     ones = torch.ones(channels, 1, size, size, dtype=maps.dtype)
@@ -189,7 +189,7 @@ def test_map_norm_is_its_definition(
     memory_format: torch.memory_format, shape: tuple[int, ...], settings: dict[str, float]
 ) -> None:
     maps = make_maps(shape).contiguous(memory_format=memory_format)
-    expected = normalise_within_maps(maps, **settings)
+    expected = normalize_within_maps(maps, **settings)
     torch.testing.assert_close(MapResponseNorm(**settings)(maps), expected, rtol=1e-12, atol=0)
     assert not torch.allclose(expected, maps, rtol=1e-3)  # or else there would be nothing to see
 

@@ -15,7 +15,7 @@ from alexnet_dist.models import LocalResponseNorm
 
 pytest.importorskip("triton")
 from alexnet_dist.data.engines import crop_kernel
-from alexnet_dist.models.normalization_kernel import NormaliseOnDevice, lay_dense
+from alexnet_dist.models.normalization_kernel import NormalizeOnDevice, lay_dense
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIDE = 9
@@ -117,7 +117,7 @@ def test_a_wrong_number_is_noticed(defect: str) -> None:
     assert not torch.allclose(made.cpu(), cut_by_hand(pixels, crops, scale, bias), atol=1e-2)
 
 
-# -- normalisation across channels ------------------------------------------------------------------------------------
+# -- normalization across channels ------------------------------------------------------------------------------------
 
 
 class Kernel(nn.Module):
@@ -128,12 +128,12 @@ class Kernel(nn.Module):
         self.settings = (layer.groups, layer.size // 2, layer.alpha / layer.size, layer.beta, layer.k)
 
     def forward(self, maps: Tensor) -> Tensor:
-        made: Tensor = NormaliseOnDevice.apply(lay_dense(maps), *self.settings)
+        made: Tensor = NormalizeOnDevice.apply(lay_dense(maps), *self.settings)
         return made
 
 
 def draw_maps(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Values of the size that conv1 gives on the 0-255 scale, where the normalisation does something."""
+    """Values of the size that conv1 gives on the 0-255 scale, where the normalization does something."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 100
 
 
@@ -191,6 +191,6 @@ def test_lrn_joined_over_the_towers_is_noticed() -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_lrn_of_no_images_is_none(memory_format: torch.memory_format) -> None:
     maps = torch.empty(0, 8, 3, 3, device=DEVICE).contiguous(memory_format=memory_format).requires_grad_()
-    made = NormaliseOnDevice.apply(lay_dense(maps), 2, 2, 1e-4, 0.75, 2.0)
+    made = NormalizeOnDevice.apply(lay_dense(maps), 2, 2, 1e-4, 0.75, 2.0)
     made.sum().backward()
     assert made.shape == maps.grad.shape == (0, 8, 3, 3)  # type: ignore[union-attr]

@@ -51,8 +51,8 @@ SIDE = 16
 AS_IT_IS = Augmentation(crop_size=SIDE, resize=None)  # nothing but decoding
 RESIZED = Augmentation(crop_size=SIDE, resize=18)
 MAX_PIXELS = 50_000_000
-# After a resize two engines may differ by so much, in grey levels; before it not at all on a CPU. Photographs stay
-# below a mean of 0.2: these smooth ramps lie on the edge between two grey levels more often.
+# After a resize two engines may differ by so much, in gray levels; before it not at all on a CPU. Photographs stay
+# below a mean of 0.2: these smooth ramps lie on the edge between two gray levels more often.
 MEAN_LIMIT, MAXIMUM_LIMIT = 0.25, 6.0
 
 
@@ -141,7 +141,7 @@ def take_fitting(index: SampleIndex) -> SampleIndex:
 def make_loader(index: SampleIndex, engine: str, recipe: Augmentation, **changes: Any) -> Loader:
     """A loader whose batches hold pixels from 0 to 255."""
     settings = {
-        "normalization": loaders.grey_levels(changes.get("channels", 3)),
+        "normalization": loaders.gray_levels(changes.get("channels", 3)),
         "max_pixels": MAX_PIXELS,
         "cache_dir": index.root.parent / "cache",
         "global_batch_size": 8,
@@ -188,7 +188,7 @@ def find_reason(path: Path) -> str:
 
 
 def expect_crop(image: GoodImage) -> torch.Tensor:
-    """The centre of a picture that was not resized, (C, S, S), from pixels that are known by construction."""
+    """The center of a picture that was not resized, (C, S, S), from pixels that are known by construction."""
     height, width = image.rgb.shape[:2]
     top, left = round((height - SIDE) / 2), round((width - SIDE) / 2)
     return torch.from_numpy(image.rgb[top : top + SIDE, left : left + SIDE]).permute(2, 0, 1).float()
@@ -249,7 +249,7 @@ def test_without_a_resize_engines_agree_to_the_bit(zoo: Zoo, engine: str, channe
 
 @EVERY_ENGINE
 @pytest.mark.parametrize("channels", [3, 1])
-def test_after_a_resize_engines_agree_within_a_few_grey_levels(zoo: Zoo, engine: str, channels: int) -> None:
+def test_after_a_resize_engines_agree_within_a_few_gray_levels(zoo: Zoo, engine: str, channels: int) -> None:
     ours, theirs = (
         run_through(make_loader(scan(zoo.root), name, RESIZED, channels=channels)) for name in ("torchvision", engine)
     )
@@ -492,7 +492,7 @@ def test_after_verify_an_engine_meets_no_bad_file(fresh_zoo: Zoo, engine: str) -
 
 @pytest.fixture(scope="module")
 def network(zoo: Zoo) -> torch.nn.Module:
-    """One that tells the pictures of the zoo apart, without having learnt anything."""
+    """One that tells the pictures of the zoo apart, without having learned anything."""
     network = build_model(tiny_spec(), seed=0).eval()
     found = run_through(make_loader(scan(zoo.root), "torchvision", Augmentation(crop_size=64, resize=66)))
     *_, weight, bias = network.parameters()

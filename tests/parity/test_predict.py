@@ -32,7 +32,7 @@ ROUNDING = 1e-6  # of logits, beside the largest; measured 1e-7
 
 
 def write_pictures(root: Path) -> list[str]:
-    """JPEGs and PNGs of several shapes, colour and gray, below class folders; their paths in evaluation's order."""
+    """JPEGs and PNGs of several shapes, color and gray, below class folders; their paths in evaluation's order."""
     paths = []
     for number in range(NUM_PICTURES):
         path = root / "val" / f"class {number % 3}" / f"{number}.{'png' if number % 2 else 'jpg'}"

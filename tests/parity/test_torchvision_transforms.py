@@ -88,7 +88,7 @@ def test_normalized_input_equals_torchvisions(small_images: Path, tmp_path: Path
     assert (ours - v2.functional.normalize(scaled, list(IMAGENET_MEAN), [0.23] * 3)).abs().max() > NORMALIZED_TOLERANCE
 
 
-# -- the training picture, with colour jitter -------------------------------------------------------------------------
+# -- the training picture, with color jitter -------------------------------------------------------------------------
 
 JITTER_NAMES = ("brightness", "contrast", "saturation", "hue")
 STRENGTHS = [(0.4, 0.4, 0.4, 0.1), (1.5, 1.5, 1.5, 0.5), (0.0, 0.8, 0.0, 0.2), (0.6, 0.0, 0.0, 0.0)]

@@ -202,7 +202,7 @@ def test_a_changed_set_is_named(tmp_path: Path) -> None:
     assert (code, num_examples) == (0, 13)
     assert "the val images changed since the run began: val/a/new.jpg is new" in text
     code, text, _ = evaluate(tmp_path, "--data.val", "null")
-    assert code == 3  # what would be drawn are images that the network has learnt from
+    assert code == 3  # what would be drawn are images that the network has learned from
     assert "the held-out images are not known" in text
 
 

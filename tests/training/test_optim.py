@@ -152,7 +152,7 @@ OPTIMIZER_NAMES = list(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)
-def test_without_the_schedules_rate_nothing_is_learnt(name: str) -> None:
+def test_without_the_schedules_rate_nothing_is_learned(name: str) -> None:
     model = make_model()
     optimizer = build_optimizer(
         model, name=name, momentum=MOMENTUM, weight_decay=DECAY, bias_lr_factor=1.0, bias_weight_decay=None
@@ -183,7 +183,7 @@ def test_layers_frozen_later_keep_their_bits_despite_momentum_and_decay(name: st
     start = [parameter.detach().clone() for parameter in frozen]
     set_lr(optimizer, LR, constant_lr=LR, epoch=0)
     update(model, optimizer, 3)
-    assert not any(map(torch.equal, frozen, start))  # they learnt until then
+    assert not any(map(torch.equal, frozen, start))  # they learned until then
     before = list_state(model)
     set_lr(optimizer, LR, constant_lr=LR, epoch=1)
     update(model, optimizer, 3)

@@ -46,7 +46,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine coloured pictures of several shapes in seven classes, and an empty cache."""
+    """Nine colored pictures of several shapes in seven classes, and an empty cache."""
     dice, root = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
     for number, size in enumerate(SHAPES):
         path = root / "val" / f"class{number % NUM_CLASSES}" / f"{number}.png"

@@ -28,7 +28,7 @@ examples:
   python launch/prepare.py parity --data data/imagenet_subset/val
   python launch/prepare.py parity --data photos --engines torchvision cache --resize 256 --crop 224 --format json
 
-The first engine is the reference. Differences are in grey levels, of which there are 256. Stages decode and resize show
+The first engine is the reference. Differences are in gray levels, of which there are 256. Stages decode and resize show
 whole pictures, crop what evaluation sees, final what training sees. A file that cannot be decoded is listed; the exit
 code is then 3."""
 

@@ -20,7 +20,7 @@ from alexnet_dist.cli.prepare.manifest import (
     write_lists,
 )
 from alexnet_dist.data.sources.folders import list_class_folders
-from alexnet_dist.data.sources.manifest_read import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalize_name
 from alexnet_dist.data.sources.subset import pick_names
 from alexnet_dist.settings.reader import new_parser, parse_options
 
@@ -67,13 +67,13 @@ def pick_classes(classes: Sequence[str], named: Sequence[str] | None, count: int
         DataError: there are fewer classes.
     """
     if named is not None:
-        own = {normalise_name(name): name for name in classes}
-        unknown = [name for name in named if normalise_name(name) not in own]
+        own = {normalize_name(name): name for name in classes}
+        unknown = [name for name in named if normalize_name(name) not in own]
         if unknown:
             near = difflib.get_close_matches(unknown[0], classes, n=1, cutoff=0.5)
             remedy = f"did you mean '{near[0]}'?" if near else "see the names of the class folders"
             raise UsageError(f"unknown class '{unknown[0]}'", where="--classes", why="no such folder", remedy=remedy)
-        wanted = {own[normalise_name(name)] for name in named}
+        wanted = {own[normalize_name(name)] for name in named}
         return [name for name in classes if name in wanted]
     if count is None:
         return list(classes)

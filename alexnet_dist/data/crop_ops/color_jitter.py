@@ -1,4 +1,4 @@
-"""Colour jitter: brightness, contrast, saturation and hue in a random order, as torchvision's ColorJitter.
+"""Color jitter: brightness, contrast, saturation and hue in a random order, as torchvision's ColorJitter.
 
 It is K operations on a crop, K being the number of strengths above 0. Each takes the bytes of the flipped crop and
 gives bytes, held to 0..255 and cut to an integer, as torchvision's `adjust_brightness`, `adjust_contrast`,
@@ -46,7 +46,7 @@ def draw_jitter(strengths: tuple[float, ...], uniforms: Callable[[int], FloatArr
 
 
 def jitter_crops(crops: Tensor, drawn: FloatArray) -> Tensor:
-    """Change the colours of crops (n, S, S, C) uint8 as (n, K, 2) operations and factors say.
+    """Change the colors of crops (n, S, S, C) uint8 as (n, K, 2) operations and factors say.
 
     On a host each by torchvision's functions; on a device all by a few kernels, within 1 of these.
     """

@@ -1,4 +1,4 @@
-"""Colour jitter carried out: crop by crop with torchvision's functions, or a whole batch on a device."""
+"""Color jitter carried out: crop by crop with torchvision's functions, or a whole batch on a device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JITTERS: dict[int, Callable[[Tensor, float], Tensor]] = {
 
 
 def jitter_one_by_one(crops: Tensor, drawn: FloatArray) -> Tensor:
-    """Change the colours of crops (n, S, S, C) uint8 in host memory; the definition."""
+    """Change the colors of crops (n, S, S, C) uint8 in host memory; the definition."""
     return torch.stack([_jitter_crop(crop, steps) for crop, steps in zip(crops, drawn.tolist(), strict=True)])
 
 

@@ -31,7 +31,7 @@ class Operation(NamedTuple):
     """What may happen to a crop.
 
     `change` gets n rows, whose images are all there, on a device or in host memory. On `bytes` it gets (n, S, S, C)
-    uint8, cut and flipped, which may lie in a file: it returns others. On the `input` it gets (n, C, S, S), normalised,
+    uint8, cut and flipped, which may lie in a file: it returns others. On the `input` it gets (n, C, S, S), normalized,
     of any type and layout: it returns them, and may write to them.
     """
 
@@ -65,7 +65,7 @@ def take_drawn(drawn: Drawn, rows: Rows) -> Drawn:
 
 
 def changes_bytes(recipe: Augmentation) -> bool:
-    """Whether an operation needs crops as bytes; else an engine may normalise them as it cuts them."""
+    """Whether an operation needs crops as bytes; else an engine may normalize them as it cuts them."""
     return any(op.acts_on == "bytes" and _is_on(getattr(recipe, name)) for name, op in OPERATIONS.items())
 
 

@@ -1,7 +1,7 @@
 """Random erasing: a rectangle of the network's input becomes 0, as torchvision's RandomErasing does it.
 
 The defaults are torchvision's: the rectangle takes 2 to 33 % of the area, its height is 0.3 to 3.3 times its width, and
-0 is a value after the normalisation: the mean colour. Source: Zhong et al., "Random Erasing Data Augmentation", 2017.
+0 is a value after the normalization: the mean color. Source: Zhong et al., "Random Erasing Data Augmentation", 2017.
 """
 
 from __future__ import annotations

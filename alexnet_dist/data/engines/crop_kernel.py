@@ -1,4 +1,4 @@
-"""Cut, flip and normalise the crops of a batch in one pass on a GPU: a byte is read once, a value written once."""
+"""Cut, flip and normalize the crops of a batch in one pass on a GPU: a byte is read once, a value written once."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 To a row with an image it does, in this order:
 
-1. the operations of crop_ops that act on bytes (colour jitter);
-2. (pixel + colour shift - mean) / std for each channel, on the 0-255 scale and in float32;
+1. the operations of crop_ops that act on bytes (color jitter);
+2. (pixel + color shift - mean) / std for each channel, on the 0-255 scale and in float32;
 3. the loader's type and memory layout;
 4. the operations of crop_ops that act on the network's input.
 
@@ -38,7 +38,7 @@ _PIECE_ELEMENTS = 32_767
 
 
 class CutCrops(NamedTuple):
-    """Crops that only the normalisation is left to do for."""
+    """Crops that only the normalization is left to do for."""
 
     pixels: Tensor  # (B, S, S, C) uint8 on the loader's device, flipped, operations on bytes done; 0 without an image
 
@@ -57,7 +57,7 @@ class DeviceCrops(NamedTuple):
 
 
 class ScaledCrops(NamedTuple):
-    """Crops that were normalised as they were cut."""
+    """Crops that were normalized as they were cut."""
 
     images: Tensor  # (m, C, S, S) float32 on the loader's device, in its layout; of the rows with an image
 
@@ -104,7 +104,7 @@ def scale_pixels(
     channels_last: bool,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, S, S, C) uint8 and (B, 3) colour shifts, on the host, to (B, C, S, S), computed in float32."""
+    """(B, S, S, C) uint8 and (B, 3) color shifts, on the host, to (B, C, S, S), computed in float32."""
     if pixels.device.type == "cpu":
         images = _scale_on_host(scale, pixels, shifts).to(dtype)
     else:
@@ -184,7 +184,7 @@ def _find_axes(left_right: bool, top_bottom: bool) -> list[int]:
     return [axis for axis, turned in ((0, top_bottom), (1, left_right)) if turned]
 
 
-# -- crops on the device: cut, flipped and normalised by one kernel ---------------------------------------------------
+# -- crops on the device: cut, flipped and normalized by one kernel ---------------------------------------------------
 
 
 def locate_crops(starts: IntArray, strides: IntArray, flips: Mask, device: torch.device) -> Places:
@@ -234,7 +234,7 @@ def cut_crops(pixels: Tensor, places: Places, side: int, scale: Tensor, bias: Te
     return torch.addcmul(bias[:, None, None], cut, scale).to(dtype)
 
 
-# -- crops that are normalised ----------------------------------------------------------------------------------------
+# -- crops that are normalized ----------------------------------------------------------------------------------------
 
 
 def _place_scaled(loader: Loader, crops: ScaledCrops, rows: StepPlan, mask: Mask) -> Tensor:
@@ -266,6 +266,6 @@ _SCALERS: dict[type[Crops], Callable[[Loader, Any, StepPlan, Mask], Tensor]] = {
     HostCrops: _scale_from_host,
     # cache, on a GPU: one kernel reads a byte once and writes a value once; cutting apart doubles the traffic.
     DeviceCrops: _scale_from_device,
-    # DALI: crop_mirror_normalize cuts, and normalises on the way, in DALI's own threads or kernels.
+    # DALI: crop_mirror_normalize cuts, and normalizes on the way, in DALI's own threads or kernels.
     ScaledCrops: _place_scaled,
 }

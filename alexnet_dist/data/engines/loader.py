@@ -42,7 +42,7 @@ class Normalization:
     std: tuple[float, ...]
 
     def find_offsets(self, shifts: Tensor) -> Tensor:
-        """(B, C) what is added to pixels, of the type of the colour shifts (B, 3)."""
+        """(B, C) what is added to pixels, of the type of the color shifts (B, 3)."""
         if len(self.mean) == 1:
             shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
         return shifts - shifts.new_tensor(self.mean)

@@ -2,8 +2,8 @@
 
 decode  the whole picture as it is, square by square
 resize  the whole picture after the resize, square by square
-crop    resize and centre crop: what evaluation sees
-final   resize, random crop, flips, colour noise, normalisation: what training sees, on the 0-255 scale again
+crop    resize and center crop: what evaluation sees
+final   resize, random crop, flips, color noise, normalization: what training sees, on the 0-255 scale again
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from alexnet_dist.data.plan import Augmentation, Plan, StepPlan, resize_shapes
 
 STAGES = ("decode", "resize", "crop", "final")
 NETWORK_STAGES = ("crop", "final")  # what networks see settles whether engines may be exchanged; the others say why not
-# What these may differ by, in grey levels: two good resizes differ by so much, another kind of resize by
+# What these may differ by, in gray levels: two good resizes differ by so much, another kind of resize by
 # more (bilinear without antialias: mean 4.8, maximum 40).
 MEAN_LIMIT, MAXIMUM_LIMIT = 0.2, 6.0
 
@@ -54,7 +54,7 @@ class Recipe:
 
 
 class StageDifference(NamedTuple):
-    """How far two engines differ after a stage, in grey levels."""
+    """How far two engines differ after a stage, in gray levels."""
 
     stage: str
     num_images: int
@@ -247,7 +247,7 @@ def _as_generator(loader: Loader, num_steps: int) -> Generator[Batch]:
 
 
 def _subtract(one: Batch, two: Batch, scale: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """Differences (R, C, S, S) in grey levels of the rows that both engines have, and these rows' images."""
+    """Differences (R, C, S, S) in gray levels of the rows that both engines have, and these rows' images."""
     if not torch.equal(one.ids, two.ids):
         raise RuntimeError(f"engines do not carry out the same plan: {one.ids.tolist()}, {two.ids.tolist()}")
     is_image = (one.mask * two.mask).bool()

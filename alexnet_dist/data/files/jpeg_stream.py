@@ -51,7 +51,7 @@ class Head(NamedTuple):
     frame: int  # marker of the frame: the kind of JPEG
     first_scan: bytes  # body of its SOS segment
     num_components: int
-    samples_per_pixel: float  # 3 for colour, 1.5 where the chroma has a quarter of the pixels
+    samples_per_pixel: float  # 3 for color, 1.5 where the chroma has a quarter of the pixels
     segments: list[Segment]
     end: int  # where the data of the first scan begin
 
@@ -291,7 +291,7 @@ def _is_usual_frame(body: bytes, has_jfif: bool) -> bool:
     names, factors = body[6::3], [(code >> 4, code & 15) for code in body[7::3]]
     if body[5] == 1:
         return all(1 <= factor <= 4 for factor in factors[0])
-    # Without JFIF's mark libjpeg takes the colours from the names of the components.
+    # Without JFIF's mark libjpeg takes the colors from the names of the components.
     return (has_jfif or names == b"\1\2\3") and factors[0] in _SAMPLINGS and factors[1:] == [(1, 1), (1, 1)]
 
 

@@ -30,14 +30,14 @@ class GivenFolder:
 
     Args:
         settings: that read it so, {dotted name: value}.
-        layout: what was recognised, in words.
+        layout: what was recognized, in words.
     """
 
     settings: dict[str, Any]
     layout: str
 
 
-def recognise_folder(folder: Path) -> GivenFolder:
+def recognize_folder(folder: Path) -> GivenFolder:
     """How the images of a folder are trained on: its sets by their usual names, or its classes.
 
     Without a folder of validation images a part of the training images is kept, as data.val_fraction says.
@@ -94,6 +94,6 @@ def _look_into(folder: Path) -> tuple[list[str], int, int]:
 
 def _match_sets(names: list[str]) -> dict[str, str]:
     """The folders that are called like sets, {set: folder}."""
-    spelt = {name.lower(): name for name in reversed(names)}
-    found = {key: next((spelt[word] for word in words if word in spelt), None) for key, words in SET_NAMES.items()}
+    spelled = {name.lower(): name for name in reversed(names)}
+    found = {key: next((spelled[word] for word in words if word in spelled), None) for key, words in SET_NAMES.items()}
     return {key: name for key, name in found.items() if name is not None}

@@ -16,7 +16,7 @@ from alexnet_dist.data.sources.manifest_read import (
     CLASS_LIST,
     Listed,
     is_integer,
-    normalise_name,
+    normalize_name,
     read_plain_text,
     split_lines,
 )
@@ -43,7 +43,7 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         if not name:
             why = "a name is missing, and positions count"
             raise DataError("empty line in the class list", where=f"{path}:{number}", why=why, remedy="remove the line")
-        first = first_of.setdefault(normalise_name(name), number)
+        first = first_of.setdefault(normalize_name(name), number)
         if first != number:
             why = f"'{name}' stands in line {first} already"
             raise DataError("a class stands twice", where=f"{path}:{number}", why=why, remedy="remove one of the lines")
@@ -69,7 +69,7 @@ def derive_classes(manifest: Path, pictures: Sequence[Listed]) -> tuple[str, ...
     """
     numbers = [picture for picture in pictures if is_integer(picture.label)]
     if not numbers:
-        return tuple(sorted({normalise_name(picture.label) for picture in pictures}))
+        return tuple(sorted({normalize_name(picture.label) for picture in pictures}))
     if len(numbers) < len(pictures):
         name = next(picture for picture in pictures if not is_integer(picture.label))
         raise DataError(
@@ -106,11 +106,11 @@ def number_labels(
     Raises:
         DataError: a name that is no class, an integer out of range, or one where no list gives the order.
     """
-    number_of = {normalise_name(name): number for number, name in enumerate(classes)}
+    number_of = {normalize_name(name): number for number, name in enumerate(classes)}
     labels = np.empty(len(pictures), dtype=np.int64)
     for position, picture in enumerate(pictures):
         if not is_integer(picture.label):
-            number = number_of.get(normalise_name(picture.label), -1)
+            number = number_of.get(normalize_name(picture.label), -1)
             if number < 0:
                 raise _name_error(manifest, picture, classes)
         elif not has_positions:

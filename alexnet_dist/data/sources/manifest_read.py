@@ -96,7 +96,7 @@ def is_integer(label: str) -> bool:
     return _INTEGER.fullmatch(label) is not None
 
 
-def normalise_name(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Composed and decomposed Unicode spellings of a name are the same name."""
     return unicodedata.normalize("NFC", name)
 
@@ -123,7 +123,7 @@ def read_manifest(
     """
     form = form or ListForm()
     text = read_plain_text(manifest, "manifest")
-    known = set(map(normalise_name, names))
+    known = set(map(normalize_name, names))
     if manifest.name.lower().endswith(_TABLE_ENDINGS):
         lines = _read_table(root, manifest, text, known, form, tell)
     else:
@@ -178,7 +178,7 @@ def _read_table(
     def is_picture(cell: str) -> bool:
         return cell.lower().endswith(IMAGE_EXTENSIONS) or os.path.isfile(os.path.join(root, form.place(cell)))
 
-    table = read_table(manifest, text, form.columns, is_picture, lambda cell: normalise_name(cell) in known)
+    table = read_table(manifest, text, form.columns, is_picture, lambda cell: normalize_name(cell) in known)
     rows, counts = _select_part(manifest, table.rows, form)
     if tell and table.note:
         logger.info("list      %s: %s%s", manifest, table.note, counts)
@@ -322,7 +322,7 @@ def _split_text(manifest: Path, text: str, known: set[str], names: Sequence[str]
             line = line.rstrip(" ")
             path, _, label = line.rpartition(" ")
             ways = _find_spaced_names(line, spaced, most_words) if spaced else []
-            is_label = is_integer(label) or normalise_name(label) in known
+            is_label = is_integer(label) or normalize_name(label) in known
             yield number, [_Way(path, label), *ways] if is_label else [*ways, _Way(path, label)]
 
 
@@ -356,7 +356,7 @@ def _read_line(lookup: _Lookup, place: str, number: int, ways: Sequence[_Way]) -
     """The first way to read a line that gives a file, or the first way of all."""
     found: Listed | None = None
     for path, label in ways:
-        is_word = is_integer(label) or normalise_name(label) in lookup.known
+        is_word = is_integer(label) or normalize_name(label) in lookup.known
         if not path.strip(" \t") or not label or (not is_word and label.lower().endswith(IMAGE_EXTENSIONS)):
             raise no_label_error(place)
         if not is_word and label.lower() in _NOT_A_NUMBER:

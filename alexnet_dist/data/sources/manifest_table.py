@@ -101,7 +101,7 @@ class _Sheet(NamedTuple):
 
     def find(self, names: frozenset[str]) -> list[int]:
         """Columns whose header is one of these names."""
-        return [number for number, cell in enumerate(self.header) if _normalise(cell) in names]
+        return [number for number, cell in enumerate(self.header) if _normalize(cell) in names]
 
 
 def read_table(
@@ -139,7 +139,7 @@ def read_table(
 
 def names_columns(cells: tuple[str, str]) -> bool:
     """Whether the first line of a text is a header: usual names of a path and of a label."""
-    path, label = map(_normalise, cells)
+    path, label = map(_normalize, cells)
     return path in _PATH_NAMES and label in _LABEL_NAMES
 
 
@@ -188,8 +188,8 @@ def _is_header(
     first, others = rows[0][1], [cells for _, cells in rows[1:]]
     if any(map(is_picture, first)) or (len(first) == 2 and is_class(first[1].strip(" "))):
         return False
-    cells = {_normalise(cell) for cell in first}
-    given = {_normalise(name) for name in (names.path, names.label, names.split) if name is not None}
+    cells = {_normalize(cell) for cell in first}
+    given = {_normalize(name) for name in (names.path, names.label, names.split) if name is not None}
     if cells & (_PATH_NAMES | _LABEL_NAMES | given):
         return True
     # Names that nobody knows: none is a number, or stands below itself.
@@ -219,7 +219,7 @@ def _pick_columns(sheet: _Sheet, names: ColumnNames) -> Table:
 
 
 def _find_given(sheet: _Sheet, key: str, name: str) -> int:
-    found = sheet.find(frozenset([_normalise(name)]))
+    found = sheet.find(frozenset([_normalize(name)]))
     if len(found) == 1:
         return found[0]
     if not found and name.isdecimal() and 1 <= int(name) <= sheet.width:
@@ -238,7 +238,7 @@ def _find_path(sheet: _Sheet, given: str | None, taken: set[int | None]) -> int:
         return _find_given(sheet, "path", given)
     free = [number for number in range(sheet.width) if number not in taken]
     named = [number for number in sheet.find(_PATH_NAMES) if number in free]
-    strong = [number for number in named if _normalise(sheet.header[number]) not in _WEAK_PATH_NAMES]
+    strong = [number for number in named if _normalize(sheet.header[number]) not in _WEAK_PATH_NAMES]
     if len(strong) == 1:
         return strong[0]
     images = [number for number in free if sheet.is_of_images(number)]
@@ -256,8 +256,8 @@ def _find_path(sheet: _Sheet, given: str | None, taken: set[int | None]) -> int:
 def _find_label(sheet: _Sheet, rest: Sequence[int]) -> int | None:
     """The column of labels; None where there may be one for each class."""
     named = [number for number in sheet.find(_LABEL_NAMES) if number in rest]
-    if len(named) > 1 or any(_normalise(cell) == "x" for cell in sheet.header):  # x and y are a place in the picture
-        named = [number for number in named if _normalise(sheet.header[number]) != "y"]
+    if len(named) > 1 or any(_normalize(cell) == "x" for cell in sheet.header):  # x and y are a place in the picture
+        named = [number for number in named if _normalize(sheet.header[number]) != "y"]
     if len(named) > 1:
         raise _unclear_error(sheet, "label", "is the label", named)
     return named[0] if named else rest[0] if len(rest) == 1 else None
@@ -297,7 +297,7 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
         known = [_name_part(sheet, number, cell) != "" for cell in set(sheet.column(number))]
         if all(known) or (any(known) and sheet.width > 2):  # of two columns it may be the label
             found.append(number)
-        elif _normalise(sheet.header[number]) in _CLEAR_SPLIT_NAMES and sheet.width > 2:
+        elif _normalize(sheet.header[number]) in _CLEAR_SPLIT_NAMES and sheet.width > 2:
             _read_parts(sheet, number)  # which refuses them: pictures of a test set are not trained on by accident
     if len(found) > 1:
         raise _unclear_error(sheet, "split", "says the set", found)
@@ -306,9 +306,9 @@ def _find_split(sheet: _Sheet, given: str | None) -> int | None:
 
 def _name_part(sheet: _Sheet, split: int, cell: str) -> str:
     """The part that a cell says: a word, or yes or no where the column asks; "" for anything else."""
-    flags = _FLAGS.get(_normalise(sheet.name(split)))
+    flags = _FLAGS.get(_normalize(sheet.name(split)))
     flag = _BINARY.get(cell.lower())
-    return _PARTS.get(_normalise(cell), "") if flags is None else "" if flag is None else flags[flag]
+    return _PARTS.get(_normalize(cell), "") if flags is None else "" if flag is None else flags[flag]
 
 
 def _read_parts(sheet: _Sheet, split: int) -> list[str]:
@@ -351,5 +351,5 @@ def _unclear_error(sheet: _Sheet, key: str, what: str, candidates: Sequence[int]
     )
 
 
-def _normalise(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"[\s_.-]+", "", name.casefold())

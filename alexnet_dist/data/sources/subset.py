@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from alexnet_dist.data.sources.manifest_read import normalise_name
+from alexnet_dist.data.sources.manifest_read import normalize_name
 
 
 def pick_names(names: Sequence[str], count: int, seed: int) -> list[str]:
@@ -26,4 +26,4 @@ def pick_names(names: Sequence[str], count: int, seed: int) -> list[str]:
 
 
 def _draw(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0".encode() + os.fsencode(normalise_name(name))).digest()
+    return hashlib.sha256(f"{seed}\0".encode() + os.fsencode(normalize_name(name))).digest()

@@ -30,7 +30,7 @@ _WORD = 2**64
 class SyntheticPixels:
     """Draws the picture of a sample from (seed, sample number) and of its class from the class number.
 
-    The pattern does not depend on the seed: a network that has learnt one synthetic set knows another one.
+    The pattern does not depend on the seed: a network that has learned one synthetic set knows another one.
     """
 
     seed: int
@@ -68,7 +68,7 @@ class _Wave:
 
 @lru_cache(maxsize=4096)
 def _choose_waves(label: int) -> tuple[_Wave, _Wave]:
-    """The vertical wave of a class, which is gray, and the horizontal one, which has a colour."""
+    """The vertical wave of a class, which is gray, and the horizontal one, which has a color."""
     words = [int(word) for word in _draw_words(_PATTERN_DOMAIN, label, 0, 6)]
     frequencies = [256 + word % (_LARGEST_FREQUENCY * 256) for word in words[:2]]
     gray, red, green, blue = (_LEAST_WAVE_HEIGHT + word % (_WAVE_HEIGHT + 1 - _LEAST_WAVE_HEIGHT) for word in words[2:])
@@ -114,7 +114,7 @@ def synthetic_index(num_images: int, num_classes: int, size: tuple[int, int], se
 
 
 def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
-    """Sets of neighbouring seeds; validation and test are an eighth as large as training."""
+    """Sets of neighboring seeds; validation and test are an eighth as large as training."""
     if key == "test":
         check_part(options, key, ("test",))
     count = options.synthetic_images if key == "train" else max(1, options.synthetic_images // VAL_PART)

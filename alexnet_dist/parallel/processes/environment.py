@@ -1,6 +1,6 @@
 """The environment never changes the arithmetic: what becomes of each variable that Accelerate, torch or MPI would obey.
 
-A variable is honoured as a setting of ours (ACCELERATE_USE_CPU), refused by its name, or without effect, because
+A variable is honored as a setting of ours (ACCELERATE_USE_CPU), refused by its name, or without effect, because
 `build_accelerator` hands Accelerate an argument in its place or builds nothing that would read it (FSDP_*,
 MEGATRON_LM_*, PARALLELISM_CONFIG_*, ACCELERATE_DEEPSPEED_*). What is malformed is refused before anything waits for it.
 No torch here.

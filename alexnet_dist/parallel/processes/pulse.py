@@ -37,13 +37,13 @@ SAY_SECONDS = 0.5  # for a process that closed its connections to say so
 class Pulse:
     """This process's sign of life, and its ear for the others'.
 
-    One thread counts up in the store and reads its neighbour's count. It may hang in the network, so a second one,
+    One thread counts up in the store and reads its neighbor's count. It may hang in the network, so a second one,
     which only looks at two numbers, ends the process when either has stood still for `SILENT_TICKS`.
     """
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._rank = self._world_size = self._neighbour = self._beats = 0
+        self._rank = self._world_size = self._neighbor = self._beats = 0
         self._heard = ""
         self._kept: Store | None = None
         self._store: Store | None = None  # of the main thread; the one that beats has its own
@@ -106,14 +106,14 @@ class Pulse:
         if dist.get_world_size() == 1 or not _is_over_tcp():
             return
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
-        self._neighbour = (self._rank + 1) % self._world_size
+        self._neighbor = (self._rank + 1) % self._world_size
         try:
             self._kept = _default_store()  # where rank 0 keeps it, it serves the others until this process has spoken
             store, self._store = _clone_store(), _clone_store()
             store.set(f"{_key(self._rank)}/host", platform.node())
             while not self._stop.wait(BEAT_SECONDS):
                 store.set(_key(self._rank), str(self._beats))
-                self._heard = _read(store, [self._neighbour])[0]
+                self._heard = _read(store, [self._neighbor])[0]
                 self._beats += 1
         except (dist.DistError, RuntimeError):
             return  # the count stands still, and the other thread sees it
@@ -126,7 +126,7 @@ class Pulse:
             ticks = ticks + 1 if is_silent and self._beats else 0
             before = now
             if ticks >= SILENT_TICKS:
-                self._end(f"rank {self._neighbour}" if self._is_beating(now[0]) else None)
+                self._end(f"rank {self._neighbor}" if self._is_beating(now[0]) else None)
 
     def _is_beating(self, beats: int) -> bool:
         time.sleep(2 * BEAT_SECONDS)
@@ -134,7 +134,7 @@ class Pulse:
 
     def _end(self, lost: str | None) -> None:
         error = lost_contact(lost or _store_keeper(), f"no sign of life for {SILENT_TICKS} s")
-        if lost or is_first_here(without=0):  # of a lost neighbour this process alone knows
+        if lost or is_first_here(without=0):  # of a lost neighbor this process alone knows
             sys.stderr.write(f"error: {error}\n")
             sys.stderr.flush()
         leave(error.exit_code)  # the main thread waits in the network and cannot be woken

@@ -169,7 +169,7 @@ def test_a_small_difference_lets_engines_be_exchanged(folder: Path, monkeypatch:
     assert 0.05 < comparison["stages"][0]["mean"] < 0.2
 
 
-def test_differences_are_measured_in_grey_levels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_are_measured_in_gray_levels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def add_ten(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
         for batch in OURS(loader, start, stop):
             std = batch.images.new_tensor(loader.normalization.std)[:, None, None]

@@ -210,7 +210,7 @@ def test_threads_do_not_change_a_picture_of_256_pixels() -> None:
 @pytest.mark.parametrize("operation", [BRIGHTNESS, CONTRAST, SATURATION, HUE])
 @pytest.mark.parametrize("channels", [3, 1])
 def test_jitter_of_a_batch_is_the_references(operation: int, channels: int) -> None:
-    """Within 1, and nearly everywhere equal: the hue takes another way through the same colours."""
+    """Within 1, and nearly everywhere equal: the hue takes another way through the same colors."""
     pixels = torch.randint(0, 256, (16, 20, 20, channels), generator=torch.manual_seed(1), dtype=torch.uint8)
     pixels[0] = pixels[0, :, :, :1]  # gray
     low, high = (-0.5, 0.5) if operation == HUE else (0.0, 2.0)

@@ -26,7 +26,7 @@ from alexnet_dist.data.sources.synthetic import synthetic_index
 
 STEPS = 3  # the last is a short batch: some rows have no image
 SIDE = 24
-# Of float32, a product in the place of a division; of bfloat16, a number between two neighbours rounded either way.
+# Of float32, a product in the place of a division; of bfloat16, a number between two neighbors rounded either way.
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 2**-6}
 
 

@@ -290,11 +290,11 @@ def test_lighting_adds_the_plans_shift(index: SampleIndex) -> None:
     assert shifts.abs().max() > 1
 
 
-def test_gray_input_is_the_luma_of_the_colours(index: SampleIndex) -> None:
+def test_gray_input_is_the_luma_of_the_colors(index: SampleIndex) -> None:
     scale, plain = {"shuffle": False}, Augmentation(crop_size=SIDE, resize=None)
-    colour = make_loader(index, recipe=plain, normalization=Normalization((0,) * 3, (1,) * 3), **scale)
+    color = make_loader(index, recipe=plain, normalization=Normalization((0,) * 3, (1,) * 3), **scale)
     gray = make_loader(index, recipe=plain, normalization=Normalization((0,), (1,)), channels=1, **scale)
-    rgb, luma = next(colour.batches(0, 1)).images, next(gray.batches(0, 1)).images
+    rgb, luma = next(color.batches(0, 1)).images, next(gray.batches(0, 1)).images
     assert luma.shape == (4, 1, SIDE, SIDE)
     expected = (rgb * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     assert (luma - expected).abs().max() <= 1  # Pillow rounds

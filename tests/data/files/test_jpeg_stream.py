@@ -82,7 +82,7 @@ UNUSUAL = {
     "a missing quantization table": change(PLAIN, place(PLAIN, 0xC0) + 12, 3),
     "a table of 16 bits": change(PLAIN, place(PLAIN, 0xDB) + 4, 0x10),
     "a table of codes that is too long": change(PLAIN, place(PLAIN, 0xC4) + 5, 0xFF),
-    "components named as colours": change(take_out(PLAIN, 0xE0), place(PLAIN, 0xC0) + 10 - 18, ord("R")),
+    "components named as colors": change(take_out(PLAIN, 0xE0), place(PLAIN, 0xC0) + 10 - 18, ord("R")),
     "CMYK": encode(PICTURE.convert("CMYK"), format="JPEG"),
 }
 

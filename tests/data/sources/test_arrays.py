@@ -146,9 +146,9 @@ def test_archive_and_folder_are_the_same_data(tmp_path: Path, cifar: dict[str, P
 
 @pytest.mark.usefixtures("fashion", "cifar")
 def test_pixels_are_converted_like_those_of_files(tmp_path: Path) -> None:
-    gray, colour = index(tmp_path), index(tmp_path, "cifar10")
+    gray, color = index(tmp_path), index(tmp_path, "cifar10")
     assert np.array_equal(gray.load_pixels(3), np.repeat(gray.load_pixels(3, channels=1), 3, axis=2))
-    assert np.array_equal(colour.load_pixels(3, channels=1), convert_to_luma(colour.load_pixels(3)))
+    assert np.array_equal(color.load_pixels(3, channels=1), convert_to_luma(color.load_pixels(3)))
     assert gray.load_pixels(3).flags.writeable
     assert gray.load_pixels(3, channels=1).flags.writeable
 

@@ -301,8 +301,8 @@ def test_the_order_of_lines_does_not_matter(root: Path) -> None:
     steps = [Plan(part.sizes, Augmentation(crop_size=8), 4, seed=3, shuffle=True).at(7) for part in (index, shuffled)]
     for first, second in zip(*steps, strict=True):
         assert np.array_equal(first, second)
-    relabelled = scan(root, GOOD.replace("dog/1.jpg dog", "dog/1.jpg cat"))
-    assert relabelled.fingerprint() != index.fingerprint()
+    relabeled = scan(root, GOOD.replace("dog/1.jpg dog", "dog/1.jpg cat"))
+    assert relabeled.fingerprint() != index.fingerprint()
 
 
 def test_missing_and_damaged_pictures_fail_together(root: Path) -> None:

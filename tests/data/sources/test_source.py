@@ -69,7 +69,7 @@ def test_pixels_of_another_form_are_a_bad_file(pixels: Pixels, words: str) -> No
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gray_and_colour_become_what_is_asked_for(channels: int) -> None:
+def test_gray_and_color_become_what_is_asked_for(channels: int) -> None:
     for depth in (1, 3):
         given = _Given(np.full((4, 6, depth), 7, np.uint8))
         index = index_pixels(given, ["a"], np.zeros(1, np.int64), (6, 4), ["a"])

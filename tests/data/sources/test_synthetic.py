@@ -41,7 +41,7 @@ def test_synthetic_fingerprint_sees_the_settings() -> None:
     assert synthetic_index(9, 3, (8, 8), 0).fingerprint() == sets[0].fingerprint()
 
 
-def test_synthetic_classes_can_be_learnt_across_seeds() -> None:
+def test_synthetic_classes_can_be_learned_across_seeds() -> None:
     means = []
     for seed in (0, 1):
         index = synthetic_index(100, 10, (32, 32), seed)

@@ -106,7 +106,7 @@ def test_whole_and_harmless_environments_are_fine(monkeypatch: pytest.MonkeyPatc
         ("MV2_COMM_WORLD_SIZE=2 MV2_COMM_WORLD_RANK=0", ["0", "2", "0", "1"]),
     ],
 )
-def test_ranks_of_an_mpi_are_honoured_where_the_processes_can_meet(
+def test_ranks_of_an_mpi_are_honored_where_the_processes_can_meet(
     monkeypatch: pytest.MonkeyPatch, variables: str, ranks: list[str]
 ) -> None:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

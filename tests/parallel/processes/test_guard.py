@@ -170,7 +170,7 @@ def test_a_reservation_is_named_and_not_refused(
         (["ACCELERATE_MIXED_PRECISION"], False),  # exported for good: a run in the background outlives its shell
     ],
 )
-def test_launchers_are_recognised(monkeypatch: pytest.MonkeyPatch, names: list[str], expected: bool) -> None:
+def test_launchers_are_recognized(monkeypatch: pytest.MonkeyPatch, names: list[str], expected: bool) -> None:
     assert not was_launched()
     [monkeypatch.setenv(name, "no") for name in names]
     assert was_launched() == expected

@@ -1,4 +1,4 @@
-"""The cache engine on a GPU: bytes go to the device, and one kernel cuts, flips and normalises a whole batch there.
+"""The cache engine on a GPU: bytes go to the device, and one kernel cuts, flips and normalizes a whole batch there.
 
 - A set that fits into the device's memory is kept there, and nothing but the plan travels.
 - Of a larger one, the bytes from a crop's first line to its last travel, copied to pinned memory by two threads.

@@ -39,7 +39,7 @@ from alexnet_dist.data.plan import StepPlan
 
 T = TypeVar("T")
 Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
-"""Makes the images (B, C, S, S) of a batch; rows without mask are black before the colour shift."""
+"""Makes the images (B, C, S, S) of a batch; rows without mask are black before the color shift."""
 
 # Opened once for each loader, and gone with it.
 _MAKERS: WeakKeyDictionary[Loader, tuple[Store, Maker]] = WeakKeyDictionary()

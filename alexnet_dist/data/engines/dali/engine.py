@@ -183,7 +183,7 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
     """What DALI made of the m rows that it was given, among the B rows of the batch.
 
     Args:
-        loader: normalisation, layout, index.
+        loader: normalization, layout, index.
         feed: the step.
         outputs: for each view (n, S, S, C) or (n, C, S, S); none where there were no rows.
     """
@@ -201,7 +201,7 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
 
 
 def _take_crops(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Crops:
-    """The crops of the rows that were in the pipeline: normalised there, or bytes where operations follow on these."""
+    """The crops of the rows that were in the pipeline: normalized there, or bytes where operations follow on these."""
     side, channels = loader.plan.augmentation.crop_size, loader.channels
     if not outputs:
         images = torch.empty((0, channels, side, side), device=loader.device)

@@ -65,7 +65,7 @@ class Feed(NamedTuple):
     mask: npt.NDArray[np.bool_]  # (B,) which of them are in the pipeline
     bad_files: list[BadFile]  # with full paths
     file_ids: list[int]  # images that DALI decodes
-    means: npt.NDArray[np.float32]  # (B, C) mean of the normalisation minus the colour shift
+    means: npt.NDArray[np.float32]  # (B, C) mean of the normalization minus the color shift
     gains: npt.NDArray[np.float32]  # (m, 4) of the first and last column, first and last line; see `find_edge_gains`
     inputs: Inputs | None  # None where no row is in the pipeline
 
@@ -75,7 +75,7 @@ class Feeder:
     """Prepares the steps of a loader.
 
     Args:
-        loader: plan, index and normalisation.
+        loader: plan, index and normalization.
         distrusted: ids that DALI is not asked to decode any more.
         checked: what the reference said of ids whose last pixel is gray: a reason, or "" where it reads them.
         since_ns: files that changed after this time are not given to DALI either.
@@ -216,7 +216,7 @@ def stack_names(names: list[bytes]) -> Array:
 
 
 def find_means(loader: Loader, rows: StepPlan) -> npt.NDArray[np.float32]:
-    """(B, C) what is subtracted from the pixels of each row: the mean less the row's colour shift."""
+    """(B, C) what is subtracted from the pixels of each row: the mean less the row's color shift."""
     means: npt.NDArray[np.float32] = -loader.normalization.find_offsets(
         torch.from_numpy(rows.shifts.astype(np.float32))
     ).numpy()
@@ -302,6 +302,6 @@ def _divide_weights(scale: FloatArray) -> FloatArray:
     """All weights of an outermost pixel over those within the picture; 1 where it is not made smaller."""
     scale = np.maximum(scale, 1)
     reach = int(np.ceil(scale.max()))
-    source = np.arange(-reach, 2 * reach + 1) + 0.5  # centres of source pixels; the output pixel's is scale / 2
+    source = np.arange(-reach, 2 * reach + 1) + 0.5  # centers of source pixels; the output pixel's is scale / 2
     weights = np.maximum(1 - np.abs(source / scale[..., None] - 0.5), 0)  # (m, 2, J)
     return np.asarray(weights.sum(axis=2) / weights[..., source > 0].sum(axis=2))

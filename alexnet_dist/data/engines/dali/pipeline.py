@@ -1,4 +1,4 @@
-"""The DALI graph of a plan: read, decode, cut, resize, flip, crop, normalise. It draws nothing and keeps nothing.
+"""The DALI graph of a plan: read, decode, cut, resize, flip, crop, normalize. It draws nothing and keeps nothing.
 
 On a CPU it also gives the last pixel of each window; see `Feeder.leave_out_cut`.
 """

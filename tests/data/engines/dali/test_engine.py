@@ -41,7 +41,7 @@ os.environ.update(dali_engine.SETTINGS)
 from alexnet_dist.data.engines.dali import pipeline as dali_pipeline
 
 SIDE = 20
-# After a resize: DALI rounds once, torchvision after each axis. A grey level is 1.
+# After a resize: DALI rounds once, torchvision after each axis. A gray level is 1.
 LARGEST, MEAN = 2.0, 0.2
 ROUNDING = 1e-4  # of the network's input, where nothing is resized
 SIZES = [(40, 24), (24, 40), (33, 33), (25, 60), (24, 24), (101, 67), (300, 31), (52, 211)]
@@ -70,8 +70,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 
 def make_loader(index: SampleIndex, recipe: Augmentation, **changes: Any) -> Loader:
-    """On the scale of pixels, so that differences are grey levels."""
-    normalization = loaders.grey_levels(changes.get("channels", 3))
+    """On the scale of pixels, so that differences are gray levels."""
+    normalization = loaders.gray_levels(changes.get("channels", 3))
     settings = {"engine": "dali", "workers": 1, "global_batch_size": 6, "normalization": normalization, **changes}
     return loaders.make_loader(index, recipe, **settings)
 
@@ -123,7 +123,7 @@ def test_crops_without_a_resize_equal_the_reference_to_the_bit(
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-def test_lighting_and_normalisation_equal_the_reference(index: SampleIndex, channels: int) -> None:
+def test_lighting_and_normalization_equal_the_reference(index: SampleIndex, channels: int) -> None:
     scale = Normalization((120.0, 110.0, 100.0)[:channels], (58.0, 57.0, 56.0)[:channels])
     loader = make_loader(index, replace(CUT, lighting="source2012"), channels=channels, normalization=scale)
     check_equal(*make_both(loader, 0, 4), largest=ROUNDING, mean=ROUNDING)
