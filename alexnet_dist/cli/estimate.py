@@ -12,13 +12,26 @@ from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.ranks import world_size_from_environment
 from alexnet_dist.cli.networks import configured_network, read_settings
 from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero
-from alexnet_dist.costs.report import advise, format_published, format_table, predict_all, to_json, to_lines
+from alexnet_dist.costs.report import (
+    advise,
+    format_fleets,
+    format_goodput,
+    format_published,
+    format_table,
+    goodput_curves,
+    goodput_to_json,
+    predict_all,
+    predict_goodput,
+    to_json,
+    to_lines,
+)
 from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
     from jsonargparse import Namespace
 
+    from alexnet_dist.costs.goodput import Fleet
     from alexnet_dist.costs.model import Compute, Links
     from alexnet_dist.models import AlexNetSpec
     from alexnet_dist.settings.schema import Config
@@ -29,13 +42,18 @@ examples:
   python launch/estimate.py --images_per_second 60000 --link_gbits 100 --processes_per_machine 8 --inner_gbits 3600
   python launch/estimate.py --config imagenet_subset --link_gbits 1 --images_per_process 16 --figure estimate.png
   python launch/estimate.py --probe doctor.json --processes 2 16 128
+  python launch/estimate.py --images_per_second 60000 --link_gbits 400 --processes_per_machine 8 --inner_gbits 3600 \
+      --processes 8 64 512 2048 --failure_hours 40000 --goodput_figure goodput.png
   python launch/estimate.py --published
 
 Without --images_per_second the speed of one process is measured here. --probe takes speeds and links from what
 launch/doctor.py wrote. A prediction is a band: its fast end hides communication behind the convolutions' backward pass
 and is the one to expect, its slow end hides nothing. Links: what goes out of a machine each second, all its processes
 together (--link_gbits), and what its processes exchange among themselves (--inner_gbits, the bus bandwidth of an
-all-reduce)."""
+all-reduce).
+
+With --failure_hours it simulates months in which machines fail, and says what share of the time trains (the goodput)
+and how often to save."""
 
 DEFAULT_COUNTS = tuple(2**power for power in range(11))
 DEFAULT_IMAGES = 128
@@ -79,11 +97,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--inner_latency_us", type=float, default=10.0, help="microseconds of a hop within a machine")
     parser.add_argument("--processes_per_machine", type=int, help="(default: 1, or the probe's)")
     add_options(parser, "exchange", "gradient_compression")
+    parser.add_argument("--failure_hours", type=float, help="mean hours between two failures of one machine")
+    parser.add_argument("--restart_seconds", type=float, default=120.0, help="from a failure to the next update")
+    parser.add_argument("--checkpoint_seconds", type=float, default=5.0, help="for which training waits at a save")
+    parser.add_argument("--spares", type=int, help="machines in reserve (default: there is always one)")
+    parser.add_argument("--repair_hours", type=float, default=24.0, help="until a failed machine is a spare")
+    parser.add_argument("--jitter", type=float, default=0.0, help="standard deviation of a machine's step, in steps")
     parser.add_argument("--published", action="store_true", help="show published runs beside the model, and end")
     parser.add_argument("--format", default="table", choices=["table", "json"], help="of what is printed")
     parser.add_argument("--out", type=str, help="JSON file to write")
     add_options(parser, "overwrite")
     parser.add_argument("--figure", type=str, help="PNG file to draw")
+    parser.add_argument("--goodput_figure", type=str, help="PNG file to draw, with --failure_hours")
     add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
@@ -91,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
         print(_describe_published(), end="")
         return 0
     _check_numbers(options)
-    for name in ("out", "figure"):
+    for name in ("out", "figure", "goodput_figure"):
         if getattr(options, name) is not None:
             check_target(getattr(options, name), options.overwrite, f"--{name}")
     subject = read_probe(options, arguments.given) if options.probe else settle_subject(options, arguments.given)
@@ -102,6 +127,13 @@ def main(argv: Sequence[str]) -> int:
 def _check_numbers(options: Namespace) -> None:
     speeds = ("images_per_second", "link_gbits", "inner_gbits")
     check_above_zero(options, "images_per_process", *speeds, "processes_per_machine")
+    check_above_zero(options, "failure_hours", "checkpoint_seconds", "repair_hours")
+    for name in ("restart_seconds", "spares", "jitter"):
+        if (getattr(options, name) or 0) < 0:
+            raise UsageError(f"--{name} is negative", where="command line", remedy="give 0 or more")
+    if options.goodput_figure and options.failure_hours is None:
+        remedy = "give --failure_hours"
+        raise UsageError("--goodput_figure needs machines that fail", where="command line", remedy=remedy)
     if min(options.processes) < 1:
         raise UsageError(f"--processes has {min(options.processes)}", remedy="give numbers of at least 1")
     if world_size_from_environment() > 1:
@@ -224,18 +256,46 @@ def show(subject: Subject, options: Namespace) -> None:
         "notes": notes,
     }
     values["advice"] = advise(predictions)
+    fleets = []
+    if options.failure_hours is not None:
+        fleets = predict_goodput(predictions, _stated_fleet(options), subject.links.per_machine)
+        values["goodput"] = goodput_to_json(fleets)
     if options.format == "json":
         print(format_json(values, "the estimate", indent=2))
     else:
         print(_headline(subject, network.num_parameters, one_process))
         print(format_table(predictions, one_process))
         print("\n".join([*values["advice"], *notes]))
+        if fleets:
+            print(f"\n{_describe_fleet(options)}\n\n{format_goodput(fleets)}", end="")
     if options.out is not None:
         write_json(Path(options.out), values)
     if options.figure is not None:
         from alexnet_dist.figures.estimate import draw_estimate
 
         draw_estimate(to_lines(predictions), counts, one_process, _title(subject), Path(options.figure))
+    if options.goodput_figure is not None:
+        from alexnet_dist.figures.goodput import draw_goodput
+
+        draw_goodput(goodput_curves(fleets), _describe_fleet(options), Path(options.goodput_figure))
+
+
+def _stated_fleet(options: Namespace) -> Fleet:
+    """One of the machines that the command line describes."""
+    from alexnet_dist.costs.goodput import Fleet
+
+    names = ("failure_hours", "checkpoint_seconds", "restart_seconds", "spares", "repair_hours", "jitter")
+    return Fleet(1, **{name: getattr(options, name) for name in names})
+
+
+def _describe_fleet(options: Namespace) -> str:
+    reserve, jitter = "always a spare machine", f", steps vary by {options.jitter:.0%}" if options.jitter else ""
+    if options.spares is not None:
+        reserve = f"{options.spares} spare machine{'s' * (options.spares != 1)}, repairs of {options.repair_hours:g} h"
+    return (
+        f"goodput: a machine fails every {options.failure_hours:,g} h, restart {options.restart_seconds:g} s, "
+        f"save {options.checkpoint_seconds:g} s, {reserve}{jitter}"
+    )
 
 
 def describe(subject: Subject) -> dict[str, Any]:
@@ -278,10 +338,14 @@ def _gbits(links: Links) -> tuple[float, float]:
 
 
 def _describe_published() -> str:
-    from alexnet_dist.costs.published import PUBLISHED
+    from alexnet_dist.costs.published import PROMPT_RESTART, PUBLISHED, PUBLISHED_FLEETS
 
     return (
         "Efficiency: images per second over those of one device times their number.\n\n"
         f"{format_published(PUBLISHED)}\n"
-        "Link speeds given to the model are assumptions, not measurements of these machines.\n"
+        "Link speeds given to the model are assumptions, not measurements of these machines.\n\n"
+        "Goodput: share of the time that trained. Other networks than AlexNet.\n\n"
+        f"{format_fleets(PUBLISHED_FLEETS)}\n"
+        f"The model's: saves of 10 s at the best interval, restarts of {PROMPT_RESTART:g} s. Explained by: restarts "
+        "that would give what was published.\n"
     )

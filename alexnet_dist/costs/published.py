@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from alexnet_dist.costs.goodput import DAY, HOUR, Fleet, find_best_interval, find_restart
 from alexnet_dist.costs.model import Compute, Link, Links, predict
 from alexnet_dist.costs.network_size import NetworkSize, measure_network
 from alexnet_dist.costs.transfers import ByteSize, Strategy
@@ -97,3 +98,50 @@ def predict_band(run: PublishedRun) -> tuple[float, float]:
     prediction = predict(_benchmark_network(), strategy, run.devices, run.batch, compute, links)
     alone = compute.step_seconds(run.batch)
     return alone / prediction.slowest_seconds, alone / prediction.fastest_seconds
+
+
+@dataclass(frozen=True)
+class PublishedFleet:
+    """A long run that was interrupted often. None of them trained AlexNet: nobody did on so many machines.
+
+    Args:
+        name: what trained on what.
+        machines: of eight devices each.
+        interruptions: of the job, expected or not.
+        days: in which these were counted.
+        goodput: share of the time that trained.
+        source: where that stands.
+        remark: what the model does not know of it.
+    """
+
+    name: str
+    machines: int
+    interruptions: int
+    days: float
+    goodput: float
+    source: str
+    remark: str
+
+    @property
+    def fleet(self) -> Fleet:
+        """Its machines, with checkpoints that take ten seconds: an assumption, since no source says."""
+        failure_hours = self.days * DAY / HOUR * self.machines / self.interruptions
+        return Fleet(self.machines, failure_hours, checkpoint_seconds=10.0, restart_seconds=PROMPT_RESTART)
+
+
+PROMPT_RESTART = 300.0  # seconds: what a launcher takes that starts all processes again by itself
+
+PUBLISHED_FLEETS = (
+    PublishedFleet(
+        "Llama 3.1 405B, 16,384 H100", 2048, 466, 54, 0.90, "arXiv 2407.21783", '"over 90 %"; restarts by themselves'
+    ),
+    PublishedFleet(
+        "MegaScale, 12,288 GPUs", 1536, 100, 35, 0.90, "arXiv 2402.15627", '"over 90 %", "several weeks": 5 assumed'
+    ),
+    PublishedFleet("OPT-175B, 992 A100", 124, 105, 60, 0.59, "metaseq's logbook", "35 restarts were made by hand"),
+)
+
+
+def explain_fleet(run: PublishedFleet) -> tuple[float, float]:
+    """The goodput that the model expects with prompt restarts, and the seconds of a restart that give the published."""
+    return find_best_interval(run.fleet, step_seconds=1.0).mean, find_restart(run.fleet, run.goodput)

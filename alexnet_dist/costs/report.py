@@ -5,19 +5,32 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alexnet_dist.base.text import align
 
 if TYPE_CHECKING:
+    from alexnet_dist.costs.goodput import Fleet, Goodput
     from alexnet_dist.costs.model import Compute, Links, Prediction
     from alexnet_dist.costs.network_size import NetworkSize
-    from alexnet_dist.costs.published import PublishedRun
+    from alexnet_dist.costs.published import PublishedFleet, PublishedRun
     from alexnet_dist.costs.transfers import ByteSize
     from alexnet_dist.figures.estimate import Point
+    from alexnet_dist.figures.goodput import FleetCurve
 
 COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")
 PUBLISHED_COLUMNS = ("run", "source", "published", "nothing hidden", "all hidden", "")
+GOODPUT_COLUMNS = (
+    "processes",
+    "machines",
+    "fails every",
+    "save every",
+    "updates",
+    "goodput",
+    "nine of ten",
+    "images/s",
+)
+FLEET_COLUMNS = ("run", "source", "stops every", "published", "model", "explained by", "")
 
 
 def predict_all(
@@ -139,4 +152,112 @@ def format_published(runs: Sequence[PublishedRun]) -> str:
         slow, fast = predict_band(run)
         held = f"held within {100 * TOLERANCE:.0f} points" if run.is_held else f"not held: {run.remark}"
         cells.append((run.name, run.source, f"{run.efficiency:.1%}", f"{slow:.1%}", f"{fast:.1%}", held))
+    return align(cells, "<")
+
+
+class FleetGoodput(NamedTuple):
+    """What a fleet makes of a strategy."""
+
+    prediction: Prediction
+    fleet: Fleet
+    goodput: Goodput
+
+    @property
+    def images_per_second(self) -> float:
+        """That count, averaged over months."""
+        return self.goodput.mean * self.prediction.images_per_second
+
+
+def predict_goodput(predictions: Sequence[Prediction], one_machine: Fleet, per_machine: int) -> list[FleetGoodput]:
+    """For each process count, what is left of the speed of its best strategy where machines fail.
+
+    Args:
+        predictions: as `predict_all` gives them.
+        one_machine: the fleet; its number of machines is not looked at.
+        per_machine: processes of a machine.
+
+    Raises:
+        UsageError: the machines fail so often that nothing can be trained.
+    """
+    from alexnet_dist.costs.goodput import find_best_interval
+    from alexnet_dist.costs.model import recommend
+
+    made = []
+    for count, group in itertools.groupby(predictions, key=lambda one: one.processes):
+        best, _ = recommend(list(group))
+        fleet = replace(one_machine, machines=-(-count // per_machine))
+        made.append(FleetGoodput(best, fleet, find_best_interval(fleet, best.step_seconds)))
+    return made
+
+
+def format_goodput(rows: Sequence[FleetGoodput]) -> str:
+    """Aligned columns."""
+    cells: list[tuple[str, ...]] = [GOODPUT_COLUMNS]
+    for row in rows:
+        cells.append(
+            (
+                f"{row.prediction.processes}",
+                f"{row.fleet.machines}",
+                describe_seconds(row.fleet.failure_seconds),
+                describe_seconds(row.goodput.interval),
+                f"{row.goodput.interval / row.prediction.step_seconds:,.0f}",
+                f"{row.goodput.mean:.1%}",
+                f"{row.goodput.low:.1%} - {row.goodput.high:.1%}",
+                f"{row.images_per_second:,.0f}",
+            )
+        )
+    return align(cells, ">")
+
+
+def describe_seconds(seconds: float) -> str:
+    """In the largest unit of which there are at least two."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:,.0f} s"
+
+
+def goodput_to_json(rows: Sequence[FleetGoodput]) -> list[dict[str, Any]]:
+    """As JSON knows it; seconds."""
+    return [
+        {
+            "processes": row.prediction.processes,
+            "strategy": str(row.prediction.strategy),
+            **asdict(row.fleet),
+            "failure_seconds": row.fleet.failure_seconds,
+            "checkpoint_every_seconds": row.goodput.interval,
+            "goodput": row.goodput.mean,
+            "goodput_low": row.goodput.low,
+            "goodput_high": row.goodput.high,
+            "images_per_second": row.images_per_second,
+        }
+        for row in rows
+    ]
+
+
+def goodput_curves(rows: Sequence[FleetGoodput]) -> list[FleetCurve]:
+    """As the figure has them: goodput over the checkpoint interval, a curve for each number of machines."""
+    from alexnet_dist.costs.goodput import try_intervals
+    from alexnet_dist.figures.goodput import FleetCurve
+
+    curves = {}
+    for row in rows:
+        intervals, shares = try_intervals(row.fleet, row.prediction.step_seconds)
+        best = row.goodput
+        curves[row.fleet.machines] = FleetCurve(
+            row.fleet.machines, intervals, shares, best.interval, best.mean, best.low, best.high
+        )
+    return list(curves.values())
+
+
+def format_fleets(runs: Sequence[PublishedFleet]) -> str:
+    """Published goodput beside the model's."""
+    from alexnet_dist.costs.published import explain_fleet
+
+    cells: list[tuple[str, ...]] = [FLEET_COLUMNS]
+    for run in runs:
+        expected, restart = explain_fleet(run)
+        stops = describe_seconds(run.fleet.failure_seconds)
+        restarts = f"restarts of {describe_seconds(restart)}"
+        cells.append((run.name, run.source, stops, f"{run.goodput:.0%}", f"{expected:.1%}", restarts, run.remark))
     return align(cells, "<")

@@ -69,11 +69,29 @@ def test_a_table_and_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"2 processes: (towers|hybrid) bf16 \(ddp fp32 sends 243\.9 MB a step .*\)", lines[-1])
 
 
-def test_a_figure_is_drawn(tmp_path: Path) -> None:
-    figure = tmp_path / "figure.png"
-    assert run("estimate", [*TOLD, "--processes", "1", "2", "8", "--figure", str(figure)]) == 0
-    assert figure.read_bytes().startswith(b"\x89PNG")
-    assert figure.stat().st_size > 10_000
+FAILING = ["--failure_hours", "5000", "--processes", "1", "64", "512"]
+
+
+def test_figures_are_drawn(tmp_path: Path) -> None:
+    drawn = {"figure": tmp_path / "figure.png", "goodput_figure": tmp_path / "goodput.png"}
+    options = [word for name, path in drawn.items() for word in (f"--{name}", str(path))]
+    assert run("estimate", [*TOLD, *FAILING, *options]) == 0
+    for path in drawn.values():
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size > 10_000
+
+
+def test_machines_that_fail_cost_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    values = estimate(capsys, *TOLD, *FAILING)
+    rows = values["goodput"]
+    assert [row["machines"] for row in rows] == [1, 64, 512]
+    assert rows[2]["failure_seconds"] == pytest.approx(5000 * 3600 / 512)
+    assert rows[0]["goodput"] > rows[1]["goodput"] > rows[2]["goodput"] > 0.9
+    fastest = max(one["images_per_second"] for one in values["predictions"] if one["processes"] == 512)
+    assert rows[2]["images_per_second"] == pytest.approx(fastest * rows[2]["goodput"])
+    assert run("estimate", [*TOLD, *FAILING]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[-3:]] == [["1", "1"], ["64", "64"], ["512", "512"]]
 
 
 def test_a_figure_without_matplotlib_names_the_remedy(
@@ -90,6 +108,7 @@ def test_published_runs_stand_beside_the_model(capsys: pytest.CaptureFixture[str
     for name in ("8 A100-PCIe", "GradientFlow", "DGX-1", "K80"):
         assert name in printed
     assert "held within 5 points" in printed
+    assert re.search(r"OPT-175B, .* 59%  +97\.\d% +restarts of \d\.\d h", printed)
 
 
 # -- a probe ----------------------------------------------------------------------------------------------------------
@@ -137,6 +156,10 @@ def test_a_told_link_wins_over_the_probe(tmp_path: Path, capsys: pytest.CaptureF
         ([*TOLD, "--processes", "0"], "error: --processes has 0"),
         ([*TOLD, "--images_per_process", "0"], "error: --images_per_process is 0"),
         (["--images_per_second", "-1", "--link_gbits", "1"], "error: --images_per_second is -1"),
+        ([*TOLD, "--failure_hours", "0"], "error: --failure_hours is 0"),
+        ([*TOLD, "--failure_hours", "9", "--spares", "-1"], "error: --spares is negative"),
+        ([*TOLD, "--failure_hours", "1e-4"], "error: the machines fail too often: a failure every"),
+        ([*TOLD, "--goodput_figure", "made.png"], "error: --goodput_figure needs machines that fail"),
         ([*TOLD, "--processes_per_machine", "8"], "error: --inner_gbits is missing"),
         (
             ["--images_per_second", "9", "--inner_gbits", "100", "--processes_per_machine", "8"],
