@@ -56,7 +56,8 @@ with contextlib.suppress(ImportError):  # older versions of Pillow do not have i
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 DEFAULT_MAX_PIXELS = 50_000_000
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+"""A path, the bytes of a file, or a stream of them, which is closed."""
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Form: TypeAlias = Head | Chunks | None
 """How a JPEG or a PNG is made; None for other formats, and for a JPEG that has no pixels."""
@@ -123,7 +124,7 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
     """Upright size and kind of an image, from the header alone.
 
     Args:
-        source: a path, or the file's bytes.
+        source: a path, the file's bytes, or a stream of them.
         max_pixels: largest width x height that is accepted.
 
     Raises:
@@ -167,7 +168,7 @@ def decode_image(
     """Decode one image file by the contract at the top of this module.
 
     Args:
-        source: a path, or the file's bytes.
+        source: a path, the file's bytes, or a stream of them.
         channels: 3 (RGB) or 1 (gray).
         max_pixels: largest width x height that is accepted; checked before anything is decoded.
         size: width and height that the upright picture had when it was scanned.
@@ -290,7 +291,7 @@ def _silence_libraries() -> None:
 def _open_bytes(source: ImageSource) -> BinaryIO:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
-    return open(source, "rb")
+    return open(source, "rb") if isinstance(source, (str, os.PathLike)) else source
 
 
 def _describe_failure(error: Exception) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.decode import (
     DEFAULT_MAX_PIXELS,
+    ImageSource,
     Pixels,
     UnreadableImageError,
     compare_size,
@@ -23,6 +24,7 @@ from alexnet_dist.data.decode import (
     cut_window,
     decode_image,
 )
+from alexnet_dist.data.files.containers import Containers
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class SampleIndex:
     classes: tuple[str, ...]  # by label, always those of the training set; folders sort their names, lists order them
     bad_files: tuple[BadFile, ...] = ()  # found by the header scan, or known from `prepare verify`, and left out
     pixels: PixelSource | None = None  # gives the pixels where there are no files
+    containers: Containers | None = None  # where the pictures lie that are parts of larger files, such as archives
     newest_ns: int = 0  # latest time of change among the files that were scanned; no part of the fingerprint
 
     def __len__(self) -> int:
@@ -79,7 +82,7 @@ class SampleIndex:
 
     @property
     def has_files(self) -> bool:
-        """Whether each sample is a file of its own, at `root` and its path; else `pixels` gives the pictures."""
+        """Whether each sample is an image file, of its own or in a container; else `pixels` gives the pictures."""
         return self.pixels is None
 
     @property
@@ -97,7 +100,22 @@ class SampleIndex:
             sizes=self.sizes[chosen],
             byte_sizes=self.byte_sizes[chosen],
             is_plain=self.is_plain[chosen],
+            containers=None if self.containers is None else self.containers.take(chosen),
         )
+
+    def locate(self, sample_id: int) -> str:
+        """The name of a sample's file for messages, with its root; a part of a container is called CONTAINER!NAME."""
+        return os.path.join(self.root, self.paths[sample_id])
+
+    def find_encoded(self, sample_id: int) -> ImageSource:
+        """An image file as decoders take it: the path of a file of its own, the bytes of a part of a container.
+
+        Raises:
+            UnreadableImageError: the container is gone, or is another file than when it was listed.
+        """
+        if self.containers is None:
+            return self.locate(sample_id)
+        return self.containers.read(self.root, sample_id, int(self.byte_sizes[sample_id]))
 
     def fingerprint(self) -> str:
         """sha256 over paths, byte sizes, labels and class names; neither the root nor the order matters."""
@@ -131,10 +149,9 @@ class SampleIndex:
         Raises:
             UnreadableImageError: the file is damaged or gone, or has another size than at the scan.
         """
-        path = self.paths[sample_id]
         if self.pixels is None:
-            return decode_image(os.path.join(self.root, path), channels, max_pixels, self.sizes[sample_id], window)
-        image = self.pixels.load(path)
+            return decode_image(self.find_encoded(sample_id), channels, max_pixels, self.sizes[sample_id], window)
+        image = self.pixels.load(self.paths[sample_id])
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
             raise UnreadableImageError(f"its pixels are {image.dtype} {image.shape}, not uint8 (height, width, 1 or 3)")
         compare_size((image.shape[1], image.shape[0]), self.sizes[sample_id])

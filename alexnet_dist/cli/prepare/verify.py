@@ -99,6 +99,7 @@ def verify_sets(
             workers=workers,
             progress=True,
             listed_by=_name_list(images),
+            containers=images.containers,
             again=again,
         )
         if config is not None:
@@ -132,6 +133,7 @@ def _judge_fit(config: Config, name: str, images: FileSet) -> list[str]:
         max_pixels=data.max_pixels,
         progress=False,
         listed_by=_name_list(images),
+        containers=images.containers,
     )
     recipe = build_augmentation(config.augment, config.model.image_size)
     is_held_out = data.val is None and (data.val_fraction > 0 or data.folds is not None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import torch
 
 from alexnet_dist.base.errors import AlexNetDistError, MachineError
+from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.engines import torchvision as torchvision_engine
 from alexnet_dist.data.engines.cache import engine as cache_engine
 from alexnet_dist.data.engines.cache.engine import find_layout
@@ -173,9 +174,11 @@ def _take_sample(loader: Loader) -> Loader | None:
 def _read_files(index: SampleIndex) -> int:
     """Read the files into the page cache for a second; how many there was time for."""
     end = time.perf_counter() + SECONDS
-    for number, path in enumerate(index.paths):
+    for number in range(len(index)):
         if time.perf_counter() > end:
             return number
-        with contextlib.suppress(OSError), open(os.path.join(index.root, path), "rb") as file:
-            file.read()
+        with contextlib.suppress(OSError, UnreadableImageError):
+            encoded = index.find_encoded(number)
+            if isinstance(encoded, str):
+                Path(encoded).read_bytes()
     return len(index)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
+from alexnet_dist.data.files.containers import Containers
 from alexnet_dist.data.files.scan import FoundFile, Header, scan_headers
 from alexnet_dist.data.files.verify import read_verdicts
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
@@ -48,6 +49,7 @@ def index_files(
     *,
     listed_in: Path | None = None,
     reasons: Sequence[str] = (),
+    containers: Containers | None = None,
 ) -> SampleIndex:
     """Index image files, reading every header that is new or changed.
 
@@ -59,14 +61,16 @@ def index_files(
         rules: how the files are looked at.
         listed_in: the list that names the files; None where they are what lies below the root.
         reasons: (N,), why a file cannot be looked up, "" where it can; empty where all can.
+        containers: where the N files lie, if they are parts of larger ones; such a file is called CONTAINER!NAME.
 
     Raises:
         DataError: nothing is readable.
         BadFilesError: unreadable files under `on_bad_file: fail`; all of them.
     """
     reasons = reasons or [""] * len(files)
-    there = [file for file, reason in zip(files, reasons, strict=True) if not reason]
-    found = iter(_scan_files(root, there, rules, listed_in))
+    there = [position for position, reason in enumerate(reasons) if not reason]
+    places = None if containers is None else containers.take(there)
+    found = iter(_scan_files(root, [files[position] for position in there], rules, listed_in, places))
     headers = [Header(0, 0, False, reason) if reason else next(found) for reason in reasons]
     bad_files = tuple(
         BadFile(file.path, header.reason) for file, header in zip(files, headers, strict=True) if header.reason
@@ -83,12 +87,19 @@ def index_files(
         classes=classes,
         bad_files=bad_files,
         newest_ns=max((files[position].modified_ns for position in good), default=0),
+        containers=None if containers is None else containers.take(good),
     )
     _warn_about_classes(index, listed_in or root)
     return index
 
 
-def _scan_files(root: Path, files: Sequence[FoundFile], rules: FileRules, listed_in: Path | None) -> list[Header]:
+def _scan_files(
+    root: Path,
+    files: Sequence[FoundFile],
+    rules: FileRules,
+    listed_in: Path | None,
+    containers: Containers | None,
+) -> list[Header]:
     """The headers of files. What `verify_files` found to be bad counts as unreadable until the file changes."""
     headers = scan_headers(
         root,
@@ -97,6 +108,7 @@ def _scan_files(root: Path, files: Sequence[FoundFile], rules: FileRules, listed
         max_pixels=rules.max_pixels,
         progress=rules.progress,
         listed_by=os.path.abspath(listed_in) if listed_in is not None else "",
+        containers=containers,
     )
     verdicts = read_verdicts(root, rules.cache_dir)
     if not verdicts:

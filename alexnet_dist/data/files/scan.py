@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -16,7 +16,8 @@ from typing import NamedTuple, TypeAlias
 from alexnet_dist.base.durable import check_regular, replacing, tidy_folder
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import Progress
-from alexnet_dist.data.decode import UnreadableImageError, read_header
+from alexnet_dist.data.decode import ImageSource, UnreadableImageError, read_header
+from alexnet_dist.data.files.containers import Containers
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -29,9 +30,9 @@ _NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))
 class FoundFile(NamedTuple):
     """A file that its name says is an image; nothing has read it yet."""
 
-    path: str  # relative to the root, POSIX
+    path: str  # relative to the root, POSIX; CONTAINER!NAME for a part of a container
     byte_size: int  # -1 where the file cannot even be looked up (a link that leads nowhere)
-    modified_ns: int
+    modified_ns: int  # the container's for a part of one
 
 
 class Header(NamedTuple):
@@ -54,6 +55,7 @@ def scan_headers(
     max_pixels: int,
     progress: bool,
     listed_by: str = "",
+    containers: Containers | None = None,
 ) -> list[Header]:
     """Read the header of every file that is new or changed since the last scan of this root.
 
@@ -66,6 +68,7 @@ def scan_headers(
         progress: show how far it is.
         listed_by: what named the files, where that is not the root alone. Each list has a cache of its own: a cache
             forgets what its scan does not ask for.
+        containers: where the files lie that are parts of larger ones.
 
     Returns:
         One Header for each file, in order. Unreadable files are never remembered.
@@ -75,8 +78,9 @@ def scan_headers(
     known = {
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
-    unknown = [file for file in files if file not in known]
-    scanned = dict(zip(unknown, _read_headers(root, unknown, max_pixels, progress), strict=True))
+    unknown = {file: position for position, file in enumerate(files) if file not in known}
+    find = source_finder(root, files, containers)
+    scanned = dict(zip(unknown, _read_headers(root, find, list(unknown.values()), max_pixels, progress), strict=True))
     headers = [known[file] if file in known else scanned[file] for file in files]
     good = {file: header for file, header in zip(files, headers, strict=True) if not header.reason}
     if good.keys() != known.keys():
@@ -84,25 +88,47 @@ def scan_headers(
     return headers
 
 
-def _read_headers(root: Path, files: Sequence[FoundFile], max_pixels: int, progress: bool) -> Iterable[Header]:
-    """Headers in the order of `files`, read by several threads."""
+def source_finder(
+    root: Path, files: Sequence[FoundFile], containers: Containers | None, whole: bool = False
+) -> Callable[[int], ImageSource]:
+    """What gives decoders the file at a position of a list: its path, or the part of a container.
+
+    Args:
+        root: folder the paths of `files` are relative to.
+        files: the list.
+        containers: where they lie, if they are parts of larger files; else None.
+        whole: read such a part at once, for who needs all of it.
+
+    Returns:
+        A function of the position. It raises UnreadableImageError where there is no such container any more.
+    """
     folder = os.path.join(root, "")
+    if containers is None:
+        return lambda position: folder + files[position].path
+    read = containers.read if whole else containers.open
+    return lambda position: read(folder, position, files[position].byte_size)
+
+
+def _read_headers(
+    root: Path, find: Callable[[int], ImageSource], positions: Sequence[int], max_pixels: int, progress: bool
+) -> Iterable[Header]:
+    """Headers in the order of `positions`, read by several threads."""
 
     def read_some(first: int) -> list[Header]:
-        return [_read_one(folder + file.path, max_pixels) for file in files[first : first + _FILES_PER_TASK]]
+        return [_read_one(find, position, max_pixels) for position in positions[first : first + _FILES_PER_TASK]]
 
     headers: list[Header] = []
-    bar = Progress(f"scanning {root}", len(files), shown=progress)
+    bar = Progress(f"scanning {root}", len(positions), shown=progress)
     with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
-        for some in pool.map(read_some, range(0, len(files), _FILES_PER_TASK)):
+        for some in pool.map(read_some, range(0, len(positions), _FILES_PER_TASK)):
             headers += some
             bar.advance(len(some))
     return headers
 
 
-def _read_one(path: str, max_pixels: int) -> Header:
+def _read_one(find: Callable[[int], ImageSource], position: int, max_pixels: int) -> Header:
     try:
-        return Header(*read_header(path, max_pixels))
+        return Header(*read_header(find(position), max_pixels))
     except UnreadableImageError as error:
         return Header(0, 0, False, str(error))
 

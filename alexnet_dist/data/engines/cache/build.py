@@ -198,13 +198,16 @@ def _can_be_decoded(layout: Layout, sample_id: int) -> bool:
 
 
 def read_change_times(index: SampleIndex) -> IntArray:
-    """(N,) when each file was changed, in nanoseconds; 0 where there is none.
+    """(N,) when each file, or its container, was changed, in nanoseconds; 0 where there is none.
 
     The index holds paths and byte sizes. A picture that was edited under its old name may keep its byte size.
     """
     if not index.has_files:
         return np.zeros(len(index), np.int64)
-    folder = os.path.join(index.root, "")
+    folder, containers = os.path.join(index.root, ""), index.containers
+    if containers is not None:
+        times = [_read_change_time(folder + name) for name in containers.names]
+        return np.array(times, np.int64)[containers.numbers]
 
     def read_some(first: int) -> list[int]:
         return [_read_change_time(folder + path) for path in index.paths[first : first + _FILES_PER_TASK]]

@@ -128,7 +128,7 @@ def _run_pipeline(
     def give() -> Iterator[tuple[object, ...]]:
         for feed in feeder.prepare_ahead(start, stop, pool, ahead=max(1, loader.workers)):
             waiting.append(feed)
-            write_names(note, (some.inputs.name for some in waiting if some.inputs is not None))
+            write_names(note, (some.names for some in waiting if some.names is not None))
             if feed.inputs is not None:
                 yield feed.inputs.flatten()
 

@@ -1,4 +1,5 @@
-"""What enters the DALI pipeline at a step: names of files, the plan's numbers, and pixels where DALI cannot be asked.
+"""What enters the DALI pipeline at a step: names of files, or the bytes of files that lie in containers, the plan's
+numbers, and pixels where DALI cannot be asked.
 
 One damaged file ends a DALI pipeline, and an ended one takes its batch with it. So a file goes in by its name only if
 it is of a plain kind, has the length that the scan found, has not changed since, and ends as its format does: a region
@@ -38,7 +39,9 @@ ENDINGS = (b"\xff\xd9", b"\x60\x82")  # of a JPEG and of a PNG
 class Inputs(NamedTuple):
     """What DALI gets for n images, n > 0; in pixels where nothing else is said."""
 
-    name: Array  # (n, L) uint8, bytes of a file's name and a zero or more; only zeros where `pixels` holds the image
+    # (n, L) uint8, a file's name and a zero or more; or n times (L,) uint8 its contents, of one in a container. Only
+    # zeros where `pixels` holds the image
+    file: Array | list[Pixels]
     is_file: Array  # (n,) bool
     pixels: list[Pixels] | Array  # n times (H, W, C) the window; a black pixel where the image is in a file
     start: Array  # (n, 2) int32 x, y of the window
@@ -67,6 +70,7 @@ class Feed(NamedTuple):
     file_ids: list[int]  # images that DALI decodes
     means: npt.NDArray[np.float32]  # (B, C) mean of the normalization minus the color shift
     gains: npt.NDArray[np.float32]  # (m, 4) of the first and last column, first and last line; see `find_edge_gains`
+    names: Array | None  # (n, L) uint8 as in `Inputs.file`, of all files that DALI has of the step
     inputs: Inputs | None  # None where no row is in the pipeline
 
 
@@ -101,8 +105,9 @@ class Feeder:
                 mask[first : first + views] = False
                 bad_files.append(BadFile(self._find_path(int(rows.ids[first])), str(error)))
         present = rows.take(mask)
-        named = zip(images, present.ids[::views].tolist(), strict=True)
+        named = list(zip(images, present.ids[::views].tolist(), strict=True))
         means = find_means(loader, rows)
+        inputs = describe_images(images, present, means[mask], loader) if images else None
         return Feed(
             rows=rows,
             mask=mask,
@@ -110,8 +115,18 @@ class Feeder:
             file_ids=[sample_id for image, sample_id in named if isinstance(image, bytes)],
             means=means,
             gains=find_edge_gains(present, loader.plan.augmentation.crop_size),
-            inputs=describe_images(images, present, means[mask], loader) if images else None,
+            names=inputs and self._name_files(inputs, named),
+            inputs=inputs,
         )
+
+    def _name_files(self, inputs: Inputs, named: list[tuple[bytes | Pixels, int]]) -> Array:
+        """(n, L) the files that DALI is given, by the names that messages have for them."""
+        if isinstance(inputs.file, np.ndarray):
+            return inputs.file
+        return stack_names([self._name(sample_id) if isinstance(image, bytes) else b"" for image, sample_id in named])
+
+    def _name(self, sample_id: int) -> bytes:
+        return os.fsencode(self.loader.index.locate(sample_id))
 
     def prepare_ahead(self, start: int, stop: int, pool: ThreadPoolExecutor, ahead: int) -> Iterator[Feed]:
         """The steps in their order; threads prepare up to `ahead` of them before they are asked for."""
@@ -171,7 +186,7 @@ class Feeder:
         return ""
 
     def _find_image(self, rows: StepPlan, row: int) -> bytes | Pixels:
-        """The name of a file that DALI can be given, or the window's pixels.
+        """The name of a file that DALI can be given, or its contents if it lies in a container; or the window's pixels.
 
         Raises:
             UnreadableImageError: there is no such image.
@@ -179,9 +194,12 @@ class Feeder:
         index, sample_id = self.loader.index, int(rows.ids[row])
         self.loader.plan.check_fits(sample_id)
         if index.is_plain[sample_id] and sample_id not in self.distrusted:
-            name = os.fsencode(os.path.join(index.root, index.paths[sample_id]))
-            if is_whole(name, int(index.byte_sizes[sample_id]), self.since_ns):
-                return name
+            if index.containers is None:
+                name = self._name(sample_id)
+                if is_whole(name, int(index.byte_sizes[sample_id]), self.since_ns):
+                    return name
+            elif (data := index.find_encoded(sample_id))[-2:] in ENDINGS:
+                return data
         loader = self.loader
         return np.ascontiguousarray(
             index.load_pixels(sample_id, loader.channels, loader.max_pixels, rows.windows[row].tolist())
@@ -229,7 +247,7 @@ def describe_images(
     """The numbers for n images.
 
     Args:
-        images: the name of the file, or the pixels of the window (H, W, C).
+        images: the name or the contents of the file, or the pixels of the window (H, W, C).
         rows: n rows, or n times the number of views.
         means: (rows, C) subtracted from the pixels, unless operations on bytes come before.
         loader: of the plan.
@@ -240,8 +258,10 @@ def describe_images(
     shape, margins = windows[:, 3:1:-1], find_margins(windows[:, 2:], resized)[:, ::-1]  # height, width from here on
     dots = np.zeros((len(images), 1, 1, loader.channels), np.uint8)
     dot, has_pixels = dots[0], not all(isinstance(image, bytes) for image in images)
+    files = [image if isinstance(image, bytes) else b"" for image in images]
+    has_names = loader.index.containers is None
     return Inputs(
-        name=stack_names([image if isinstance(image, bytes) else b"" for image in images]),
+        file=stack_names(files) if has_names else [np.frombuffer(data or b"\0", np.uint8) for data in files],
         is_file=np.array([isinstance(image, bytes) for image in images]),
         pixels=[dot if isinstance(image, bytes) else image for image in images] if has_pixels else dots,
         start=windows[:, :2].astype(np.int32),

@@ -40,6 +40,7 @@ class Recipe:
         layout: of the crops, HWC or CHW.
         decoder: cpu, or mixed for a GPU.
         hw_decoder_load: part of the JPEGs for a GPU's hardware decoder.
+        has_names: files come by their names, and not as what is in them.
     """
 
     side: int
@@ -49,6 +50,7 @@ class Recipe:
     layout: str
     decoder: str
     hw_decoder_load: float
+    has_names: bool
 
 
 def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
@@ -72,6 +74,7 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
         layout="HWC" if loader.channels_last else "CHW",
         decoder="mixed" if on_gpu else "cpu",
         hw_decoder_load=loader.hw_decoder_load,
+        has_names=loader.index.containers is None,
     )
     pipeline = dali.pipeline_def(_define_graph, enable_conditionals=True)(
         source,
@@ -152,7 +155,7 @@ def _surround_with_zeros(picture: Any, given: Any, recipe: Recipe) -> Any:
 
 def _decode_window(given: Any, recipe: Recipe) -> Any:
     # Read, not mapped: a mapped file that is cut short while it is decoded kills the process.
-    encoded = fn.io.file.read(given.name, dont_use_mmap=True)
+    encoded = fn.io.file.read(given.file, dont_use_mmap=True) if recipe.has_names else given.file
     picture = fn.decoders.image_slice(
         encoded,
         start=given.start,
