@@ -125,7 +125,7 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
     import numpy as np
 
     from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
-    from alexnet_dist.data.files.scan import scan_headers
+    from alexnet_dist.data.files.scan import FileSet, scan_headers
     from alexnet_dist.data.index import BadFile, SampleIndex
     from alexnet_dist.data.plan import Augmentation, find_unfit
     from alexnet_dist.data.sources.folders import list_images_below
@@ -134,7 +134,7 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
         raise DataError("no such folder", where=str(folder), remedy="give --data a folder of images")
     found = list_images_below(folder)
     files = [found[position] for position in np.unique(np.linspace(0, len(found) - 1, limit).astype(int))]
-    headers = scan_headers(folder, files, cache_dir=scratch, max_pixels=DEFAULT_MAX_PIXELS, progress=True)
+    headers = scan_headers(FileSet(folder, files), cache_dir=scratch, max_pixels=DEFAULT_MAX_PIXELS, progress=True)
     sizes = np.array([(recipe.crop, recipe.crop) if header.reason else header[:2] for header in headers])
     unfit = find_unfit(sizes, Augmentation(recipe.crop, recipe.resize))
     reasons = [header.reason or unfit.get(number, "") for number, header in enumerate(headers)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from alexnet_dist.base.machine import available_cores
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.options import add_options, check_at_least_one
+from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.files.verify import verify_files
-from alexnet_dist.data.sources.source import FileSet
 from alexnet_dist.runs.ownership import is_own_table
 from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
@@ -92,14 +91,11 @@ def verify_sets(
     bad_files: dict[str, str] = {}
     for name, images in list(_list_sets(data)):  # a set that is missing is said before hours of work
         reasons = verify_files(
-            images.root,
-            images.files,
+            images,
             cache_dir=cache_dir(data),
             max_pixels=data.max_pixels,
             workers=workers,
             progress=True,
-            listed_by=_name_list(images),
-            containers=images.containers,
             again=again,
         )
         if config is not None:
@@ -126,15 +122,7 @@ def _judge_fit(config: Config, name: str, images: FileSet) -> list[str]:
     from alexnet_dist.data.plan import find_unfit
 
     data = config.data
-    headers = scan_headers(
-        images.root,
-        images.files,
-        cache_dir=cache_dir(data),
-        max_pixels=data.max_pixels,
-        progress=False,
-        listed_by=_name_list(images),
-        containers=images.containers,
-    )
+    headers = scan_headers(images, cache_dir=cache_dir(data), max_pixels=data.max_pixels, progress=False)
     recipe = build_augmentation(config.augment, config.model.image_size)
     is_held_out = data.val is None and (data.val_fraction > 0 or data.folds is not None)
     recipes = [recipe] if name == "train" else []
@@ -165,10 +153,6 @@ def _list_sets(data: DataConfig) -> Iterator[tuple[str, FileSet]]:
     assert source.list_files is not None
     for key in options.parts:
         yield key, source.list_files(options, key)
-
-
-def _name_list(images: FileSet) -> str:
-    return os.path.abspath(images.listed_in) if images.listed_in is not None else ""
 
 
 def _check_out(out: Path, root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.files.containers import Containers
-from alexnet_dist.data.files.scan import FoundFile, Header, scan_headers
+from alexnet_dist.data.files.scan import FileSet, FoundFile, Header, scan_headers
 from alexnet_dist.data.files.verify import read_verdicts
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
 
@@ -70,7 +69,8 @@ def index_files(
     reasons = reasons or [""] * len(files)
     there = [position for position, reason in enumerate(reasons) if not reason]
     places = None if containers is None else containers.take(there)
-    found = iter(_scan_files(root, [files[position] for position in there], rules, listed_in, places))
+    looked_up = FileSet(root, [files[position] for position in there], listed_in=listed_in, containers=places)
+    found = iter(_scan_files(looked_up, rules))
     headers = [Header(0, 0, False, reason) if reason else next(found) for reason in reasons]
     bad_files = tuple(
         BadFile(file.path, header.reason) for file, header in zip(files, headers, strict=True) if header.reason
@@ -93,27 +93,13 @@ def index_files(
     return index
 
 
-def _scan_files(
-    root: Path,
-    files: Sequence[FoundFile],
-    rules: FileRules,
-    listed_in: Path | None,
-    containers: Containers | None,
-) -> list[Header]:
+def _scan_files(images: FileSet, rules: FileRules) -> list[Header]:
     """The headers of files. What `verify_files` found to be bad counts as unreadable until the file changes."""
-    headers = scan_headers(
-        root,
-        files,
-        cache_dir=rules.cache_dir,
-        max_pixels=rules.max_pixels,
-        progress=rules.progress,
-        listed_by=os.path.abspath(listed_in) if listed_in is not None else "",
-        containers=containers,
-    )
-    verdicts = read_verdicts(root, rules.cache_dir)
+    headers = scan_headers(images, cache_dir=rules.cache_dir, max_pixels=rules.max_pixels, progress=rules.progress)
+    verdicts = read_verdicts(images.root, rules.cache_dir)
     if not verdicts:
         return headers
-    pairs = zip(files, headers, strict=True)
+    pairs = zip(images.files, headers, strict=True)
     return [header if header.reason else header._replace(reason=verdicts.get(file, "")) for file, header in pairs]
 
 

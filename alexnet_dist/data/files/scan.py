@@ -8,8 +8,9 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -44,81 +45,83 @@ class Header(NamedTuple):
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class FileSet:
+    """Some image files, not yet read.
+
+    Args:
+        root: folder the paths are relative to.
+        files: the images.
+        missing: files that a manifest lists and that cannot be looked up, as (path, reason).
+        listed_in: the list that names the files; None where they are what lies below the root.
+        containers: where the files lie, if they are parts of larger ones.
+    """
+
+    root: Path
+    files: Sequence[FoundFile]
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    listed_in: Path | None = None
+    containers: Containers | None = None
+
+    @property
+    def listed_by(self) -> str:
+        """What named the files, where that is not the root alone."""
+        return os.path.abspath(self.listed_in) if self.listed_in is not None else ""
+
+    def find_encoded(self, position: int, whole: bool = False) -> ImageSource:
+        """A file as decoders take it: its path, or the part of a container.
+
+        Args:
+            position: in `files`.
+            whole: read such a part at once, for who needs all of it.
+
+        Raises:
+            UnreadableImageError: there is no such container any more.
+        """
+        path, byte_size, _ = self.files[position]
+        if self.containers is None:
+            return os.path.join(self.root, path)
+        return (self.containers.read if whole else self.containers.open)(self.root, position, byte_size)
+
+
 _Cache: TypeAlias = dict[FoundFile, Header]
 
 
-def scan_headers(
-    root: Path,
-    files: Sequence[FoundFile],
-    *,
-    cache_dir: Path,
-    max_pixels: int,
-    progress: bool,
-    listed_by: str = "",
-    containers: Containers | None = None,
-) -> list[Header]:
+def scan_headers(images: FileSet, *, cache_dir: Path, max_pixels: int, progress: bool) -> list[Header]:
     """Read the header of every file that is new or changed since the last scan of this root.
 
     Args:
-        root: folder the paths of `files` are relative to.
-        files: what to scan.
+        images: what to scan. Each list of files has a cache of its own: a cache forgets what its scan does not ask for.
         cache_dir: where sizes are remembered, by path, byte size and time of change. A cache that is damaged is
             rebuilt, one that cannot be written only costs time.
         max_pixels: an image with more pixels is unreadable.
         progress: show how far it is.
-        listed_by: what named the files, where that is not the root alone. Each list has a cache of its own: a cache
-            forgets what its scan does not ask for.
-        containers: where the files lie that are parts of larger ones.
 
     Returns:
         One Header for each file, in order. Unreadable files are never remembered.
     """
     tidy_folder(cache_dir / "scans")
-    cache_path = cache_dir / "scans" / f"{hash_place(root, listed_by)}.csv"
+    cache_path = cache_dir / "scans" / f"{hash_place(images.root, images.listed_by)}.csv"
     known = {
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
-    unknown = {file: position for position, file in enumerate(files) if file not in known}
-    find = source_finder(root, files, containers)
-    scanned = dict(zip(unknown, _read_headers(root, find, list(unknown.values()), max_pixels, progress), strict=True))
-    headers = [known[file] if file in known else scanned[file] for file in files]
-    good = {file: header for file, header in zip(files, headers, strict=True) if not header.reason}
+    unknown = {file: position for position, file in enumerate(images.files) if file not in known}
+    scanned = dict(zip(unknown, _read_headers(images, list(unknown.values()), max_pixels, progress), strict=True))
+    headers = [known[file] if file in known else scanned[file] for file in images.files]
+    good = {file: header for file, header in zip(images.files, headers, strict=True) if not header.reason}
     if good.keys() != known.keys():
         _write_cache(cache_path, good)
     return headers
 
 
-def source_finder(
-    root: Path, files: Sequence[FoundFile], containers: Containers | None, whole: bool = False
-) -> Callable[[int], ImageSource]:
-    """What gives decoders the file at a position of a list: its path, or the part of a container.
-
-    Args:
-        root: folder the paths of `files` are relative to.
-        files: the list.
-        containers: where they lie, if they are parts of larger files; else None.
-        whole: read such a part at once, for who needs all of it.
-
-    Returns:
-        A function of the position. It raises UnreadableImageError where there is no such container any more.
-    """
-    folder = os.path.join(root, "")
-    if containers is None:
-        return lambda position: folder + files[position].path
-    read = containers.read if whole else containers.open
-    return lambda position: read(folder, position, files[position].byte_size)
-
-
-def _read_headers(
-    root: Path, find: Callable[[int], ImageSource], positions: Sequence[int], max_pixels: int, progress: bool
-) -> Iterable[Header]:
+def _read_headers(images: FileSet, positions: Sequence[int], max_pixels: int, progress: bool) -> Iterable[Header]:
     """Headers in the order of `positions`, read by several threads."""
 
     def read_some(first: int) -> list[Header]:
-        return [_read_one(find, position, max_pixels) for position in positions[first : first + _FILES_PER_TASK]]
+        return [_read_one(images, position, max_pixels) for position in positions[first : first + _FILES_PER_TASK]]
 
     headers: list[Header] = []
-    bar = Progress(f"scanning {root}", len(positions), shown=progress)
+    bar = Progress(f"scanning {images.root}", len(positions), shown=progress)
     with ThreadPoolExecutor(_NUM_THREADS) as pool, bar:
         for some in pool.map(read_some, range(0, len(positions), _FILES_PER_TASK)):
             headers += some
@@ -126,9 +129,9 @@ def _read_headers(
     return headers
 
 
-def _read_one(find: Callable[[int], ImageSource], position: int, max_pixels: int) -> Header:
+def _read_one(images: FileSet, position: int, max_pixels: int) -> Header:
     try:
-        return Header(*read_header(find(position), max_pixels))
+        return Header(*read_header(images.find_encoded(position), max_pixels))
     except UnreadableImageError as error:
         return Header(0, 0, False, str(error))
 

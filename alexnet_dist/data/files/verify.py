@@ -17,7 +17,7 @@ import csv
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,16 +29,8 @@ import numpy.typing as npt
 from alexnet_dist.base.durable import check_regular, disk_errors_named, tidy_folder
 from alexnet_dist.base.errors import MemoryExhaustedError
 from alexnet_dist.base.progress import Progress
-from alexnet_dist.data.decode import ImageSource, UnreadableImageError, decode_image
-from alexnet_dist.data.files.containers import Containers
-from alexnet_dist.data.files.scan import (
-    FoundFile,
-    hash_place,
-    read_table,
-    scan_headers,
-    source_finder,
-    write_table,
-)
+from alexnet_dist.data.decode import UnreadableImageError, decode_image
+from alexnet_dist.data.files.scan import FileSet, FoundFile, hash_place, read_table, scan_headers, write_table
 
 Digests = npt.NDArray[np.uint64]
 
@@ -58,28 +50,16 @@ def read_verdicts(root: Path, cache_dir: Path) -> dict[FoundFile, str]:
 
 
 def verify_files(
-    root: Path,
-    files: Sequence[FoundFile],
-    *,
-    cache_dir: Path,
-    max_pixels: int,
-    workers: int,
-    progress: bool,
-    listed_by: str = "",
-    containers: Containers | None = None,
-    again: bool = False,
+    images: FileSet, *, cache_dir: Path, max_pixels: int, workers: int, progress: bool, again: bool = False
 ) -> list[str]:
     """Decode every file that is not known to be good, and remember what was found.
 
     Args:
-        root: folder the paths of `files` are relative to.
-        files: what to verify.
+        images: what to verify.
         cache_dir: where headers and verdicts are remembered.
         max_pixels: an image with more pixels is bad.
         workers: threads; Pillow decodes them at once.
         progress: show a bar once it has taken two seconds.
-        listed_by: see `scan_headers`.
-        containers: where the files lie that are parts of larger ones.
         again: decode the files that are known to be good, too.
 
     Returns:
@@ -89,33 +69,23 @@ def verify_files(
         MachineError: the verdicts cannot be written.
         MemoryExhaustedError: an image does not fit into memory, which says nothing about the file.
     """
-    headers = scan_headers(
-        root,
-        files,
-        cache_dir=cache_dir,
-        max_pixels=max_pixels,
-        progress=progress,
-        listed_by=listed_by,
-        containers=containers,
-    )
+    headers = scan_headers(images, cache_dir=cache_dir, max_pixels=max_pixels, progress=progress)
     reasons = [header.reason for header in headers]
     tidy_folder(cache_dir / "verified")
-    memory = _recall(root, files, cache_dir)
-    digests = np.fromiter(map(_hash_file, files), _DIGEST, len(files))
-    is_good = np.zeros(len(files), np.bool_) if again else np.isin(digests, memory.read_good())
+    memory = _recall(images.root, images.files, cache_dir)
+    digests = np.fromiter(map(_hash_file, images.files), _DIGEST, len(images.files))
+    is_good = np.zeros(len(digests), np.bool_) if again else np.isin(digests, memory.read_good())
     todo = [
         position
-        for position, file in enumerate(files)
+        for position, file in enumerate(images.files)
         if not reasons[position] and (not is_good[position] or file in memory.bad)
     ]
-    bar = Progress(f"decoding {root}", len(todo), shown=progress)
-    find = source_finder(root, files, containers, whole=True)
-    judge = partial(_judge_file, root, files, find, max_pixels)
-    verdicts = _decode_files(judge, todo, workers)
+    bar = Progress(f"decoding {images.root}", len(todo), shown=progress)
+    verdicts = _decode_files(images, todo, max_pixels, workers)
     with bar, contextlib.closing(verdicts), memory.saving():
         for position, reason in zip(todo, verdicts, strict=True):
             reasons[position] = reason
-            memory.note(files[position], int(digests[position]), reason)
+            memory.note(images.files[position], int(digests[position]), reason)
             bar.advance()
     return reasons
 
@@ -202,23 +172,20 @@ def _hash_file(file: FoundFile) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=_BYTES_PER_DIGEST).digest(), "little")
 
 
-def _decode_files(judge: Callable[[int], str], positions: Sequence[int], workers: int) -> Generator[str]:
+def _decode_files(images: FileSet, positions: Sequence[int], max_pixels: int, workers: int) -> Generator[str]:
     """Why each file is bad, in order, found by several threads."""
+    judge = partial(_judge_file, images, max_pixels)
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(positions), FILES_AT_ONCE):
             yield from pool.map(judge, positions[first : first + FILES_AT_ONCE])
 
 
-def _judge_file(
-    root: Path, files: Sequence[FoundFile], find: Callable[[int], ImageSource], max_pixels: int, position: int
-) -> str:
+def _judge_file(images: FileSet, max_pixels: int, position: int) -> str:
     try:
-        decode_image(find(position), max_pixels=max_pixels)
+        decode_image(images.find_encoded(position, whole=True), max_pixels=max_pixels)
     except UnreadableImageError as error:
         return str(error)
     except MemoryError:
-        remedy = "lower --workers, or data.max_pixels"
-        raise MemoryExhaustedError(
-            "no memory to decode an image", where=str(root / files[position].path), remedy=remedy
-        ) from None
+        where, remedy = str(images.root / images.files[position].path), "lower --workers, or data.max_pixels"
+        raise MemoryExhaustedError("no memory to decode an image", where=where, remedy=remedy) from None
     return ""

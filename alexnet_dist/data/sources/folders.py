@@ -21,10 +21,10 @@ from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.files.index_files import FileRules, index_files
-from alexnet_dist.data.files.scan import FoundFile
+from alexnet_dist.data.files.scan import FileSet, FoundFile
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY, explain_missing_folder, refuse_other_layouts
-from alexnet_dist.data.sources.source import ROOT_REMEDY, FileSet, Source, SourceOptions, find_given_root
+from alexnet_dist.data.sources.source import ROOT_REMEDY, Source, SourceOptions, find_given_root
 
 LIST_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")  # of files that list images
 IMAGE_EXTENSIONS = (

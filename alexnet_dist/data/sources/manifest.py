@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
 from alexnet_dist.data.files.index_files import FileRules, index_files
+from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.manifest_labels import derive_classes, find_class_lists, number_labels
 from alexnet_dist.data.sources.manifest_read import (
@@ -23,7 +24,7 @@ from alexnet_dist.data.sources.manifest_read import (
     refuse_other_root,
 )
 from alexnet_dist.data.sources.manifest_table import ColumnNames
-from alexnet_dist.data.sources.source import FileSet, Source, SourceOptions, find_given_root
+from alexnet_dist.data.sources.source import Source, SourceOptions, find_given_root
 
 logger = logging.getLogger("alexnet_dist")
 

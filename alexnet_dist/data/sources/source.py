@@ -15,9 +15,8 @@ from typing import cast
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.base.sources import SOURCES
-from alexnet_dist.data.files.containers import Containers
 from alexnet_dist.data.files.index_files import FileRules
-from alexnet_dist.data.files.scan import FoundFile
+from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.layouts import explain_missing_folder
 
@@ -57,25 +56,6 @@ class SourceOptions:
     synthetic_classes: int = 10
     synthetic_size: int = 256
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class FileSet:
-    """The image files of one part, not yet read.
-
-    Args:
-        root: folder the paths are relative to.
-        files: the images.
-        missing: files that a manifest lists and that cannot be looked up, as (path, reason).
-        listed_in: the manifest; None without one.
-        containers: where the files lie, if they are parts of larger ones.
-    """
-
-    root: Path
-    files: list[FoundFile]
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    listed_in: Path | None = None
-    containers: Containers | None = None
 
 
 def find_given_root(options: SourceOptions, remedy: str = ROOT_REMEDY) -> Path:

@@ -15,7 +15,7 @@ from helpers.terminal import Terminal
 
 from alexnet_dist.data.decode import read_header
 from alexnet_dist.data.files import scan as header_scan
-from alexnet_dist.data.files.scan import FoundFile, scan_headers
+from alexnet_dist.data.files.scan import FileSet, FoundFile, scan_headers
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_scan_shows_how_far_it_is(root: Path, monkeypatch: pytest.MonkeyPatch)
 
     def see(progress: bool) -> str:
         monkeypatch.setattr("sys.stderr", screen := Terminal())
-        scan_headers(root, files, cache_dir=root.parent / str(progress), max_pixels=10**6, progress=progress)
+        scan_headers(FileSet(root, files), cache_dir=root.parent / str(progress), max_pixels=10**6, progress=progress)
         return screen.getvalue()
 
     assert see(progress=False) == ""

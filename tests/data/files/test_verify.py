@@ -19,7 +19,7 @@ from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
 from alexnet_dist.cli.main import run
 from alexnet_dist.data.decode import decode_image
 from alexnet_dist.data.files import verify
-from alexnet_dist.data.files.scan import FoundFile
+from alexnet_dist.data.files.scan import FileSet, FoundFile
 from alexnet_dist.data.files.verify import read_verdicts, verify_files
 from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.sources.folders import list_class_folders, list_images, scan_folder
@@ -70,7 +70,7 @@ def verify_root(root: Path, **settings: Any) -> dict[str, str]:
     """Reasons of the bad files, by path."""
     files = find_files(root)
     values = {"cache_dir": root.parent.parent / "cache", "max_pixels": 10**6, "workers": 2, "progress": False}
-    reasons = verify_files(root, files, **(values | settings))
+    reasons = verify_files(FileSet(root, files), **(values | settings))
     return {file.path: reason for file, reason in zip(files, reasons, strict=True) if reason}
 
 
@@ -177,7 +177,8 @@ def test_bad_files_of_other_lists_are_kept(root: Path) -> None:
     cut_off(root / "dog" / "0.jpg")
     (dog,) = (file for file in find_files(root) if file.path == "dog/0.jpg")
     cache = root.parent.parent / "cache"
-    verify_files(root, [dog], cache_dir=cache, max_pixels=10**6, workers=1, progress=False, listed_by="dogs.txt")
+    dogs = FileSet(root, [dog], listed_in=Path("dogs.txt"))
+    verify_files(dogs, cache_dir=cache, max_pixels=10**6, workers=1, progress=False)
     assert {file.path for file in read_verdicts(root, cache)} == {CUT, "dog/0.jpg"}
 
 

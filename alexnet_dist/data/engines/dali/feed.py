@@ -198,8 +198,10 @@ class Feeder:
                 name = self._name(sample_id)
                 if is_whole(name, int(index.byte_sizes[sample_id]), self.since_ns):
                     return name
-            elif (data := index.find_encoded(sample_id))[-2:] in ENDINGS:
-                return data
+            else:
+                data = index.containers.read(index.root, sample_id, int(index.byte_sizes[sample_id]))
+                if data[-2:] in ENDINGS:
+                    return data
         loader = self.loader
         return np.ascontiguousarray(
             index.load_pixels(sample_id, loader.channels, loader.max_pixels, rows.windows[row].tolist())
