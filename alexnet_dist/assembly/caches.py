@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 
-from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError
+from alexnet_dist.base.errors import AlexNetDistError
 from alexnet_dist.base.machine import available_cores
-from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.base.signals import StopRequest, raise_stopped
 from alexnet_dist.data.engines.cache.build import build_store, iterate_build
 from alexnet_dist.data.engines.cache.engine import find_layout
 from alexnet_dist.data.engines.cache.store import Layout
@@ -47,7 +46,7 @@ def build_caches(runtime: Runtime, data: DataConfig, loaders: Sequence[Loader], 
     with contextlib.closing(_build_all(layouts, data)) as turns:
         # In turns, because a process that waits for a collective longer than half an hour gives up.
         while not runtime.on_main(lambda: _take_turn(turns)):
-            _stop_together(runtime, stop)
+            raise_stopped(runtime.agree(*stop.counts()))
     runtime.raise_together(_build_elsewhere(layouts, data))
 
 
@@ -67,13 +66,6 @@ def _take_turn(turns: Iterator[int]) -> bool:
     """Build for a while; whether all is done."""
     end = time.monotonic() + TURN_SECONDS
     return all(time.monotonic() < end for _ in turns)
-
-
-def _stop_together(runtime: Runtime, stop: StopRequest) -> None:
-    interrupts, terminations = runtime.agree(*stop.counts())
-    if interrupts or terminations:
-        number = signal.SIGINT if interrupts else signal.SIGTERM
-        raise InterruptedRunError(number)
 
 
 def _build_elsewhere(layouts: Sequence[Layout], data: DataConfig) -> AlexNetDistError | None:

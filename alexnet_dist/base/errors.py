@@ -87,22 +87,25 @@ class MemoryExhaustedError(AlexNetDistError):
 
 
 class InterruptedRunError(AlexNetDistError):
-    """A signal stopped the run at a step boundary; it can be resumed. Its line is `describe_stop`'s, and no error.
+    """A signal or the program stopped the run at a step boundary; it can be resumed. Its line is no error.
 
     Args:
-        signal_number: SIGINT (exit code 130) or SIGTERM (143).
+        signal_number: SIGINT (exit code 130) or SIGTERM (143); None = the program asked (143).
         step: at which the state was saved; None = there was nothing to save.
     """
 
-    def __init__(self, signal_number: int, step: int | None = None) -> None:
+    def __init__(self, signal_number: int | None, step: int | None = None) -> None:
         super().__init__(describe_stop(signal_number, step))
         self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + (signal_number or signal.SIGTERM)
 
 
-def describe_stop(signal_number: int, step: int | None = None) -> str:
-    """What a stopped program says: Ctrl-C is what its user did, and another signal has a name."""
-    by = "" if signal_number == signal.SIGINT else f" by {signal.Signals(signal_number).name}"
+def describe_stop(signal_number: int | None, step: int | None = None) -> str:
+    """What a stopped program says: Ctrl-C is what its user did, another signal has a name; None = the program asked."""
+    if signal_number is None:
+        by = " by the program"
+    else:
+        by = "" if signal_number == signal.SIGINT else f" by {signal.Signals(signal_number).name}"
     saved = "" if step is None else f" Saved at step {step}."
     return f"Stopped{by}.{saved} Run the same command again to continue."
 

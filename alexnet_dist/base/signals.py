@@ -11,11 +11,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from alexnet_dist.base.ending import leave
-from alexnet_dist.base.errors import describe_stop
+from alexnet_dist.base.errors import InterruptedRunError, describe_stop
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import open_closed_streams
 
@@ -130,11 +130,15 @@ class StopRequest:
     """Remembers the first signal; a second one after two seconds ends the process at once.
 
     Nothing else happens in the handler: acting there, on one process alone, would leave the others waiting.
+
+    Args:
+        is_wanted: asked before each batch: whether the program wants the run to stop. Signals do not reach each thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_wanted: Callable[[], object] | None = None) -> None:
         self.received: int | None = None
         self._time = 0.0
+        self._is_wanted = is_wanted
 
     def listen(self) -> None:
         """Take over SIGINT, SIGTERM and SIGHUP, where signals reach this thread at all."""
@@ -147,6 +151,22 @@ class StopRequest:
         elif time.monotonic() - self._time > PATIENCE_SECONDS:
             leave(128 + number)
 
-    def counts(self) -> tuple[int, int]:
-        """(1 or 0 for SIGINT, 1 or 0 for SIGTERM, which SIGHUP counts as), to be summed over the processes."""
-        return int(self.received == signal.SIGINT), int(self.received in (signal.SIGTERM, signal.SIGHUP))
+    def counts(self) -> tuple[int, int, int]:
+        """1 or 0 each for SIGINT, SIGTERM (which SIGHUP counts as) and the program, to be summed over the processes."""
+        is_ended = self.received in (signal.SIGTERM, signal.SIGHUP)
+        is_wanted = self._is_wanted is not None and bool(self._is_wanted())
+        return int(self.received == signal.SIGINT), int(is_ended), int(is_wanted)
+
+
+def raise_stopped(counts: Sequence[int]) -> None:
+    """End the run where some process was asked to.
+
+    Args:
+        counts: those of `StopRequest.counts`, summed over the processes.
+
+    Raises:
+        InterruptedRunError: some process was asked to stop.
+    """
+    for count, number in zip(counts, (signal.SIGINT, signal.SIGTERM, None), strict=True):
+        if count:
+            raise InterruptedRunError(number)

@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from alexnet_dist.base.errors import AlexNetDistError, UsageError
@@ -30,11 +31,12 @@ def train(
     *,
     new: bool = False,
     resume_from: str | Path | None = None,
+    stop: Event | Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Train as the verb `train` does, or go on with the run in `output_dir`; what its summary.json holds.
 
     It works in a script, in a notebook and in any thread. In the main thread SIGINT, SIGTERM and SIGHUP ask the run to
-    stop at its next step, and do afterwards what they did before. Under a launcher (torchrun, accelerate launch) every
+    stop at its next step, and do afterwards what they did before. In any thread `stop` asks for the same. Under a launcher (torchrun, accelerate launch) every
     process calls it, joins the others and leaves them at the end.
 
     Args:
@@ -43,6 +45,9 @@ def train(
         changes: settings that win, in the same form.
         new: keep an earlier run under another name and start afresh.
         resume_from: checkpoint to go on from; None = the newest intact one.
+        stop: an event, or a function without arguments that is called before each batch, in this thread. Once the event
+            is set, or the function gives something true, in any of the processes, the run is saved and
+            InterruptedRunError raised.
 
     Raises:
         UsageError: a setting that is unknown or cannot be meant, or no output_dir.
@@ -51,16 +56,20 @@ def train(
         MachineError: a device, package, disk or launcher that does not give what was asked for.
         DivergedError: a loss that is not finite.
         MemoryExhaustedError: no memory.
-        InterruptedRunError: a signal asked to stop. The same call goes on.
+        InterruptedRunError: a signal or `stop` asked to stop. The same call goes on.
     """
     settings = settle_config(config, changes or {}, "train()")
     if settings.output_dir is None:
         raise UsageError("output_dir is missing", where="train()", remedy='give it, as in "output_dir": "runs/name"')
+    is_wanted = getattr(stop, "is_set", stop)  # multiprocessing has events, too
+    if is_wanted is not None and not callable(is_wanted):
+        raise TypeError(f"stop is an event or a function; got {type(stop).__name__}")
     tune_allocator()
     settle_home()
     with _program_kept():
         try:
-            return session.train(settings, new, None if resume_from is None else os.fspath(resume_from))
+            named = None if resume_from is None else os.fspath(resume_from)
+            return session.train(settings, new, named, stop=is_wanted)
         except AlexNetDistError:
             raise
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,13 @@ from alexnet_dist.training.state import TrainState, restore
 from alexnet_dist.training.update_rules import merged_norms
 
 
-def train(config: Config, new: bool = False, resume_from: str | None = None, may_move: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    new: bool = False,
+    resume_from: str | None = None,
+    may_move: bool = False,
+    stop: Callable[[], object] | None = None,
+) -> dict[str, Any]:
     """Train as the settings say; what summary.json holds. `launch/train.py` and `alexnet_dist.train` call it.
 
     The processes of a launcher join here and part again. In the main thread signals ask the run to stop; in another
@@ -71,6 +77,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
         new: keep an earlier run under another name and start afresh.
         resume_from: checkpoint to go on from; None = the newest intact one.
         may_move: nobody chose output_dir: where it is a run with other settings, take the next free name.
+        stop: says before each batch whether the program wants the run to stop.
 
     Raises:
         AlexNetDistError: whatever a user can mend; see base/errors.py.
@@ -90,7 +97,7 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
         config = replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
-        start, summary = run_session(config, runtime, StopRequest(), new, resume_from)
+        start, summary = run_session(config, runtime, StopRequest(stop), new, resume_from)
     if config.log.plots and runtime.is_main:
         from alexnet_dist.runs.plots import draw_after_training  # only a run that has ended needs it
 

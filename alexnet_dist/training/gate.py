@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError
-from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.base.errors import AlexNetDistError
+from alexnet_dist.base.signals import StopRequest, raise_stopped
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.data.index import BadFile, BadFilesError
 from alexnet_dist.parallel.runtime import Runtime
@@ -17,13 +16,13 @@ from alexnet_dist.parallel.runtime import Runtime
 class BatchGate:
     """Lets batches through.
 
-    One exchange of four integers in host memory carries the number of real images, a request to stop and a bad file;
+    One exchange of five integers in host memory carries the number of real images, a request to stop and a bad file;
     the device is not waited for.
 
     Args:
         runtime: this process among the others.
         skip_bad_files: leave them out instead of ending the run.
-        stop: the signals this process received.
+        stop: the signals that this process received, and what its program wants.
         bad_files: those this process met, with full paths.
     """
 
@@ -41,14 +40,12 @@ class BatchGate:
         """
         self.bad_files.update(batch.bad_files)
         num_fatal = 0 if self.skip_bad_files else len(batch.bad_files)
-        num_images, interrupts, terminations, num_fatal = self.runtime.agree(
-            self.runtime.count_once(batch.num_images), *self.stop.counts(), num_fatal
+        num_images, num_fatal, *stops = self.runtime.agree(
+            self.runtime.count_once(batch.num_images), num_fatal, *self.stop.counts()
         )
         if num_fatal:
             self.runtime.raise_together(name_bad_file(batch.bad_files))
-        if interrupts or terminations:
-            number = signal.SIGINT if interrupts else signal.SIGTERM
-            raise InterruptedRunError(number)
+        raise_stopped(stops)
         return num_images
 
     def gather_bad_files(self) -> set[BadFile]:

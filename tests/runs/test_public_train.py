@@ -113,6 +113,37 @@ def test_a_signal_stops_the_run_and_leaves_the_program_its_own(tmp_path: Path) -
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("run_in", [in_this_thread, in_a_thread])
+@pytest.mark.parametrize("form", ["event", "function"])
+def test_a_program_stops_its_run_in_any_thread(
+    config: Config, run_in: Callable[[Callable[[], Any]], Any], form: str
+) -> None:
+    asked, event = [], threading.Event()
+
+    def is_wanted() -> bool:
+        asked.append(True)
+        return len(asked) > 2
+
+    def train_to_the_stop() -> tuple[str, int]:
+        with pytest.raises(InterruptedRunError) as stopped:
+            train(config, stop=event if form == "event" else is_wanted)
+        return str(stopped.value), stopped.value.exit_code
+
+    event.set()
+    step = 0 if form == "event" else 2
+    line = f"Stopped by the program. Saved at step {step}. Run the same command again to continue."
+    assert run_in(train_to_the_stop) == (line, 143)
+    event.clear()
+    summary = run_in(lambda: train(config, stop=event))
+    assert (summary["status"], summary["step"]) == ("finished", 4)
+
+
+def test_a_stop_that_cannot_be_asked_is_refused(config: Config) -> None:
+    with pytest.raises(TypeError, match="stop is an event or a function; got bool"):
+        train(config, stop=True)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [
@@ -138,7 +169,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings: Any, kind: type[Exc
 
 
 def test_a_lack_of_memory_is_one_line(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **_more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
     monkeypatch.setattr(session, "train", fail)

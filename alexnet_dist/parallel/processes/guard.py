@@ -17,6 +17,7 @@ from pathlib import PurePath
 from alexnet_dist.base.ending import leave
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import world_size_from_environment
+from alexnet_dist.parallel.processes.environment import MPI_NAMES
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -65,17 +66,43 @@ def find_requests(commands: Iterable[Sequence[str]] | None = None) -> Iterator[t
         if count is not None:
             yield count, "accelerate launch", remedy.format(count)
             break
-    nodes, each = (os.environ.get(name, "1") for name in ("PET_NNODES", "PET_NPROC_PER_NODE"))
-    # "1:4" asks for one to four machines; "auto", "gpu" and "cpu" for a number that torchrun alone knows.
-    count = _number(nodes.partition(":")[0]) * _number(each)
-    yield (
-        count,
-        f"PET_NNODES={nodes}, PET_NPROC_PER_NODE={each}",
-        "use torchrun, which reads them, or unset them",
-    )
+    yield from _find_requests_of_torchrun()
+    for names in MPI_NAMES:
+        count = _number(os.environ.get(names[1], "1"))
+        yield count, f"{names[1]}={count}", "mpirun the program itself, with MASTER_ADDR and MASTER_PORT set"
     if "SLURM_PROCID" in os.environ:
-        count = _number(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-        yield count, "tasks of srun", "srun one accelerate launch a machine, see launch/slurm/train.sbatch"
+        yield from _find_requests_of_slurm()
+
+
+def _find_requests_of_torchrun() -> Iterator[tuple[int, str, str]]:
+    """What PET_*, Kubeflow's way to torchrun, and what torchrun itself tells its workers announce."""
+    nodes, each = (os.environ.get(name, "1") for name in ("PET_NNODES", "PET_NPROC_PER_NODE"))
+    remedy = "start with alexnet-dist launch train ... or torchrun, which read them, or unset them"
+    # "1:4" asks for one to four machines.
+    count = _number(nodes.partition(":")[0]) * _count_each(each)
+    yield count, f"PET_NNODES={nodes}, PET_NPROC_PER_NODE={each}", remedy
+    for name, more in (("PET_NODE_RANK", 1), ("GROUP_RANK", 1), ("GROUP_WORLD_SIZE", 0), ("LOCAL_WORLD_SIZE", 0)):
+        count = _number(os.environ.get(name, "0")) + more
+        remedy = "start with alexnet-dist launch or torchrun, or unset it"
+        yield count, f"{name}={os.environ.get(name)}", remedy  # rank 1 is of two at least
+
+
+def _count_each(text: str) -> int:
+    """Processes of a machine; "auto" and "gpu" ask for one on each GPU, and on none for a number that torchrun knows."""
+    if text not in ("auto", "gpu"):
+        return _number(text)
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _find_requests_of_slurm() -> Iterator[tuple[int, str, str]]:
+    tasks, nodes = os.environ.get("SLURM_STEP_NUM_TASKS"), os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    remedy = "srun one accelerate launch a machine, see launch/slurm/train.sbatch"
+    if tasks is not None:
+        yield _number(tasks), "tasks of srun", remedy
+    else:  # the batch script's own shell, which runs on the first node alone
+        yield _number(nodes), f"SLURM_JOB_NUM_NODES={nodes}", remedy
 
 
 def _number(text: str) -> int:

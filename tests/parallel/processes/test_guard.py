@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import rank_from_environment, world_size_from_environment
@@ -95,12 +96,29 @@ use_cpu: true
         ("PET_NNODES=1:4 PET_NPROC_PER_NODE=gpu", 1),
         ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2", 2),
         ("SLURM_PROCID=0 SLURM_NTASKS=2", 1),  # a batch script's own shell
-        ("SLURM_NTASKS=2 SLURM_JOB_ID=7", 1),  # a shell or a notebook inside a reservation
+        ("SLURM_NTASKS=2 SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2", 1),  # a shell or a notebook inside a reservation
+        ("SLURM_PROCID=0 SLURM_JOB_NUM_NODES=2", 2),  # a batch script that starts the program on its first node
+        ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 SLURM_JOB_NUM_NODES=2", 1),  # one of several steps, or a shell of salloc
+        ("PET_NODE_RANK=0", 1),
+        ("PET_NODE_RANK=1", 2),
+        ("GROUP_RANK=1", 2),
+        ("GROUP_WORLD_SIZE=2", 2),
+        ("LOCAL_WORLD_SIZE=2", 2),
+        ("OMPI_COMM_WORLD_SIZE=2", 2),  # under each of which torchrun has started a world of one
+        ("PMI_SIZE=3", 3),
     ],
 )
 def test_requests_of_the_environment(monkeypatch: pytest.MonkeyPatch, variables: str, expected: int) -> None:
     for pair in variables.split():
         monkeypatch.setenv(*pair.split("="))
+    assert requested() == expected
+
+
+@pytest.mark.parametrize(("each", "expected"), [("auto", 8), ("gpu", 8), ("cpu", 2)])
+def test_a_process_for_each_gpu_is_a_request(monkeypatch: pytest.MonkeyPatch, each: str, expected: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("PET_NNODES", "2")
+    monkeypatch.setenv("PET_NPROC_PER_NODE", each)
     assert requested() == expected
 
 
@@ -141,7 +159,7 @@ def test_too_few_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("PET_NNODES", "2")
     monkeypatch.setenv("PET_NPROC_PER_NODE", "2")
-    with pytest.raises(MachineError, match=r"started 2 processes instead of 4 .*use torchrun"):
+    with pytest.raises(MachineError, match=r"started 2 processes instead of 4 .*start with alexnet-dist launch train"):
         check_process_count(2, [])
 
 
