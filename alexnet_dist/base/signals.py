@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from alexnet_dist.base.ending import leave
+from alexnet_dist.base.ending import leave, leave_line
 from alexnet_dist.base.errors import InterruptedRunError, describe_stop
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import open_closed_streams
@@ -67,6 +67,8 @@ class Ending:
         """Print the line; the first process speaks for all, and only once."""
         if self._said.acquire(blocking=False) and rank_from_environment() == 0 and not self.is_over:
             with contextlib.suppress(OSError, ValueError):
+                if leave_line(describe_stop(number)):
+                    return
                 clear = "\r\x1b[K" if os.isatty(2) else ""  # a line that moves may stand there
                 line = f"{clear}{describe_stop(number)}\n"
                 sys.stderr.flush()

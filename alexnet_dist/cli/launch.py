@@ -1,4 +1,4 @@
-"""`launch`: starts another verb through `accelerate launch`, with one of the launch files that we ship."""
+"""`launch`: starts another verb on several processes, through torchrun's launcher or Accelerate's."""
 
 from __future__ import annotations
 
@@ -13,21 +13,30 @@ from alexnet_dist.settings.shipped import find_yaml, shipped_folder
 
 LAUNCHED_VERBS = ("train", "evaluate", "crossval", "doctor")
 FOLDER = "launch/accelerate"
+SUPERVISOR = "alexnet_dist.parallel.processes.launcher"
+TORCH, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
 
-EXAMPLES = """Start a verb on several processes.
+EXAMPLES = """Start a verb on several processes. It ends with the exit code of the process that failed first.
 
 examples:
+  alexnet-dist launch train --config imagenet_subset
+  alexnet-dist launch --nproc_per_node 2 train --config smoke --device cpu
+  alexnet-dist launch --nnodes 2 --node_rank 0 --master_addr 192.0.2.1 train --config imagenet_subset
+  alexnet-dist launch --nnodes 1:4 --master_addr 192.0.2.1 train --config imagenet_subset
   alexnet-dist launch all_gpus --num_processes 4 train --config imagenet_subset
   alexnet-dist launch two_machines --main_process_ip 192.0.2.1 --machine_rank 0 train --config imagenet_subset
-  alexnet-dist launch cpu_processes train --config smoke --device cpu
 
-The first word is a launch file: a path, or one of {files}. The words up to the verb ({verbs}) go to
-`accelerate launch`, the others to the verb. From a checkout the same is
-`accelerate launch --config_file launch/accelerate/FILE.yaml ... launch/VERB.py ...`."""
+The words up to the verb ({verbs}) go to the launcher, the others to the verb. The launcher
+is torchrun's, with its options and its PET_ variables; without --nproc_per_node it starts a process for each GPU. With
+a first word `accelerate`, or a launch file (a path, or one of {files}), it is that of
+`accelerate launch`.
+
+SIGTERM and Ctrl-C reach every process: they save, and the launcher ends with 143 or 130. Mistakes that would come again
+(exit codes 2, 3, 4, 6 and 7) are not repeated by --max_restarts. --debug after the verb shows the launcher's lines."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replace this process by accelerate's launcher; returns only for --help."""
+    """Replace this process by the launcher; returns only for --help."""
     words = list(argv)
     if not words or words[0] in HELP:
         files = ", ".join(sorted(path.stem for path in shipped_folder(FOLDER).glob("*.yaml")))
@@ -37,21 +46,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def build_command(words: Sequence[str]) -> list[str]:
-    """Python's arguments that run accelerate's launcher.
+    """Python's arguments that run a launcher.
 
     Args:
-        words: a launch file, options of `accelerate launch`, a verb, its options.
+        words: `torchrun`, `accelerate`, a launch file or nothing, options of the launcher, a verb, its options.
 
     Raises:
         UsageError: no such launch file, or no verb.
     """
-    file = find_launch_file(words[0])
-    position = next((i for i, word in enumerate(words) if i and word in LAUNCHED_VERBS), None)
+    first, rest = words[0], list(words[1:])
+    if first == "torchrun" or first.startswith("-") or first in LAUNCHED_VERBS:
+        module, options = TORCH, rest if first == "torchrun" else list(words)
+    elif first == "accelerate":
+        module, options = ACCELERATE, rest
+    else:
+        module, options = ACCELERATE, ["--config_file", str(find_launch_file(first)), *rest]
+    position = next((i for i, word in enumerate(options) if word in LAUNCHED_VERBS), None)
     if position is None:
         raise UsageError("no verb to launch", where="command line", remedy=f"give one of {', '.join(LAUNCHED_VERBS)}")
-    options, verb_words = words[1:position], words[position:]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(file)]
-    return [*launcher, *options, "--module", "alexnet_dist", *verb_words]
+    return ["-m", SUPERVISOR, module, *options[:position], "--module", "alexnet_dist", *options[position:]]
 
 
 def find_launch_file(name: str) -> Path:

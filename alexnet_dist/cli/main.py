@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from alexnet_dist.base.ending import leave_line
 from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError, UsageError, describe_stop
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
@@ -150,8 +151,9 @@ def _call_verb(verb: str, argv: Sequence[str]) -> int:
 def _say(error: AlexNetDistError) -> int:
     """Print an error, once however many processes have it; its exit code."""
     if not error.is_said and (rank_from_environment() == 0 or error.is_local):
-        is_asked_for = isinstance(error, InterruptedRunError)
-        print(f"{error}" if is_asked_for else f"error: {error}", file=sys.stderr, flush=True)
+        line = f"{error}" if isinstance(error, InterruptedRunError) else f"error: {error}"
+        if not leave_line(line):
+            print(line, file=sys.stderr, flush=True)
     elif was_launched():
         with contextlib.suppress(KeyboardInterrupt):  # the launcher ends this process as soon as rank 0 has ended
             time.sleep(SPEAK_SECONDS)

@@ -36,8 +36,8 @@ def train(
     """Train as the verb `train` does, or go on with the run in `output_dir`; what its summary.json holds.
 
     It works in a script, in a notebook and in any thread. In the main thread SIGINT, SIGTERM and SIGHUP ask the run to
-    stop at its next step, and do afterwards what they did before. In any thread `stop` asks for the same. Under a launcher (torchrun, accelerate launch) every
-    process calls it, joins the others and leaves them at the end.
+    stop at its next step, and do afterwards what they did before. In any thread `stop` asks for the same. Under a
+    launcher (torchrun, accelerate launch) every process calls it, joins the others and leaves them at the end.
 
     Args:
         config: a YAML file, a name in configs/, settings as {"train": {"epochs": 2}} or {"train.epochs": 2}, in which

@@ -6,30 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_dist.cli.launch import build_command, find_launch_file
+from alexnet_dist.cli.launch import ACCELERATE, SUPERVISOR, TORCH, build_command, find_launch_file
 from alexnet_dist.cli.main import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_words_before_the_verb_go_to_accelerate() -> None:
-    words = ["all_gpus", "--num_processes", "4", "train", "--config", "smoke", "--seed", "1"]
-    command = build_command(words)
-    assert command == [
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(ROOT / "launch" / "accelerate" / "all_gpus.yaml"),
-        "--num_processes",
-        "4",
-        "--module",
-        "alexnet_dist",
-        "train",
-        "--config",
-        "smoke",
-        "--seed",
-        "1",
-    ]
+ALL_GPUS = str(ROOT / "launch" / "accelerate" / "all_gpus.yaml")
+VERB = ["--module", "alexnet_dist", "train", "--config", "smoke", "--nnodes", "9"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["all_gpus", "--num_processes", "4"], [ACCELERATE, "--config_file", ALL_GPUS, "--num_processes", "4"]),
+        (["accelerate", "--multi_gpu"], [ACCELERATE, "--multi_gpu"]),
+        (["torchrun", "--nnodes", "2"], [TORCH, "--nnodes", "2"]),
+        (["--nnodes", "1:4"], [TORCH, "--nnodes", "1:4"]),
+        ([], [TORCH]),
+    ],
+)
+def test_words_before_the_verb_go_to_the_launcher(words: list[str], expected: list[str]) -> None:
+    assert build_command([*words, *VERB[2:]]) == ["-m", SUPERVISOR, *expected, *VERB]
 
 
 @pytest.mark.parametrize("name", ["one_gpu", "one_gpu.yaml", str(ROOT / "launch" / "accelerate" / "one_gpu.yaml")])
@@ -42,7 +40,7 @@ def test_a_launch_file_is_found_by_path_or_name(name: str) -> None:
     [
         (["all_gpu", "train"], "error: no launch file 'all_gpu': neither a file nor a name that we ship; did you mean"),
         (["all_gpus", "--num_processes", "2"], "error: no verb to launch (command line); give one of train, evaluate"),
-        (["train", "--config", "smoke"], "error: no launch file 'train'"),
+        (["torchrn", "train"], "error: no launch file 'torchrn'"),
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

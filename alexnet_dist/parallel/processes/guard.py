@@ -88,7 +88,7 @@ def _find_requests_of_torchrun() -> Iterator[tuple[int, str, str]]:
 
 
 def _count_each(text: str) -> int:
-    """Processes of a machine; "auto" and "gpu" ask for one on each GPU, and on none for a number that torchrun knows."""
+    """Processes of a machine; "auto" and "gpu" ask for one on each GPU, without a GPU torchrun alone knows."""
     if text not in ("auto", "gpu"):
         return _number(text)
     import torch

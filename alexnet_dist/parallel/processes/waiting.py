@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alexnet_dist.base.ending import leave
+from alexnet_dist.base.ending import leave, leave_line
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import local_rank_from_environment, rank_from_environment, world_size_from_environment
 
@@ -52,7 +52,8 @@ def _count(seconds: float, done: threading.Event) -> None:
         why=f"they meet at {place}",
         remedy="start the same command on each machine, and see that each reaches that address",
     )
-    _say(f"error: {error}")
+    if not leave_line(f"error: {error}"):
+        _say(f"error: {error}")
     leave(error.exit_code)
 
 

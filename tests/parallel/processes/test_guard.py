@@ -13,6 +13,7 @@ import torch
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import rank_from_environment, world_size_from_environment
 from alexnet_dist.cli import main as cli
+from alexnet_dist.cli.launch import SUPERVISOR
 from alexnet_dist.parallel.processes import guard as launch_guard
 from alexnet_dist.parallel.processes.guard import ORPHAN_EXIT_CODE, check_process_count, find_requests, was_launched
 
@@ -38,6 +39,7 @@ def requested(*commands: str) -> int:
         (f"{ALONE} --cpu --num-processes=3 --module alexnet_dist train", 3),
         ("python -m accelerate.commands.launch --num_processes 2 launch/train.py", 2),
         ("python -m accelerate.commands.accelerate_cli launch --num_processes 2 launch/train.py", 2),
+        (f"python -m {SUPERVISOR} accelerate.commands.launch --cpu --num_processes 2 --module alexnet_dist train", 2),
         (f"{LAUNCH} launch/train.py --config smoke", 1),
         (f"{LAUNCH} launch/train.py --num_processes 9", 1),  # the script's own words are not the launcher's
         (f"{LAUNCH} --num_processes many launch/train.py", 1),
@@ -98,7 +100,10 @@ use_cpu: true
         ("SLURM_PROCID=0 SLURM_NTASKS=2", 1),  # a batch script's own shell
         ("SLURM_NTASKS=2 SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=2", 1),  # a shell or a notebook inside a reservation
         ("SLURM_PROCID=0 SLURM_JOB_NUM_NODES=2", 2),  # a batch script that starts the program on its first node
-        ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 SLURM_JOB_NUM_NODES=2", 1),  # one of several steps, or a shell of salloc
+        (
+            "SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 SLURM_JOB_NUM_NODES=2",
+            1,
+        ),  # one of several steps, or a shell of salloc
         ("PET_NODE_RANK=0", 1),
         ("PET_NODE_RANK=1", 2),
         ("GROUP_RANK=1", 2),

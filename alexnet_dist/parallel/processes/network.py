@@ -1,0 +1,147 @@
+"""Where the processes of a job meet: a name that resolves, a port that is free, an interface that leads there.
+
+No torch here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+
+import psutil
+
+from alexnet_dist.base.deadlines import call_with_deadline
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.ranks import local_rank_from_environment
+
+RESOLVE_SECONDS = 8.0
+POD_SECONDS = 120.0  # the name of a pod comes with the pod, which may still load its image
+RETRY_SECONDS = 1.0
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+
+
+def resolve_host(host: str, where: str) -> list[str]:
+    """The addresses of a host, IPv4 first.
+
+    Args:
+        host: a name or an address.
+        where: the option or the variable that names it.
+
+    Raises:
+        MachineError: no such name, said within ten seconds; in a pod of Kubernetes, names may take two minutes to come.
+    """
+    is_in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    patience, began, is_said = POD_SECONDS if is_in_pod else RESOLVE_SECONDS, time.monotonic(), False
+    while True:
+        left = began + patience - time.monotonic()
+        why, may_come = "the name server does not answer", False
+        try:
+            found = call_with_deadline(lambda: _look_up(host), min(max(left, 0.1), RESOLVE_SECONDS))
+            if found:
+                return found
+        except (socket.gaierror, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "this is no host name"
+            may_come = is_in_pod or getattr(error, "errno", None) == socket.EAI_AGAIN
+        if not may_come or left <= RETRY_SECONDS:
+            remedy = "give its address, or a name that this machine can look up"
+            raise MachineError(f"no host {host!r} can be found", where=where, why=why, remedy=remedy, is_local=True)
+        if not is_said and left < patience - RESOLVE_SECONDS and local_rank_from_environment() == 0:
+            sys.stderr.write(f"waiting for the host {host!r} to have an address ({where}): {why}\n")
+            sys.stderr.flush()
+            is_said = True
+        time.sleep(RETRY_SECONDS)
+
+
+def _look_up(host: str) -> list[str]:
+    found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for _, _, _, _, address in sorted(found, key=lambda entry: entry[0])))
+
+
+def check_port_is_free(port: int, where: str) -> None:
+    """Refuse a port that another program listens on, on this machine.
+
+    Args:
+        port: 0 stands for any free one.
+        where: the option or the variable that names it.
+
+    Raises:
+        MachineError: it is taken, or may not be used.
+    """
+    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # looked at, not listened on
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    raise port_in_use(port, where, os.strerror(error.errno)) from None
+
+
+def port_in_use(port: int, where: str, why: str = "") -> MachineError:
+    """The error of a port that cannot be had."""
+    remedy = "end the program that uses it, or choose another port, the same on each machine"
+    return MachineError(f"port {port} cannot be used", where=where, why=why, remedy=remedy, is_local=True)
+
+
+# -- interfaces -------------------------------------------------------------------------------------------------------
+
+
+def find_wrong_interface(master: str, interfaces: Mapping[str, list[str]] | None = None) -> str | None:
+    """What to set where gloo would listen on an interface that the other machines do not reach; None where all is well.
+
+    gloo takes the interface that it is told, or the one with the address of this machine's name. On many machines that
+    address is a loopback's.
+
+    Args:
+        master: the address at which the processes meet.
+        interfaces: {name: addresses}; None = look.
+    """
+    known = list_interfaces() if interfaces is None else interfaces
+    used = _interface_of(_own_address_towards(master), known)
+    told = os.environ.get(GLOO)
+    if used is None or used == "lo":
+        return None  # all on this machine
+    if told is not None:
+        chosen: str | None = told
+    else:
+        chosen = next(filter(None, (_interface_of(address, known) for address in _own_addresses())), None)
+    if chosen == used:
+        return None
+    names = f"{GLOO}={used} {NCCL}={used}"
+    what = f"{GLOO} is {told}" if told is not None else f"gloo would use {chosen or 'no interface'}"
+    return f"{what}, and {used} leads to {master}: set {names}"
+
+
+def list_interfaces() -> dict[str, list[str]]:
+    """The network interfaces of this machine and their addresses."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return {
+        name: [entry.address.partition("%")[0] for entry in entries if entry.family in families]
+        for name, entries in psutil.net_if_addrs().items()
+    }
+
+
+def _interface_of(address: str | None, interfaces: Mapping[str, list[str]]) -> str | None:
+    return next((name for name, addresses in interfaces.items() if address in addresses), None)
+
+
+def _own_addresses() -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        yield from call_with_deadline(lambda: _look_up(socket.gethostname()), RESOLVE_SECONDS) or []
+
+
+def _own_address_towards(host: str) -> str | None:
+    """The address from which this machine would speak to a host; nothing is sent."""
+    with contextlib.suppress(OSError, UnicodeError):
+        for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), 9, type=socket.SOCK_DGRAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+    return None

@@ -1,0 +1,202 @@
+"""`alexnet-dist launch`: the exit code and the line of the worker that failed first, over torchrun's own agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.dist_helper import run_processes
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from alexnet_dist.base.ending import ERROR_FILE, TAKES_LAST_LINE, leave_line
+from alexnet_dist.parallel.processes.launcher import bracket, judge
+
+TORCH, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
+STOP = "Stopped by SIGTERM. Saved at step 3. Run the same command again to continue."
+LOST = "error: lost contact with rank 1 on b: it ended or was killed; see its message; then start again"
+DATA = "error: no images (data)"
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def failure(monkeypatch: pytest.MonkeyPatch, folder: Path, rank: int, code: int, line: str) -> ProcessFailure:
+    """What torch's agent knows of a worker, which left its line where it was told to."""
+    path = folder / f"{rank}.json"
+    monkeypatch.setenv(ERROR_FILE, str(path))
+    if line:
+        leave_line(line)
+    return ProcessFailure(rank, 100 + rank, code, str(path))
+
+
+@pytest.mark.parametrize(
+    ("ended", "expected"),
+    [
+        ([(0, 2, DATA), (1, 2, "")], (2, DATA)),
+        ([(0, 3, ""), (1, 3, DATA)], (3, DATA)),  # both had ended when the agent looked
+        ([(1, 6, DATA), (0, -15, "")], (6, DATA)),
+        ([(0, 143, STOP), (1, 143, "")], (143, STOP)),
+        ([(1, 143, "")], (143, "Stopped by SIGTERM. Run the same command again to continue.")),
+        ([(1, -9, ""), (0, 5, LOST)], (137, LOST)),
+        (
+            [(1, -9, ""), (0, 143, STOP)],
+            (137, "error: rank 1 was ended by SIGKILL (process 101); where memory ran out,"),
+        ),
+        ([(0, 1, "")], (1, "error: rank 0 ended with exit code 1 (process 100); see its message above")),
+    ],
+    ids=["first", "another speaks", "ended then", "stopped", "stopped elsewhere", "lost", "killed", "bug"],
+)
+def test_a_job_ends_as_its_first_worker_that_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ended: list[tuple[int, int, str]], expected: tuple[int, str]
+) -> None:
+    code, line = judge({rank: failure(monkeypatch, tmp_path, rank, code, line) for rank, code, line in ended})
+    assert code == expected[0]
+    assert line.startswith(expected[1])
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_line_is_left_where_torchrun_shows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_taken: bool
+) -> None:
+    assert not leave_line(DATA)  # nobody launched it
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.json"))
+    if is_taken:
+        monkeypatch.setenv(TAKES_LAST_LINE, "1")
+    assert leave_line(DATA) == is_taken
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]["py_callstack"] == DATA
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("fd00::2", "[fd00::2]"), ("[fd00::2]", "[fd00::2]"), ("a", "a"), ("10.0.0.1", "10.0.0.1")]
+)
+def test_an_address_of_ipv6_is_told_from_its_port(host: str, expected: str) -> None:
+    assert bracket(host) == expected
+
+
+# -- the launchers ----------------------------------------------------------------------------------------------------
+
+WORKER = """
+import os, signal, sys, time
+from alexnet_dist.base.ending import leave_line
+
+rank, ways = int(os.environ["RANK"]), dict(way.split("=", 1) for way in sys.argv[2:])
+open(sys.argv[1], "a").write(f"{rank}")
+
+
+def end(number, frame):
+    leave_line(ways.get("then", ""))
+    os._exit(128 + number if "Stopped" in ways.get("then", "") else 5)
+
+
+signal.signal(signal.SIGTERM, end)
+way = ways.get(str(rank), "wait")
+while len(open(sys.argv[1]).read()) % 2:  # both are ready
+    time.sleep(0.01)
+if way == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if way == "signal":
+    os.kill(os.getppid(), signal.SIGTERM)
+if way[0] in "0123456":
+    leave_line(f"error: way {way}")
+    sys.exit(int(way))
+time.sleep(60)
+"""
+
+
+def run_launcher(errors: Path, words: list[str]) -> int:
+    from alexnet_dist.parallel.processes import launcher
+
+    os.dup2(os.open(errors, os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(2, "w", closefd=False)
+    return launcher.main(words)
+
+
+def launch(tmp_path: Path, *words: str, ways: tuple[str, ...] = ()) -> tuple[int, list[str], int]:
+    """Two workers that end in some ways; the job's exit code, what is printed, and how many workers were started."""
+    worker, starts = tmp_path / "worker.py", tmp_path / "starts"
+    worker.write_text(WORKER)
+    starts.touch()
+    (code,) = run_processes(1, run_launcher, tmp_path / "errors", [*words, str(worker), str(starts), *ways])
+    return code, (tmp_path / "errors").read_text().splitlines(), len(starts.read_text())
+
+
+TWO = (TORCH, "--nproc_per_node", "2")
+TWO_MACHINES = (ACCELERATE, "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", "0")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("words", "ways", "code", "last", "starts"),
+    [
+        ((*TWO, "--max_restarts", "2"), ("1=3",), 3, "error: way 3", 2),
+        (
+            (ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+            ("0=4",),
+            4,
+            "error: way 4",
+            2,
+        ),
+        ((*TWO, "--max_restarts", "1"), ("1=5",), 5, "error: way 5", 4),
+        (TWO, ("1=kill", f"then={LOST}"), 137, LOST, 2),
+        (TWO, ("1=signal", f"then={STOP}"), 143, STOP, 2),
+    ],
+    ids=["mistake", "accelerate", "restarted", "killed", "signal"],
+)
+def test_exit_codes_arrive_and_the_line_is_the_last(
+    tmp_path: Path, words: tuple[str, ...], ways: tuple[str, ...], code: int, last: str, starts: int
+) -> None:
+    found, lines, started = launch(tmp_path, *words, ways=ways)
+    assert (found, lines[-1], started) == (code, last, starts)
+    assert lines[:-1] == (["error: way 5", "starting the workers again, 1 restarts left"] if starts == 4 else [])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        ((TORCH, "--nnodes", "2"), 2, "error: the machines do not know where to meet (--nnodes 2); give --master_addr"),
+        ((TORCH, "--nnodes", "two"), 2, "error: --nnodes is two; give a number"),
+        ((TORCH, "--nodes", "2"), 2, "error: unrecognized arguments: --nodes"),
+        ((ACCELERATE, "--multi_gpu", "--num_processes", "1"), 2, "error: You need to use at least 2 processes"),
+        (
+            (TORCH, "--nnodes", "2", "--master_addr", "a host"),
+            5,
+            "error: no host 'a host' can be found (--master_addr): ",
+        ),
+        (
+            (TORCH, "--nnodes", "1:2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "no host:29400"),
+            5,
+            "error: no host 'no host' can be found (--rdzv_endpoint): ",
+        ),
+        (
+            (TORCH, "--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", "PORT"),
+            5,
+            "error: port PORT cannot be used (--master_port): Address already in use; end the program that uses it",
+        ),
+        (
+            (*TWO_MACHINES, "--main_process_ip", "::1", "--main_process_port", "PORT"),
+            5,
+            "error: port PORT cannot be used (--main_process_port): Address already in use",
+        ),
+        (
+            (TORCH, "--nnodes", "2", "--master_addr", "::1", "--master_port", "0", "--rdzv_conf", "timeout=1"),
+            5,
+            "error: not every machine came in time (launcher): ",
+        ),
+    ],
+    ids=["no place", "no number", "option", "accelerate", "name", "endpoint", "port", "ipv6 port", "alone"],
+)
+def test_what_cannot_be_launched_is_one_line(tmp_path: Path, words: tuple[str, ...], code: int, line: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        found, lines, started = launch(tmp_path, *(word.replace("PORT", port) for word in words))
+    assert (found, len(lines), started) == (code, 1, 0), lines
+    assert lines[0].startswith(line.replace("PORT", port))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # all of it was in a child
