@@ -16,7 +16,7 @@ from pathlib import PurePath
 
 from alexnet_dist.base.ending import leave
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.ranks import world_size_from_environment
+from alexnet_dist.base.ranks import list_announced, world_size_from_environment
 from alexnet_dist.parallel.processes.environment import MPI_NAMES
 
 logger = logging.getLogger("alexnet_dist")
@@ -81,10 +81,9 @@ def _find_requests_of_torchrun() -> Iterator[tuple[int, str, str]]:
     # "1:4" asks for one to four machines.
     count = _number(nodes.partition(":")[0]) * _count_each(each)
     yield count, f"PET_NNODES={nodes}, PET_NPROC_PER_NODE={each}", remedy
-    for name, more in (("PET_NODE_RANK", 1), ("GROUP_RANK", 1), ("GROUP_WORLD_SIZE", 0), ("LOCAL_WORLD_SIZE", 0)):
-        count = _number(os.environ.get(name, "0")) + more
-        remedy = "start with alexnet-dist launch or torchrun, or unset it"
-        yield count, f"{name}={os.environ.get(name)}", remedy  # rank 1 is of two at least
+    remedy = "start with alexnet-dist launch or torchrun, or unset it"
+    for name, count in (("PET_NODE_RANK", _number(os.environ.get("PET_NODE_RANK", "0")) + 1), *list_announced()):
+        yield count, f"{name}={os.environ.get(name)}", remedy
 
 
 def _count_each(text: str) -> int:

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -32,10 +33,12 @@ from alexnet_dist.base.ending import TAKES_LAST_LINE
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError, describe_stop
 from alexnet_dist.base.signals import ending_at_once
 from alexnet_dist.parallel.processes.network import check_port_is_free, resolve_host
+from alexnet_dist.parallel.processes.waiting import NOTE_SECONDS
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 LASTING = (2, 3, 4, 6, 7)  # what the same start would end with again
 SAVE_SECONDS = "120"  # for workers that were told to stop
+COME_SECONDS = 300  # for all machines to come: nodes of a cluster do not start together
 ELASTIC_RESTARTS = 10
 DEFAULT_PORT = 29500
 
@@ -111,6 +114,14 @@ class Agent(LocalElasticAgent):
             raise WorkersStopped(stop, self._list_failures()) from None
         return result
 
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        have_come = threading.Event()
+        threading.Thread(target=_tell_waiting, args=(have_come,), name="rendezvous", daemon=True).start()
+        try:
+            super()._rendezvous(worker_group)
+        finally:
+            have_come.set()
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
@@ -133,6 +144,13 @@ class Agent(LocalElasticAgent):
                 rank = self._worker_group.workers[local_rank].global_rank
                 failures[rank] = ProcessFailure(local_rank, handler.proc.pid, code, context.error_files[local_rank])
         return failures
+
+
+def _tell_waiting(have_come: threading.Event) -> None:
+    waited = 0.0
+    while not have_come.wait(NOTE_SECONDS):
+        waited += NOTE_SECONDS
+        _print_line(f"waiting for the other machines since {waited:.0f} s")
 
 
 def _print_line(line: str) -> None:
@@ -228,6 +246,8 @@ def _settle_torch(options: argparse.Namespace, words: Sequence[str], fewest: int
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     elif is_static:
         options.master_port = port
+        if "timeout" not in options.rdzv_conf:  # torch waits a quarter of an hour
+            options.rdzv_conf = ",".join(filter(None, (options.rdzv_conf, f"timeout={COME_SECONDS}")))
     endpoint = options.rdzv_endpoint or f"{host}:{port}"
     check_endpoint(endpoint, "--rdzv_endpoint" if options.rdzv_endpoint and not is_static else "--master_addr")
     if options.rdzv_backend == "static" and options.node_rank == 0:

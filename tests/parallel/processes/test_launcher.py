@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.dist_helper import run_processes
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from alexnet_dist.base.ending import ERROR_FILE, TAKES_LAST_LINE, leave_line
 from alexnet_dist.parallel.processes.launcher import bracket, judge
@@ -68,7 +67,8 @@ def test_a_line_is_left_where_torchrun_shows_it(
     if is_taken:
         monkeypatch.setenv(TAKES_LAST_LINE, "1")
     assert leave_line(DATA) == is_taken
-    assert json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]["py_callstack"] == DATA
+    shown = ChildFailedError("train", {0: ProcessFailure(0, 100, 3, str(tmp_path / "error.json"))})
+    assert f"traceback : {DATA}" in str(shown)
 
 
 @pytest.mark.parametrize(
