@@ -20,10 +20,12 @@ from tqdm import tqdm
 from tqdm.std import Bar  # type: ignore[attr-defined]
 from tqdm.utils import disp_len, disp_trim
 
+from alexnet_dist.base.terminal import COMMAND_JOINT, find_columns, fit_text
 from alexnet_dist.base.text import LogFormatter, escape_text, shorten
 
 LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "debug": logging.DEBUG}
 FILE_ALONE = {"is_for_file_alone": True}  # `extra` of a message that run.log gets and the screen does not
+COMMAND = {"is_command": True}  # `extra` of a message that ends with a command: who copies it copies all of it
 PLAIN_SECONDS = 10.0  # between two lines where nothing can move
 PATIENCE_SECONDS = 2.0  # what takes no longer is not worth a line of its own
 
@@ -31,7 +33,7 @@ _SCREEN = logging.getLogger("alexnet_dist.screen")  # holds what is shown; a lev
 _SCREEN.setLevel(logging.INFO)
 _SHORTEST_BAR, _LONGEST_BAR = 8, 30
 _SHORTEST_NAME = 12
-_COLUMNS = 80  # of what has no width
+_COLUMNS = 80  # of what is no terminal
 
 Fact = tuple[str, str]  # as it stands in a bar, and in a line of its own
 
@@ -94,7 +96,7 @@ class ScreenHandler(logging.Handler):
         except Exception:  # noqa: BLE001 (logging's contract: a message that cannot be made is shown as such)
             self.handleError(record)
         else:
-            _write(line)
+            _write(line, COMMAND_JOINT if getattr(record, "is_command", False) else "")
 
 
 _TELLING: set[Progress] = set()  # those that say more than the phase around them
@@ -180,7 +182,7 @@ def phase(name: str, shown: bool = True) -> Iterator[None]:
     """Show that a work of unknown length goes on in this block: its seconds move, or a line says what it is.
 
     Args:
-        name: what is done ("comparing engines").
+        name: what is done ("comparing loaders").
         shown: whether this process speaks.
     """
     began, over = time.monotonic(), threading.Event()
@@ -272,9 +274,10 @@ def _fill(line: str, columns: int) -> str:
     return cut + " " * (columns - disp_len(cut))
 
 
-def _write(line: str) -> None:
+def _write(line: str, joint: str = "") -> None:
     with contextlib.suppress(OSError, ValueError):  # nothing ends because nobody can read of it
-        tqdm.write(line, file=_find_stream())
+        stream = _find_stream()
+        tqdm.write(fit_text(line, stream, joint), file=stream)
 
 
 def _find_stream() -> Any:
@@ -295,7 +298,4 @@ def _can_move(stream: Any) -> bool:
 
 def _find_width(stream: Any) -> int:
     """Columns that a line may have: a terminal breaks one that fills it."""
-    try:
-        return (os.get_terminal_size(stream.fileno()).columns or _COLUMNS) - 1
-    except (OSError, ValueError, AttributeError):
-        return _COLUMNS - 1
+    return (find_columns(stream) or _COLUMNS) - 1

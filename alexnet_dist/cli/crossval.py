@@ -16,7 +16,7 @@ from alexnet_dist.base.errors import DivergedError, UsageError
 from alexnet_dist.base.progress import set_level
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options, import_shown, say_start
+from alexnet_dist.cli.options import add_options, import_shown, say_start, show
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import (
     dump_config,
@@ -111,7 +111,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
             finished = [result for result in results if result is not None]
             runtime.on_main(partial(write_table, config, finished, runtime.world_size, runtime.precision))
         if runtime.is_main:
-            print(format_table(config, finished), end="", flush=True)
+            show(format_table(config, finished))
     return finished
 
 
@@ -190,7 +190,7 @@ def _open(config: Config, runs: Sequence[Config], new: bool, held: contextlib.Ex
     for run, result in zip(runs, results, strict=True):
         check_fold(run, result is not None, partial(cut_splits, sets, run.data, run.seed))
         if result is not None:
-            print(f"fold {result.fold} of {len(runs)} is finished: top-1 {result.top1:.2%}", flush=True)
+            show(f"fold {result.fold} of {len(runs)} is finished: top-1 {result.top1:.2%}")
     return results
 
 
@@ -199,7 +199,7 @@ def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest
     from alexnet_dist.runs.session import run_session
 
     if runtime.is_main:
-        print(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}", flush=True)
+        show(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}")
     with _folds_alike():
         _, summary = run_session(run, runtime.renew(), stop)
     if runtime.is_main:

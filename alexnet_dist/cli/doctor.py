@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_json
-from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown, settle_out
+from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown, settle_out, show
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
 
@@ -97,7 +97,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
 
 def _say(runtime: Runtime, text: str) -> None:
     if runtime.is_main:
-        print(text, flush=True)
+        show(text)
 
 
 def _describe_peers(peers: Sequence[Peer], machines: Sequence[Sequence[int]]) -> str:
@@ -180,12 +180,12 @@ def _report_costs(
     from alexnet_dist.models import spec_to_dict
 
     count, alone = runtime.world_size, images / compute.step_seconds(images)
-    print(f"computing {network.variant}, {images} images: {1e3 * images / alone:,.1f} ms a step, {alone:,.1f} images/s")
+    show(f"computing {network.variant}, {images} images: {1e3 * images / alone:,.1f} ms a step, {alone:,.1f} images/s")
     size, joined = measure_network(network.spec), links or Links(Link(1.0), Link(1.0))
     kinds = (runtime.precision, options.exchange or runtime.precision, options.gradient_compression)
     predictions, notes = predict_all(size, [count], images, compute, joined, *(ELEMENT_BYTES[kind] for kind in kinds))
-    print(f"\n{format_table(predictions, alone)}")
-    print("\n".join([*advise(predictions), *notes]))
+    show(f"\n{format_table(predictions, alone)}\n")
+    show("\n".join([*advise(predictions), *notes]))
     return {
         "network": {"variant": network.variant, "spec": spec_to_dict(network.spec)},
         "images_per_process": images,

@@ -11,7 +11,7 @@ from alexnet_dist.base.durable import format_json, read_json_file, write_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.ranks import world_size_from_environment
 from alexnet_dist.cli.networks import configured_network, read_settings
-from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero
+from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, show
 from alexnet_dist.costs.report import (
     advise,
     format_fleets,
@@ -113,14 +113,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     if options.published:
-        print(_describe_published(), end="")
+        show(_describe_published())
         return 0
     _check_numbers(options)
     for name in ("out", "figure", "goodput_figure"):
         if getattr(options, name) is not None:
             check_target(getattr(options, name), options.overwrite, f"--{name}")
     subject = read_probe(options, arguments.given) if options.probe else settle_subject(options, arguments.given)
-    show(subject, options)
+    show_estimate(subject, options)
     return 0
 
 
@@ -232,7 +232,7 @@ def read_probe(options: Namespace, given: dict[str, Any]) -> Subject:
     return Subject(variant, spec, options.images_per_process or images, precision, compute, str(path), settled)
 
 
-def show(subject: Subject, options: Namespace) -> None:
+def show_estimate(subject: Subject, options: Namespace) -> None:
     """Predict, then print, draw and write."""
     from alexnet_dist.costs.network_size import measure_network
 
@@ -263,11 +263,11 @@ def show(subject: Subject, options: Namespace) -> None:
     if options.format == "json":
         print(format_json(values, "the estimate", indent=2))
     else:
-        print(_headline(subject, network.num_parameters, one_process))
-        print(format_table(predictions, one_process))
-        print("\n".join([*values["advice"], *notes]))
+        show(_headline(subject, network.num_parameters, one_process) + "\n")
+        show(format_table(predictions, one_process) + "\n")
+        show("\n".join([*values["advice"], *notes]))
         if fleets:
-            print(f"\n{_describe_fleet(options)}\n\n{format_goodput(fleets)}", end="")
+            show(f"\n{_describe_fleet(options)}\n\n{format_goodput(fleets)}")
     if options.out is not None:
         write_json(Path(options.out), values)
     if options.figure is not None:

@@ -167,7 +167,12 @@ def evaluate_model(
         return None
     if plots:
         _draw(folder, card, config, runtime.alone(), split, index, said)
-    facts = {"model": str(path), "step": card.source.get("step"), "split": split, "views": plan.augmentation.views}
+    facts = {
+        "model": str(path),
+        "step": card.source.get("step"),
+        "split": split,
+        "crops_per_image": plan.augmentation.views,
+    }
     return {**facts, **result, "num_bad_files": num_bad_files}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.base.progress import phase
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options, import_shown
+from alexnet_dist.cli.options import add_options, import_shown, show
 from alexnet_dist.runs.targets import check_target
 from alexnet_dist.settings.reader import new_parser, parse_options
 
@@ -99,7 +99,7 @@ def export_model(
     write_file(out, data, setting="out")
     size = f"{len(data) / 1e6:.1f} MB"
     shape = f"{card.spec.in_channels} x {card.spec.image_size} x {card.spec.image_size}"
-    print(f"wrote {escape_text(out)}: {kind}, {size}, pictures of {shape}, {card.spec.num_classes} outputs")
+    show(f"wrote {escape_text(out)}: {kind}, {size}, pictures of {shape}, {card.spec.num_classes} outputs")
 
 
 def report_difference(difference: Difference, num_pictures: int, kind: str) -> None:
@@ -117,7 +117,7 @@ def report_difference(difference: Difference, num_pictures: int, kind: str) -> N
         raise CheckpointError(
             "the exported network is another", where=kind, why=text, remedy="nothing was written; please report it"
         )
-    print(text)
+    show(text)
 
 
 def find_pixels(folder: Path, card: ModelCard, images: Sequence[str]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import phase, say
 from alexnet_dist.base.ranks import rank_from_environment
+from alexnet_dist.base.terminal import fit_text
 from alexnet_dist.runs.targets import check_target
 
 if TYPE_CHECKING:
@@ -95,12 +97,25 @@ def settle_out(options: Namespace) -> Path | None:
     return check_target(options.out, options.overwrite) if options.out is not None else None
 
 
-def hand_over(text: str, out: Path | None) -> None:
-    """Print a text, or write it to the file that --out names."""
-    if out is None:
-        print(text, end="")
-    else:
+def show(text: str, joint: str = "") -> None:
+    """Print a table or sentences, which a terminal gets between words; see `fit_text`."""
+    print(fit_text(text.removesuffix("\n"), sys.stdout, joint), flush=True)
+
+
+def hand_over(text: str, out: Path | None, is_table: bool) -> None:
+    """Print a text, or write it to the file that --out names.
+
+    Args:
+        text: with the end of its last line.
+        out: None = the terminal.
+        is_table: for people; else a program may read it, and lines stay as they are.
+    """
+    if out is not None:
         write_file(out, text.encode(), "out")
+    elif is_table:
+        show(text)
+    else:
+        print(text, end="")
 
 
 def check_above_zero(options: Namespace, *names: str) -> None:

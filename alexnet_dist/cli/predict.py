@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 from alexnet_dist.base.durable import format_csv, format_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import Progress
-from alexnet_dist.base.text import align, escape_text
+from alexnet_dist.base.terminal import find_columns, wrap_line
+from alexnet_dist.base.text import align, escape_text, shorten
 from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, import_shown, settle_out, take_model
 from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.data.class_words import describe_class, find_words
@@ -30,6 +32,9 @@ A path is an image file, a folder (its images at any depth, sorted) or a quoted 
 ImageNet id, its words are shown, too. A file that cannot be read gets a row with its error; the exit code is then 3.
 Where the network's output for a picture is not finite, the row says so; the exit code is then 4, or 3 if there are
 files that cannot be read, too."""
+
+
+_SHORTEST_PATH = 20  # columns
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +61,11 @@ def main(argv: Sequence[str]) -> int:
     out = settle_out(options)
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
-    hand_over(FORMATS[choose_format(options.format, out)](predictions), out)
+    if (form := choose_format(options.format, out)) != "table":
+        hand_over(FORMATS[form](predictions), out, is_table=False)
+    else:
+        columns = find_columns(sys.stdout) if out is None else None
+        hand_over(format_table(predictions, columns), out, is_table=True)
     return min((prediction.exit_code for prediction in predictions if prediction.error), default=0)
 
 
@@ -100,14 +109,34 @@ def choose_format(requested: str, out: Path | None) -> str:
     return requested if requested != "auto" else ending if ending in FORMATS else "table"
 
 
-def format_table(predictions: Sequence[Prediction]) -> str:
-    """Aligned columns: path, class, confidence, the other likely classes."""
-    rows = [("path", "class", "confidence", "next")]
+def format_table(predictions: Sequence[Prediction], columns: int | None = None) -> str:
+    """Aligned columns: path, class, confidence, the other likely classes.
+
+    Args:
+        predictions: a row each.
+        columns: of a terminal. Where they are too few, the other classes stand below the row, and paths are shortened.
+    """
+    rows = [["path", "class", "confidence", "other classes"]]
     for row in predictions:
         others = ", ".join(f"{find_words(name) or name} {value:.1%}" for name, value in row.top[1:])
         said = f"error: {row.error}" if row.label is None else describe_class(row.label)
-        rows.append((row.path, said, _percent(row.confidence), others))
-    return align([[escape_text(cell) for cell in row] for row in rows], "<")
+        rows.append([escape_text(cell) for cell in (row.path, said, _percent(row.confidence), others)])
+    table = align(rows, "<")
+    return table if columns is None or max(map(len, table.splitlines())) <= columns else _fold_table(rows, columns)
+
+
+def _fold_table(rows: Sequence[Sequence[str]], columns: int) -> str:
+    """The table with the last cell of a row, or its error, on lines of its own."""
+    heads, tails = [], []
+    for path, said, confidence, others in rows:
+        is_error = not confidence
+        heads.append([path, "" if is_error else said, confidence])
+        tails.append(said if is_error else others)
+    rest = max(len(said) for _, said, _ in heads) + len("confidence") + 4
+    room = max(columns - rest, _SHORTEST_PATH)
+    lines = align([[shorten(path, room), *cells] for path, *cells in heads], "<").splitlines()
+    folded = [[line, *wrap_line(f"    {tail}", columns)] for line, tail in zip(lines, tails, strict=True)]
+    return "\n".join(line for part in folded for line in part if line.strip()) + "\n"
 
 
 def format_rows_as_csv(predictions: Sequence[Prediction]) -> str:

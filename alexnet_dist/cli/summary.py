@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         _refuse_settings([*(["config"] if options.config else []), *arguments.given])
         network = stored_network(Path(options.weights))
-    hand_over(FORMATS[options.format](network, _summarize(network.spec)), out)
+    hand_over(FORMATS[options.format](network, _summarize(network.spec)), out, options.format == "table")
     return 0
 
 
@@ -69,22 +69,24 @@ def _summarize(spec: AlexNetSpec) -> tuple[LayerSummary, ...]:
 def format_table(network: Network, layers: Sequence[LayerSummary]) -> str:
     """Aligned columns, then the totals and the shares of the two kinds of layers with weights."""
     spec = network.spec
-    cells: list[tuple[str, ...]] = [("layer", "what it does", "output", "parameters", "multiply-adds", "FLOPs")]
-    cells += [("input", "", _join(_input_shape(spec)), "", "", "")]
+    cells: list[tuple[str, ...]] = [("layer", "what it does", "output", "parameters", "FLOPs")]
+    cells += [("input", "", _join(_input_shape(spec)), "", "")]
     for layer in layers:
-        numbers = (f"{number:,}" if number else "" for number in (layer.parameters, layer.multiply_adds, layer.flops))
+        numbers = (f"{number:,}" if number else "" for number in (layer.parameters, layer.flops))
         cells.append((layer.name, layer.detail, _join(layer.output_shape), *numbers))
-    parameters, multiply_adds = _total(layers, "parameters"), _total(layers, "multiply_adds")
-    cells.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}", f"{_total(layers, 'flops'):,}"))
-    for kind, name in PARTS.items():
-        shares = _shares(layers, kind)
-        cells.append((name, "", "", f"{shares['parameters']:.1%}", f"{shares['multiply_adds']:.1%}", ""))
+    parameters, flops = _total(layers, "parameters"), _total(layers, "flops")
+    cells.append(("total", "", "", f"{parameters:,}", f"{flops:,}"))
+    shares = {name: _shares(layers, kind) for kind, name in PARTS.items()}
     return (
         f"variant: {network.variant}\n"
         f"classes: {spec.num_classes:,} ({network.classes_from})\n\n"
         f"{align(cells)}\n"
-        f"Arithmetic is that of one image's forward pass; the parameters take {BYTES_OF_FP32 * parameters:,} bytes in "
-        "fp32.\n"
+        + "".join(
+            f"{name}: {share['parameters']:.1%} of the parameters, {share['multiply_adds']:.1%} of the FLOPs\n"
+            for name, share in shares.items()
+        )
+        + "FLOPs of one image's forward pass: 2 for each multiply-add, 0 for the rest\n"
+        f"bytes of the parameters in fp32: {BYTES_OF_FP32 * parameters:,}\n"
     )
 
 

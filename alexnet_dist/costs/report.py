@@ -18,19 +18,10 @@ if TYPE_CHECKING:
     from alexnet_dist.figures.estimate import Point
     from alexnet_dist.figures.goodput import FleetCurve
 
-COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "per process", "MB sent", "GiB held")
-PUBLISHED_COLUMNS = ("run", "source", "published", "nothing hidden", "all hidden", "")
-GOODPUT_COLUMNS = (
-    "processes",
-    "machines",
-    "fails every",
-    "save every",
-    "updates",
-    "goodput",
-    "nine of ten",
-    "images/s",
-)
-FLEET_COLUMNS = ("run", "source", "stops every", "published", "model", "explained by", "")
+COLUMNS = ("processes", "strategy", "step (ms)", "images/s", "efficiency", "MB sent", "GiB held")
+PUBLISHED_COLUMNS = ("run", "published", "nothing hidden", "all hidden", "held")
+GOODPUT_COLUMNS = ("processes", "machines", "failure", "save", "updates", "goodput", "images/s")
+FLEET_COLUMNS = ("run", "stops every", "published", "model", "explained by")
 
 
 def predict_all(
@@ -92,7 +83,7 @@ def format_table(predictions: Sequence[Prediction], one_process: float) -> str:
             (
                 f"{one.processes}",
                 str(one.strategy),
-                fast if fast == slow else f"{fast} - {slow}",
+                fast if fast == slow else f"{fast}-{slow}",
                 f"{one.images_per_second:,.0f}",
                 f"{one.images_per_second / one.processes / one_process:.0%}",
                 f"{one.bytes_sent / 1e6:,.1f}",
@@ -144,15 +135,16 @@ def to_lines(predictions: Sequence[Prediction]) -> dict[str, list[Point]]:
 
 
 def format_published(runs: Sequence[PublishedRun]) -> str:
-    """Published efficiencies beside the model's band."""
+    """Published efficiencies beside the model's band; why the others are not held; where they come from."""
     from alexnet_dist.costs.published import TOLERANCE, predict_band
 
     cells: list[tuple[str, ...]] = [PUBLISHED_COLUMNS]
     for run in runs:
-        slow, fast = predict_band(run)
-        held = f"held within {100 * TOLERANCE:.0f} points" if run.is_held else f"not held: {run.remark}"
-        cells.append((run.name, run.source, f"{run.efficiency:.1%}", f"{slow:.1%}", f"{fast:.1%}", held))
-    return align(cells, "<")
+        band = (f"{share:.1%}" for share in predict_band(run))
+        cells.append((run.name, f"{run.efficiency:.1%}", *band, "yes" if run.is_held else "no"))
+    lines = [align(cells, "<>>><"), f"held: within {100 * TOLERANCE:.0f} points of the band"]
+    lines += [f"not held: {run.name}: {run.remark}" for run in runs if not run.is_held]
+    return "\n".join([*lines, *_name_sources(runs)]) + "\n"
 
 
 class FleetGoodput(NamedTuple):
@@ -201,12 +193,12 @@ def format_goodput(rows: Sequence[FleetGoodput]) -> str:
                 describe_seconds(row.fleet.failure_seconds),
                 describe_seconds(row.goodput.interval),
                 f"{row.goodput.interval / row.prediction.step_seconds:,.0f}",
-                f"{row.goodput.mean:.1%}",
-                f"{row.goodput.low:.1%} - {row.goodput.high:.1%}",
+                f"{row.goodput.mean:.1%} ({100 * row.goodput.low:.1f}-{100 * row.goodput.high:.1f})",
                 f"{row.images_per_second:,.0f}",
             )
         )
-    return align(cells, ">")
+    note = "failure, save: time from one to the next; in brackets: nine of ten months\n"
+    return align(cells, ">") + note
 
 
 def describe_seconds(seconds: float) -> str:
@@ -259,5 +251,12 @@ def format_fleets(runs: Sequence[PublishedFleet]) -> str:
         expected, restart = explain_fleet(run)
         stops = describe_seconds(run.fleet.failure_seconds)
         restarts = f"restarts of {describe_seconds(restart)}"
-        cells.append((run.name, run.source, stops, f"{run.goodput:.0%}", f"{expected:.1%}", restarts, run.remark))
-    return align(cells, "<")
+        cells.append((run.name, stops, f"{run.goodput:.0%}", f"{expected:.1%}", restarts))
+    remarks = [f"{run.name}: {run.remark}" for run in runs if run.remark]
+    return "\n".join([align(cells, "<"), *remarks, *_name_sources(runs)]) + "\n"
+
+
+def _name_sources(runs: Sequence[PublishedRun | PublishedFleet]) -> list[str]:
+    """Where figures were published, a line for each place."""
+    groups = itertools.groupby(runs, key=lambda run: run.source)
+    return [f"source of {', '.join(run.name for run in group)}: {source}" for source, group in groups]

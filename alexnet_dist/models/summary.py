@@ -93,11 +93,11 @@ def _read(module: nn.Module) -> tuple[StepKind | None, str, str]:
         case nn.Conv2d():
             return "convolution", "conv", _describe_convolution(module)
         case GroupedLinear():
-            return "fully_connected", "fc", f"{module.in_features:,} inputs{_describe_groups(module.groups)}"
+            return "fully_connected", "fc", f"{module.in_features:,} in{_describe_groups(module.groups)}"
         case nn.Linear():
-            return "fully_connected", "fc", f"{module.in_features:,} inputs"
+            return "fully_connected", "fc", f"{module.in_features:,} in"
         case nn.MaxPool2d():
-            return "pooling", "pool", f"largest of {module.kernel_size}x{module.kernel_size}, stride {module.stride}"
+            return "pooling", "pool", f"max of {module.kernel_size}x{module.kernel_size}, stride {module.stride}"
         case nn.AdaptiveAvgPool2d():
             return "pooling", "avgpool", f"means, to {module.output_size}x{module.output_size}"
         case LocalResponseNorm():
@@ -115,7 +115,7 @@ def _describe_convolution(conv: nn.Conv2d) -> str:
     stride, padding = conv.stride[0], int(conv.padding[0])
     words = f"{conv.kernel_size[0]}x{conv.kernel_size[0]}"
     words += f", stride {stride}" if stride > 1 else ""
-    words += f", padding {padding}" if padding else ""
+    words += f", pad {padding}" if padding else ""
     return words + _describe_groups(conv.groups)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from alexnet_dist.base.errors import AlexNetDistError
+from alexnet_dist.base.progress import COMMAND
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.models.signal import LEAST_SIGNAL
@@ -39,7 +40,8 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         f"classes   {join_names(start.splits.train.classes, most=MOST_CLASSES)}",
         f"loader    {start.engine.name} ({start.engine.reason}), workers per process: {trainer.loader.workers}"
         + _count_odd_images(start),
-        f"batch     {_describe_batch(start)}; {start.steps_per_epoch} steps an epoch, {start.total_steps} in all",
+        f"batch     {_describe_batch(start)}",
+        f"steps     {start.steps_per_epoch:,} an epoch, {start.total_steps:,} in all",
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{torch.get_num_threads()} threads",
         f"precision {runtime.precision} ({runtime.precision_reason})",
@@ -123,7 +125,7 @@ def say_goodbye(start: Start, summary: dict[str, Any]) -> None:
         logger.info("look at: %s", ", ".join(drawn))
     with contextlib.suppress(OSError, AlexNetDistError):  # the run has ended well, whatever is gone meanwhile
         for number, line in enumerate(list_next(start)):
-            logger.info("%s %s", "next:" if number == 0 else "     ", line)
+            logger.info("%s %s", "next:" if number == 0 else "     ", line, extra=COMMAND)
 
 
 def _measure_size(folder: Path) -> int:

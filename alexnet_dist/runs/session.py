@@ -134,7 +134,7 @@ def run_session(
         sizes = _settle_sizes(config, runtime, len(splits.train))
         spec = _settle_spec(config, runtime, len(splits.train.classes))
         feed = build_feed(config, runtime, splits.named(), spec, sizes)
-        with phase("comparing loaders", runtime.is_main):
+        with phase("comparing data loaders", runtime.is_main):
             engine = resumption.engine or Choice(*runtime.on_main(partial(_choose_engine, config, feed)))
         start = Start(config, folder, runtime, stop, resumption, splits, changes, sizes, spec, feed, engine)
 

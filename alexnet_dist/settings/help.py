@@ -309,7 +309,7 @@ def _format_fully(setting: Setting, width: int) -> list[str]:
 def _hang(head: str, text: str, column: int, width: int) -> list[str]:
     """Two columns; a head that is too long for its own stands on a line by itself."""
     lines = _indent(text, column, width)
-    return [head.ljust(column) + lines[0][column:], *lines[1:]] if len(head) <= column else [head, *lines]
+    return [head.ljust(column) + lines[0][column:], *lines[1:]] if len(head.rstrip()) < column else [head, *lines]
 
 
 def _indent(text: str, column: int, width: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from alexnet_dist.cli import predict
 from alexnet_dist.cli.main import run
-from alexnet_dist.cli.predict import FORMATS, choose_format
+from alexnet_dist.cli.predict import FORMATS, choose_format, format_table
 from alexnet_dist.inference.predict import Prediction
 
 ROWS = [
@@ -23,10 +24,23 @@ ROWS = [
 def test_table_shows_words_beside_ids() -> None:
     lines = [" ".join(line.split()) for line in FORMATS["table"](ROWS).splitlines()]
     assert lines == [
-        "path class confidence next",
+        "path class confidence other classes",
         "a b.jpg English springer (n02102040) 75.0% Apple Red 2 12.5%, =x:1 6.2%",
         "page.jpg error: no picture",
     ]
+
+
+def test_a_narrow_terminal_has_the_other_classes_below_the_row() -> None:
+    rows = [dataclasses.replace(row, path=f"{'folder/' * 9}{row.path}") for row in ROWS]
+    assert format_table(rows, columns=60).splitlines() == [
+        "path                  class                         confidence",
+        "    other classes",
+        "folder/f...r/a b.jpg  English springer (n02102040)  75.0%",
+        "    Apple Red 2 12.5%, =x:1 6.2%",
+        "folder/f.../page.jpg",
+        "    error: no picture",
+    ]
+    assert format_table(rows, columns=200) == format_table(rows)
 
 
 def test_csv_has_a_column_for_each_class_and_confidence() -> None:

@@ -121,17 +121,17 @@ def test_steps_come_in_the_order_of_the_network(variant: str, names: str) -> Non
 @pytest.mark.parametrize(
     ("variant", "name", "detail"),
     [
-        ("paper", "conv1", "11x11, stride 4, padding 2, ReLU"),
-        ("paper", "pool1", "largest of 3x3, stride 2"),
-        ("paper", "fc6", "9,216 inputs, ReLU, dropout 0.5"),
+        ("paper", "conv1", "11x11, stride 4, pad 2, ReLU"),
+        ("paper", "pool1", "max of 3x3, stride 2"),
+        ("paper", "fc6", "9,216 in, ReLU, dropout 0.5"),
         ("source2012", "pad", "3 zeros right and below"),
         ("source2012", "conv1", "11x11, stride 4"),
         ("source2012", "lrn1", "over 5 channels, 2 groups"),
-        ("source2012", "pool1", "largest of 3x3, stride 2, ReLU"),
-        ("source2012", "conv2", "5x5, padding 2, 2 groups, ReLU"),
+        ("source2012", "pool1", "max of 3x3, stride 2, ReLU"),
+        ("source2012", "conv2", "5x5, pad 2, 2 groups, ReLU"),
         ("source2012", "map_norm2", "over 5x5 pixels"),
         ("torchvision", "avgpool5", "means, to 6x6, dropout 0.5"),
-        ("torchvision", "fc7", "4,096 inputs, ReLU"),
+        ("torchvision", "fc7", "4,096 in, ReLU"),
     ],
 )
 def test_details_say_what_a_step_does(variant: str, name: str, detail: str) -> None:
@@ -164,8 +164,8 @@ def test_table_has_a_line_for_each_layer(capsys: pytest.CaptureFixture[str]) -> 
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
         assert " x ".join(map(str, shape)) in line
         assert f" {parameters:,} " in line
-    assert any(line.split() == ["total", "58,299,082", "1,060,924,256", "2,121,848,512"] for line in lines)
-    assert lines[-1].endswith("the parameters take 233,196,328 bytes in fp32.")
+    assert any(line.split() == ["total", "58,299,082", "2,121,848,512"] for line in lines)
+    assert lines[-1] == "bytes of the parameters in fp32: 233,196,328"
 
 
 def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,10 +173,15 @@ def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     end = lines[3].index("parameters") + len("parameters")
     (fc6,) = [line for line in lines if line.startswith("fc6")]
     assert fc6[:end].endswith(" 37,752,832")
-    assert [line.split()[-2:] for line in lines if line.startswith(("convolutions", "fully"))] == [
-        ["3.8%", "91.9%"],
-        ["96.2%", "8.1%"],
+    assert lines[-4:-2] == [
+        "convolutions: 3.8% of the parameters, 91.9% of the FLOPs",
+        "fully connected: 96.2% of the parameters, 8.1% of the FLOPs",
     ]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_table_fits_a_terminal(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert max(map(len, show(capsys, "--model.variant", variant).splitlines())) <= 80
 
 
 def test_json_holds_the_spec_and_the_totals(capsys: pytest.CaptureFixture[str]) -> None:

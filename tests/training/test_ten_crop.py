@@ -343,12 +343,12 @@ def test_evaluate_takes_ten_crops(trained: Path, processes: int, tmp_path: Path)
     assert code == 0, text
     result = json.loads(out)
     assert result == json.loads((tmp_path / "result.json").read_text())
-    assert (result["views"], result["num_examples"], result["split"]) == (10, 5, "val")
+    assert (result["crops_per_image"], result["num_examples"], result["split"]) == (10, 5, "val")
     assert "margin" not in text
     assert (trained / "model" / "config.json").read_bytes() == card
     assert call(*words)[0] == 2  # the file is there
     single = json.loads(call(*words, "--overwrite")[1])
-    assert single["views"] == 1
+    assert single["crops_per_image"] == 1
     assert single["top1"] == json.loads((trained / "summary.json").read_text())["best_top1"]
     assert single["loss"] != result["loss"]
     larger = json.loads(call(*words, "--overwrite", "--ten_crop", "--batch_size", "50")[1])

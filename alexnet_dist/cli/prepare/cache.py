@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options, import_shown
+from alexnet_dist.cli.options import add_options, import_shown, show
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import load_config, new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, DataConfig
@@ -105,7 +105,7 @@ def _print_summary(name: str, layout: Layout, seconds: float) -> None:
 
     num_bad = sum(1 for _ in list_bad(layout, read_footers(layout)))
     counts = f"{len(layout.index):,} images, {num_bad:,} bad, {layout.total_bytes / 1e6:,.1f} MB, {seconds:.1f} s"
-    print(f"{name:<6}{counts}: {escape_text(layout.folder)}", flush=True)
+    show(f"{name:<6}{counts}: {escape_text(layout.folder)}")
 
 
 def _print_others(folders: set[Path]) -> None:
@@ -116,6 +116,4 @@ def _print_others(folders: set[Path]) -> None:
     others = [folder for folder in parent.iterdir() if folder not in folders and is_cache(folder)]
     if others:
         size = sum(path.stat().st_size for folder in others for path in folder.iterdir()) / 1e6
-        print(
-            f"{len(others)} other caches in {escape_text(parent)} take {size:,.1f} MB; delete those that no run needs"
-        )
+        show(f"{len(others)} other caches in {escape_text(parent)} take {size:,.1f} MB; delete those that no run needs")

@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.base.terminal import COMMAND_JOINT
 from alexnet_dist.base.text import align, escape_text, join_names, quote_word
-from alexnet_dist.cli.options import add_options
+from alexnet_dist.cli.options import add_options, show
 from alexnet_dist.data.sources.folders import list_class_folders, list_images, match_folders
 from alexnet_dist.data.sources.manifest_read import CLASS_LIST
 from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
@@ -148,11 +149,12 @@ def print_report(root: Path, out: Path, sets: Mapping[str, Pictures]) -> None:
         spread = f"{min(counts):,} to {max(counts):,}" if counts else "0"
         file = escape_text(str(out / f"{key}.txt"))
         rows.append((key, f"{len(counts):,}", f"{sum(counts):,}", spread, file))
-    print(align(rows, "<>><"), end="")
+    show(align(rows, "<>><"))
     paths = {key: os.path.abspath(out / f"{key}.txt") for key in sets}
     settings = {"source": "manifest", "root": str(root), **paths}
     words = " ".join(f"--data.{key} {quote_word(value)}" for key, value in settings.items())
-    print(f"\nuse: {words}")
+    show("")
+    show(f"use: {words}", COMMAND_JOINT)
 
 
 def _relative(root: Path, name: str) -> str:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         limit=options.limit,
         device_name=options.device,
     )
-    hand_over(FORMATS[options.format](report), out)
+    hand_over(FORMATS[options.format](report), out, options.format == "table")
     return 3 if report["bad_files"] else 0
 
 

@@ -11,7 +11,7 @@ from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.cli.options import add_options, check_at_least_one
+from alexnet_dist.cli.options import add_options, check_at_least_one, show
 from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.files.verify import verify_files
 from alexnet_dist.runs.ownership import is_own_table
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again, config=config)
     write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")
     place = escape_text(out)
-    print(f"bad files are listed in {place}" if bad_files else f"no bad file; {place} holds a header alone")
+    show(f"bad files are listed in {place}" if bad_files else f"no bad file; {place} holds a header alone")
     return 3 if bad_files else 0
 
 

@@ -129,7 +129,7 @@ def compare_engines(loader: Loader, names: Sequence[str]) -> dict[str, float]:
     Returns:
         Speeds by name; nothing where files are read too slowly to tell engines apart.
     """
-    logger.info("comparing engines: %s", ", ".join(names))
+    logger.info("comparing data loaders: %s", ", ".join(names))
     sample = _take_sample(loader)
     if sample is None:
         return {}
