@@ -42,7 +42,7 @@ def is_first_here(without: int = -1) -> bool:
 
 
 def list_announced() -> list[tuple[str, int]]:
-    """Variables with which torchrun's agent tells a worker of others, and how many processes there then are at least."""
+    """Variables with which torchrun's agent tells a worker of others, and how many processes there are at least."""
     numbers = {name: read_number(name, 0) for name in ("GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     return [(name, number + ("SIZE" not in name)) for name, number in numbers.items()]  # rank 1 is of two
 

@@ -167,13 +167,8 @@ def evaluate_model(
         return None
     if plots:
         _draw(folder, card, config, runtime.alone(), split, index, said)
-    facts = {
-        "model": str(path),
-        "step": card.source.get("step"),
-        "split": split,
-        "crops_per_image": plan.augmentation.views,
-    }
-    return {**facts, **result, "num_bad_files": num_bad_files}
+    facts = {"model": str(path), "step": card.source.get("step"), "split": split}
+    return {**facts, "crops_per_image": plan.augmentation.views, **result, "num_bad_files": num_bad_files}
 
 
 def _draw(
