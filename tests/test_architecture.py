@@ -37,7 +37,8 @@ HOMES = {
     "nvidia": ("alexnet_dist/data/engines/dali/", "benchmarks/"),
     "matplotlib": "alexnet_dist/figures/",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
-    "huggingface_hub": "alexnet_dist/inference/hub.py",
+    "huggingface_hub": ("alexnet_dist/inference/hub.py", "alexnet_dist/data/remote/hub.py"),
+    "obstore": "alexnet_dist/data/remote/store.py",
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",
 }

@@ -9,14 +9,16 @@ import logging
 import os
 from collections.abc import Container
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import SET_NAMES, default_cache_dir
+from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import find_difference, quote_word
 from alexnet_dist.data.files.index_files import FileRules
@@ -116,10 +118,12 @@ def prepare_source(data: DataConfig, seed: int, progress: bool) -> tuple[Source,
 
     Raises:
         UsageError: the cache folder holds something else in the place of what is made.
-        MachineError: the cache folder cannot be written.
+        DataError: nothing is at the address that data.root is.
+        MachineError: the cache folder cannot be written, or the network does not give what is to be fetched.
     """
-    source = open_source(data.source)
-    return source, source.prepare(make_options(data, seed, progress))
+    source, options = open_source(data.source), make_options(data, seed, progress)
+    fetch_root(data)
+    return source, source.prepare(options)
 
 
 def make_options(data: DataConfig, seed: int = 0, progress: bool = False) -> SourceOptions:
@@ -128,7 +132,7 @@ def make_options(data: DataConfig, seed: int = 0, progress: bool = False) -> Sou
     columns = {"path": data.columns.path, "label": data.columns.label, "split": data.columns.split}
     return SourceOptions(
         name=data.source,
-        root=Path(data.root) if data.root is not None else None,
+        root=local_root(data),
         parts={key: name for key, name in names.items() if name is not None},
         rules=FileRules(
             cache_dir=cache_dir(data), on_bad_file=data.on_bad_file, max_pixels=data.max_pixels, progress=progress
@@ -167,6 +171,34 @@ def find_root(data: DataConfig) -> Path:
     """
     source, options = prepare_source(data, seed=0, progress=False)
     return source.find_root(options)
+
+
+def local_root(data: DataConfig) -> Path | None:
+    """The folder that data.root is, or that it is fetched into; None where it is not given. Nothing is fetched."""
+    if data.root is None or not is_address(data.root):
+        return Path(data.root) if data.root is not None else None
+    from alexnet_dist.data.remote.keep import find_copy  # with the Hub's library, which few need
+
+    return find_copy(data.root, cache_dir(data)).files
+
+
+def fetch_root(data: DataConfig) -> None:
+    """Fetch what data.root is the address of, unless it is there; nothing where it is a folder. Rank 0 speaks.
+
+    Raises:
+        DataError: nothing is there.
+        MachineError: no network, no permission, no space.
+    """
+    if data.root is not None and is_address(data.root):
+        _fetch_once(data.root, cache_dir(data))
+
+
+@lru_cache(maxsize=8)
+def _fetch_once(address: str, folder: Path) -> None:
+    """A process looks at the files of a copy once."""
+    from alexnet_dist.data.remote.keep import fetch_copy
+
+    fetch_copy(address, folder, shown=rank_from_environment() == 0)
 
 
 def cache_dir(data: DataConfig) -> Path:

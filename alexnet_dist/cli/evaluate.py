@@ -16,6 +16,7 @@ from alexnet_dist.base.text import join_names
 from alexnet_dist.cli.options import (
     add_options,
     check_at_least_one,
+    find_folder,
     import_shown,
     refuse_two_places,
     settle_out,
@@ -105,7 +106,7 @@ def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> di
         find_set,
     )
 
-    name = find_set(Path(folders[0]), split)
+    name = find_set(find_folder(folders[0], given.get("data.cache_dir")), split)
     return {**OF_OTHER_SOURCES, "data.source": "folder", "data.root": folders[0], f"data.{split}": name}
 
 

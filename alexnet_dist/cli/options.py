@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import phase, say
@@ -86,6 +87,26 @@ def refuse_two_places(folder: str, given: dict[str, Any]) -> None:
     if doubled is not None:
         what, why = f"a folder and --{doubled} exclude each other", f"{folder} and {given[doubled]}"
         raise UsageError(what, where="command line", why=why, remedy="give one of them")
+
+
+def find_folder(word: str, cache_dir: str | None) -> Path:
+    """The folder that a word of the command line names; what is an address is fetched first.
+
+    Raises:
+        UsageError: an address that cannot be meant.
+        DataError: nothing is there.
+        MachineError: no network, no permission, no space.
+    """
+    if not is_address(word):
+        return Path(word)
+    from alexnet_dist.base.places import default_cache_dir
+    from alexnet_dist.data.remote.keep import fetch_copy  # with the Hub's library, which few need
+    from alexnet_dist.runs.folder import start_logging
+
+    is_first, folder = rank_from_environment() == 0, Path(cache_dir) if cache_dir else default_cache_dir()
+    if is_first:
+        start_logging(None)
+    return fetch_copy(word, folder, shown=is_first, key="the address")
 
 
 def settle_out(options: Namespace) -> Path | None:

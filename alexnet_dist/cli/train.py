@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import say, set_level
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import join_names
-from alexnet_dist.cli.options import add_options, import_shown, refuse_two_places, say_start
+from alexnet_dist.cli.options import add_options, find_folder, import_shown, refuse_two_places, say_start
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import dump_config, load_config, names_output_dir, new_parser, parse_arguments
@@ -74,20 +75,23 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
             remedy = "try --config digits, or give the folder of your images"
             raise UsageError("--config is missing", remedy=remedy)
         return load_config(name, given)
-    folder = Path(folders[0])
     if len(folders) > 1:
         raise UsageError("more than one folder", where="command line", why=join_names(folders), remedy="give one")
+    folder = Path(folders[0])
     if not folder.exists() and folders[0] in list_shipped(shipped_folder("configs")):
         raise UsageError(f"no folder {folders[0]!r}", where="command line", remedy=f"did you mean --config {folder}?")
     refuse_two_places(folders[0], given)
     from alexnet_dist.data.sources.given_folder import recognize_folder  # numpy; --help should not wait for it
 
+    root = {"data.root": folders[0]} if is_address(folders[0]) else {}  # it stays one, wherever it is fetched to
+    if root:
+        folder = find_folder(folders[0], load_config(name or GENERAL_RECIPE, {**given, **root}).data.cache_dir)
     found = recognize_folder(folder)
-    own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folder).name)}
-    config = load_config(name or GENERAL_RECIPE, {**found.settings, **own, **given})
+    own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folders[0]).name)}
+    config = load_config(name or GENERAL_RECIPE, {**found.settings, **root, **own, **given})
     set_level(config.log.level)
     if rank_from_environment() == 0:
-        say(f"images    {folder}: {found.layout}")
+        say(f"images    {folders[0]}: {found.layout}")
         if name is None:
             say(f"recipe    {GENERAL_RECIPE}; --config names another")
     return config

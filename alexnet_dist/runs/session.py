@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alexnet_dist.assembly.caches import build_caches
+from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.learning import build_cadence, build_rule, build_schedule
 from alexnet_dist.assembly.loaders import BatchSizes, Feed, build_feed, join_processes, place_model, settle_batch_sizes
 from alexnet_dist.assembly.network import build_spec, check_can_be_built
@@ -199,6 +200,7 @@ def _take_folder(folder: Path, config: Config, new: bool, held: contextlib.ExitS
 
 def _find_images(config: Config, runtime: Runtime, folder: Path, resumption: Resumption) -> tuple[Splits, Changes]:
     """The images of the run in the folder, if it goes on, and which of them changed; see `settle_images`."""
+    fetch_together(runtime, config.data)
     find = partial(build_splits, config.data, config.seed, progress=runtime.is_main)
     splits, changes, before = find_same_images(runtime, find), Changes(), resumption.images
     record = runtime.on_main(lambda: read_record(folder, before, splits.fingerprint))

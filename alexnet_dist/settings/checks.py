@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from alexnet_dist.base.addresses import is_address, parse_address
 from alexnet_dist.base.bounds import describe_bounds, is_within
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.nested import flatten
@@ -83,6 +84,7 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
             raise _no_effect(f"data.{key}", f"source {data.source} reads no list", places)
     if data.download and not facts.can_download:
         raise _no_effect("data.download", f"source {data.source} cannot be downloaded", places)
+    _check_addresses(data, places)
     _check_folds(data, places)
     has_val = data.val is not None or data.val_fraction > 0 or facts.makes_val or data.folds is not None
     for key, needs_val in (
@@ -93,6 +95,17 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
             raise UsageError(
                 f"{key} needs a validation set", where=places.get(key, ""), remedy="set data.val or data.val_fraction"
             )
+
+
+def _check_addresses(data: DataConfig, places: Mapping[str, str]) -> None:
+    """Only data.root may be an address; one that cannot be meant is refused before anything is begun."""
+    if data.root is not None and is_address(data.root):
+        parse_address(data.root)
+    for key in ("train", "val", "test", "classes", "image_dir", "cache_dir"):
+        value = getattr(data, key)
+        if value is not None and is_address(value):
+            why, remedy = "only data.root may be one", f"set --data.root to the address, and --data.{key} below it"
+            raise UsageError(f"data.{key} is an address", where=places.get(f"data.{key}", ""), why=why, remedy=remedy)
 
 
 def _check_folds(data: DataConfig, places: Mapping[str, str]) -> None:

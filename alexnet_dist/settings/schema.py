@@ -123,7 +123,8 @@ class DataConfig:
     """folder: class folders of images; manifest: text files of `path label` lines, or CSV; cifar10, fashion_mnist:
     torchvision's files; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
     root: str | None = None
-    """folder that train, val and test are relative to"""
+    """folder that train, val and test are relative to; or an address (s3://, gs://, az://, https://, hf://), which is
+    fetched into cache_dir once a machine"""
     train: str = "train"
     """training images: a folder of class folders, or a manifest. cifar10, fashion_mnist and synthetic call their parts
     train and test"""
