@@ -288,7 +288,7 @@ def _find_reason(text: str) -> str:
         code = re.search(r"<Code>(\w+)</Code>", text)
         return match[1].strip() + (f" ({code[1]})" if code else "")
     signs: dict[str, str] = {
-        "InvalidCertificate": "its certificate is not trusted; SSL_CERT_FILE names others to trust",
+        "InvalidCertificate": "its certificate is not trusted (SSL_CERT_FILE)",
         "dns error": "no such host",
         "kind: Connect": "it cannot be connected to",
         "TimedOut": f"no bytes came for {READ_SECONDS} s",
