@@ -25,15 +25,17 @@ from helpers.array_files import write_fashion_mnist
 from helpers.images import save_jpeg
 from helpers.pages import BLOCKS, COMMANDS, PAGES, ROOT, Block, Command, names_program, read_commands, split_script
 from helpers.verbs import call_with_output
+from torch.distributed.run import get_args_parser
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.cli.launch import build_command
+from alexnet_dist.cli.launch import ACCELERATE, TORCH, build_command
 from alexnet_dist.cli.main import VERBS, run
 
 DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 FIRST_PAGES = ("README.md", "docs/train-your-own.md")  # the others are `slow`
 ELSEWHERE = {"summary": "below", "estimate": "tests/cli/test_estimate.py"}  # verbs whose commands another test runs
 SHOWN = ("text", "yaml")  # languages of blocks that are no commands
+LAUNCHERS = {ACCELERATE: launch_command_parser, TORCH: get_args_parser}
 TINY = {
     "model": {"image_size": 64, "conv_channels": [8, 16, 16, 16, 16], "fc_width": 16},
     "data": {"workers": 0, "cache_dir": "cache"},
@@ -218,8 +220,8 @@ def test_settings_of_training_are_names_and_values_that_exist(
 
 
 def list_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """Every option that a verb, a benchmark or Accelerate's launcher has."""
-    known = {word for action in launch_command_parser()._actions for word in action.option_strings}
+    """Every option that a verb, a benchmark or a launcher has."""
+    known = {word for new in LAUNCHERS.values() for action in new()._actions for word in action.option_strings}
     helps = [(verb, ["--help", *more]) for verb in VERBS for more in ([], ["all"]) if not (verb == "launch" and more)]
     helps += [("prepare", [name, "--help"]) for name in ("verify", "cache", "parity", "manifest", "subset")]
     for verb, words in helps:
@@ -256,8 +258,8 @@ def test_extras_that_are_installed_are_there(command: Command) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "alexnet-dist"], ids=str)
 def test_words_for_the_launcher_are_taken(command: Command) -> None:
     if command.words[1] == "launch":
-        launcher = build_command(command.words[2:])
-        assert launch_command_parser().parse_args(launcher[launcher.index("--config_file") :])
+        module, *words = build_command(command.words[2:])[2:]
+        assert LAUNCHERS[module]().parse_args(words)
     else:
         assert command.words[1] in VERBS
 
@@ -279,6 +281,7 @@ def test_options_of_benchmarks_are_taken(command: Command, monkeypatch: pytest.M
     assert seen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="ALEXNET_DIST_TEST_DATA is not set")
 def test_fashion_mnist_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (words,) = [words for words in read_commands("train") if "fashion_mnist" in words]
