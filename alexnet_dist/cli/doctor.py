@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_json
+from alexnet_dist.base.ranks import is_first_here, local_world_size_from_environment, world_size_from_environment
 from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown, settle_out, show
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
@@ -73,6 +76,7 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
 
     config, says_data = read_settings(options.config, given)
     network = configured_network(config, says_data)
+    _warn_about_interface()
     runtime = start_runtime(config.device, config.precision, wait_seconds=options.wait_seconds)
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
@@ -93,6 +97,16 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
             facts = {"machines": machines, "probes": {name: asdict(probe) for name, probe in probes.items()}}
             if options.out is not None:
                 write_json(Path(options.out), {**report, **facts, "versions": peers[0].versions})
+
+
+def _warn_about_interface() -> None:
+    """On each machine, before the processes join: on the wrong interface they never do."""
+    from alexnet_dist.parallel.processes.network import find_wrong_interface
+
+    if is_first_here() and world_size_from_environment() > local_world_size_from_environment():
+        found = find_wrong_interface(os.environ.get("MASTER_ADDR", ""))
+        if found is not None:
+            print(f"interface WARNING: {found}", file=sys.stderr, flush=True)
 
 
 def _say(runtime: Runtime, text: str) -> None:

@@ -37,6 +37,7 @@ from alexnet_dist.parallel.precision import (
 )
 from alexnet_dist.parallel.processes.environment import check_environment, is_cpu_wanted
 from alexnet_dist.parallel.processes.guard import check_process_count, was_launched
+from alexnet_dist.parallel.processes.meeting import meeting_named
 from alexnet_dist.parallel.processes.pulse import Pulse, lost_contact
 from alexnet_dist.parallel.processes.restart import join_restarted_group
 from alexnet_dist.parallel.processes.waiting import JOIN_SECONDS, limit_wait
@@ -239,8 +240,8 @@ def start_runtime(
 
     Raises:
         UsageError: the launcher was told another precision, or the strategy cannot use so many processes.
-        MachineError: no CUDA where it was asked for, a launcher that did not start what it was asked for, or an
-            environment that computes otherwise.
+        MachineError: no CUDA where it was asked for, a launcher that did not start what it was asked for, processes
+            that cannot meet, or an environment that computes otherwise.
     """
     check_environment()
     if device == "cuda" and is_cpu_wanted():
@@ -254,7 +255,7 @@ def start_runtime(
     # One process is told where to compute: Accelerate knows further devices, which nothing here was tried on. Several
     # without a GPU are told only where their user chose the CPU: else each would be alone, which is found out below.
     on_cpu = device == "cpu" or is_cpu_wanted() or (not on_gpu and world_size_from_environment() == 1)
-    with limit_wait(wait_seconds):
+    with limit_wait(wait_seconds), meeting_named():
         join_restarted_group(on_gpu)
         accelerator = build_accelerator(on_cpu, chosen)
         world_size = accelerator.num_processes

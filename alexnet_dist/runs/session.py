@@ -32,6 +32,7 @@ from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.data.index import BadFilesError
 from alexnet_dist.inference.model_folder import find_model_step, pack_card, read_model_weights, save_model_folder
 from alexnet_dist.models import AlexNetSpec, build_model
+from alexnet_dist.parallel.peers import check_versions, introduce
 from alexnet_dist.parallel.runtime import Runtime, lost_peers_named
 from alexnet_dist.runs.announce import announce, say_goodbye
 from alexnet_dist.runs.changed_images import read_record, settle_images, warn_about_newer
@@ -48,6 +49,7 @@ from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
+from alexnet_dist.runs.shared_folder import check_folder_is_shared
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.runs.targets import check_output_dir
 from alexnet_dist.settings.checks import check_fold_is_chosen
@@ -167,7 +169,9 @@ def run_session(
 
 
 def _check_machine(config: Config, runtime: Runtime) -> None:
-    """Refuse what this machine cannot do, before anything is looked for."""
+    """Refuse what this machine cannot do, and machines that run other code, before anything is looked for."""
+    if runtime.world_size > runtime.processes_here:
+        check_versions(introduce(runtime))
     check_engine(config.data.engine)
     if config.compile:
         check_compiler(runtime.device.type == "cuda")
@@ -181,6 +185,7 @@ def _folder_held(config: Config, runtime: Runtime, new: bool) -> Iterator[Path]:
     folder = Path(config.output_dir or "run")
     with contextlib.ExitStack() as held:
         runtime.on_main(lambda: _take_folder(folder, config, new, held))
+        check_folder_is_shared(runtime, folder)
         if not runtime.is_main:
             silence_logging()
         try:

@@ -194,6 +194,24 @@ def test_doctor_sees_the_speed_of_the_link_between_two_machines() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_namespaces")
+def test_doctor_names_the_interface_that_gloo_should_take() -> None:
+    """This machine's name is that of its loopback in a namespace, too: left to itself, gloo listens there."""
+    launch = (sys.executable, "-m", "alexnet_dist", "launch", "--nnodes", "2", "--node_rank", "MACHINE_RANK")
+    words = ("--master_addr", "10.77.0.1", "doctor", *QUICK, *TINY, "--wait_seconds", "8")
+    script = str(ROOT / "tests" / "dist" / "two_machines.sh")
+    process = start(script, "unlimited", "env", "-u", "GLOO_SOCKET_IFNAME", *launch, *words)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 5, errors
+    hints = re.findall(
+        r"and (an\d+-[01]) leads to 10.77.0.1: set GLOO_SOCKET_IFNAME=\1 NCCL_SOCKET_IFNAME=\1$", errors, re.M
+    )
+    assert {name[-1] for name in hints} == {"0", "1"}
+    last = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "GLOO_SOCKET_IFNAME" in last[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_namespaces")
 def test_machines_with_other_images_are_refused(tmp_path: Path) -> None:
     for machine in (0, 1):
         folder = tmp_path / f"disk{machine}" / "train" / "cat"

@@ -26,12 +26,13 @@ from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, 
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api
 
 from alexnet_dist.base.ending import TAKES_LAST_LINE
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError, describe_stop
 from alexnet_dist.base.signals import ending_at_once
+from alexnet_dist.parallel.processes.meeting import explain_meeting
 from alexnet_dist.parallel.processes.network import check_port_is_free, resolve_host
 from alexnet_dist.parallel.processes.waiting import NOTE_SECONDS
 
@@ -184,25 +185,12 @@ def main(argv: Sequence[str]) -> int:
     except AlexNetDistError as error:
         code, line = error.exit_code, f"error: {error}"
     except (RendezvousError, dist.DistError, OSError) as error:
-        code, line = MachineError.exit_code, f"error: {explain_meeting(error)}"
+        code, line = MachineError.exit_code, f"error: {explain_meeting(error, 'launcher')}"
     else:
         code, line = 0, ""
     if line:
         _print_line(line)
     return code
-
-
-def explain_meeting(error: Exception) -> MachineError:
-    """One line for launchers that did not find each other."""
-    remedy = "start the same command on each machine, and see that each reaches that address"
-    if isinstance(error, RendezvousClosedError):
-        return MachineError("the job was ended by another machine", remedy="see its message; then start again")
-    text = " ".join(str(error).split())
-    if "EADDRINUSE" in text or "already in use" in text:
-        return MachineError("the port is in use", where="launcher", why=text, remedy="choose another one")
-    if isinstance(error, RendezvousTimeoutError) or "imed out" in text:
-        return MachineError("not every machine came in time", where="launcher", why=text, remedy=remedy)
-    return MachineError("the machines could not meet", where="launcher", why=text, remedy=remedy)
 
 
 def run_torch(words: list[str]) -> None:

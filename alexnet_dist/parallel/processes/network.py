@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import psutil
 
@@ -23,6 +23,7 @@ RESOLVE_SECONDS = 8.0
 POD_SECONDS = 120.0  # the name of a pod comes with the pod, which may still load its image
 RETRY_SECONDS = 1.0
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_LOOPBACKS = {"127.0.0.1", "::1"}
 
 
 def resolve_host(host: str, where: str) -> list[str]:
@@ -81,13 +82,13 @@ def check_port_is_free(port: int, where: str) -> None:
                 probe.bind((host, port))
             except OSError as error:
                 if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                    raise port_in_use(port, where, os.strerror(error.errno)) from None
+                    raise port_in_use(f"{where} {port}", os.strerror(error.errno)) from None
 
 
-def port_in_use(port: int, where: str, why: str = "") -> MachineError:
+def port_in_use(where: str, why: str) -> MachineError:
     """The error of a port that cannot be had."""
     remedy = "end the program that uses it, or choose another port, the same on each machine"
-    return MachineError(f"port {port} cannot be used", where=where, why=why, remedy=remedy, is_local=True)
+    return MachineError("the port cannot be used", where=where, why=why, remedy=remedy, is_local=True)
 
 
 # -- interfaces -------------------------------------------------------------------------------------------------------
@@ -104,19 +105,14 @@ def find_wrong_interface(master: str, interfaces: Mapping[str, list[str]] | None
         interfaces: {name: addresses}; None = look.
     """
     known = list_interfaces() if interfaces is None else interfaces
-    used = _interface_of(_own_address_towards(master), known)
-    told = os.environ.get(GLOO)
-    if used is None or used == "lo":
-        return None  # all on this machine
-    if told is not None:
-        chosen: str | None = told
-    else:
-        chosen = next(filter(None, (_interface_of(address, known) for address in _own_addresses())), None)
-    if chosen == used:
+    leads, told = _interface_of(_find_own_address(master), known), os.environ.get(GLOO)
+    if leads is None or _LOOPBACKS.intersection(known[leads]):
+        return None  # all on this machine, or nobody knows
+    chosen = told if told is not None else _interface_of(_find_gloo_address(), known)
+    if chosen == leads:
         return None
-    names = f"{GLOO}={used} {NCCL}={used}"
-    what = f"{GLOO} is {told}" if told is not None else f"gloo would use {chosen or 'no interface'}"
-    return f"{what}, and {used} leads to {master}: set {names}"
+    what = f"{GLOO} is {told}" if told is not None else f"gloo would listen on {chosen or 'an unknown interface'}"
+    return f"{what}, and {leads} leads to {master}: set {GLOO}={leads} {NCCL}={leads}"
 
 
 def list_interfaces() -> dict[str, list[str]]:
@@ -129,15 +125,20 @@ def list_interfaces() -> dict[str, list[str]]:
 
 
 def _interface_of(address: str | None, interfaces: Mapping[str, list[str]]) -> str | None:
+    if address is not None and address.startswith("127."):  # Debian gives a machine's name 127.0.1.1
+        address = "127.0.0.1"
     return next((name for name, addresses in interfaces.items() if address in addresses), None)
 
 
-def _own_addresses() -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        yield from call_with_deadline(lambda: _look_up(socket.gethostname()), RESOLVE_SECONDS) or []
+def _find_gloo_address() -> str | None:
+    """The address of this machine's name."""
+    with contextlib.suppress(OSError, UnicodeError):
+        found = call_with_deadline(lambda: _look_up(socket.gethostname()), RESOLVE_SECONDS)
+        return found[0] if found else None
+    return None
 
 
-def _own_address_towards(host: str) -> str | None:
+def _find_own_address(host: str) -> str | None:
     """The address from which this machine would speak to a host; nothing is sent."""
     with contextlib.suppress(OSError, UnicodeError):
         for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), 9, type=socket.SOCK_DGRAM):

@@ -176,17 +176,17 @@ def test_exit_codes_arrive_and_the_line_is_the_last(
         (
             (TORCH, "--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", "PORT"),
             5,
-            "error: port PORT cannot be used (--master_port): Address already in use; end the program that uses it",
+            "error: the port cannot be used (--master_port PORT): Address already in use; end the program that uses it",
         ),
         (
             (*TWO_MACHINES, "--main_process_ip", "::1", "--main_process_port", "PORT"),
             5,
-            "error: port PORT cannot be used (--main_process_port): Address already in use",
+            "error: the port cannot be used (--main_process_port PORT): Address already in use",
         ),
         (
             (TORCH, "--nnodes", "2", "--master_addr", "::1", "--master_port", "0", "--rdzv_conf", "timeout=1"),
             5,
-            "error: not every machine came in time (launcher): ",
+            "error: the processes could not meet (launcher): Timed out after ",
         ),
     ],
     ids=["no place", "no number", "option", "accelerate", "name", "endpoint", "port", "ipv6 port", "alone"],
