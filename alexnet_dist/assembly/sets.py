@@ -138,6 +138,7 @@ def make_options(data: DataConfig, seed: int = 0, progress: bool = False) -> Sou
             cache_dir=cache_dir(data), on_bad_file=data.on_bad_file, max_pixels=data.max_pixels, progress=progress
         ),
         classes=data.classes,
+        labels=data.labels,
         columns={key: str(name) for key, name in columns.items() if name is not None},
         image_dir=data.image_dir or "",
         image_suffix=data.image_suffix or "",

@@ -19,6 +19,7 @@ class SourceFacts:
         needs_root: data.root must be given; where data.download is taken, one of the two.
         has_folders: data.train, data.val and data.test are folders of the user's, below data.root.
         reads_list: it takes data.classes, data.columns, data.image_dir and data.image_suffix.
+        reads_archives: it takes data.labels.
         can_download: it takes data.download.
         makes_val: it has a validation set that no setting names.
     """
@@ -27,6 +28,7 @@ class SourceFacts:
     needs_root: bool = False
     has_folders: bool = False
     reads_list: bool = False
+    reads_archives: bool = False
     can_download: bool = False
     makes_val: bool = False
 
@@ -34,6 +36,7 @@ class SourceFacts:
 SOURCES: dict[str, SourceFacts] = {
     "folder": SourceFacts("alexnet_dist.data.sources.folders", needs_root=True, has_folders=True),
     "manifest": SourceFacts("alexnet_dist.data.sources.manifest", needs_root=True, reads_list=True),
+    "tar": SourceFacts("alexnet_dist.data.sources.tar", needs_root=True, reads_list=True, reads_archives=True),
     "cifar10": SourceFacts("alexnet_dist.data.sources.arrays", needs_root=True, can_download=True),
     "fashion_mnist": SourceFacts("alexnet_dist.data.sources.arrays", needs_root=True, can_download=True),
     "digits": SourceFacts("alexnet_dist.data.sources.digits"),

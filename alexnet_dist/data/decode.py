@@ -147,6 +147,15 @@ def read_header(source: ImageSource, max_pixels: int = DEFAULT_MAX_PIXELS) -> Im
         return ImageHeader(width, height, orientation not in _UPRIGHT and _is_plain(image, form, stream))
 
 
+def is_known_format(prefix: bytes) -> bool:
+    """Whether a file that begins so is of one of `FORMATS`.
+
+    Args:
+        prefix: its first 30 bytes, or more.
+    """
+    return any(accept is not None and accept(prefix) is True for accept in (Image.OPEN[name][1] for name in FORMATS))
+
+
 def _is_plain(image: ImageFile.ImageFile, form: Form, stream: BinaryIO) -> bool:
     if form is None or not form.is_strict or image.mode not in ("L", "RGB") or "transparency" in image.info:
         return False

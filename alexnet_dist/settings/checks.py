@@ -82,6 +82,8 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
     for key in ("columns.path", "columns.label", "columns.split", "image_dir", "image_suffix"):
         if not facts.reads_list and flatten(data)[key] is not None:
             raise _no_effect(f"data.{key}", f"source {data.source} reads no list", places)
+    if data.labels is not None and not facts.reads_archives:
+        raise _no_effect("data.labels", f"source {data.source} reads no archives", places)
     if data.download and not facts.can_download:
         raise _no_effect("data.download", f"source {data.source} cannot be downloaded", places)
     _check_addresses(data, places)

@@ -120,20 +120,26 @@ class DataConfig:
     """Which images, and which engine carries the plan out."""
 
     source: SourceName = "folder"
-    """folder: class folders of images; manifest: text files of `path label` lines, or CSV; cifar10, fashion_mnist:
-    torchvision's files; digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
+    """folder: class folders of images; manifest: text files of `path label` lines, or CSV; tar: archives, such as
+    WebDataset's shards; cifar10, fashion_mnist: torchvision's files; digits: scikit-learn's handwritten digits;
+    synthetic: made on the fly"""
     root: str | None = None
     """folder that train, val and test are relative to; or an address (s3://, gs://, az://, https://, hf://), which is
     fetched into cache_dir once a machine"""
     train: str = "train"
-    """training images: a folder of class folders, or a manifest. cifar10, fashion_mnist and synthetic call their parts
-    train and test"""
+    """training images: a folder of class folders, a manifest, or archives (a file, a folder of them, a pattern as
+    `train-{000..146}.tar`, any of these with `!FOLDER` for a folder within). cifar10, fashion_mnist and synthetic call
+    their parts train and test"""
     val: str | None = None
     """validation images; null = a part of train, see val_fraction"""
     test: str | None = None
     """test images, read once after training"""
     classes: str | None = None
-    """class list of a manifest, a name a line; null = classes.txt beside it, or else the names that it uses"""
+    """class list of a manifest or of archives, a name a line; null = classes.txt beside it, or else the names that it
+    uses"""
+    labels: str | None = None
+    """labels of pictures in archives: cls or json (of webdataset's samples), folder (within the archive), or a list of
+    members as source manifest reads it, below root; null = what the archives have"""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     image_dir: str | None = None
     """folder below root that the paths of a manifest are relative to; null = root itself"""

@@ -18,7 +18,7 @@ HERE = "."
 # What a configuration may have for another source, and what a folder would be refused with.
 OF_OTHER_SOURCES: dict[str, Any] = {
     "data.download": False,
-    **dict.fromkeys(("data.classes", "data.image_dir", "data.image_suffix")),
+    **dict.fromkeys(("data.classes", "data.labels", "data.image_dir", "data.image_suffix")),
     **dict.fromkeys(("data.columns.path", "data.columns.label", "data.columns.split")),
 }
 LEAST_CLASSES = 2

@@ -97,7 +97,7 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
         root,
         root / options.parts[key],
         classes=next(iter(lists.values()), None) if classes is None else classes,
-        form=_make_form(options, key, has_positions=bool(lists)),
+        form=make_form(options, key, has_positions=bool(lists)),
         on_bad_file=rules.on_bad_file,
         cache_dir=rules.cache_dir,
         max_pixels=rules.max_pixels,
@@ -105,7 +105,7 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
     )
 
 
-def _make_form(options: SourceOptions, key: str, has_positions: bool = False) -> ListForm:
+def make_form(options: SourceOptions, key: str, has_positions: bool = False) -> ListForm:
     """How the manifest of train, val or test is to be read."""
     given = options.columns
     columns = ColumnNames(path=given.get("path"), label=given.get("label"), split=given.get("split"))
@@ -133,7 +133,7 @@ def _list_files(options: SourceOptions, key: str) -> FileSet:
     root = find_given_root(options)
     manifest = root / options.parts[key]
     classes = next(iter(_read_class_lists(options, list(options.parts)).values()), ())
-    listed = read_manifest(root, manifest, classes, _make_form(options, key))
+    listed = read_manifest(root, manifest, classes, make_form(options, key))
     pictures = {picture.file.path: picture for picture in listed}.values()
     return FileSet(
         root,
@@ -145,7 +145,7 @@ def _list_files(options: SourceOptions, key: str) -> FileSet:
 
 def _name_classes(options: SourceOptions, key: str, classes: Sequence[str]) -> Sequence[str]:
     root = find_given_root(options)
-    listed = read_manifest(root, root / options.parts[key], classes, _make_form(options, key))
+    listed = read_manifest(root, root / options.parts[key], classes, make_form(options, key))
     return sorted({picture.label for picture in listed if not is_integer(picture.label)})
 
 

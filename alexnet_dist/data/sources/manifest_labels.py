@@ -75,7 +75,7 @@ def derive_classes(manifest: Path, pictures: Sequence[Listed]) -> tuple[str, ...
         raise DataError(
             "names and integers as labels",
             where=str(manifest),
-            why=f"line {name.line} has '{name.label}', line {numbers[0].line} has {numbers[0].label}",
+            why=f"{name.spot} has '{name.label}', {numbers[0].spot} has {numbers[0].label}",
             remedy=f"write one kind, or give the class list with data.classes or in {CLASS_LIST}",
         )
     labels = [_read_integer(picture.label) for picture in pictures]
@@ -85,10 +85,12 @@ def derive_classes(manifest: Path, pictures: Sequence[Listed]) -> tuple[str, ...
     if len(labels) >= _FEWEST_COUNTED and labels == list(range(1, len(labels) + 1)):
         raise _counting_error(manifest, pictures[0])
     if min(labels) == 1:
-        where = f"{manifest}:{lowest.line}"
+        where = lowest.place(manifest)
         raise DataError("no picture has label 0", where=where, why=_FROM_ZERO, remedy=_FROM_ZERO_REMEDY)
     if max(labels) >= len(pictures):
-        raise _range_error(manifest, highest, f"without a class list it must be below the {len(pictures)} lines")
+        raise _range_error(
+            manifest, highest, f"without a class list it must be below the number of pictures, {len(pictures)}"
+        )
     return tuple(map(str, range(max(labels) + 1)))
 
 
@@ -114,7 +116,7 @@ def number_labels(
             if number < 0:
                 raise _name_error(manifest, picture, classes)
         elif not has_positions:
-            where = f"{manifest}:{picture.line}"
+            where = picture.place(manifest)
             why = f"label {picture.label}, but the classes have names and no list gives their order"
             remedy = f"write class names, or give the class list with data.classes or in {CLASS_LIST}"
             raise DataError("an integer label without a class list", where=where, why=why, remedy=remedy)
@@ -138,7 +140,7 @@ def _explain_range(manifest: Path, wrong: Listed, pictures: Sequence[Listed], nu
         return _counting_error(manifest, pictures[0])
     if min(numbers) > 0 and max(numbers) == num_classes:
         why = f"there are {num_classes} classes; {_FROM_ZERO}"
-        where = f"{manifest}:{wrong.line}"
+        where = wrong.place(manifest)
         return DataError(f"label {wrong.label} is out of range", where=where, why=why, remedy=_FROM_ZERO_REMEDY)
     negative = _read_integer(wrong.label) < 0
     return _range_error(manifest, wrong, "it is negative" if negative else f"the last class is {num_classes - 1}")
@@ -147,12 +149,12 @@ def _explain_range(manifest: Path, wrong: Listed, pictures: Sequence[Listed], nu
 def _counting_error(manifest: Path, first: Listed) -> DataError:
     why = "each line has the next number, as in ImageNet's train_cls.txt"
     remedy = "read class folders with --data.source folder and --data.train FOLDER, or write labels"
-    return DataError("the numbers are no labels", where=f"{manifest}:{first.line}", why=why, remedy=remedy)
+    return DataError("the numbers are no labels", where=first.place(manifest), why=why, remedy=remedy)
 
 
 def _range_error(manifest: Path, picture: Listed, why: str) -> DataError:
     label = picture.label if len(picture.label) <= _MOST_DIGITS else picture.label[:_MOST_DIGITS] + "..."
-    where = f"{manifest}:{picture.line}"
+    where = picture.place(manifest)
     return DataError(
         f"label {label} is out of range",
         where=where,
@@ -165,7 +167,7 @@ def _name_error(manifest: Path, picture: Listed, classes: Sequence[str]) -> Data
     near = difflib.get_close_matches(picture.label, classes, n=1)
     return DataError(
         f"unknown class '{picture.label}'",
-        where=f"{manifest}:{picture.line}",
+        where=picture.place(manifest),
         why=f"the classes are {join_names(classes)}",
         remedy=f"did you mean '{near[0]}'?" if near else "correct the label or the class list",
     )

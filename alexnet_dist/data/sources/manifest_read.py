@@ -14,7 +14,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from alexnet_dist.data.sources.manifest_table import ColumnNames, Row, names_col
 logger = logging.getLogger("alexnet_dist")
 
 CLASS_LIST = "classes.txt"  # its name beside a manifest
+NO_MEMBER = "the archives have no such member"
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
@@ -49,12 +50,21 @@ _HEAD_BYTES = 65_536  # enough to know what a file is
 
 
 class Listed(NamedTuple):
-    """A picture as a manifest lists it."""
+    """A picture as a manifest lists it, or an archive has it."""
 
-    line: int  # from 1
+    line: int  # from 1; 0 without a list
     file: FoundFile
     label: str  # as written
     reason: str  # why the file cannot be looked up, or ""
+
+    @property
+    def spot(self) -> str:
+        """Where its label stands, beside others of the same list or archives."""
+        return f"line {self.line}" if self.line else f"'{self.file.path}'"
+
+    def place(self, listed_in: Path) -> str:
+        """Where its label stands, for messages: the line of the list, or the file below a root."""
+        return f"{listed_in}:{self.line}" if self.line else str(listed_in / self.file.path)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class ListForm:
         image_suffix: what is missing at the end of each path.
         has_positions: whether an integer label is a position in the class list; it always is one where the classes
             are numbers.
+        members: what an archive has, by the names that listed paths are; None where they are files on the disk.
     """
 
     part: str = ""
@@ -77,6 +88,7 @@ class ListForm:
     image_dir: str = ""
     image_suffix: str = ""
     has_positions: bool = False
+    members: Mapping[str, FoundFile] | None = None
 
     def place(self, path: str) -> str:
         """A listed path, relative to the root."""
@@ -139,7 +151,7 @@ def read_manifest(
     folder, seen_from = os.path.join(root, ""), (os.path.abspath(root), os.path.realpath(root))
     lookup = _Lookup(folder, seen_from, known, form)
     pictures = [_read_line(lookup, f"{manifest}:{number}", number, ways) for number, ways in lines]
-    if all(picture.reason for picture in pictures):
+    if form.members is None and all(picture.reason for picture in pictures):
         _suggest_place(root, manifest, lines[0][1][0].path.strip(" "), form)
     return pictures
 
@@ -150,7 +162,7 @@ def refuse_other_root(manifest: Path, pictures: Sequence[Listed]) -> None:
     Raises:
         DataError: so it is, and there are several.
     """
-    if len(pictures) > 1 and {picture.reason for picture in pictures} == {_MISSING}:
+    if len(pictures) > 1 and {picture.reason for picture in pictures} in ({_MISSING}, {NO_MEMBER}):
         why = f"the first is '{pictures[0].file.path}'"
         remedy = "set data.root, or data.image_dir, to the folder that the paths begin in"
         raise DataError("no listed picture is there", where=str(manifest), why=why, remedy=remedy)
@@ -391,6 +403,11 @@ def _look_up(lookup: _Lookup, place: str, path: str) -> tuple[FoundFile, str]:
     reason = ""
     for text in dict.fromkeys((path, stripped, path.replace("\\", "/"), stripped.replace("\\", "/"))):
         inside = _place_below(lookup.seen_from, place, lookup.form.place(text))
+        if lookup.form.members is not None:
+            if inside in lookup.form.members:
+                return lookup.form.members[inside], ""
+            reason = NO_MEMBER
+            continue
         try:
             status = os.stat(lookup.folder + inside)
         except OSError as error:

@@ -32,7 +32,8 @@ class SourceOptions:
         root: folder that the parts lie in; None where none is given.
         parts: what train, val and test are called, of those that are wanted.
         rules: how image files are looked at; `rules.cache_dir` is for all that a source prepares.
-        classes: the class list of a manifest.
+        classes: the class list of a manifest, or of archives.
+        labels: where the labels of archives are.
         columns: those of a table that the settings name: path, label and split.
         image_dir: folder below the root that listed paths are relative to.
         image_suffix: what is missing at the end of each listed path.
@@ -48,6 +49,7 @@ class SourceOptions:
     parts: Mapping[str, str]
     rules: FileRules
     classes: str | None = None
+    labels: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     image_dir: str = ""
     image_suffix: str = ""
@@ -70,6 +72,8 @@ def find_given_root(options: SourceOptions, remedy: str = ROOT_REMEDY) -> Path:
     where, why, near = describe_missing(root)
     if root.exists():
         remedy = "give the folder that it lies in, or unpack it and give that folder"
+        if root.suffix.lower() in (".tar", ".zip"):
+            remedy = "an archive is read as it is with --data.source tar"
         raise DataError("data.root is no folder", where=where, why="it is a file", remedy=remedy)
     remedy = f"did you mean '{near}'? or {remedy}" if near else remedy
     raise DataError("data.root is missing", where=where, why=f"no such folder; {why}", remedy=remedy)

@@ -1,0 +1,332 @@
+"""The pictures of a set of archives: listed once, in parallel, and kept in the cache folder or beside the archives.
+
+A kept list is one file: a line with a checksum, then arrays in safetensors' format. It is written whole and renamed.
+An archive with another size or time than when it was listed is listed anew, and so is every one after a damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from alexnet_dist.base.durable import check_regular, disk_errors_named, replacing, tidy_folder
+from alexnet_dist.base.errors import DataError, MachineError
+from alexnet_dist.base.progress import Progress
+from alexnet_dist.data.files.scan import hash_place
+from alexnet_dist.data.sources.tar_labels import Kind, Row, find_kind, pair_members
+from alexnet_dist.data.sources.tar_members import INNER, Contents, Member, list_inner, list_members
+from alexnet_dist.data.sources.tar_wds import begins_a_picture, read_wds_index
+
+logger = logging.getLogger("alexnet_dist")
+
+_TITLE = "alexnet_dist archives 1"  # the number changes when the meaning of an array does
+_SUFFIX = ".index"
+_NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))  # reading headers waits for the disk or the network
+_SPOT_CHECKS = 16
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ArchiveSet:
+    """Which archives, and how the labels of their pictures are found.
+
+    Args:
+        root: folder that the archives' names are relative to.
+        names: of the archives, POSIX.
+        folder: below which members count, "" = all.
+        labels: cls, json, folder or none; None = what the archives have.
+        json_key: of the label in a .json; "" = one of the usual ones.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    folder: str = ""
+    labels: Kind | None = None
+    json_key: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """Of the kept list: the same wherever the archives lie."""
+        facts = "\0".join([self.folder, str(self.labels), self.json_key, *self.names])
+        return f"archives-{hashlib.sha256(os.fsencode(facts)).hexdigest()[:12]}{_SUFFIX}"
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The N pictures of K archives.
+
+    Args:
+        names: (K,) of the archives.
+        byte_sizes: (K,) of the archives.
+        modified_ns: (K,) of the archives.
+        bounds: (K + 1,) first picture of each archive, and N.
+        rows: (N,) the pictures.
+        kind: how their labels were found.
+        is_whole: no archive is damaged.
+    """
+
+    names: tuple[str, ...]
+    byte_sizes: Ints
+    modified_ns: Ints
+    bounds: Ints
+    rows: list[Row]
+    kind: Kind
+    is_whole: bool = True
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int32]:
+        """(N,) the archive of each picture."""
+        return np.repeat(np.arange(len(self.names), dtype=np.int32), np.diff(self.bounds))
+
+
+def list_pictures(
+    wanted: ArchiveSet, cache_dir: Path, *, on_bad_file: Literal["fail", "skip"], progress: bool
+) -> Listing:
+    """The pictures of a set of archives, from what is kept of them as far as it is true.
+
+    Raises:
+        DataError: an archive is damaged under `on_bad_file: fail`, or is none; or a name stands twice in one.
+    """
+    facts = [_look_up(wanted.root / name) for name in wanted.names]
+    place = cache_dir / "archives" / hash_place(wanted.root) / wanted.file_name
+    kept = _read_kept(place) or _read_beside(wanted)
+    known = {} if kept is None else _find_unchanged(wanted, kept, facts)
+    new = [number for number in range(len(facts)) if number not in known]
+    if kept is not None and not new and kept.names == wanted.names:
+        return kept
+    listed, kind, damage = _list_new(wanted, new, kept.kind if known and kept is not None else None, progress)
+    if damage and on_bad_file == "fail":
+        where, why = damage[0]
+        why += f" ... and {len(damage) - 1} more archives" if len(damage) > 1 else ""
+        remedy = "fetch it again, or set data.on_bad_file: skip to use what can be read"
+        raise DataError("a damaged archive", where=where, why=why, remedy=remedy)
+    for where, why in damage:
+        logger.warning("%s is damaged, and what follows is not read: %s", where, why)
+    parts = [known[number] if number in known else listed[number] for number in range(len(facts))]
+    listing = Listing(
+        wanted.names,
+        np.array([size for size, _ in facts], np.int64),
+        np.array([modified_ns for _, modified_ns in facts], np.int64),
+        np.cumsum([0, *map(len, parts)], dtype=np.int64),
+        [row for part in parts for row in part],
+        kind,
+        is_whole=not damage,
+    )
+    if listing.is_whole:
+        tidy_folder(place.parent)
+        try:
+            write_listing(place, listing)
+        except OSError as error:
+            logger.debug("the list of archives is not kept (%s): %s", place, error)
+    return listing
+
+
+def write_listing(path: Path, listing: Listing) -> None:
+    """Keep a list of pictures in a file.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    rows = listing.rows
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "byte_sizes": listing.byte_sizes,
+        "modified_ns": listing.modified_ns,
+        "bounds": listing.bounds,
+        "offsets": np.array([row.offset for row in rows], np.int64),
+        "sizes": np.array([row.byte_size for row in rows], np.int64),
+        "archives": _join(listing.names),
+        "names": _join(row.name for row in rows),
+        "labels": _join(row.label for row in rows),
+        "reasons": _join(row.reason for row in rows),
+        "kind": _join([listing.kind]),
+    }
+    body = save(arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        stream.write(_seal(body) + b"\n")
+        stream.write(body)
+
+
+def _seal(body: bytes) -> bytes:
+    return f"{_TITLE} crc32={zlib.crc32(body):08x}".encode()
+
+
+def _join(texts: Iterable[str]) -> npt.NDArray[np.uint8]:
+    """Names as bytes; none holds a zero."""
+    return np.frombuffer("".join(text + "\0" for text in texts).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _split(blob: npt.NDArray[Any]) -> list[str]:
+    return blob.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+
+def _read_kept(path: Path) -> Listing | None:
+    """What `write_listing` wrote; None where it is missing, damaged or of another version."""
+    try:
+        check_regular(path)
+        first, _, body = path.read_bytes().partition(b"\n")
+        if first != _seal(body):
+            return None
+        arrays = load(body)
+        columns = (_split(arrays["names"]), arrays["offsets"].tolist(), arrays["sizes"].tolist())
+        rows = list(map(Row, *columns, _split(arrays["labels"]), _split(arrays["reasons"])))
+        names, kind = tuple(_split(arrays["archives"])), _split(arrays["kind"])[0]
+        bounds, facts = arrays["bounds"], (arrays["byte_sizes"], arrays["modified_ns"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        logger.debug("no list of archives to start from (%s): %s", path, error)
+        return None
+    shapes = {len(names), len(facts[0]), len(facts[1]), len(bounds) - 1}
+    is_sound = len(shapes) == 1 and bounds[0] == 0 and bounds[-1] == len(rows) and (np.diff(bounds) >= 0).all()
+    return Listing(names, *facts, bounds, rows, kind) if is_sound else None  # type: ignore[arg-type]
+
+
+def _read_beside(wanted: ArchiveSet) -> Listing | None:
+    """The list that `prepare index --out` has put into the archives' root, whose times are not those of a copy.
+
+    It counts for an archive of the same size in which some members are where the list says.
+    """
+    listing = _read_kept(wanted.root / wanted.file_name)
+    if listing is None or listing.names != wanted.names:
+        return None
+    modified_ns = listing.modified_ns.copy()
+    for number, name in enumerate(listing.names):
+        size, now = _look_up(wanted.root / name)
+        part = listing.rows[listing.bounds[number] : listing.bounds[number + 1]]
+        if size == listing.byte_sizes[number] and _fits(wanted.root / name, size, part):
+            modified_ns[number] = now
+        else:
+            logger.warning("%s does not fit %s, which is listed anew", wanted.file_name, name)
+    return replace(listing, modified_ns=modified_ns)
+
+
+def _fits(path: Path, size: int, rows: Sequence[Row]) -> bool:
+    """Whether some of the pictures lie in an archive where a list says, as far as their first bytes tell."""
+    if any(row.offset < 0 or row.byte_size < 0 or row.offset + row.byte_size > size for row in rows):
+        return False
+    some = [row for row in rows if not row.reason and row.byte_size]
+    picked = some[:: max(1, len(some) // _SPOT_CHECKS)] + some[-1:]
+    return begins_a_picture(path, [row.offset for row in picked])
+
+
+def _find_unchanged(wanted: ArchiveSet, kept: Listing, facts: Sequence[tuple[int, int]]) -> dict[int, list[Row]]:
+    """The rows of archives that are as they were, by their numbers."""
+    before = {
+        name: (int(kept.byte_sizes[number]), int(kept.modified_ns[number]), number)
+        for number, name in enumerate(kept.names)
+    }
+    found = {}
+    for number, (name, fact) in enumerate(zip(wanted.names, facts, strict=True)):
+        *was, position = before.get(name, (None, None, 0))
+        if tuple(was) == fact:
+            found[number] = kept.rows[kept.bounds[position] : kept.bounds[position + 1]]
+    return found
+
+
+def _look_up(path: Path) -> tuple[int, int]:
+    """Bytes and time of change of an archive."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError("cannot read the archive", where=str(path), why=error.strerror or str(error)) from error
+    return status.st_size, status.st_mtime_ns
+
+
+# -- listing ----------------------------------------------------------------------------------------------------------
+
+
+def _list_new(
+    wanted: ArchiveSet, new: Sequence[int], kind: Kind | None, progress: bool
+) -> tuple[dict[int, list[Row]], Kind, list[tuple[str, str]]]:
+    """The rows of archives by their numbers, how labels were found, and what is damaged as (archive, why)."""
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        bar = Progress(f"listing archives in {wanted.root}", len(new), "archives", shown=progress)
+        with bar:
+            found = _map(pool, lambda number: _list_one(wanted.root / wanted.names[number]), new, bar)
+        inner = [(number, *tar) for number, contents in zip(new, found, strict=True) for tar in contents.inner]
+        bar = Progress(f"listing tars in {wanted.root}", len(inner), "tars", shown=progress and bool(inner))
+        with bar:
+            listed = _map(pool, lambda tar: list_inner(wanted.root / wanted.names[tar[0]], *tar[1:]), inner, bar)
+        units = [*zip(new, found, strict=True), *((tar[0], part) for tar, part in zip(inner, listed, strict=True))]
+        _say_passed(wanted, [contents for _, contents in units])
+        members = [_below(wanted.folder, contents.members) for _, contents in units]
+        _refuse_no_members(wanted, units, members)
+        kind = wanted.labels or kind or find_kind(members)
+        bar = Progress(f"reading labels in {wanted.root}", len(units), "archives", shown=progress)
+
+        def pair(position: int) -> list[Row]:
+            path = wanted.root / wanted.names[units[position][0]]
+            return pair_members(path, members[position], kind, wanted.json_key)
+
+        with bar:
+            paired = _map(pool, pair, range(len(units)), bar)
+    rows: dict[int, list[Row]] = {number: [] for number in new}
+    for (number, _), some in zip(units, paired, strict=True):
+        rows[number] += some
+    damage = [(str(wanted.root / wanted.names[number]), part.damage) for number, part in units if part.damage]
+    return rows, kind, damage
+
+
+def _map(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], bar: Progress) -> list[Any]:
+    done = []
+    for result in pool.map(work, items):
+        done.append(result)
+        bar.advance()
+    return done
+
+
+def _list_one(path: Path) -> Contents:
+    members = read_wds_index(path)
+    return list_members(path) if members is None else Contents(members)
+
+
+def _below(folder: str, members: list[Member]) -> list[Member]:
+    """The members below a folder; a tar within a tar is a folder."""
+    start = folder + "/"
+    return [member for member in members if member.name.replace(INNER, "/").startswith(start)] if folder else members
+
+
+def _refuse_no_members(
+    wanted: ArchiveSet, units: Sequence[tuple[int, Contents]], members: Sequence[list[Member]]
+) -> None:
+    if any(members) or not units:
+        return
+    names = [member.name.replace(INNER, "/") for _, contents in units for member in contents.members]
+    where = str(wanted.root / wanted.names[0])
+    if wanted.folder and names:
+        folders = sorted({os.path.dirname(os.path.dirname(name)) or os.path.dirname(name) for name in names[:10_000]})
+        why = f"there is no '{wanted.folder}' in it; its folders are {', '.join(folders[:4])}"
+        raise DataError("no such folder in the archive", where=where, why=why, remedy="write ARCHIVE!FOLDER")
+    raise DataError("an archive without files", where=where, remedy="give archives with pictures")
+
+
+def _say_passed(wanted: ArchiveSet, parts: Sequence[Contents]) -> None:
+    total = sum((contents.passed for contents in parts), type(parts[0].passed)()) if parts else {}
+    for what, count in sorted(total.items()):
+        logger.warning("%s: %d %s passed over", wanted.root / wanted.names[0], count, what)
+
+
+def write_listing_out(folder: Path, wanted: ArchiveSet, listing: Listing) -> Path:
+    """Put a list of pictures into a folder, where who reads archives from there finds it.
+
+    Raises:
+        MachineError: the disk is full, or the folder cannot be written.
+    """
+    path = folder / wanted.file_name
+    if not listing.is_whole:
+        raise MachineError("a list of damaged archives is not kept", where=str(path), remedy="mend the archives")
+    with disk_errors_named(path, "out"):
+        write_listing(path, listing)
+    return path
