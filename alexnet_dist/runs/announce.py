@@ -143,7 +143,8 @@ def list_next(start: Start) -> list[str]:
     """Three commands for the run, in the form in which it was started."""
     folder, splits = quote_word(start.folder), start.splits
     index = splits.val or splits.train
-    picture = _find_good_picture(start, index) if index.has_files else None  # predict reads image files
+    has_own_files = index.has_files and index.containers is None  # which predict reads
+    picture = _find_good_picture(start, index) if has_own_files else None
     words = [f"predict {folder} {quote_word(picture)}"] if picture is not None else []
     words += [f"evaluate {folder}"] if splits.val is not None else []
     words += [f"export --model {folder} --out {quote_word(f'{start.folder.name}.onnx')}", f"summary --weights {folder}"]

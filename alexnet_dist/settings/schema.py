@@ -40,7 +40,7 @@ SourceName: TypeAlias = Literal[tuple(SOURCES)]  # type: ignore[valid-type]
 
 PATH_KEYS = (
     *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
-    *("data.cache_dir", "data.image_dir"),
+    *("data.labels", "data.cache_dir", "data.image_dir"),
 )
 
 

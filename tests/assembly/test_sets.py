@@ -84,7 +84,7 @@ def test_a_missing_set_is_answered_with_the_option_that_works(
 
 def test_a_file_as_the_root_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"data.root is no folder \(.*pets.zip\): it is a file; give the folder"):
+    with pytest.raises(DataError, match=r"data.root is no folder \(.*pets.zip\): it is a file; .*--data.source tar"):
         build(tmp_path / "pets.zip")
 
 

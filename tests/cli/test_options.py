@@ -12,7 +12,7 @@ from alexnet_dist.base.errors import UsageError
 from alexnet_dist.cli.main import VERBS
 from alexnet_dist.cli.options import check_above_zero, check_at_least_one
 
-TOOLS = [f"prepare.{name}" for name in ("verify", "cache", "parity", "manifest", "subset")]
+TOOLS = [f"prepare.{name}" for name in ("verify", "index", "cache", "parity", "manifest", "subset")]
 
 
 @pytest.mark.parametrize("verb", [*(verb for verb in VERBS if verb not in ("launch", "prepare")), *TOOLS])

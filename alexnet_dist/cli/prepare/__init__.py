@@ -19,6 +19,7 @@ examples:
 
 verify    decode every image, list the bad ones, and let training leave them out
 fetch     bring pictures from s3://, gs://, az://, https:// or hf:// to this machine
+index     list the pictures of archives once
 cache     decode and resize a set once, into rows of pixels that engine cache reads
 parity    compare engines on your images, stage by stage
 manifest  list class folders in files of `path label` lines
@@ -26,7 +27,7 @@ subset    pick classes and images of a large set into such files
 
 Each has its --help."""
 
-KINDS = ("verify", "fetch", "cache", "parity", "manifest", "subset")
+KINDS = ("verify", "fetch", "index", "cache", "parity", "manifest", "subset")
 
 
 def main(argv: Sequence[str]) -> int:

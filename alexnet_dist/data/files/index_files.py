@@ -14,8 +14,7 @@ import numpy.typing as npt
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
-from alexnet_dist.data.files.containers import Containers
-from alexnet_dist.data.files.scan import FileSet, FoundFile, Header, scan_headers
+from alexnet_dist.data.files.scan import FileSet, Header, scan_headers
 from alexnet_dist.data.files.verify import read_verdicts
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
 
@@ -40,37 +39,29 @@ class FileRules:
 
 
 def index_files(
-    root: Path,
-    files: Sequence[FoundFile],
+    images: FileSet,
     labels: npt.NDArray[np.integer],
     classes: tuple[str, ...],
     rules: FileRules,
-    *,
-    listed_in: Path | None = None,
     reasons: Sequence[str] = (),
-    containers: Containers | None = None,
 ) -> SampleIndex:
     """Index image files, reading every header that is new or changed.
 
     Args:
-        root: folder the paths of the files are relative to.
-        files: (N,), sorted by class, then by path.
+        images: N files, sorted by class, then by path.
         labels: (N,), positions in `classes`.
         classes: names of all classes.
         rules: how the files are looked at.
-        listed_in: the list that names the files; None where they are what lies below the root.
         reasons: (N,), why a file cannot be looked up, "" where it can; empty where all can.
-        containers: where the N files lie, if they are parts of larger ones; such a file is called CONTAINER!NAME.
 
     Raises:
         DataError: nothing is readable.
         BadFilesError: unreadable files under `on_bad_file: fail`; all of them.
     """
+    root, files, containers = images.root, images.files, images.containers
     reasons = reasons or [""] * len(files)
     there = [position for position, reason in enumerate(reasons) if not reason]
-    places = None if containers is None else containers.take(there)
-    looked_up = FileSet(root, [files[position] for position in there], listed_in=listed_in, containers=places)
-    found = iter(_scan_files(looked_up, rules))
+    found = iter(_scan_files(images.take(there), rules))
     headers = [Header(0, 0, False, reason) if reason else next(found) for reason in reasons]
     bad_files = tuple(
         BadFile(file.path, header.reason) for file, header in zip(files, headers, strict=True) if header.reason
@@ -89,7 +80,7 @@ def index_files(
         newest_ns=max((files[position].modified_ns for position in good), default=0),
         containers=None if containers is None else containers.take(good),
     )
-    _warn_about_classes(index, listed_in or root)
+    _warn_about_classes(index, images.listed_in or root)
     return index
 
 

@@ -54,7 +54,8 @@ class FileSet:
         files: the images.
         missing: files that a manifest lists and that cannot be looked up, as (path, reason).
         listed_in: the list that names the files; None where they are what lies below the root.
-        containers: where the files lie, if they are parts of larger ones.
+        containers: where the files lie, if they are parts of larger ones; such a file is called CONTAINER!NAME.
+        headers: of the files, where they are known; None where they are to be read.
     """
 
     root: Path
@@ -62,6 +63,18 @@ class FileSet:
     missing: list[tuple[str, str]] = field(default_factory=list)
     listed_in: Path | None = None
     containers: Containers | None = None
+    headers: Sequence[Header] | None = None
+
+    def take(self, positions: Sequence[int]) -> FileSet:
+        """The files at these positions, in this order, and nothing of what is missing."""
+        files, headers, places = self.files, self.headers, self.containers
+        return FileSet(
+            self.root,
+            [files[position] for position in positions],
+            listed_in=self.listed_in,
+            containers=None if places is None else places.take(positions),
+            headers=None if headers is None else [headers[position] for position in positions],
+        )
 
     @property
     def listed_by(self) -> str:
@@ -91,7 +104,8 @@ def scan_headers(images: FileSet, *, cache_dir: Path, max_pixels: int, progress:
     """Read the header of every file that is new or changed since the last scan of this root.
 
     Args:
-        images: what to scan. Each list of files has a cache of its own: a cache forgets what its scan does not ask for.
+        images: what to scan; headers that are known are not read. Each list of files has a cache of its own: a cache
+            forgets what its scan does not ask for.
         cache_dir: where sizes are remembered, by path, byte size and time of change. A cache that is damaged is
             rebuilt, one that cannot be written only costs time.
         max_pixels: an image with more pixels is unreadable.
@@ -100,13 +114,15 @@ def scan_headers(images: FileSet, *, cache_dir: Path, max_pixels: int, progress:
     Returns:
         One Header for each file, in order. Unreadable files are never remembered.
     """
+    if images.headers is not None:
+        return list(images.headers)
     tidy_folder(cache_dir / "scans")
     cache_path = cache_dir / "scans" / f"{hash_place(images.root, images.listed_by)}.csv"
     known = {
         file: header for file, header in _read_cache(cache_path).items() if header.width * header.height <= max_pixels
     }
     unknown = {file: position for position, file in enumerate(images.files) if file not in known}
-    scanned = dict(zip(unknown, _read_headers(images, list(unknown.values()), max_pixels, progress), strict=True))
+    scanned = dict(zip(unknown, read_headers(images, list(unknown.values()), max_pixels, progress), strict=True))
     headers = [known[file] if file in known else scanned[file] for file in images.files]
     good = {file: header for file, header in zip(images.files, headers, strict=True) if not header.reason}
     if good.keys() != known.keys():
@@ -114,8 +130,15 @@ def scan_headers(images: FileSet, *, cache_dir: Path, max_pixels: int, progress:
     return headers
 
 
-def _read_headers(images: FileSet, positions: Sequence[int], max_pixels: int, progress: bool) -> Iterable[Header]:
-    """Headers in the order of `positions`, read by several threads."""
+def read_headers(images: FileSet, positions: Sequence[int], max_pixels: int, progress: bool) -> list[Header]:
+    """Headers in the order of `positions`, read by several threads; nothing is remembered.
+
+    Args:
+        images: some files.
+        positions: of those that are read.
+        max_pixels: an image with more pixels is unreadable.
+        progress: show how far it is.
+    """
 
     def read_some(first: int) -> list[Header]:
         return [_read_one(images, position, max_pixels) for position in positions[first : first + _FILES_PER_TASK]]

@@ -80,7 +80,7 @@ def scan_folder(
     files = list(chain.from_iterable(files_of))
     labels = np.repeat([label_of[folder] for folder in folders], [len(found) for found in files_of])
     rules = FileRules(cache_dir, on_bad_file, max_pixels, progress)
-    return index_files(root, files, labels, class_names, rules)
+    return index_files(FileSet(root, files), labels, class_names, rules)
 
 
 def list_class_folders(root: Path) -> list[str]:

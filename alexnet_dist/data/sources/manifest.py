@@ -61,13 +61,11 @@ def scan_manifest(
     pictures, labels, class_names = _list_pictures(root, manifest, classes, form)
     refuse_other_root(manifest, pictures)
     return index_files(
-        root,
-        [picture.file for picture in pictures],
+        FileSet(root, [picture.file for picture in pictures], listed_in=manifest),
         labels,
         class_names,
         FileRules(cache_dir, on_bad_file, max_pixels, progress),
-        listed_in=manifest,
-        reasons=[picture.reason for picture in pictures],
+        [picture.reason for picture in pictures],
     )
 
 

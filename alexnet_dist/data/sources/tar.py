@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.text import join_names
-from alexnet_dist.data.files.containers import Containers
 from alexnet_dist.data.files.index_files import index_files
-from alexnet_dist.data.files.scan import FileSet, FoundFile
+from alexnet_dist.data.files.scan import FileSet, FoundFile, Header
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.manifest import make_form
 from alexnet_dist.data.sources.manifest_labels import derive_classes, find_class_lists, number_labels
@@ -42,6 +41,7 @@ class Archived:
     Args:
         wanted: the archives.
         listing: what they hold.
+        headers: (N,) of the pictures.
         files: as an index knows them.
         pictures: with their labels as written; of those that a list names, in its order.
         rows: (M,) position in `listing.rows` of each of `pictures`, -1 where the archives have none.
@@ -50,6 +50,7 @@ class Archived:
 
     wanted: ArchiveSet
     listing: Listing
+    headers: list[Header]
     files: list[FoundFile]
     pictures: list[Listed]
     rows: list[int]
@@ -84,26 +85,20 @@ def list_archived(options: SourceOptions, key: str) -> Archived:
         DataError: archives, or the list of labels, that are missing or damaged.
     """
     wanted = find_wanted(options, key)
-    rules = options.rules
-    listing = list_pictures(wanted, rules.cache_dir, on_bad_file=rules.on_bad_file, progress=rules.progress)
+    listing, headers = list_pictures(wanted, options.rules)
     if not listing.rows:
         where = str(wanted.root / wanted.names[0])
         raise DataError("archives without a picture", where=where, remedy=f"check --data.{key}")
-    times = listing.modified_ns[listing.numbers].tolist()
-    archives = [wanted.names[number] for number in listing.numbers.tolist()]
-    files = [
-        FoundFile(f"{archive}!{row.name}", row.byte_size, time)
-        for archive, row, time in zip(archives, listing.rows, times, strict=True)
-    ]
+    files = listing.list_files()
     where = str(wanted.root / wanted.names[0])
     inside = strip_folders([row.name for row in listing.rows], wanted.folder, where)
     if listing.kind == "none":
         pictures, rows = _read_list(options, key, files, inside)
-        return Archived(wanted, listing, files, pictures, rows, inside)
+        return Archived(wanted, listing, headers, files, pictures, rows, inside)
     pictures = [Listed(0, file, row.label, row.reason) for file, row in zip(files, listing.rows, strict=True)]
     if listing.kind == "folder":
         pictures = [_label_by_folder(picture, name) for picture, name in zip(pictures, inside, strict=True)]
-    return Archived(wanted, listing, files, pictures, list(range(len(files))), inside)
+    return Archived(wanted, listing, headers, files, pictures, list(range(len(files))), inside)
 
 
 def _label_by_folder(picture: Listed, name: str) -> Listed:
@@ -175,16 +170,15 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
         order = find_first_mentions(place, pictures, labels)
     inside = [archived.inside[row] if row >= 0 else pictures[at].file.path for at, row in enumerate(archived.rows)]
     order.sort(key=lambda position: (labels[position], inside[position], pictures[position].file.path))
-    return index_files(
+    rows = [archived.rows[position] for position in order]
+    images = FileSet(
         wanted.root,
         [pictures[position].file for position in order],
-        labels[order],
-        names,
-        options.rules,
         listed_in=_name_set(wanted.root, options, key),
-        reasons=[pictures[position].reason for position in order],
-        containers=place_pictures(archived.listing, [archived.rows[position] for position in order]),
+        containers=archived.listing.place(rows),
+        headers=[archived.headers[row] if row >= 0 else Header(0, 0, False) for row in rows],
     )
+    return index_files(images, labels[order], names, options.rules, [pictures[position].reason for position in order])
 
 
 def _name_set(root: Path, options: SourceOptions, key: str) -> Path:
@@ -214,13 +208,6 @@ def _number(
     return np.array([label_of[picture.label] for picture in pictures], np.int64)
 
 
-def place_pictures(listing: Listing, rows: Sequence[int]) -> Containers:
-    """Where the pictures of some rows lie; -1 stands for one that is nowhere."""
-    numbers = listing.numbers[rows] if len(listing.rows) else np.zeros(0, np.int32)
-    offsets = np.array([row.offset for row in listing.rows], np.int64)
-    return Containers(listing.names, listing.byte_sizes, listing.modified_ns, numbers, offsets[rows])
-
-
 # -- as a source ------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +233,8 @@ def _list_files(options: SourceOptions, key: str) -> FileSet:
         list(good),
         missing=[(picture.file.path, picture.reason) for picture, _ in pairs if picture.reason],
         listed_in=_name_set(archived.wanted.root, options, key),
-        containers=place_pictures(archived.listing, list(good.values())),
+        containers=archived.listing.place(list(good.values())),
+        headers=[archived.headers[row] for row in good.values()],
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,9 @@ from safetensors.numpy import load, save
 from alexnet_dist.base.durable import check_regular, disk_errors_named, replacing, tidy_folder
 from alexnet_dist.base.errors import DataError, MachineError
 from alexnet_dist.base.progress import Progress
-from alexnet_dist.data.files.scan import hash_place
+from alexnet_dist.data.files.containers import Containers
+from alexnet_dist.data.files.index_files import FileRules
+from alexnet_dist.data.files.scan import FileSet, FoundFile, Header, hash_place, read_headers
 from alexnet_dist.data.sources.tar_labels import Kind, Row, find_kind, pair_members
 from alexnet_dist.data.sources.tar_members import INNER, Contents, Member, list_inner, list_members
 from alexnet_dist.data.sources.tar_wds import begins_a_picture, read_wds_index
@@ -74,6 +76,8 @@ class Listing:
         modified_ns: (K,) of the archives.
         bounds: (K + 1,) first picture of each archive, and N.
         rows: (N,) the pictures.
+        sizes: (N, 2) upright width and height; 0 where no header was read.
+        is_plain: (N,) see `ImageHeader`.
         kind: how their labels were found.
         is_whole: no archive is damaged.
     """
@@ -83,6 +87,8 @@ class Listing:
     modified_ns: Ints
     bounds: Ints
     rows: list[Row]
+    sizes: npt.NDArray[np.int32]
+    is_plain: npt.NDArray[np.bool_]
     kind: Kind
     is_whole: bool = True
 
@@ -91,47 +97,99 @@ class Listing:
         """(N,) the archive of each picture."""
         return np.repeat(np.arange(len(self.names), dtype=np.int32), np.diff(self.bounds))
 
+    def list_files(self) -> list[FoundFile]:
+        """(N,) the pictures by the names that messages have for them: ARCHIVE!MEMBER."""
+        numbers, times = self.numbers.tolist(), self.modified_ns.tolist()
+        return [
+            FoundFile(f"{self.names[number]}!{row.name}", row.byte_size, times[number])
+            for number, row in zip(numbers, self.rows, strict=True)
+        ]
 
-def list_pictures(
-    wanted: ArchiveSet, cache_dir: Path, *, on_bad_file: Literal["fail", "skip"], progress: bool
-) -> Listing:
-    """The pictures of a set of archives, from what is kept of them as far as it is true.
+    def place(self, positions: Sequence[int]) -> Containers:
+        """Where some of the pictures lie; -1 stands for one that is nowhere."""
+        offsets = np.array([row.offset for row in self.rows], np.int64)
+        return Containers(self.names, self.byte_sizes, self.modified_ns, self.numbers[positions], offsets[positions])
+
+
+def list_pictures(wanted: ArchiveSet, rules: FileRules) -> tuple[Listing, list[Header]]:
+    """The pictures of a set of archives with their headers, from what is kept of them as far as it is true.
 
     Raises:
         DataError: an archive is damaged under `on_bad_file: fail`, or is none; or a name stands twice in one.
     """
     facts = [_look_up(wanted.root / name) for name in wanted.names]
-    place = cache_dir / "archives" / hash_place(wanted.root) / wanted.file_name
+    place = rules.cache_dir / "archives" / hash_place(wanted.root) / wanted.file_name
     kept = _read_kept(place) or _read_beside(wanted)
+    is_same = kept is not None and kept.names == wanted.names and _list_facts(kept) == facts
+    listing = kept if kept is not None and is_same else _list_again(wanted, facts, kept, rules)
+    listing, headers = _read_headers(wanted, listing, rules)
+    if listing is not kept and listing.is_whole:
+        tidy_folder(place.parent)
+        try:
+            write_listing(place, listing)
+        except OSError as error:
+            logger.debug("the list of archives is not kept (%s): %s", place, error)
+    return listing, headers
+
+
+def _list_again(
+    wanted: ArchiveSet, facts: Sequence[tuple[int, int]], kept: Listing | None, rules: FileRules
+) -> Listing:
+    """What is kept of archives that are as they were, and the others listed anew."""
     known = {} if kept is None else _find_unchanged(wanted, kept, facts)
     new = [number for number in range(len(facts)) if number not in known]
-    if kept is not None and not new and kept.names == wanted.names:
-        return kept
-    listed, kind, damage = _list_new(wanted, new, kept.kind if known and kept is not None else None, progress)
-    if damage and on_bad_file == "fail":
+    listed, kind, damage = _list_new(wanted, new, kept.kind if known and kept is not None else None, rules.progress)
+    if damage and rules.on_bad_file == "fail":
         where, why = damage[0]
         why += f" ... and {len(damage) - 1} more archives" if len(damage) > 1 else ""
         remedy = "fetch it again, or set data.on_bad_file: skip to use what can be read"
         raise DataError("a damaged archive", where=where, why=why, remedy=remedy)
     for where, why in damage:
         logger.warning("%s is damaged, and what follows is not read: %s", where, why)
-    parts = [known[number] if number in known else listed[number] for number in range(len(facts))]
-    listing = Listing(
+    parts, sizes, plain = [], [], []
+    for number in range(len(facts)):
+        if number in known and kept is not None:
+            parts.append(kept.rows[known[number]])
+            sizes.append(kept.sizes[known[number]])
+            plain.append(kept.is_plain[known[number]])
+        else:
+            parts.append(listed[number])
+            sizes.append(np.zeros((len(parts[-1]), 2), np.int32))
+            plain.append(np.zeros(len(parts[-1]), np.bool_))
+    return Listing(
         wanted.names,
         np.array([size for size, _ in facts], np.int64),
         np.array([modified_ns for _, modified_ns in facts], np.int64),
         np.cumsum([0, *map(len, parts)], dtype=np.int64),
         [row for part in parts for row in part],
+        np.concatenate(sizes),
+        np.concatenate(plain),
         kind,
         is_whole=not damage,
     )
-    if listing.is_whole:
-        tidy_folder(place.parent)
-        try:
-            write_listing(place, listing)
-        except OSError as error:
-            logger.debug("the list of archives is not kept (%s): %s", place, error)
-    return listing
+
+
+def _read_headers(wanted: ArchiveSet, listing: Listing, rules: FileRules) -> tuple[Listing, list[Header]]:
+    """The headers of all pictures, and the list with those that it lacked; unreadable ones are read at each start."""
+    known, plain = listing.sizes.tolist(), listing.is_plain.tolist()
+    headers = [Header(width, height, is_plain) for (width, height), is_plain in zip(known, plain, strict=True)]
+    too_many = listing.sizes.astype(np.int64).prod(axis=1) > rules.max_pixels
+    is_row = np.array([not row.reason for row in listing.rows], np.bool_)
+    positions = np.flatnonzero(((listing.sizes[:, 0] == 0) | too_many) & is_row).tolist()
+    if not positions:
+        return listing, headers
+    files = listing.list_files()
+    images = FileSet(wanted.root, files, containers=listing.place(range(len(files))))
+    sizes, is_plain = listing.sizes.copy(), listing.is_plain.copy()
+    for position, header in zip(
+        positions, read_headers(images, positions, rules.max_pixels, rules.progress), strict=True
+    ):
+        headers[position] = header
+        if not header.reason:
+            sizes[position], is_plain[position] = header[:2], header.is_plain
+    if (sizes == listing.sizes).all():
+        return listing, headers
+    return replace(listing, sizes=sizes, is_plain=is_plain), headers
 
 
 def write_listing(path: Path, listing: Listing) -> None:
@@ -146,7 +204,9 @@ def write_listing(path: Path, listing: Listing) -> None:
         "modified_ns": listing.modified_ns,
         "bounds": listing.bounds,
         "offsets": np.array([row.offset for row in rows], np.int64),
-        "sizes": np.array([row.byte_size for row in rows], np.int64),
+        "lengths": np.array([row.byte_size for row in rows], np.int64),
+        "sizes": listing.sizes,
+        "is_plain": listing.is_plain,
         "archives": _join(listing.names),
         "names": _join(row.name for row in rows),
         "labels": _join(row.label for row in rows),
@@ -181,16 +241,22 @@ def _read_kept(path: Path) -> Listing | None:
         if first != _seal(body):
             return None
         arrays = load(body)
-        columns = (_split(arrays["names"]), arrays["offsets"].tolist(), arrays["sizes"].tolist())
+        columns = (_split(arrays["names"]), arrays["offsets"].tolist(), arrays["lengths"].tolist())
         rows = list(map(Row, *columns, _split(arrays["labels"]), _split(arrays["reasons"])))
         names, kind = tuple(_split(arrays["archives"])), _split(arrays["kind"])[0]
         bounds, facts = arrays["bounds"], (arrays["byte_sizes"], arrays["modified_ns"])
+        headers = arrays["sizes"], arrays["is_plain"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         logger.debug("no list of archives to start from (%s): %s", path, error)
         return None
-    shapes = {len(names), len(facts[0]), len(facts[1]), len(bounds) - 1}
-    is_sound = len(shapes) == 1 and bounds[0] == 0 and bounds[-1] == len(rows) and (np.diff(bounds) >= 0).all()
-    return Listing(names, *facts, bounds, rows, kind) if is_sound else None  # type: ignore[arg-type]
+    is_sound = {len(names), len(facts[0]), len(facts[1])} == {len(bounds) - 1} and {*map(len, headers)} == {len(rows)}
+    is_sound &= bounds[0] == 0 and bounds[-1] == len(rows) and bool((np.diff(bounds) >= 0).all())
+    return Listing(names, *facts, bounds, rows, *headers, kind) if is_sound else None  # type: ignore[arg-type]
+
+
+def _list_facts(listing: Listing) -> list[tuple[int, int]]:
+    """Bytes and time of change of each archive when it was listed."""
+    return list(zip(listing.byte_sizes.tolist(), listing.modified_ns.tolist(), strict=True))
 
 
 def _read_beside(wanted: ArchiveSet) -> Listing | None:
@@ -221,17 +287,14 @@ def _fits(path: Path, size: int, rows: Sequence[Row]) -> bool:
     return begins_a_picture(path, [row.offset for row in picked])
 
 
-def _find_unchanged(wanted: ArchiveSet, kept: Listing, facts: Sequence[tuple[int, int]]) -> dict[int, list[Row]]:
-    """The rows of archives that are as they were, by their numbers."""
-    before = {
-        name: (int(kept.byte_sizes[number]), int(kept.modified_ns[number]), number)
-        for number, name in enumerate(kept.names)
-    }
+def _find_unchanged(wanted: ArchiveSet, kept: Listing, facts: Sequence[tuple[int, int]]) -> dict[int, slice]:
+    """Where the pictures are kept of archives that are as they were, by the archives' numbers."""
+    was = _list_facts(kept)
+    before = {name: (was[number], slice(*kept.bounds[number : number + 2])) for number, name in enumerate(kept.names)}
     found = {}
     for number, (name, fact) in enumerate(zip(wanted.names, facts, strict=True)):
-        *was, position = before.get(name, (None, None, 0))
-        if tuple(was) == fact:
-            found[number] = kept.rows[kept.bounds[position] : kept.bounds[position + 1]]
+        if name in before and before[name][0] == fact:
+            found[number] = before[name][1]
     return found
 
 

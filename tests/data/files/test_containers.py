@@ -67,8 +67,7 @@ def files(folder: Path) -> SampleIndex:
 @pytest.fixture
 def packed(folder: Path, files: SampleIndex, tmp_path: Path) -> SampleIndex:
     images = pack_files(folder, files.paths, tmp_path, 2)
-    rules = FileRules(tmp_path / "cache")
-    return index_files(tmp_path, images.files, files.labels, files.classes, rules, containers=images.containers)
+    return index_files(images, files.labels, files.classes, FileRules(tmp_path / "cache"))
 
 
 def test_an_index_of_parts_is_the_one_of_files_but_for_their_places(files: SampleIndex, packed: SampleIndex) -> None:
@@ -151,7 +150,7 @@ def test_bad_parts_are_found_by_scan_and_verification(folder: Path, tmp_path: Pa
     assert sum(map(bool, reasons)) == 5
     labels = np.zeros(len(paths), np.int64)
     rules = FileRules(tmp_path / "a", on_bad_file="skip")
-    index = index_files(tmp_path, images.files, labels, ("a",), rules, containers=images.containers)
+    index = index_files(images, labels, ("a",), rules)
     assert {bad.path.partition("!")[2] for bad in index.bad_files} == {
         path for path, reason in zip(paths, reasons, strict=True) if reason
     }

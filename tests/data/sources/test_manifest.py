@@ -203,7 +203,7 @@ def test_numbers_keep_their_order_beyond_nine(root: Path) -> None:
         ("cat/0.jpg,cat\n", ":1", ["without a label", ".csv"]),
         ("\tcat\n", ":1", ["without a label"]),
         ("cat/0.jpg 0\ncat/1.jpg -1\n", ":2", ["label -1 is out of range", "negative"]),
-        ("cat/0.jpg 0\ncat/1.jpg 2\n", ":2", ["label 2 is out of range", "2 lines"]),
+        ("cat/0.jpg 0\ncat/1.jpg 2\n", ":2", ["label 2 is out of range", "number of pictures, 2"]),
         ("cat/0.jpg 0\ncat/1.jpg " + "9" * 5000 + "\n", ":2", ["999... is out of range"]),
         ("cat/0.jpg 1\ncat/1.jpg 2\ndog/0.jpg 2\n", ":1", ["count from 0", "subtract 1"]),
         ("cat/0.jpg cat\ncat/1.jpg 1\n", "", ["names and integers", "line 1 has 'cat'", "line 2 has 1", "classes.txt"]),

@@ -1,0 +1,66 @@
+"""The same pictures as files, shards, a tar, a tar of tars and a zip train the same network, to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.archives import read_files, write_nested, write_shards, write_tar, write_zip
+from helpers.images import save_jpeg
+from helpers.tiny import tiny_config
+from helpers.verbs import call_well
+
+from alexnet_dist.settings.reader import dump_config
+
+WRITERS: dict[str, Callable[[Path, str, dict[str, bytes]], object]] = {
+    "shards": lambda root, part, files: write_shards(root / part, files, 3, part),
+    "tar": lambda root, part, files: write_tar(root / f"{part}.tar", files),
+    "nested": lambda root, part, files: write_nested(root / f"{part}.tar", files),
+    "zip": lambda root, part, files: write_zip(root / f"{part}.zip", files),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("pictures")
+    for part, count in (("train", 8), ("val", 3)):
+        for number in range(count):
+            for name, size in (("ant", (90, 80)), ("bee", (76, 100)), ("cat", (72, 72))):
+                save_jpeg(root / "files" / part / name / f"{number}.jpg", *size)
+        files = read_files(root / "files" / part)
+        for form, write in WRITERS.items():
+            write(root / form, part, files)
+    return root
+
+
+def train(root: Path, tmp_path: Path, form: str, engine: str, processes: int) -> str:
+    """sha256 of the weights of a run."""
+    config = tiny_config(
+        tmp_path / form,
+        data__source="folder" if form == "files" else "tar",
+        data__root=str(root / form),
+        data__val="val",
+        data__engine=engine,
+        data__cache_dir=str(tmp_path / "cache" / form),
+        augment__resize=72,
+        model__num_classes=None,
+        train__epochs=2,
+        checkpoint__every_steps=100,
+    )
+    (tmp_path / "tiny.yaml").write_text(dump_config(config))
+    text = call_well("train", "--config", tmp_path / "tiny.yaml", processes=processes)
+    assert "24 train, 9 val" in text
+    return hashlib.sha256((tmp_path / form / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("engine", "processes", "forms"),
+    [("torchvision", 1, [*WRITERS]), ("torchvision", 2, ["shards"]), ("cache", 1, ["nested"]), ("dali", 1, ["shards"])],
+)
+def test_one_digest(pictures: Path, tmp_path: Path, engine: str, processes: int, forms: list[str]) -> None:
+    if engine == "dali":
+        pytest.importorskip("nvidia.dali")
+    digests = {form: train(pictures, tmp_path, form, engine, processes) for form in ("files", *forms)}
+    assert len(set(digests.values())) == 1, digests
