@@ -27,7 +27,7 @@ from alexnet_dist.base.places import expand_home, find_place
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.settings.checks import PERIODS, check_config, check_text
 from alexnet_dist.settings.help import HELP, find_topic, show_help
-from alexnet_dist.settings.nearest import find_nearest
+from alexnet_dist.settings.nearest import explain_elsewhere, find_nearest
 from alexnet_dist.settings.schema import PATH_KEYS, Config, walk_fields
 from alexnet_dist.settings.shipped import find_yaml, shipped_folder
 from alexnet_dist.settings.yaml_file import StrictDumper, StrictLoader, is_plain, load_word
@@ -352,7 +352,7 @@ def _refuse_unknown_keys(values: dict[str, Any], places: dict[str, str]) -> None
     for key in values:
         if key not in known:
             near = find_nearest(key, known, sections)
-            remedy = f"did you mean {near}?" if near else "see --help all for all keys"
+            remedy = f"did you mean {near}?" if near else "see --help all"
             where = places.get(key, "command line")
             newer = (
                 ", or update alexnet_dist if a newer one wrote it" if ":" in places.get(key, "") else ""
@@ -399,8 +399,8 @@ def _refuse_unknown_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
         flag = word.partition("=")[0]
         if re.match("--?[a-zA-Z]", flag) and flag not in known:
             near = find_nearest(flag, keys)
-            remedy = f"did you mean --{near}?" if near else "see --help for all keys"
-            raise UsageError(f"unknown option {flag}", where="command line", remedy=remedy)
+            remedy = f"did you mean --{near}?" if near else "see --help all"
+            raise UsageError(f"unknown option {flag}", where="command line", remedy=explain_elsewhere(flag) or remedy)
     sections = {key.rpartition(".")[0] for key in keys} - {""}
     for key, word in _pair_words(argv).items():
         if key in sections and not word.startswith("{") and not os.path.isfile(word):

@@ -208,7 +208,7 @@ def test_a_model_that_is_no_run_lists_the_runs_beside_it(
         ),
         ("train -b 32", "unknown option -b@; did you mean --train.global_batch_size?"),
         ("evaluate m --batch-size 32", "unknown option --batch-size@; did you mean --batch_size?"),
-        ("train --profile", "unknown option --profile@; see --help for all keys"),
+        ("train --profile", "unknown option --profile@; see --help all"),
     ],
 )
 def test_options_of_other_programs_are_answered_with_ours(

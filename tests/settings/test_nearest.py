@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alexnet_dist.settings.nearest import HABITS, find_nearest
+from alexnet_dist.settings.nearest import ELSEWHERE, HABITS, explain_elsewhere, find_nearest
 from alexnet_dist.settings.schema import Config, walk_fields
 
 KEYS = [key for key, _ in walk_fields(Config)]
@@ -35,6 +35,21 @@ SECTIONS = ["model", "data", "optimizer"]
         ("--optimizer.learning_rate", "optimizer.lr"),
         ("optimiser.lr", "optimizer.lr"),
         ("--data.rot", "data.root"),
+        ("--name", "output_dir"),
+        ("--patience", "train.early_stop"),
+        ("--update-freq", "train.micro_batch_size"),
+        ("--no-cuda", "device"),
+        ("--bach-size", "train.global_batch_size"),
+        ("--ouput_dir", "output_dir"),
+        ("--data.path", "data.root"),
+        ("--data.batch_size", "train.global_batch_size"),
+        ("--data.num_wokers", "data.workers"),
+        ("--train.learning_rate", "optimizer.lr"),
+        ("--optimizer.type", "optimizer.name"),
+        ("--model.name", "model.variant"),
+        ("--log.interval", "log.every_steps"),
+        ("--augment.flip", "augment.horizontal_flip"),
+        ("--trainer.max_epochs", "train.epochs"),
     ],
 )
 def test_habits_and_slips_name_the_setting(word: str, meant: str) -> None:
@@ -51,6 +66,10 @@ def test_habits_and_slips_name_the_setting(word: str, meant: str) -> None:
         "--dry_run",
         "--tracking.log_model",
         "--model.nonsense",
+        "--mixup",
+        "--clip-grad",
+        "--val-batch-size",
+        "--crop-pct",
     ],
 )
 def test_nothing_is_suggested_where_nothing_is_near(word: str) -> None:
@@ -60,6 +79,15 @@ def test_nothing_is_suggested_where_nothing_is_near(word: str) -> None:
 def test_a_section_is_a_suggestion_where_sections_are_asked_for() -> None:
     assert find_nearest("optimiser", KEYS, SECTIONS) == "optimizer"
     assert find_nearest("optimiser", KEYS) == "optimizer.name"
+
+
+@pytest.mark.parametrize(
+    ("word", "where"), [("--gpus", "launch"), ("--nproc-per-node", "launch"), ("--eval", "evaluate")]
+)
+def test_what_is_no_option_here_is_told_elsewhere(word: str, where: str) -> None:
+    assert f"alexnet-dist {where}" in (explain_elsewhere(word) or "")
+    assert explain_elsewhere("--lr") is None
+    assert set(ELSEWHERE).isdisjoint(KEYS)
 
 
 def test_every_habit_leads_somewhere() -> None:
