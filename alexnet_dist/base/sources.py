@@ -20,6 +20,7 @@ class SourceFacts:
         has_folders: data.train, data.val and data.test are folders of the user's, below data.root.
         reads_list: it takes data.classes, data.columns, data.image_dir and data.image_suffix.
         reads_archives: it takes data.labels.
+        has_columns: it takes data.columns.path and data.columns.label.
         can_download: it takes data.download.
         makes_val: it has a validation set that no setting names.
     """
@@ -29,6 +30,7 @@ class SourceFacts:
     has_folders: bool = False
     reads_list: bool = False
     reads_archives: bool = False
+    has_columns: bool = False
     can_download: bool = False
     makes_val: bool = False
 
@@ -37,6 +39,7 @@ SOURCES: dict[str, SourceFacts] = {
     "folder": SourceFacts("alexnet_dist.data.sources.folders", needs_root=True, has_folders=True),
     "manifest": SourceFacts("alexnet_dist.data.sources.manifest", needs_root=True, reads_list=True),
     "tar": SourceFacts("alexnet_dist.data.sources.tar", needs_root=True, reads_list=True, reads_archives=True),
+    "parquet": SourceFacts("alexnet_dist.data.sources.parquet", needs_root=True, has_columns=True),
     "cifar10": SourceFacts("alexnet_dist.data.sources.arrays", needs_root=True, can_download=True),
     "fashion_mnist": SourceFacts("alexnet_dist.data.sources.arrays", needs_root=True, can_download=True),
     "digits": SourceFacts("alexnet_dist.data.sources.digits"),

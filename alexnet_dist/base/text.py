@@ -101,6 +101,14 @@ def cut_end(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def format_bytes(number: float) -> str:
+    """4.2 GB, 17 MB, 3 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}" if number < 10 * size else f"{number / size:,.0f} {unit}"
+    return f"{max(number, 0) / 1e3:.0f} kB"
+
+
 def find_difference(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, str | None, str | None] | None:
     """The first place at which two lists of classes differ, and what stands there: None where a list has ended."""
     pairs = enumerate(itertools.zip_longest(theirs, ours))

@@ -80,7 +80,8 @@ def _check_data(config: Config, places: Mapping[str, str]) -> None:
     if data.classes is not None and not facts.reads_list:
         raise _no_effect("data.classes", f"source {data.source} has its own class names", places)
     for key in ("columns.path", "columns.label", "columns.split", "image_dir", "image_suffix"):
-        if not facts.reads_list and flatten(data)[key] is not None:
+        takes = facts.reads_list or (facts.has_columns and key in ("columns.path", "columns.label"))
+        if not takes and flatten(data)[key] is not None:
             raise _no_effect(f"data.{key}", f"source {data.source} reads no list", places)
     if data.labels is not None and not facts.reads_archives:
         raise _no_effect("data.labels", f"source {data.source} reads no archives", places)

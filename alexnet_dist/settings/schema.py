@@ -105,10 +105,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """Columns of a CSV manifest: a name in its header, or a number from 1; null = found by the usual names."""
+    """Columns of a CSV manifest (a name in its header, or a number from 1) or of parquet; null = found by the usual
+    names."""
 
     path: str | int | None = bounded(None, minimum=1, maximum=1_000_000)
-    """paths of the pictures: path, file, filename, image, image_id, id, ..."""
+    """paths of the pictures: path, file, filename, image, id, ...; in parquet the pictures: image, img, ..."""
     label: str | int | None = bounded(None, minimum=1, maximum=1_000_000)
     """labels: label, class, category, target, ...; else columns of 0 and 1 that are named after the classes"""
     split: str | int | None = bounded(None, minimum=1, maximum=1_000_000)

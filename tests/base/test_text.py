@@ -20,6 +20,7 @@ from alexnet_dist.base.text import (
     escape_text,
     escape_values,
     find_difference,
+    format_bytes,
     join_names,
     name_few,
     quote_word,
@@ -226,3 +227,8 @@ def test_the_first_difference_of_two_lists(theirs: str, ours: str, expected: tup
 )
 def test_a_table_has_its_numbers_to_the_right(sides: str, table: str) -> None:
     assert align([("a", "b", "c"), ("aa {}", "1234", "1")], sides) == table
+
+
+def test_bytes_are_told_in_units() -> None:
+    numbers = (0, 999, 12_345, 4_200_000, 17_000_000, 150e9, 2e12)
+    assert [format_bytes(n) for n in numbers] == ["0 kB", "1 kB", "12 kB", "4.2 MB", "17 MB", "150 GB", "2.0 TB"]

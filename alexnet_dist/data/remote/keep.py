@@ -37,6 +37,7 @@ from alexnet_dist.base.durable import (
 )
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.progress import Progress, View, format_seconds, phase
+from alexnet_dist.base.text import format_bytes
 from alexnet_dist.data.remote.hub import fetch_from_hub, list_dataset
 from alexnet_dist.data.remote.store import RemoteFile, list_files, open_store
 from alexnet_dist.data.remote.transfer import Fetched, FetchFile, Work, fetch_all, fetch_object, name_part
@@ -343,11 +344,3 @@ def _to_row(done: Fetched) -> Row:
 def _write_rows(copy: Copy, rows: dict[str, Row]) -> None:
     lines = ((path, str(row.size), row.tag, row.sha256) for path, row in sorted(rows.items()))
     write_csv(copy.record, _HEADER, lines, CACHE_SETTING)
-
-
-def format_bytes(number: float) -> str:
-    """4.2 GB, 17 MB, 3 kB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}" if number < 10 * size else f"{number / size:,.0f} {unit}"
-    return f"{max(number, 0) / 1e3:.0f} kB"

@@ -13,7 +13,7 @@ from helpers.object_server import Objects, serving
 from helpers.refusals import refused
 
 from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
-from alexnet_dist.data.remote import keep, store, transfer
+from alexnet_dist.data.remote import store, transfer
 from alexnet_dist.data.remote.keep import fetch_copy, find_copy, find_damaged, forget, is_whole, read_rows
 
 ROOT = "s3://pics/flowers"
@@ -249,8 +249,3 @@ def test_damaged_files_are_found_and_fetched_again(server: Objects, tmp_path: Pa
     assert not is_whole(copy)
     assert fetch(tmp_path) == expected(server)
     assert find_damaged(copy, shown=False) == []
-
-
-def test_bytes_are_told_in_units() -> None:
-    numbers = (0, 999, 12_345, 4_200_000, 17_000_000, 150e9, 2e12)
-    assert [keep.format_bytes(n) for n in numbers] == ["0 kB", "1 kB", "12 kB", "4.2 MB", "17 MB", "150 GB", "2.0 TB"]
