@@ -121,8 +121,8 @@ def prepare_source(data: DataConfig, seed: int, progress: bool) -> tuple[Source,
         DataError: nothing is at the address that data.root is.
         MachineError: the cache folder cannot be written, or the network does not give what is to be fetched.
     """
-    source, options = open_source(data.source), make_options(data, seed, progress)
     fetch_root(data)
+    source, options = open_source(data.source), make_options(data, seed, progress)
     return source, source.prepare(options)
 
 
@@ -180,7 +180,7 @@ def local_root(data: DataConfig) -> Path | None:
         return Path(data.root) if data.root is not None else None
     from alexnet_dist.data.remote.keep import find_copy  # with the Hub's library, which few need
 
-    return find_copy(data.root, cache_dir(data)).files
+    return find_copy(data.root, cache_dir(data)).root
 
 
 def fetch_root(data: DataConfig) -> None:

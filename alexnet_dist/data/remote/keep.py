@@ -71,6 +71,13 @@ class Copy:
         return self.folder / "files"
 
     @property
+    def root(self) -> Path:
+        """What stands for the address: the folder of files, or the one file that it names; known once it is fetched."""
+        only = self.files / (self.address.path.rpartition("/")[2] or ".")
+        is_one = not self.address.has_pattern and only.is_file() and read_object(self.seal).get("objects") == 1
+        return only if is_one else self.files
+
+    @property
     def parts(self) -> Path:
         """What is not whole yet."""
         return self.folder / "parts"
@@ -112,7 +119,7 @@ def is_whole(copy: Copy) -> bool:
 
 
 def fetch_copy(text: str, cache_dir: Path, shown: bool, again: bool = False, key: str = "data.root") -> Path:
-    """The local folder of an address; what is missing is fetched, by one process a machine.
+    """The local folder, or file, of an address; what is missing is fetched, by one process a machine.
 
     Args:
         text: the address.
@@ -129,13 +136,13 @@ def fetch_copy(text: str, cache_dir: Path, shown: bool, again: bool = False, key
     copy = find_copy(text, cache_dir, key)
     if not again and is_whole(copy):
         _say_kept(copy, shown)
-        return copy.files
+        return copy.root
     with held(copy, shown):
         if not again and is_whole(copy):  # another process has fetched it while this one waited
             _say_kept(copy, shown)
         else:
             _bring(copy, shown)
-    return copy.files
+    return copy.root
 
 
 @contextlib.contextmanager

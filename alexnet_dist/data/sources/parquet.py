@@ -102,7 +102,7 @@ def read_rows(options: SourceOptions, key: str) -> Rows:
         DataError: files are missing or damaged, or lack the columns.
         MachineError: pyarrow is not installed, or there is too little space.
     """
-    root = find_given_root(options)
+    root = find_root(options)
     tables = _open_tables(root, options, key)
     packs = unpack(tables, name_folder(root, options.rules.cache_dir), options.rules.progress)
     files, names, reasons = [], [], []
@@ -119,12 +119,25 @@ def read_rows(options: SourceOptions, key: str) -> Rows:
     return Rows(files, names, labels, reasons, tables[0].columns.classes, _place(packs))
 
 
+def find_root(options: SourceOptions) -> Path:
+    """The folder that the files lie in: data.root, or the folder of the file that it is."""
+    root = options.root
+    return root.parent if root is not None and root.is_file() else find_given_root(options)
+
+
+def _find_part(options: SourceOptions, key: str) -> list[Path]:
+    """The files of a part; where data.root is a file, it has the training set."""
+    if key == "train" and options.root is not None and options.root.is_file():
+        return [options.root]
+    return find_tables(find_root(options), options.parts[key], key)
+
+
 def _open_tables(root: Path, options: SourceOptions, key: str) -> list[Table]:
     """The files of a part, which must be of one kind."""
     columns = options.columns
     tables = [
         open_table(path, path.relative_to(root).as_posix(), columns.get("path"), columns.get("label"))
-        for path in find_tables(root, options.parts[key], key)
+        for path in _find_part(options, key)
     ]
     for table in tables[1:]:
         if table.columns != tables[0].columns:
@@ -180,7 +193,7 @@ def _number(rows: Rows, classes: Sequence[str], place: Path) -> npt.NDArray[np.i
 
 
 def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
-    root = find_given_root(options)
+    root = find_root(options)
     place = root / options.parts[key]
     rows = read_rows(options, key)
     if rows.reasons.count(NO_LABEL) == len(rows.reasons):
@@ -190,16 +203,9 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
     names = classes if classes is not None else find_classes(rows, place)
     labels = _number(rows, names, place)
     order = sorted(range(len(rows.files)), key=lambda n: (labels[n], rows.names[n], rows.files[n].path))
-    return index_files(
-        root,
-        [rows.files[position] for position in order],
-        labels[order],
-        names,
-        options.rules,
-        listed_in=place,
-        reasons=[rows.reasons[position] for position in order],
-        containers=rows.containers.take(order),
-    )
+    files, containers = [rows.files[position] for position in order], rows.containers.take(order)
+    images = FileSet(root, files, listed_in=place, containers=containers)
+    return index_files(images, labels[order], names, options.rules, [rows.reasons[position] for position in order])
 
 
 def _check_labels(rows: Rows, place: Path) -> None:
@@ -216,10 +222,9 @@ def _check_labels(rows: Rows, place: Path) -> None:
 
 
 def _check(options: SourceOptions) -> None:
-    root = find_given_root(options)
     for key, name in options.parts.items():
         if name:
-            find_tables(root, name, key)
+            _find_part(options, key)
 
 
 def _list_files(options: SourceOptions, key: str) -> FileSet:
@@ -227,10 +232,10 @@ def _list_files(options: SourceOptions, key: str) -> FileSet:
     pairs = list(enumerate(zip(rows.files, rows.reasons, strict=True)))
     good = [position for position, (_, reason) in pairs if not reason]
     return FileSet(
-        find_given_root(options),
+        find_root(options),
         [rows.files[position] for position in good],
         missing=[(file.path, reason) for _, (file, reason) in pairs if reason],
-        listed_in=find_given_root(options) / options.parts[key],
+        listed_in=find_root(options) / options.parts[key],
         containers=rows.containers.take(good),
     )
 
@@ -242,11 +247,17 @@ def _read_first_columns(path: Path, image: str | None, label: str | None) -> tup
 
 def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
     try:
-        first = find_tables(Path(options.root or "."), options.parts["train"], "train")[0]
+        first = _find_part(options, "train")[0]
         classes = _read_first_columns(first, options.columns.get("path"), options.columns.get("label"))
     except DataError:
         return None, "no parquet file is there"
     return (len(classes), f"the names in {first}") if classes else (None, f"{first} names no classes")
 
 
-SOURCE = Source(list_split=_list_split, check=_check, list_files=_list_files, count_classes=_count_classes)
+SOURCE = Source(
+    list_split=_list_split,
+    check=_check,
+    find_root=find_root,
+    list_files=_list_files,
+    count_classes=_count_classes,
+)

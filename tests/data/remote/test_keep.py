@@ -48,7 +48,9 @@ def expected(server: Objects, prefix: str = "pics/flowers/") -> dict[str, bytes]
 
 
 def fetch(tmp_path: Path, address: str = ROOT, again: bool = False) -> dict[str, bytes]:
-    return read_files(fetch_copy(address, tmp_path, shown=False, again=again))
+    root = fetch_copy(address, tmp_path, shown=False, again=again)
+    assert root == find_copy(address, tmp_path).root
+    return read_files(root) if root.is_dir() else {root.name: root.read_bytes()}
 
 
 def test_a_whole_copy_needs_no_network(server: Objects, tmp_path: Path) -> None:
@@ -85,6 +87,7 @@ def test_objects_that_an_address_names(server: Objects, tmp_path: Path, address:
     whole = address.format(web=server.address) if "web" in address else address
     found = fetch(tmp_path, whole)
     assert set(names) <= set(found)
+    assert find_copy(whole, tmp_path).root.is_file() == (len(names) == 1)  # one object is a file, several are a folder
     assert len(found) == len(names) or address == "s3://pics"
 
 

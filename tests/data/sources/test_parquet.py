@@ -219,6 +219,12 @@ def test_a_missing_root_is_said(tmp_path: Path) -> None:
     assert "data.root" in refused(lambda: SOURCE.check(options(tmp_path)), DataError)
 
 
+def test_the_root_may_be_the_file(tmp_path: Path, pictures: list[Any]) -> None:
+    file = write_parquet(tmp_path / "root", pictures, [0, 1] * 3, CLASSES)
+    assert file.is_file()
+    assert index(tmp_path).paths[0] == "root!0/0.jpg"
+
+
 def test_many_rows_keep_their_places(tmp_path: Path, pictures: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_packs, "_ROWS", 5)  # batches that fit no group of rows
     many = [(None, pictures[number % 6][1]) for number in range(100)]
