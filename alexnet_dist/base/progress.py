@@ -34,6 +34,7 @@ _SCREEN.setLevel(logging.INFO)
 _SHORTEST_BAR, _LONGEST_BAR = 8, 30
 _SHORTEST_NAME = 12
 _COLUMNS = 80  # of what is no terminal
+_KEY_COLUMNS = 3  # for ^C, with which a terminal answers that key, and one that stays free
 
 Fact = tuple[str, str]  # as it stands in a bar, and in a line of its own
 
@@ -297,5 +298,5 @@ def _can_move(stream: Any) -> bool:
 
 
 def _find_width(stream: Any) -> int:
-    """Columns that a line may have: a terminal breaks one that fills it."""
-    return (find_columns(stream) or _COLUMNS) - 1
+    """Columns that a line may have: a terminal breaks one that fills it, and writes ^C behind it."""
+    return (find_columns(stream) or _COLUMNS) - _KEY_COLUMNS

@@ -32,6 +32,7 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
     runtime, data = start.runtime, start.data
     parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if start.config.channels_last else "contiguous"
+    threads = torch.get_num_threads()
     passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
     lines = [
@@ -43,7 +44,7 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         f"batch     {_describe_batch(start)}",
         f"steps     {start.steps_per_epoch:,} an epoch, {start.total_steps:,} in all",
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
-        f"{torch.get_num_threads()} threads",
+        f"{threads} thread{'s' if threads > 1 else ''}",
         f"precision {runtime.precision} ({runtime.precision_reason})",
         f"run       {start.folder}, {start.resumption.describe(trainer.state.step)}",
     ]

@@ -282,12 +282,13 @@ class Trainer:
     def _describe(self) -> View:
         """What is shown of training: where it is now, and the figures of the last log point."""
         step, steps_per_epoch, total = self.state.step, self.schedule.steps_per_epoch, self.cadence.total_steps
-        epoch = min(step, total - 1) // steps_per_epoch
+        is_closed = self.state.evaluated_step == step < total  # else its last update still stands for it
+        epoch = (step if is_closed else max(step - 1, 0)) // steps_per_epoch
         first = epoch * steps_per_epoch
         num_steps = min(steps_per_epoch, total - first)
         rate, row = self._progress.rate, self._last_row
         lefts = [format_seconds(steps / rate if rate else None) for steps in (first + num_steps - step, total - step)]
-        times = ("/".join(lefts), f"{lefts[0]} left of the epoch, {lefts[1]} of the run")
+        times = (f"{'/'.join(lefts)} left", f"{lefts[0]} left of the epoch, {lefts[1]} of the run")
         facts = [times] if not row else list_facts(row, times)
         return View(f"epoch {epoch + 1}/{-(-total // steps_per_epoch)}", step - first, num_steps, facts)
 

@@ -1,0 +1,34 @@
+"""What is shown of a training that goes on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alexnet_dist.training.loop import Trainer
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluated", "name", "done", "total"),
+    [
+        (0, -1, "epoch 1/3", 0, 4),
+        (4, -1, "epoch 1/3", 4, 4),  # its evaluation and its line are still to come
+        (4, 4, "epoch 2/3", 0, 4),
+        (5, 4, "epoch 2/3", 1, 4),
+        (10, 8, "epoch 3/3", 2, 2),  # the last one is shorter
+        (10, 10, "epoch 3/3", 2, 2),
+    ],
+)
+def test_an_epoch_lasts_until_it_is_evaluated(step: int, evaluated: int, name: str, done: int, total: int) -> None:
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(step=step, evaluated_step=evaluated),
+        schedule=SimpleNamespace(steps_per_epoch=4),
+        cadence=SimpleNamespace(total_steps=10),
+        _progress=SimpleNamespace(rate=2.0),
+        _last_row={},
+    )
+    view = Trainer._describe(trainer)
+    assert (view.name, view.done, view.total) == (name, done, total)
+    assert view.facts[0][0] == f"0:0{(total - done) // 2}/0:0{(10 - step) // 2} left"
