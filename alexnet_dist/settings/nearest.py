@@ -74,6 +74,7 @@ ELSEWHERE = {
     **dict.fromkeys(("world_size", "local_rank", "rank", "dist_url", "dist_backend", "multi_gpu"), _LAUNCHER),
     **dict.fromkeys(("evaluate", "eval", "test_only", "validate", "do_eval"), "see alexnet-dist evaluate --help"),
     **dict.fromkeys(("do_predict", "predict"), "see alexnet-dist predict --help"),
+    **dict.fromkeys(("val_batch_size", "eval_batch_size"), "validation has no batch size of its own"),
 }
 # Of two words: twice the letters in common over all their letters. A section that is right tells the half.
 NEAR_BESIDE, NEAR_ENOUGH, NEAR_A_HABIT = 0.75, 0.8, 0.85
