@@ -10,6 +10,7 @@ import numpy as np
 
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.loaders import build_loader, build_plan, place_model
+from alexnet_dist.assembly.sets import find_root
 from alexnet_dist.data.engines.choose import choose_evaluation_engine
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import SampleIndex
@@ -88,7 +89,7 @@ def open_set(
     """
     engine = choose_evaluation_engine(config.data.engine, is_given=is_engine_given)
     loader = build_loader(runtime, config.data, index, plan, card.normalization, config.channels_last, engine)
-    gate = BatchGate(runtime, config.data.on_bad_file == "skip")
+    gate = BatchGate(runtime, config.data.on_bad_file == "skip", root=find_root(config.data))
     gate.stop.listen()
     if engine == "cache":
         build_caches(runtime, config.data, [loader], gate.stop)

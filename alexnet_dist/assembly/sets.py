@@ -23,7 +23,7 @@ from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import find_difference, quote_word
 from alexnet_dist.data.files.index_files import FileRules
 from alexnet_dist.data.folds import split_fold, split_validation
-from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.sources.source import Source, SourceOptions, has_part, open_source
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.schema import DataConfig
@@ -87,7 +87,11 @@ def build_splits(data: DataConfig, seed: int, progress: bool) -> Splits:
         MachineError: a download that failed, or a cache folder that cannot be written.
     """
     check_fold_is_chosen(data)
-    splits = cut_splits(find_sets(data, seed, progress), data, seed)
+    try:
+        splits = cut_splits(find_sets(data, seed, progress), data, seed)
+    except BadFilesError as error:
+        error.data_root = find_root(data)
+        raise
     _name_unused_sets(data)
     return splits
 

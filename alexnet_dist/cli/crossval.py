@@ -42,7 +42,7 @@ examples:
   accelerate launch launch/crossval.py --config digits --output_dir runs/digits_folds --optimizer.lr 0.001
 
 Folds are stratified by class, shuffled, and the same for the same images and seed, whatever else is set. Only the
-images of data.train take part. Each fold is an ordinary run in OUTPUT_DIR/fold-1, fold-2, ...: launch/train.py with
+images of data.train take part. Each fold is an ordinary run in OUTPUT_DIR/fold-1, fold-2, ...: `train` with
 --data.folds K --data.fold N gives the same. The accuracy of a fold is that of its last weights, because its best
 weights are chosen by the fold itself; theirs stands beside it. OUTPUT_DIR/crossval.json and crossval.csv hold the
 table, mean and sample standard deviation (n - 1) included, after every fold. Starting the same command again goes on
@@ -153,7 +153,7 @@ def _read_settings(options: Namespace, given: dict[str, Any]) -> Config:
         options.config, {**given, "data.folds": options.folds or named or in_file or DEFAULT_FOLDS, **quiet}
     )
     if config.data.fold is not None:
-        remedy = "leave it out, or use launch/train.py for this fold alone"
+        remedy = "leave it out, or use train for this fold alone"
         raise UsageError("data.fold has no effect", why="crossval trains every fold", remedy=remedy)
     return config
 

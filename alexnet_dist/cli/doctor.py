@@ -36,7 +36,7 @@ examples:
 
 With --config, or any setting of data, every process looks for the images on its own machine's disk, and all are
 compared. Images that differ end it with exit code 3; other versions, or a launcher that did not start what it was asked
-for, with 5. --out writes what launch/estimate.py --probe reads."""
+for, with 5. --out writes what `estimate --probe` reads."""
 
 DEFAULT_IMAGES = 16
 CLOCK_WARNING_SECONDS = 1.0
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images_per_process", type=int, help="(default: the configuration's share, or 16)")
     parser.add_argument("--images_per_second", type=float, help="of one process alone (default: measured)")
     add_options(parser, "exchange", "gradient_compression")
-    parser.add_argument("--out", type=str, help="JSON file to write, which launch/estimate.py --probe reads")
+    parser.add_argument("--out", type=str, help="JSON file to write, which estimate --probe reads")
     add_options(parser, "overwrite", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     check_above_zero(arguments.options, "seconds", "wait_seconds", "images_per_process", "images_per_second")

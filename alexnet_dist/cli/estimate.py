@@ -47,7 +47,7 @@ examples:
   python launch/estimate.py --published
 
 Without --images_per_second the speed of one process is measured here. --probe takes speeds and links from what
-launch/doctor.py wrote. A prediction is a band: its fast end hides communication behind the convolutions' backward pass
+`doctor` wrote. A prediction is a band: its fast end hides communication behind the convolutions' backward pass
 and is the one to expect, its slow end hides nothing. Links: what goes out of a machine each second, all its processes
 together (--link_gbits), and what its processes exchange among themselves (--inner_gbits, the bus bandwidth of an
 all-reduce).
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("estimate", EXAMPLES, "[options] [--SETTING VALUE ...]")
     add_options(parser, "config")
-    parser.add_argument("--probe", type=str, help="JSON that launch/doctor.py wrote with --out")
+    parser.add_argument("--probe", type=str, help="JSON that doctor wrote with --out")
     parser.add_argument("--processes", type=int, nargs="+", default=list(DEFAULT_COUNTS), help="numbers of processes")
     parser.add_argument("--images_per_process", type=int, help=f"per step (default: {DEFAULT_IMAGES}, or the probe's)")
     parser.add_argument("--images_per_second", type=float, help="of one process alone (default: measured here)")
@@ -138,7 +138,7 @@ def _check_numbers(options: Namespace) -> None:
         raise UsageError(f"--processes has {min(options.processes)}", remedy="give numbers of at least 1")
     if world_size_from_environment() > 1:
         why = "it measures one process and calculates the others"
-        remedy = "start it with python, and give --probe what launch/doctor.py measured"
+        remedy = "start it with python, and give --probe what doctor measured"
         raise UsageError("estimate runs in one process", why=why, remedy=remedy)
 
 
@@ -187,8 +187,8 @@ def _stated_links(options: Namespace, per_machine: int, probed: Links | None = N
             links = replace(links, inside=told, inside_compressed=None)
         return links
     if between is None and inside is None:
-        remedy = "give --link_gbits, or --probe with what launch/doctor.py measured"
-        raise UsageError("no link is told", where="command line", remedy=remedy)
+        remedy = "give --link_gbits, or --probe with what doctor measured"
+        raise UsageError("the speed of the network between machines is missing", where="command line", remedy=remedy)
     if per_machine > 1 and inside is None:
         why = f"{per_machine} processes of a machine exchange something"
         raise UsageError("--inner_gbits is missing", where="command line", why=why, remedy="give it in Gbit/s")
@@ -223,7 +223,7 @@ def read_probe(options: Namespace, given: dict[str, Any]) -> Subject:
         spec, variant = spec_from_dict(values["network"]["spec"]), values["network"]["variant"]
         images, precision = int(values["images_per_process"]), str(values["precision"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why, remedy = f"{type(error).__name__}: {error}", "write it with launch/doctor.py --out"
+        why, remedy = f"{type(error).__name__}: {error}", "write it with doctor --out"
         raise UsageError("not a probe", where=str(path), why=why, remedy=remedy) from None
     if options.images_per_second is not None:
         compute = Compute(1 / options.images_per_second)

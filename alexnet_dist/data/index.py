@@ -36,7 +36,13 @@ class BadFile:
 
 
 class BadFilesError(DataError):
-    """Images that cannot be used under `data.on_bad_file: fail`; `bad_files` has all of them, `root` is their place."""
+    """Images that cannot be used under `data.on_bad_file: fail`; `bad_files` has all of them, `root` is their place.
+
+    `data_root` is what their paths are told relative to in the process that met them, where that is known: a machine
+    may have a root of its own.
+    """
+
+    data_root: Path | None = None
 
     def __init__(self, root: Path, bad_files: tuple[BadFile, ...], remedy: str, what: str = "unreadable image") -> None:
         first, others = bad_files[0], len(bad_files) - 1

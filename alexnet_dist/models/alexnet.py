@@ -241,7 +241,7 @@ def check_size(spec: AlexNetSpec, most: int = MAX_WEIGHTS) -> None:
     """
     count = sum(parameter.numel() for parameter in build_on_meta(spec).parameters())
     if count > most:
-        raise ValueError(f"the network would have {count:,} weights; it may have {most:,}, 32 times AlexNet's")
+        raise ValueError(f"the network would have {count:,} weights; it may have {most:,}")
 
 
 VARIANTS: dict[str, AlexNetSpec] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from alexnet_dist.base.errors import AlexNetDistError
 from alexnet_dist.base.progress import COMMAND
+from alexnet_dist.base.started import name_command
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.models.signal import LEAST_SIGNAL
@@ -149,17 +149,7 @@ def list_next(start: Start) -> list[str]:
     words = [f"predict {folder} {quote_word(picture)}"] if picture is not None else []
     words += [f"evaluate {folder}"] if splits.val is not None else []
     words += [f"export --model {folder} --out {quote_word(f'{start.folder.name}.onnx')}", f"summary --weights {folder}"]
-    return [name_command(*line.split(" ", 1)) for line in words[:3]]
-
-
-def name_command(verb: str, words: str) -> str:
-    """A command line of a verb, as this program was started: by a script of launch/, as a module, or installed."""
-    started = Path(sys.argv[0])
-    if started.parent.name == "launch" and started.suffix == ".py":
-        return f"python {quote_word(started.parent / f'{verb}.py')} {words}"
-    if started.name == "__main__.py":
-        return f"python -m alexnet_dist {verb} {words}"
-    return f"alexnet-dist {verb} {words}"
+    return [f"{name_command(verb)} {rest}" for verb, _, rest in (line.partition(" ") for line in words[:3])]
 
 
 def _find_good_picture(start: Start, index: SampleIndex) -> Path | None:

@@ -183,12 +183,12 @@ def _read_bad_files(folder: Path) -> list[tuple[str, str]]:
 
 def list_bad_files(folder: Path, error: BadFilesError, root: Path) -> None:
     """Replace bad_files.csv by the files that were refused; run.json remembers them all, see `read_reported`."""
-    bad_files = [BadFile(str(error.root / bad.path), bad.reason) for bad in error.bad_files]
+    own = error.data_root or root  # of the process that met them
+    named = {relative_path(error.root / bad.path, own): bad.reason for bad in error.bad_files}
     facts = read_object(folder / RUN)
     if facts:
-        named = {relative_path(Path(bad.path), root) for bad in bad_files}
-        write_json(folder / RUN, {**facts, "bad_files": sorted(named | read_reported(folder))[:MOST_REPORTED]})
-    write_bad_files(folder, bad_files, root)
+        write_json(folder / RUN, {**facts, "bad_files": sorted(named.keys() | read_reported(folder))[:MOST_REPORTED]})
+    write_bad_files(folder, [BadFile(str(root / path), reason) for path, reason in named.items()], root)
 
 
 def read_reported(folder: Path) -> set[str]:

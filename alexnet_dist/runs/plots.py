@@ -24,6 +24,7 @@ from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import phase
 from alexnet_dist.base.run_record import METRICS, read_marker
 from alexnet_dist.base.signals import StopRequest
+from alexnet_dist.base.started import name_command
 from alexnet_dist.base.text import cut_end, escape_text, shorten
 from alexnet_dist.data.class_words import find_words
 from alexnet_dist.data.engines.choose import REFERENCE
@@ -214,7 +215,7 @@ def draw_figures(
     actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
     kept = {name for name in actions if name in names and not _is_ours(folder / name)}
     if kept:
-        remedy = "move them away, and draw with launch/evaluate.py --model RUN --plots"
+        remedy = f"move them away, and draw with {name_command('evaluate')} RUN --plots"
         logger.warning("%s: %s not drawn by this version: they stay; %s", folder, ", ".join(sorted(kept)), remedy)
     names = {*names} - kept
     drawn = [name for name, action in actions.items() if name in names and _draw_shown(name, action)]
@@ -250,7 +251,7 @@ def _guard(what: str, action: Callable[[], None]) -> bool:
         action()
     except Exception as error:  # noqa: BLE001 (a figure, and no run, is lost)
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("%s not drawn (%s); try again with launch/evaluate.py --model RUN --plots", what, why)
+        logger.warning("%s not drawn (%s); try again with %s RUN --plots", what, why, name_command("evaluate"))
         return False
     return True
 

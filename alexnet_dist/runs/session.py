@@ -292,7 +292,7 @@ def _build_trainer(
         cadence=build_cadence(config, start.total_steps),
         micro_batch_size=start.sizes.micro,
         seed=config.seed,
-        gate=BatchGate(runtime, config.data.on_bad_file == "skip", stop=start.stop, bad_files=bad_files),
+        gate=BatchGate(runtime, config.data.on_bad_file == "skip", start.stop, bad_files, start.root),
         folder=folder,
         trackers=trackers,
         save_model=lambda weights, note: _save_model(start, network, weights, note),

@@ -135,7 +135,7 @@ def check_fold_is_chosen(data: DataConfig) -> None:
         UsageError: `data.folds` without `data.fold`.
     """
     if data.folds is not None and data.fold is None:
-        remedy = "set --data.fold 1 for one of them, or use launch/crossval.py for all"
+        remedy = "set --data.fold 1 for one of them, or use crossval for all"
         raise UsageError("data.fold is missing", why=f"data.folds is {data.folds}", remedy=remedy)
 
 

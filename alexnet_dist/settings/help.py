@@ -14,12 +14,12 @@ import textwrap
 import types
 from argparse import Action
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.started import name_command, name_program
 from alexnet_dist.settings.nearest import find_nearest
 from alexnet_dist.settings.schema import PATH_KEYS
 
@@ -232,11 +232,10 @@ def name_value(value: Any) -> str:
 
 
 def suit_examples(text: str) -> str:
-    """Examples for who has no checkout: the same verbs by the names that an installed package gives them."""
-    if Path(sys.argv[0]).parent.name == "launch":
-        return text
-    text = re.sub(r"python launch/(\w+)\.py", r"alexnet-dist \1", text)
-    return re.sub(r"^(  .*)\blaunch/(\w+)\.py\b", r"\1-m alexnet_dist \2", text, flags=re.MULTILINE)
+    """Examples in the form in which this program was started; they are written with the scripts of a checkout."""
+    text = re.sub(r"python launch/(\w+)\.py", lambda match: name_command(match[1]), text)
+    pattern = r"^(  .*(?<!python )(?<!/))\blaunch/(\w+)\.py\b"
+    return re.sub(pattern, lambda match: match[1] + name_program(match[2]), text, flags=re.MULTILINE)
 
 
 def fit_text(text: str, width: int) -> str:

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Collection
 
+from alexnet_dist.base.started import name_command
+
 # What timm, torchvision, ultralytics, Lightning and transformers call it, in small letters with underscores.
 HABITS = {
     "train.global_batch_size": (
@@ -82,7 +84,8 @@ NEAR_BESIDE, NEAR_ENOUGH, NEAR_A_HABIT = 0.75, 0.8, 0.85
 
 def explain_elsewhere(word: str) -> str | None:
     """Where something is told that is no option here; None where nothing is known of it."""
-    return ELSEWHERE.get(_plain(word))
+    text = ELSEWHERE.get(_plain(word))
+    return text and re.sub("alexnet-dist (evaluate|predict)", lambda match: name_command(match[1]), text)
 
 
 def find_nearest(word: str, known: Collection[str], sections: Collection[str] = ()) -> str | None:

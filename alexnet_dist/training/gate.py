@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alexnet_dist.base.errors import AlexNetDistError
@@ -24,12 +25,14 @@ class BatchGate:
         skip_bad_files: leave them out instead of ending the run.
         stop: the signals that this process received, and what its program wants.
         bad_files: those this process met, with full paths.
+        root: what this process's paths are told relative to; machines may have roots of their own.
     """
 
     runtime: Runtime
     skip_bad_files: bool
     stop: StopRequest = field(default_factory=StopRequest)
     bad_files: set[BadFile] = field(default_factory=set)
+    root: Path = Path()
 
     def admit(self, batch: Batch) -> int:
         """The number of real images in the batches of all processes.
@@ -44,18 +47,25 @@ class BatchGate:
             self.runtime.count_once(batch.num_images), num_fatal, *self.stop.counts()
         )
         if num_fatal:
-            self.runtime.raise_together(name_bad_file(batch.bad_files))
+            self.runtime.raise_together(name_bad_file(batch.bad_files, self.root))
         raise_stopped(stops)
         return num_images
 
     def gather_bad_files(self) -> set[BadFile]:
-        """The bad files of all processes."""
-        return {bad for part in self.runtime.gather(self.bad_files) for bad in part}
+        """The bad files of all processes, as they lie below this one's root."""
+        parts = self.runtime.gather((self.root, self.bad_files))
+        return {bad if root == self.root else _move(bad, root, self.root) for root, part in parts for bad in part}
 
 
-def name_bad_file(bad_files: list[BadFile]) -> AlexNetDistError | None:
+def _move(bad: BadFile, root: Path, new_root: Path) -> BadFile:
+    return replace(bad, path=os.path.normpath(new_root / os.path.relpath(bad.path, root)))
+
+
+def name_bad_file(bad_files: list[BadFile], root: Path | None = None) -> AlexNetDistError | None:
     """The error for the first of some bad files of a batch, where they may not be skipped; None without any."""
     if not bad_files:
         return None
     remedy = "mend or remove it, or set data.on_bad_file: skip"
-    return BadFilesError(Path(), tuple(bad_files[:1]), remedy, what="an image cannot be decoded")
+    error = BadFilesError(Path(), tuple(bad_files[:1]), remedy, what="an image cannot be decoded")
+    error.data_root = root
+    return error

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,8 +212,8 @@ def test_a_signal_to_one_process_stops_all(number: int, code: str) -> None:
 
 def meet_bad_file(skip: bool) -> str:
     runtime = start_runtime("cpu", "fp32")
-    gate = BatchGate(runtime, skip_bad_files=skip)
-    bad_files = [BadFile("a/b.jpg", "truncated")] if runtime.rank == 1 else []
+    gate = BatchGate(runtime, skip_bad_files=skip, root=Path(f"/machine{runtime.rank}"))
+    bad_files = [BadFile("/machine1/a/b.jpg", "truncated")] if runtime.rank == 1 else []
     try:
         num_images = gate.admit(empty_batch(2 - len(bad_files), bad_files))
     except DataError as error:
@@ -223,11 +224,12 @@ def meet_bad_file(skip: bool) -> str:
 def test_a_bad_file_ends_all_processes_with_one_message() -> None:
     messages = run_processes(2, meet_bad_file, False)
     assert messages[0] == messages[1]
-    assert "a/b.jpg" in messages[0]
+    assert "/machine1/a/b.jpg" in messages[0]
 
 
 def test_a_skipped_bad_file_is_known_to_all_processes() -> None:
-    assert run_processes(2, meet_bad_file, True) == ["3 ['a/b.jpg']"] * 2
+    own = [f"/machine{rank}/a/b.jpg" for rank in range(2)]  # as each has it below its own root
+    assert run_processes(2, meet_bad_file, True) == [f"3 ['{path}']" for path in own]
 
 
 def diverge_on_one_rank() -> tuple[bool, bool, int]:

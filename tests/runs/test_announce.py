@@ -9,8 +9,8 @@ import pytest
 from helpers.tiny import tiny_config
 
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.started import name_command
 from alexnet_dist.runs import session
-from alexnet_dist.runs.announce import name_command
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_the_next_command_fits_how_the_run_was_started(
     program: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program])
-    assert name_command("predict", "runs/a b.jpg") == line
+    assert f"{name_command('predict')} runs/a b.jpg" == line
 
 
 @pytest.mark.heavy

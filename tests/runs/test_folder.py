@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.data.index import BadFile
+from alexnet_dist.data.index import BadFile, BadFilesError
 from alexnet_dist.runs import folder as run_folder
-from alexnet_dist.runs.folder import open_run_folder, write_bad_files
+from alexnet_dist.runs.folder import list_bad_files, open_run_folder, write_bad_files
 
 
 def list_names(folder: Path) -> list[str]:
@@ -61,6 +61,14 @@ def test_bad_files_are_written_again_only_where_they_changed(tmp_path: Path) -> 
         path.unlink() if damage is None else path.write_bytes(damage)
         write_bad_files(tmp_path, bad, tmp_path)
         assert path.read_bytes() == written
+
+
+def test_bad_files_of_a_machine_with_its_own_root_are_listed_as_they_lie_below_ours(tmp_path: Path) -> None:
+    for root, wanted in ((tmp_path / "theirs", "train/a.jpg"), (None, "../theirs/train/a.jpg")):
+        error = BadFilesError(tmp_path / "theirs" / "train", (BadFile("a.jpg", "cut"),), "mend it")
+        error.data_root = root
+        list_bad_files(tmp_path, error, tmp_path / "ours")
+        assert (tmp_path / "bad_files.csv").read_text() == f"path,reason\n{wanted},cut\n"
 
 
 def test_no_bad_files_no_list(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""How this program was started: by a script of launch/, as a module, or installed. It shows commands in that form."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from alexnet_dist.base.text import quote_word
+
+
+def name_command(verb: str) -> str:
+    """The beginning of a command line of a verb."""
+    script = _find_script(verb)
+    if script is not None:
+        return f"python {quote_word(script)}"
+    is_module = Path(sys.argv[0]).parts[-2:] == ("alexnet_dist", "__main__.py")
+    return f"python -m alexnet_dist {verb}" if is_module else f"alexnet-dist {verb}"
+
+
+def name_program(verb: str) -> str:
+    """The same for a launcher, which starts Python by itself: a script, or a module."""
+    script = _find_script(verb)
+    return quote_word(script) if script is not None else f"-m alexnet_dist {verb}"
+
+
+def _find_script(verb: str) -> Path | None:
+    started = Path(sys.argv[0])
+    return started.parent / f"{verb}.py" if started.parent.name == "launch" and started.suffix == ".py" else None
