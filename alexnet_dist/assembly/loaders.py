@@ -11,10 +11,11 @@ import torch
 
 from alexnet_dist.assembly.sets import cache_dir
 from alexnet_dist.base.errors import DataError, UsageError
+from alexnet_dist.base.text import name_few
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
-from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.plan import Augmentation, Plan, share_rows
 from alexnet_dist.models import AlexNetSpec
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings.schema import AugmentConfig, Config, DataConfig
@@ -139,11 +140,11 @@ def build_loader(
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The arithmetic of a batch: global = micro x replicas x accumulation.
+    """The arithmetic of a batch: global = micro x replicas x accumulation, or less where machines come and go.
 
     Args:
         global_: samples per update.
-        micro: samples per replica per forward.
+        micro: samples per replica per forward, at most.
         replicas: copies of the network.
         accumulation: forwards per update.
     """
@@ -154,7 +155,13 @@ class BatchSizes:
     accumulation: int
 
     def __str__(self) -> str:
-        return f"{self.global_} = {self.micro} x {self.replicas} replicas x {self.accumulation} accumulation"
+        most = "" if self.is_even else "up to "
+        return f"{self.global_} = {most}{self.micro} x {self.replicas} replicas x {self.accumulation} accumulation"
+
+    @property
+    def is_even(self) -> bool:
+        """Whether each forward of each replica has as many samples."""
+        return self.global_ == self.micro * self.replicas * self.accumulation
 
 
 def settle_batch_sizes(
@@ -176,9 +183,13 @@ def settle_batch_sizes(
     if global_size % replicas:
         lower = global_size // replicas * replicas
         near = " or ".join(str(size) for size in (lower, lower + replicas) if size)
+        fitting = [number for number in range(1, global_size + 1) if global_size % number == 0]
+        few = [number for number in fitting if number < replicas][-2:]
+        many = [number for number in fitting if number > replicas][:2]
+        numbers = name_few(few + many)
         raise UsageError(
             f"train.global_batch_size {global_size} cannot be shared by {replicas} {holders}",
-            remedy=f"use {near}, or another number of {holders}",
+            remedy=f"use {near}, or another number of {holders}: {numbers}",
         )
     per_replica = global_size // replicas
     micro = micro_size or per_replica
@@ -197,6 +208,22 @@ def settle_batch_sizes(
             remedy=f"set --train.global_batch_size {num_train // replicas * replicas} or less",
         )
     return BatchSizes(global_size, micro, replicas, per_replica // micro)
+
+
+def share_batch(global_size: int, micro_size: int | None, replicas: int, most: int | None) -> BatchSizes:
+    """The arithmetic of a batch over as many replicas as there are: their parts may differ by some samples.
+
+    The update is that of the whole batch all the same: it sums over samples, and divides by their number.
+
+    Args:
+        global_size: samples per update.
+        micro_size: samples per replica per forward, at most; None = its whole share.
+        replicas: copies of the network.
+        most: samples per forward of earlier starts, which had more memory together; None = not known.
+    """
+    rows = share_rows(global_size, replicas)
+    accumulation = share_rows(rows, min(filter(None, (micro_size, most, rows))))
+    return BatchSizes(global_size, share_rows(rows, accumulation), replicas, accumulation)
 
 
 @dataclass(frozen=True, eq=False)

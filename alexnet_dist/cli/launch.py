@@ -31,6 +31,8 @@ is torchrun's, with its options and its PET_ variables; without --nproc_per_node
 a first word `accelerate`, or a launch file (a path, or one of {files}), it is that of
 `accelerate launch`.
 
+With --nnodes 1:4 machines may come and go: the run goes on with the number there is.
+
 SIGTERM and Ctrl-C reach every process: they save, and the launcher ends with 143 or 130. Mistakes that would come again
 (exit codes 2, 3, 4, 6 and 7) are not repeated by --max_restarts. --debug after the verb shows the launcher's lines."""
 

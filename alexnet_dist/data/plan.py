@@ -66,9 +66,21 @@ class StepPlan(NamedTuple):
         return StepPlan._make([*(field[rows] for field in self[:-1]), take_drawn(self.drawn, rows)])
 
     def shard(self, shard_id: int, num_shards: int) -> StepPlan:
-        """The rows of one replica: equal, consecutive parts of the batch, with all views of an image in one part."""
-        rows = len(self.ids) // num_shards
-        return self.take(slice(shard_id * rows, (shard_id + 1) * rows))
+        """The rows of one replica: equal, consecutive parts of the batch, with all views of an image in one part.
+
+        Where the number of replicas does not divide the batch, the last parts are filled up with id -1.
+        """
+        count = share_rows(len(self.ids), num_shards)
+        if count * num_shards == len(self.ids):
+            return self.take(slice(shard_id * count, (shard_id + 1) * count))
+        rows = shard_id * count + np.arange(count)
+        part = self.take(np.minimum(rows, len(self.ids) - 1))
+        return part._replace(ids=np.where(rows < len(self.ids), part.ids, -1))
+
+
+def share_rows(rows: int, num_shards: int) -> int:
+    """Rows of each of equal parts of a batch."""
+    return -(-rows // num_shards)
 
 
 @dataclass(frozen=True)

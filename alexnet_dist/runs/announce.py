@@ -51,6 +51,9 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
     if network.signal is not None and network.signal["fc8"] < LEAST_SIGNAL:
         strength = f"{network.signal['fc8']:.1g} (healthy: above {LEAST_SIGNAL:g}"
         lines.insert(1, f"signal    {strength}; how strongly images influence the untrained network's output)")
+    if start.resumption.processes_before not in (None, runtime.world_size):
+        before = start.resumption.processes_before
+        lines.append(f"processes {runtime.world_size} instead of {before}; each update has as many images as before")
     if start.changes:
         lines.append(f"images    {start.changes}; from step {trainer.state.step} on, {_describe_plan(start)}")
     if start.resumption.changed:
@@ -72,7 +75,9 @@ def _describe_batch(start: Start) -> str:
     sizes, holder = start.sizes, "pair" if start.config.parallel.strategy == "towers" else "process"
     holders = holder if sizes.replicas == 1 else {"pair": "pairs", "process": "processes"}[holder]
     steps = "accumulation step" if sizes.accumulation == 1 else "accumulation steps"
-    return f"{sizes.global_} ({sizes.micro} per {holder} x {sizes.replicas} {holders} x {sizes.accumulation} {steps})"
+    most = "" if sizes.is_even else "up to "
+    shares = f"{most}{sizes.micro} per {holder} x {sizes.replicas} {holders} x {sizes.accumulation} {steps}"
+    return f"{sizes.global_} ({shares})"
 
 
 def _describe_plan(start: Start) -> str:

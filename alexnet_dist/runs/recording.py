@@ -84,7 +84,7 @@ def _settle_line(start: Start, step: int, loaded: Checkpoint, verdicts: dict[Pat
 def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
     """What run.json holds from now on."""
     config, runtime, resumption = start.config, start.runtime, start.resumption
-    entry: dict[str, Any] = {"step": step, "processes": runtime.world_size}
+    entry: dict[str, Any] = {"step": step, "processes": runtime.world_size, "micro_batch_size": start.sizes.micro}
     if resumption.is_foreign:
         entry["begins_from"] = str(resumption.checkpoint)
     if start.changes:

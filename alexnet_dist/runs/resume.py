@@ -8,7 +8,7 @@ the reasons. The precision alone comes before it, because processes join with it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +89,7 @@ class Resumption:
         pretrained: what run.json says of the weights that the run began with.
         was_finished: whether the run had ended.
         ended_at: the step at which it had, where it says so.
+        starts: of the run until now, as run.json has them.
     """
 
     run_id: str
@@ -101,6 +102,17 @@ class Resumption:
     pretrained: dict[str, Any] | None = None
     was_finished: bool = False
     ended_at: int | None = None
+    starts: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def processes_before(self) -> int | None:
+        """Processes of the start before this one, where the run goes on and they are known."""
+        return self.starts[-1].get("processes") if self.starts and self.goes_on else None
+
+    @property
+    def most_at_once(self) -> int | None:
+        """The most images that a process of earlier starts had in one forward; None where that is not known."""
+        return max((start.get("micro_batch_size") or 0 for start in self.starts), default=0) or None
 
     @property
     def goes_on(self) -> bool:
@@ -150,6 +162,7 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
         pretrained=facts.get("pretrained"),
         was_finished=was_finished,
         ended_at=summary.get("step") if was_finished else None,
+        starts=facts.get("starts") or (),
     )
 
 

@@ -15,7 +15,15 @@ from torch.optim import Optimizer
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.learning import build_cadence, build_rule, build_schedule
-from alexnet_dist.assembly.loaders import BatchSizes, Feed, build_feed, join_processes, place_model, settle_batch_sizes
+from alexnet_dist.assembly.loaders import (
+    BatchSizes,
+    Feed,
+    build_feed,
+    join_processes,
+    place_model,
+    settle_batch_sizes,
+    share_batch,
+)
 from alexnet_dist.assembly.network import build_spec, check_can_be_built
 from alexnet_dist.assembly.sets import Splits, build_splits, cache_dir, find_root
 from alexnet_dist.assembly.strategy import check_strategy, cut_network, replicate_network
@@ -33,6 +41,7 @@ from alexnet_dist.data.index import BadFilesError
 from alexnet_dist.inference.model_folder import find_model_step, pack_card, read_model_weights, save_model_folder
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.peers import check_versions, introduce
+from alexnet_dist.parallel.processes.guard import is_elastic
 from alexnet_dist.parallel.runtime import Runtime, lost_peers_named
 from alexnet_dist.runs.announce import announce, say_goodbye
 from alexnet_dist.runs.changed_images import read_record, settle_images, warn_about_newer
@@ -134,7 +143,7 @@ def run_session(
         resumption = runtime.on_main(lambda: decide(folder, config, resume_from))
         with phase("looking for the images", runtime.is_main):
             splits, changes = _find_images(config, runtime, folder, resumption)
-        sizes = _settle_sizes(config, runtime, len(splits.train))
+        sizes = _settle_sizes(config, runtime, len(splits.train), resumption)
         spec = _settle_spec(config, runtime, len(splits.train.classes))
         feed = build_feed(config, runtime, splits.named(), spec, sizes)
         with phase("comparing data loaders", runtime.is_main):
@@ -216,9 +225,13 @@ def _find_images(config: Config, runtime: Runtime, folder: Path, resumption: Res
     return splits, changes
 
 
-def _settle_sizes(config: Config, runtime: Runtime, num_train: int) -> BatchSizes:
-    train, holders = config.train, "pairs of processes" if config.parallel.strategy == "towers" else "processes"
-    return settle_batch_sizes(train.global_batch_size, train.micro_batch_size, runtime.dp_size, num_train, holders)
+def _settle_sizes(config: Config, runtime: Runtime, num_train: int, resumption: Resumption) -> BatchSizes:
+    """How the batch is shared. Where machines come and go, any number of processes shares it, in the memory it had."""
+    train, replicas = config.train, runtime.dp_size
+    holders = "pairs of processes" if config.parallel.strategy == "towers" else "processes"
+    if runtime.on_main(is_elastic) and train.global_batch_size <= num_train:
+        return share_batch(train.global_batch_size, train.micro_batch_size, replicas, resumption.most_at_once)
+    return settle_batch_sizes(train.global_batch_size, train.micro_batch_size, replicas, num_train, holders)
 
 
 def _settle_spec(config: Config, runtime: Runtime, num_classes: int) -> AlexNetSpec:

@@ -129,6 +129,17 @@ def test_shards_concatenate_to_the_whole_batch(num_shards: int, step: int) -> No
     assert num_shards == 1 or not is_equal(join(shards[::-1]), whole)
 
 
+@pytest.mark.parametrize(("num_shards", "count"), [(5, 3), (7, 2), (8, 2), (11, 2), (13, 1)])
+@pytest.mark.parametrize("step", [0, 4])
+def test_uneven_shards_are_filled_up(num_shards: int, count: int, step: int) -> None:
+    whole = make_plan().at(step)
+    shards = [whole.shard(number, num_shards) for number in range(num_shards)]
+    assert {len(shard.ids) for shard in shards} == {count}
+    joined = join(shards)
+    assert is_equal(joined.take(slice(0, len(whole.ids))), whole)
+    assert (joined.ids[len(whole.ids) :] == -1).all()
+
+
 def pinned_batch(**changes: Any) -> StepPlan:
     sizes = np.array([(33 + 31 * image % 367, 33 + 53 * image % 367) for image in range(50)])
     recipes = [dataclasses.replace(RANDOM, crop=crop, **changes) for crop in ("random", "random_resized")]

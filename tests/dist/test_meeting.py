@@ -1,7 +1,8 @@
-"""Processes that cannot meet, and machines that do not share a run folder or a version: one line, exit code 5."""
+"""Processes that cannot meet, machines that do not share a run folder or a version, and machines that come and go."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -16,6 +17,7 @@ from alexnet_dist.cli.train import train
 from alexnet_dist.parallel import peers
 from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.runs import shared_folder
+from alexnet_dist.tracking.trackers import read_rows
 
 
 def join(variables: dict[str, str]) -> tuple[int, str]:
@@ -84,3 +86,35 @@ def test_machines_share_a_run_folder_and_a_version(
         assert [path.name for path in (tmp_path / "a" / "run").iterdir() if path.name.startswith("shared")] == []
     elif not is_shared:
         assert "what rank 0 writes in it is not there; set --output_dir to a folder on a disk" in first
+
+
+def train_on(folder: Path, machines: str, epochs: int) -> str:
+    """Train as a worker of so many machines; the error's line."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
+    os.environ["PET_NNODES"] = machines
+    try:
+        train(tiny_config(folder, train__epochs=epochs, train__global_batch_size=9, log__every_steps=1))
+    except AlexNetDistError as error:
+        return f"{error.exit_code} {error}"
+    return ""
+
+
+def test_machines_that_come_and_go_share_any_batch_and_say_so(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    wanted = (
+        "2 train.global_batch_size 9 cannot be shared by 2 processes; use 8 or 10, or another number of processes: "
+    )
+    assert run_processes(2, train_on, folder, "2", 1) == [f"{wanted}1, 3, 9"] * 2
+    batches = []
+    for processes, epochs in ((2, 1), (1, 2)):
+        assert run_processes(processes, train_on, folder, "1:4", epochs) == [""] * processes
+        batches.append(json.loads((folder / "run.json").read_text())["batch"])
+    assert batches == [
+        "9 = up to 5 x 2 replicas x 1 accumulation",
+        "9 = up to 5 x 1 replicas x 2 accumulation",  # no more images at once than there were
+    ]
+    log = (folder / "run.log").read_text()
+    assert "processes 1 instead of 2; each update has as many images as before" in log
+    assert "batch     9 (up to 5 per process x 2 processes x 1 accumulation step)" in log
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["event"] == "train"]
+    assert [row["samples_seen"] for row in rows] == [9, 18, 27, 36, 40, 49, 58, 67, 76, 80]

@@ -225,6 +225,43 @@ def test_machines_with_other_images_are_refused(tmp_path: Path) -> None:
     assert "train has 3 images of class 'cat' on rank 0 and 4 on rank 1" in error
 
 
+# -- machines that come and go ----------------------------------------------------------------------------------------
+
+
+def wait_for_line(path: Path, part: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 150
+    while not (path.is_file() and part in path.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, path.read_text() if path.is_file() else "no log"
+        time.sleep(0.1)
+
+
+def test_a_run_goes_on_as_machines_come_and_go(tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", tmp_path / "tiny.yaml"
+    config.write_text(dump_config(tiny_config(folder, precision="fp32", device="cpu", train__epochs=100000)))
+    meet = ("--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:29517", "--rdzv_id", "elastic")
+    quick = ("--rdzv_conf", "last_call_timeout=2,keep_alive_interval=1")
+    words = ("-m", "alexnet_dist", "launch", "--nnodes", "1:3", *meet, *quick, "train", "--config", str(config))
+    first = start(sys.executable, *words)
+    try:
+        wait_for_step(folder, 2, first)
+        second = start(sys.executable, *words)
+        wait_for_line(folder / "run.log", "processes 2 instead of 1; each update has as many images as before", first)
+        second.terminate()
+        second.communicate(timeout=60)
+        assert second.returncode == 143
+        wait_for_line(folder / "run.log", "processes 1 instead of 2; each update has as many images as before", first)
+    finally:
+        first.terminate()
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 143, errors
+    assert errors.splitlines()[-1].startswith("Stopped by SIGTERM.")
+    assert "another machine has come: the workers save, and all start again together" in errors
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    assert [entry["processes"] for entry in starts] == [1, 2, 1]
+    assert starts[0]["step"] < starts[1]["step"] <= starts[2]["step"]
+
+
 # -- SLURM ------------------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ from alexnet_dist.data.engines.workers import (
     worker_context,
 )
 from alexnet_dist.data.index import BadFile, SampleIndex
-from alexnet_dist.data.plan import Plan, StepPlan
+from alexnet_dist.data.plan import Plan, StepPlan, share_rows
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -84,7 +84,7 @@ class PixelBatches:
     def shape(self) -> tuple[int, int, int, int]:
         """Of a batch's pixels: rows, height, width, channels."""
         recipe = self.plan.augmentation
-        rows = self.plan.global_batch_size // self.num_shards * recipe.views
+        rows = share_rows(self.plan.global_batch_size, self.num_shards) * recipe.views
         return rows, recipe.crop_size, recipe.crop_size, self.channels
 
     def __getitem__(self, step: int) -> PixelBatch:

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import PurePath
 
 from alexnet_dist.base.ending import leave
@@ -24,6 +25,7 @@ logger = logging.getLogger("alexnet_dist")
 ORPHAN_EXIT_CODE = 143
 POLL_SECONDS = 0.5
 LAUNCHERS = ("accelerate", "accelerate_cli.py", "accelerate.commands.accelerate_cli")  # followed by `launch`
+TORCH_LAUNCHERS = ("torchrun", "torch.distributed.run", "run.py")
 LAUNCHERS_ALONE = ("accelerate-launch", "accelerate.commands.launch", "launch.py")
 GENERATIONS = 4  # a wrapper script or two may stand between the launcher and this process
 
@@ -102,6 +104,21 @@ def _find_requests_of_slurm() -> Iterator[tuple[int, str, str]]:
         yield _number(tasks), "tasks of srun", remedy
     else:  # the batch script's own shell, which runs on the first node alone
         yield _number(nodes), f"SLURM_JOB_NUM_NODES={nodes}", remedy
+
+
+def is_elastic(commands: Iterable[Sequence[str]] | None = None) -> bool:
+    """Whether machines may come and go: torchrun was told a range of their number, as in `--nnodes 1:4`.
+
+    Args:
+        commands: see `find_requests`.
+    """
+    told = [os.environ.get("PET_NNODES", "")]
+    for words in list_ancestors() if commands is None else commands:
+        names = [PurePath(word).name.removesuffix(".exe") for word in words]
+        if any(name in TORCH_LAUNCHERS for name in names[:4]):
+            pairs = pairwise([*words, ""])
+            told += [word.partition("=")[2] or value for word, value in pairs if word.partition("=")[0] == "--nnodes"]
+    return any(fewest != most for fewest, colon, most in (text.partition(":") for text in told) if colon)
 
 
 def _number(text: str) -> int:

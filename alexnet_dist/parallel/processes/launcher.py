@@ -106,7 +106,7 @@ class Agent(LocalElasticAgent):
 
     def __init__(self, *arguments: Any, is_elastic: bool = False, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._is_elastic = is_elastic
+        self._is_elastic, self._is_said = is_elastic, False
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         try:
@@ -131,9 +131,19 @@ class Agent(LocalElasticAgent):
                 self._remaining_restarts += 1  # a machine that goes is no failure
             elif code in (*LASTING, *STOPPED):
                 self._remaining_restarts = 0
-            if self._remaining_restarts > 0:
+            self._is_said = self._remaining_restarts > 0
+            if self._is_said:
                 _print_line(f"{line}\nstarting the workers again, {self._remaining_restarts} restarts left")
         return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        if not self._is_said:
+            _print_line("another machine has come: the workers save, and all start again together")
+        self._is_said = False
+        super()._restart_workers(worker_group)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._shutdown(timeout=self._shutdown_timeout)  # torch gives them 30 seconds to save, whatever it was told
 
     def _list_failures(self) -> dict[int, ProcessFailure]:
         context = self._pcontext

@@ -15,7 +15,13 @@ from alexnet_dist.base.ranks import rank_from_environment, world_size_from_envir
 from alexnet_dist.cli import main as cli
 from alexnet_dist.cli.launch import SUPERVISOR
 from alexnet_dist.parallel.processes import guard as launch_guard
-from alexnet_dist.parallel.processes.guard import ORPHAN_EXIT_CODE, check_process_count, find_requests, was_launched
+from alexnet_dist.parallel.processes.guard import (
+    ORPHAN_EXIT_CODE,
+    check_process_count,
+    find_requests,
+    is_elastic,
+    was_launched,
+)
 
 LAUNCH = "/usr/bin/python3 /venv/bin/accelerate launch"
 ALONE = "/usr/bin/python3 /venv/bin/accelerate-launch"
@@ -117,6 +123,28 @@ def test_requests_of_the_environment(monkeypatch: pytest.MonkeyPatch, variables:
     for pair in variables.split():
         monkeypatch.setenv(*pair.split("="))
     assert requested() == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "command", "expected"),
+    [
+        ("", "", False),
+        ("PET_NNODES=1:4", "", True),
+        ("PET_NNODES=2", "", False),
+        ("PET_NNODES=2:2", "", False),
+        ("", "python /venv/bin/torchrun --nnodes=1:4 --nproc_per_node 2 launch/train.py", True),
+        ("", "python -m torch.distributed.run --nnodes 2:3 launch/train.py", True),
+        ("", f"python -m {SUPERVISOR} torch.distributed.run --nnodes 1:2 --module alexnet_dist train", True),
+        ("", "python /venv/bin/torchrun --nnodes 2 launch/train.py", False),
+        ("", "bash run.sh --nnodes 1:4", False),
+    ],
+)
+def test_machines_that_may_come_and_go_are_told_in_a_range(
+    monkeypatch: pytest.MonkeyPatch, variables: str, command: str, expected: bool
+) -> None:
+    for pair in variables.split():
+        monkeypatch.setenv(*pair.split("="))
+    assert is_elastic(split(command, "zsh")) == expected
 
 
 @pytest.mark.parametrize(("each", "expected"), [("auto", 8), ("gpu", 8), ("cpu", 2)])

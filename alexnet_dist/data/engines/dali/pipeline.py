@@ -18,6 +18,7 @@ from torch import Tensor
 from alexnet_dist.data.crop_ops.operations import changes_bytes
 from alexnet_dist.data.engines.dali.feed import Array, Inputs
 from alexnet_dist.data.engines.loader import Loader
+from alexnet_dist.data.plan import share_rows
 
 # Half of DALI has types, and they disagree with what it takes.
 dali: Any = dali_package
@@ -79,7 +80,7 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
     pipeline = dali.pipeline_def(_define_graph, enable_conditionals=True)(
         source,
         graph,
-        batch_size=loader.plan.global_batch_size // loader.num_shards,
+        batch_size=share_rows(loader.plan.global_batch_size, loader.num_shards),
         num_threads=max(1, loader.workers),
         device_id=_device_id(loader.device) if on_gpu else None,
         prefetch_queue_depth=loader.prefetch,

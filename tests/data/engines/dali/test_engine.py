@@ -129,6 +129,15 @@ def test_lighting_and_normalization_equal_the_reference(index: SampleIndex, chan
     check_equal(*make_both(loader, 0, 4), largest=ROUNDING, mean=ROUNDING)
 
 
+@pytest.mark.parametrize("shard", [0, 3])
+def test_shards_that_do_not_divide_a_batch_equal_the_reference(index: SampleIndex, shard: int) -> None:
+    loader = make_loader(index, CUT, num_shards=4, shard_id=shard)
+    ours, theirs = make_both(loader, 0, 2)
+    check_equal(ours, theirs)
+    assert len(ours[0].ids) * 4 > loader.plan.global_batch_size
+    assert (int(ours[0].ids[-1]) == -1) == (shard == 3)
+
+
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", RESIZED)
 def test_resized_pictures_differ_by_rounding_alone(index: SampleIndex, name: str, channels: int) -> None:
