@@ -302,6 +302,8 @@ def _format_briefly(setting: Setting, words: str, width: int) -> list[str]:
 
 def _format_fully(setting: Setting, width: int) -> list[str]:
     head, text = f"  --{setting.key} {setting.values}", f"{setting.meaning} (default: {setting.default})"
+    if len(head) > width and setting.values.startswith("{"):  # choices that are broken between words stand below
+        head, text = f"  --{setting.key} NAME", f"{setting.values.strip('{}').replace(',', ', ')}. {text}"
     return [head, *_indent(text, 6, width)]
 
 

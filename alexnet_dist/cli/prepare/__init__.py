@@ -24,10 +24,11 @@ cache     decode and resize a set once, into rows of pixels that engine cache re
 parity    compare engines on your images, stage by stage
 manifest  list class folders in files of `path label` lines
 subset    pick classes and images of a large set into such files
+pack      write pictures as WebDataset shards
 
 Each has its --help."""
 
-KINDS = ("verify", "fetch", "index", "cache", "parity", "manifest", "subset")
+KINDS = ("verify", "fetch", "index", "cache", "parity", "manifest", "subset", "pack")
 
 
 def main(argv: Sequence[str]) -> int:
