@@ -17,18 +17,19 @@ def check_mirrors(tracking: TrackingConfig, folder: Path) -> None:
     mirrors.check_mirrors(dataclasses.asdict(tracking), folder)
 
 
-def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: str) -> Trackers:
-    """metrics.jsonl, its tables and what `tracking` asks for.
+def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: str, is_main: bool = True) -> Trackers:
+    """metrics.jsonl, its tables and what `tracking` asks for; in other processes than the main one what each has.
 
     Args:
         config: the run's settings.
         folder: the run folder.
         metrics_bytes: size of metrics.jsonl at the restored step; the rest is cut off.
         wandb_id: the same at each start of the run.
+        is_main: whether this process writes the run's files.
 
     Raises:
         MachineError: metrics.jsonl cannot be written, or a package that was asked for is not installed.
     """
     run = Run(folder, wandb_id, dataclasses.asdict(config), dump_config(config))
-    starts = mirrors.prepare_mirrors(run)
-    return Trackers(MetricsFile(folder / METRICS, metrics_bytes), starts)
+    starts = mirrors.prepare_mirrors(run, is_main)
+    return Trackers(MetricsFile(folder / METRICS, metrics_bytes) if is_main else None, starts)

@@ -96,7 +96,7 @@ class InterruptedRunError(AlexNetDistError):
 
     def __init__(self, signal_number: int | None, step: int | None = None) -> None:
         super().__init__(describe_stop(signal_number, step))
-        self.signal_number = signal_number
+        self.signal_number, self.step = signal_number, step
         self.exit_code = 128 + (signal_number or signal.SIGTERM)
 
 

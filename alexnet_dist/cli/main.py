@@ -37,6 +37,7 @@ VERBS = {  # in the order of use
     "doctor": "look at machines, links and images before a long training",
     "estimate": "predict speed and memory of each strategy on other machines",
     "launch": "start one of these on several processes",
+    "ray_train": "train on the machines of a Ray cluster",
 }
 JOINING_VERBS = ("train", "evaluate", "predict", "crossval", "doctor")
 DEBUG = "--debug"

@@ -167,9 +167,9 @@ def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dic
         "precision": start.runtime.precision,
         "engine": start.engine.name,
     }
-    if trainer.trackers is not None:
+    if start.runtime.is_main:
         if status == "finished":
             trainer.trackers.sync()
         write_summary(start.folder, summary)
-        trainer.trackers.finish(summary)
+    trainer.trackers.finish(summary)
     return summary

@@ -268,11 +268,11 @@ def _restore(start: Start, network: Network, optimizer: Optimizer, loaded: Check
     return restore(loaded, network.model, network.partition, optimizer, start.runtime.scaler)
 
 
-def _open_trackers(start: Start, recording: Recording) -> Trackers | None:
+def _open_trackers(start: Start, recording: Recording) -> Trackers:
     opened: list[Trackers] = []
     open_here = partial(open_trackers, start.config, start.folder, recording.metrics_bytes, recording.wandb_id)
     start.runtime.on_main(lambda: opened.append(open_here()))
-    return opened[0] if opened else None
+    return opened[0] if opened else open_here(is_main=False)
 
 
 def _build_trainer(
@@ -281,7 +281,7 @@ def _build_trainer(
     optimizer: Optimizer,
     state: TrainState,
     recording: Recording,
-    trackers: Trackers | None,
+    trackers: Trackers,
 ) -> Trainer:
     config, runtime, feed, folder = start.config, start.runtime, start.feed, start.folder
     forward = replicate_network(

@@ -9,6 +9,7 @@ from typing import Any
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.tracking.csv import CSV
 from alexnet_dist.tracking.epochs import EPOCHS
+from alexnet_dist.tracking.ray import RAY
 from alexnet_dist.tracking.tensorboard import TENSORBOARD
 from alexnet_dist.tracking.trackers import Kind, Run, Start
 from alexnet_dist.tracking.wandb import WANDB
@@ -18,6 +19,7 @@ KINDS: dict[str, Kind] = {  # by its name in messages
     "epochs.csv": EPOCHS,
     "TensorBoard": TENSORBOARD,
     "W&B": WANDB,
+    "Ray": RAY,
 }
 
 
@@ -43,11 +45,11 @@ def check_mirrors(tracking: Mapping[str, Any], folder: Path) -> None:
         raise UsageError("output_dir cannot be used", where=str(folder), why=why, remedy=remedy) from None
 
 
-def prepare_mirrors(run: Run) -> dict[str, Start]:
-    """What starts each mirror that the run wants, by name.
+def prepare_mirrors(run: Run, is_main: bool = True) -> dict[str, Start]:
+    """What starts each mirror that the run wants in this process, by name.
 
     Raises:
         MachineError: a package that was asked for is not installed.
     """
-    starts = {name: kind.prepare(run) for name, kind in KINDS.items()}
+    starts = {name: kind.prepare(run) for name, kind in KINDS.items() if is_main or kind.is_everywhere}
     return {name: start for name, start in starts.items() if start is not None}

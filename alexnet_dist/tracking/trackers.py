@@ -64,11 +64,13 @@ class Kind:
         is_asked_for: whether settings of `TrackingConfig` ask for it by name. The run then ends before anything is
             trained if the tracker cannot be made, or cannot write to the run folder.
         check: sees to it that its package is there, and raises MachineError if not.
+        is_everywhere: whether each process has it, and not the main one alone.
     """
 
     prepare: Callable[[Run], Start | None]
     is_asked_for: Callable[[Mapping[str, Any]], bool] = lambda tracking: False
     check: Callable[[], None] = lambda: None
+    is_everywhere: bool = False
 
 
 class MetricsFile:
@@ -217,14 +219,14 @@ class Trackers:
     from then on with one line of warning, and the run goes on.
 
     Args:
-        metrics: metrics.jsonl, cut back to the restored step.
+        metrics: metrics.jsonl, cut back to the restored step; None where another process writes it.
         starts: for each mirror its name in warnings, and what makes it from the rows that metrics.jsonl holds already.
     """
 
-    def __init__(self, metrics: MetricsFile, starts: Mapping[str, Start]) -> None:
+    def __init__(self, metrics: MetricsFile | None, starts: Mapping[str, Start]) -> None:
         self._metrics = metrics
         self._mirrors: dict[str, Tracker] = {}
-        rows = self._guard(", ".join(starts), metrics.rows)
+        rows = [] if metrics is None else self._guard(", ".join(starts), metrics.rows)
         if rows is None:
             return
         for name, start in starts.items():
@@ -238,7 +240,8 @@ class Trackers:
         Raises:
             DivergedError, MachineError: see `MetricsFile.log`; the mirrors then get nothing.
         """
-        self._metrics.log(row)
+        if self._metrics is not None:
+            self._metrics.log(row)
         for name, mirror in list(self._mirrors.items()):
             self._guard(name, partial(mirror.log, row))
 
@@ -248,13 +251,15 @@ class Trackers:
         Raises:
             MachineError: metrics.jsonl cannot be written.
         """
+        assert self._metrics is not None
         return self._metrics.sync()
 
     def finish(self, summary: Row) -> None:
         """Give the mirrors the run's summary and close everything; nothing follows."""
         for name, mirror in list(self._mirrors.items()):
             self._guard(name, partial(mirror.finish, summary))
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _guard(self, name: str, action: Callable[[], T]) -> T | None:
         """The result of something done with a mirror; None, and no such mirror from now on, if it failed."""

@@ -81,7 +81,7 @@ class Trainer:
         seed: of the run.
         gate: what every batch passes first.
         folder: the run folder.
-        trackers: metrics.jsonl and its mirrors in the main process, None elsewhere.
+        trackers: metrics.jsonl and its mirrors in the main process; elsewhere what every process has.
         save_model: writes model/ from the whole network's weights and a note on where they come from.
         describe_model: config.json of a model folder, from such a note.
         find_model_step: the step of the weights that model/ holds; None where it holds none that can be used.
@@ -105,7 +105,7 @@ class Trainer:
     seed: int
     gate: BatchGate
     folder: Path
-    trackers: Trackers | None
+    trackers: Trackers
     save_model: Callable[[dict[str, Tensor], dict[str, Any]], None]
     describe_model: Callable[[dict[str, Any]], bytes]
     find_model_step: Callable[[], int | None]
@@ -345,9 +345,8 @@ class Trainer:
         self._clock = time.perf_counter()
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write a row to metrics.jsonl and its mirrors, in the main process."""
-        if self.trackers is not None:
-            self.trackers.log(row)
+        """Write a row to metrics.jsonl and its mirrors."""
+        self.trackers.log(row)
 
     # -- epochs -------------------------------------------------------------------------------------------------------
 
@@ -457,7 +456,6 @@ class Trainer:
         self._restart_clock()
 
     def _save_here(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], bad_files: set[BadFile]) -> None:
-        assert self.trackers is not None
         scaler = self.runtime.scaler
         state = {
             **self.run_facts,

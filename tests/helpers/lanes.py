@@ -13,7 +13,14 @@ from typing import Any
 import psutil
 
 TESTS = Path(__file__).resolve().parents[1]
-MARKS = {"parity": "heavy", "dist": "heavy", "e2e": "heavy", "gpu": "heavy", "slow": "slow"}  # by folder of tests/
+MARKS = {
+    "parity": "heavy",
+    "dist": "heavy",
+    "e2e": "heavy",
+    "gpu": "heavy",
+    "cluster": "slow",
+    "slow": "slow",
+}  # by folder of tests/
 LASTING = ("resource_tracker", "forkserver", "wandb")  # live as long as the interpreter; multiprocessing's and W&B's
 EVENTS = ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen")
 
