@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization
-from alexnet_dist.data.plan import Augmentation, Plan
+from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.models import AlexNetSpec, make_spec
 from alexnet_dist.parallel.mesh import build_mesh
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import Config
+from helpers.loaders import make_loader
 
 TINY_NETWORK = {
     "variant": "paper",
@@ -78,19 +78,16 @@ def tiny_loader(runtime: Runtime, num_images: int, batch_size: int, training: bo
     """Batches of made-up images that crop, flip and color noise have changed, where `training`."""
     index = synthetic_index(num_images, 3, (72, 72), seed=0)
     recipe = Augmentation(crop_size=64, resize=None, crop="random", horizontal_flip=0.5, lighting="source2012")
-    plan = Plan(index.sizes, recipe if training else recipe.for_evaluation(), batch_size, seed=3, shuffle=training)
-    return Loader(
-        plan=plan,
-        index=index,
+    return make_loader(
+        index,
+        recipe if training else recipe.for_evaluation(),
+        global_batch_size=batch_size,
+        seed=3,
+        shuffle=training,
         normalization=Normalization((120.0,) * 3, (60.0,) * 3),
-        channels=3,
-        max_pixels=10**6,
         shard_id=runtime.dp_rank,
         num_shards=runtime.dp_size,
         device=runtime.device,
-        channels_last=True,
-        workers=0,
-        engine=ENGINES["torchvision"],
     )
 
 

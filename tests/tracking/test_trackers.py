@@ -10,9 +10,10 @@ from helpers.refusals import refused
 from alexnet_dist.assembly.trackers import open_trackers
 from alexnet_dist.base.durable import format_json, write_json
 from alexnet_dist.base.errors import DivergedError, MachineError
-from alexnet_dist.settings.schema import Config
+from alexnet_dist.settings.schema import Config, TrackingConfig
 from alexnet_dist.tracking.mirrors import KINDS
 from alexnet_dist.tracking.trackers import Kind, MetricsFile, Row, Run, Start, read_rows, rename_for_display
+from alexnet_dist.tracking.wandb_account import PROJECT
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -166,3 +167,7 @@ def test_a_tracker_is_a_kind_and_a_line(tmp_path: Path, monkeypatch: pytest.Monk
     written = {path.name: path.read_text() for path in tmp_path.glob("steps*")}
     assert written == ({"steps-5e6f7a8b-alexnet_dist": "[1, 2] finished"} if is_wanted else {})
     assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_the_default_project_is_that_of_the_settings() -> None:
+    assert TrackingConfig().project == PROJECT  # it alone yields to W&B's own settings
