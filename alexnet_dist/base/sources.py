@@ -40,6 +40,7 @@ SOURCES: dict[str, SourceFacts] = {
     "manifest": SourceFacts("alexnet_dist.data.sources.manifest", needs_root=True, reads_list=True),
     "tar": SourceFacts("alexnet_dist.data.sources.tar", needs_root=True, reads_list=True, reads_archives=True),
     "parquet": SourceFacts("alexnet_dist.data.sources.parquet", needs_root=True, has_columns=True),
+    "imagenet": SourceFacts("alexnet_dist.data.sources.imagenet", needs_root=True),
     "cifar10": SourceFacts("alexnet_dist.data.sources.arrays", needs_root=True, can_download=True),
     "fashion_mnist": SourceFacts("alexnet_dist.data.sources.arrays", needs_root=True, can_download=True),
     "digits": SourceFacts("alexnet_dist.data.sources.digits"),

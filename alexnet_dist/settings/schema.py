@@ -122,8 +122,8 @@ class DataConfig:
 
     source: SourceName = "folder"
     """folder: class folders of images; manifest: text files of `path label` lines, or CSV; tar: archives, such as
-    WebDataset's shards; cifar10, fashion_mnist: torchvision's files; digits: scikit-learn's handwritten digits;
-    synthetic: made on the fly"""
+    WebDataset's shards; imagenet: ImageNet 2012 as it is delivered; cifar10, fashion_mnist: torchvision's files;
+    digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
     root: str | None = None
     """folder that train, val and test are relative to; or an address (s3://, gs://, az://, https://, hf://), which is
     fetched into cache_dir once a machine"""

@@ -12,6 +12,7 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import SET_NAMES, describe_missing
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, is_folder, is_stray
+from alexnet_dist.data.sources.imagenet import looks_like_imagenet
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY
 
 HERE = "."
@@ -46,6 +47,10 @@ def recognize_folder(folder: Path) -> GivenFolder:
         DataError: there is no such folder, or it has neither sets nor classes; what it has is said.
     """
     names, num_files, num_images = _look_into(folder)
+    if looks_like_imagenet(folder):
+        found = {"data.train": "train", "data.val": "val", "data.test": None}
+        layout = "ImageNet 2012 as it is delivered"
+        return GivenFolder({**OF_OTHER_SOURCES, "data.source": "imagenet", "data.root": str(folder), **found}, layout)
     sets = _match_sets(names)
     if "test" in sets and not _look_into(folder / sets["test"])[0]:
         del sets["test"]  # pictures without classes

@@ -12,6 +12,7 @@ from alexnet_dist.base.text import quote_word
 
 LAYOUT_REMEDY = "put the images of each class into a folder of their own: ROOT/CLASS/IMAGE"
 TINY_IMAGENET = ("images", "val_annotations.txt")  # its val/: a folder of all pictures, and a table of their classes
+FLAT_IMAGENET = "ILSVRC2012_"  # how its validation and test pictures are called, and those of a sample of it
 SETS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -24,9 +25,13 @@ def refuse_other_layouts(root: Path, folders: Sequence[str], names: Sequence[str
         names: all that is in it.
 
     Raises:
-        DataError: it is tiny-imagenet's val, or holds the sets and not the classes.
+        DataError: it is tiny-imagenet's or ImageNet's val, or holds the sets and not the classes.
     """
     pictures, table = TINY_IMAGENET
+    if not folders and any(name.startswith(FLAT_IMAGENET) for name in names):
+        why = "ImageNet's pictures lie directly in it, and the name of a folder is no class of theirs"
+        remedy = "set --data.source imagenet, which reads their classes from the devkit or LOC_val_solution.csv"
+        raise DataError("no class folders", where=str(root), why=why, remedy=remedy)
     if list(folders) == [pictures] and table in names:
         raise DataError(
             "no class folders",
