@@ -96,7 +96,7 @@ def _find_ids(options: SourceOptions, part: _Part, names: Sequence[str]) -> list
     said_by, classes = read_val_classes(Path(options.root or "."))
     ids = [find_class(classes, name) for name in names]
     if not any(ids):
-        why = f"{said_by.name} names none of them" + (f", not even '{names[0]}'" if names else "")
+        why = f"{said_by.name} names none of {len(names):,}"
         remedy = "put the kit or the table of these pictures into data.root"
         raise DataError("pictures of unknown classes", where=str(part.path), why=why, remedy=remedy)
     return ids

@@ -22,7 +22,7 @@ def test_every_source_opens_and_knows_its_number_of_classes_or_why_not(name: str
     number, said = source.count_classes(SourceOptions(name, tmp_path, {"train": "train"}, FileRules(tmp_path)))
     assert isinstance(source, Source)
     assert (number is None) == ("no class folders" in said or "not read here" in said)
-    assert (source.list_files is not None) == (name in ("folder", "manifest", "tar", "digits"))
+    assert (source.list_files is not None) == (name in ("folder", "manifest", "tar", "parquet", "imagenet", "digits"))
 
 
 def test_a_path_alone_is_indexed_as_settings_would(tmp_path: Path) -> None:
