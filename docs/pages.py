@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import alexnet_dist
-from alexnet_dist.settings.help import LOOSE, describe_settings, list_sections
+from alexnet_dist.settings.help import LOOSE, describe_settings, list_sections, split_choices
 from alexnet_dist.settings.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,8 +61,11 @@ def format_settings() -> str:
     told: dict[str, list[str]] = {name: [] for name in list_sections(Config)}
     for setting in describe_settings(Config):
         section = setting.key.partition(".")[0] if "." in setting.key else LOOSE
-        cells = (f"`{setting.key}`", setting.values, setting.default, setting.meaning)
-        told[section].append(f"| {' | '.join(cell.replace('|', '/').replace('<', '&lt;') for cell in cells)} |")
+        meaning, choices = split_choices(setting)
+        lines_of_meaning = "\n".join([meaning, *choices] if meaning else choices)
+        cells = (f"`{setting.key}`", setting.values, setting.default, lines_of_meaning)
+        cells_of_html = (cell.replace("|", "/").replace("<", "&lt;").replace("\n", "<br>") for cell in cells)
+        told[section].append(f"| {' | '.join(cells_of_html)} |")
     for section, summary in list_sections(Config).items():
         lines += [
             f"## {section}",

@@ -300,11 +300,24 @@ def _format_briefly(setting: Setting, words: str, width: int) -> list[str]:
     return _hang(f"  --{setting.key}", words or choices or re.split("[;:,]", setting.meaning)[0], COLUMN, width)
 
 
+def split_choices(setting: Setting) -> tuple[str, list[str]]:
+    """What a setting means, and a line for each choice of which its docstring says something: "adam: as PyTorch's"."""
+    names = setting.values.strip("{}").split(",") if setting.values.startswith("{") else []
+    one = rf"(?:{'|'.join(map(re.escape, names))})"
+    parts = re.split(rf"(?:^|; )(?={one}(?:, {one})*: )", setting.meaning) if names else [setting.meaning]
+    return parts[0], parts[1:]
+
+
 def _format_fully(setting: Setting, width: int) -> list[str]:
-    head, text = f"  --{setting.key} {setting.values}", f"{setting.meaning} (default: {setting.default})"
+    meaning, choices = split_choices(setting)
+    head, text = f"  --{setting.key} {setting.values}", f"{meaning} (default: {setting.default})".lstrip()
     if len(head) > width and setting.values.startswith("{"):  # choices that are broken between words stand below
         head, text = f"  --{setting.key} NAME", f"{setting.values.strip('{}').replace(',', ', ')}. {text}"
-    return [head, *_indent(text, 6, width)]
+    return [head, *_indent(text, 6, width), *(line for choice in choices for line in _hang_choice(choice, width))]
+
+
+def _hang_choice(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, initial_indent=" " * 8, subsequent_indent=" " * 10, break_on_hyphens=False)
 
 
 def _hang(head: str, text: str, column: int, width: int) -> list[str]:

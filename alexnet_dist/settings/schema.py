@@ -49,8 +49,9 @@ class ModelConfig:
     """The network. A field that is not set keeps what the variant says."""
 
     variant: Literal["paper", "source2012", "ungrouped", "torchvision"] = "paper"
-    """paper: the text's two-tower network merged, with LRN per tower; source2012: the 2012 program's layers, field by
-    field; ungrouped: one column without LRN, as most tutorials have it; torchvision: torchvision's AlexNet"""
+    """which AlexNet; paper: the text's two-tower network merged, with LRN per tower; source2012: the 2012 program's
+    layers, field by field; ungrouped: one column without LRN, as most tutorials have it; torchvision: torchvision's
+    AlexNet"""
     num_classes: int | None = bounded(None, minimum=1, maximum=MAX_CLASSES)
     """outputs of the last layer; null = the classes of the training set"""
     in_channels: Literal[1, 3] = 3
@@ -97,10 +98,10 @@ class ModelConfig:
     adaptive_pool: int | None = bounded(None, minimum=1, maximum=MAX_PADDING)
     """side of the adaptive average pooling before fc6"""
     dropout_position: Literal["after_fc", "before_fc"] | None = None
-    """dropout after fc6 and fc7 (2012) or before them (torchvision)"""
+    """where dropout is; after_fc: after fc6 and fc7 (2012); before_fc: before them (torchvision)"""
     init: Literal["source2012", "paper_text", "torch", "kaiming"] | None = None
-    """initialization: the 2012 program's, the paper's words (0.01 everywhere), torch's defaults, or Kaiming's for ReLU
-    (normal, fan in, biases zero)"""
+    """initialization; source2012: as in the 2012 program; paper_text: as the paper says, 0.01 everywhere; torch:
+    PyTorch's defaults; kaiming: Kaiming's for ReLU (normal, fan in, biases zero)"""
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,13 @@ class ColumnsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and which engine carries the plan out."""
+    """Which images, and which data loader backend (engine) carries the sampling plan out."""
 
     source: SourceName = "folder"
-    """folder: class folders of images; manifest: text files of `path label` lines, or CSV; tar: archives, such as
-    WebDataset's shards; imagenet: ImageNet 2012 as it is delivered; cifar10, fashion_mnist: torchvision's files;
-    digits: scikit-learn's handwritten digits; synthetic: made on the fly"""
+    """where the images come from; folder: class folders of images; manifest: text files of `path label` lines, or CSV;
+    tar: archives, such as WebDataset's shards; parquet: tables that hold the images; imagenet: ImageNet 2012 as it is
+    delivered; cifar10, fashion_mnist: torchvision's files; digits: scikit-learn's handwritten digits; synthetic: made
+    on the fly"""
     root: str | None = None
     """folder that train, val and test are relative to; or an address (s3://, gs://, az://, https://, hf://), which is
     fetched into cache_dir once a machine"""
@@ -155,7 +157,9 @@ class DataConfig:
     fold: int | None = bounded(None, minimum=1, maximum=MAX_FOLDS)
     """the part to validate on, from 1; `crossval` takes each in turn"""
     engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
-    """what reads, decodes and augments; cache builds what is missing in cache_dir, then reads rows of pixels"""
+    """data loader backend: what reads, decodes and augments; auto: cache where it is built, else the faster one of dali
+    and torchvision here; dali: NVIDIA's library; torchvision: Pillow and torchvision; cache: builds what is missing in
+    cache_dir, then reads rows of pixels"""
     workers: int | None = bounded(None, minimum=0, maximum=MAX_WORKERS)
     """decoding processes per training process (dali: threads; cache: 1 thread); 0 = none, the main process
     decodes; null = automatic"""
@@ -166,7 +170,7 @@ class DataConfig:
     cache_dir: str | None = None
     """folder for prepared data and header scans; null = alexnet_dist in the user's cache folder"""
     on_bad_file: Literal["fail", "skip"] = "fail"
-    """a file that cannot be decoded ends the run (fail) or is left out and listed in bad_files.csv (skip)"""
+    """what a file that cannot be decoded does; fail: ends the run; skip: is left out and listed in bad_files.csv"""
     max_pixels: int = bounded(50_000_000, minimum=1, maximum=MAX_PIXELS)
     """images with more pixels than this are bad files (decompression bombs)"""
     synthetic_images: int = bounded(512, minimum=1, maximum=MAX_IMAGES)
@@ -194,7 +198,7 @@ class AugmentConfig:
     vertical_flip: float = bounded(0.0, minimum=0.0, maximum=1.0)
     """probability of mirroring top and bottom"""
     lighting: Literal["source2012", "common"] | None = None
-    """PCA color noise: as strong as the 2012 program's, or the common weaker one"""
+    """PCA color noise; source2012: as strong as the 2012 program's; common: the weaker one of most programs"""
     lighting_std: float = bounded(0.1, minimum=0.0, maximum=MAX_FACTOR)
     """standard deviation of the noise along each principal component"""
     pixel_range: Literal[1, 255] = 1
@@ -241,7 +245,8 @@ class OptimizerConfig:
     """The update rule."""
 
     name: Literal["sgd", "adam", "rmsprop", "lars"] = "sgd"
-    """sgd (with momentum), adam, rmsprop (with momentum), or lars: sgd with a rate of its own for each layer"""
+    """update rule; sgd: with momentum; adam: as PyTorch's; rmsprop: with momentum; lars: sgd with a rate of its own for
+    each layer"""
     lr: float = bounded(0.01, above=0.0, maximum=MAX_RATE)
     """base learning rate"""
     momentum: float = bounded(0.9, minimum=0.0, below=1.0)
@@ -269,8 +274,8 @@ class ScheduleConfig:
     """The learning rate over the updates, after a linear warm-up."""
 
     name: Literal["constant", "plateau", "step", "halve_every", "cosine", "poly"] = "constant"
-    """constant; plateau: times gamma when val top-1 stalls; step: times gamma every step_epochs; halve_every: half
-    every halve_every_steps; cosine: down to 0; poly: (1 - progress) ** power"""
+    """what becomes of the rate; constant: it stays; plateau: times gamma when val top-1 stalls; step: times gamma every
+    step_epochs; halve_every: half every halve_every_steps; cosine: down to 0; poly: (1 - progress) ** power"""
     warmup_steps: int = bounded(0, minimum=0, maximum=MAX_STEPS)
     """updates over which the rate rises linearly from lr / warmup_steps to lr"""
     gamma: float = bounded(0.1, above=0.0, below=1.0)
@@ -309,8 +314,8 @@ class LogConfig:
     every_steps: int = bounded(10, minimum=1, maximum=MAX_STEPS)
     """updates between two log lines"""
     level: Literal["quiet", "normal", "debug"] = "normal"
-    """what is shown: quiet = results, warnings and errors, as --quiet; debug = every log point, and the seconds of each
-    step of the start. run.log holds all of it whatever is shown"""
+    """what is shown, while run.log holds all of it; quiet: results, warnings and errors, as --quiet; normal: progress,
+    too; debug: every log point, and the seconds of each step of the start"""
     plots: bool = True
     """draw the figures of plots/ after training"""
 
@@ -330,20 +335,21 @@ class ParallelConfig:
     """How the work is spread over processes."""
 
     strategy: Literal["ddp", "towers", "hybrid"] = "ddp"
-    """ddp: data parallel, every process holds the whole network; towers: pairs of processes hold a tower each, as the
-    two GPUs of 2012 (variants paper and source2012); hybrid: convolutions data parallel, fc6 and fc7 cut by outputs"""
+    """who holds what; ddp: data parallel, every process holds the whole network; towers: pairs of processes hold a
+    tower each, as the two GPUs of 2012 (variants paper and source2012); hybrid: convolutions data parallel, fc6 and fc7
+    cut by outputs"""
     exchange: Literal["fp32", "bf16", "fp16"] | None = None
     """what activations and their gradients travel as between towers or shards; null = as they are computed"""
     exchange_at: Literal["all", "fc_only", "none"] = "all"
-    """layers at which two towers meet: all = conv3, fc6, fc7 and fc8, fc_only = not at conv3, none = at fc8 alone. It
-    changes the network (conv_groups, fc_groups), so it holds under every strategy"""
+    """layers at which two towers meet, under every strategy, since this changes the network (conv_groups, fc_groups);
+    all: conv3, fc6, fc7 and fc8; fc_only: fc6, fc7 and fc8; none: fc8 alone"""
     gradient_compression: Literal["bf16", "fp16"] | None = None
     """what gradients travel as between replicas; null = float32"""
     shard_size: int | None = bounded(None, minimum=1, maximum=MAX_PROCESSES)
     """processes over which hybrid spreads fc6 and fc7; null = all of them"""
     hybrid_schedule: Literal["at_once", "batch_by_batch"] = "at_once"
-    """at_once: fc6 and fc7 see the images of all processes at once; batch_by_batch: in as many batches as there are
-    shards, and one travels while another is computed"""
+    """how fc6 and fc7 see the images of all processes; at_once: in one batch; batch_by_batch: in as many batches as
+    there are shards, and one travels while another is computed"""
 
 
 @dataclass(frozen=True)
@@ -351,7 +357,8 @@ class TrackingConfig:
     """Mirrors of metrics.jsonl beside metrics.csv and epochs.csv."""
 
     wandb: Literal["disabled", "offline", "online", "auto"] = "disabled"
-    """Weights & Biases; auto: online with an account and a network, otherwise offline"""
+    """Weights & Biases; disabled: nothing is sent or written; offline: written into the run folder; online: sent; auto:
+    online with an account and a network, otherwise offline"""
     tensorboard: bool = False
     """TensorBoard's event files in the run folder's tensorboard/"""
     project: str = "alexnet_dist"
@@ -373,10 +380,10 @@ class Config:
     output_dir: str | None = None
     """run folder; null = runs/NAME-OF-CONFIG"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto = cuda where there is one"""
+    """where to run; auto: cuda where there is one"""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; tf32 (float32 with factors of 10 bits) and fp16 need
-    CUDA"""
+    """numbers in which the network computes; auto: bf16 on CUDA or where the CPU has AMX, else fp32; tf32: float32 with
+    factors of 10 bits, needs CUDA; fp16: needs CUDA"""
     channels_last: bool = True
     """memory layout of the network and its batches"""
     compile: bool = False
@@ -398,10 +405,10 @@ class EvaluationConfig:
     """The settings that evaluation may change; the others are the model's own."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto = cuda where there is one"""
+    """where to run; auto: cuda where there is one"""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on CUDA or where the CPU has AMX, else fp32; tf32 (float32 with factors of 10 bits) and fp16 need
-    CUDA"""
+    """numbers in which the network computes; auto: bf16 on CUDA or where the CPU has AMX, else fp32; tf32: float32 with
+    factors of 10 bits, needs CUDA; fp16: needs CUDA"""
     channels_last: bool = True
     """memory layout of the network and its batches"""
     data: DataConfig = field(default_factory=DataConfig)

@@ -10,7 +10,7 @@ import pytest
 from alexnet_dist import __version__
 from alexnet_dist.cli.main import VERBS, main, run
 from alexnet_dist.cli.prepare import KINDS
-from alexnet_dist.settings.help import OFTEN
+from alexnet_dist.settings.help import OFTEN, describe_settings, split_choices
 from alexnet_dist.settings.schema import Config, EvaluationConfig, walk_fields
 
 COMMANDS = [*((verb,) for verb in VERBS), *(("prepare", kind) for kind in KINDS)]
@@ -44,6 +44,19 @@ def test_help_shows_words_not_code_and_fits_the_terminal(
     assert text.endswith("\n")
     if command not in (("launch",), ("prepare",)):
         assert f"\n\nusage: alexnet-dist {' '.join(command)}" in text
+
+
+def test_each_choice_that_is_told_stands_on_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = read_help(capsys, "train", "--help", "all")
+    for name in ("adam", "cosine", "ddp", "paper_text", "cifar10, fashion_mnist", "fc_only", "tf32"):
+        assert f"\n        {name}: " in text
+    for setting in describe_settings(Config):
+        meaning, choices = split_choices(setting)
+        assert meaning
+        assert "; ".join([meaning, *choices]) == setting.meaning
 
 
 def test_help_of_train_is_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
