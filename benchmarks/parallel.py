@@ -19,7 +19,7 @@ A ratio has a plain name in the first setting that has it; in the others it ends
 torchvision has no towers.
 
 Estimates: at the beginning of a round the same processes measure the link and their own computing, as `doctor` does,
-and the cost model (alexnet_dist/costs/model.py) foretells every arm; estimate/ARM is the foretold speed over
+and the cost model (alexnet_dist/costs/model.py) predicts every arm; estimate/ARM is the predicted speed over
 the measured one, round by round.
 
 Bytes: what one process sends for an update. Counted where our collectives and DDP's buckets send it, computed in closed
@@ -201,7 +201,7 @@ def add_ratios(report: Report, found: dict[str, Any], setting: Setting, options:
             add(name, divide(seconds[below], seconds[above]), what + target)
     for arm, predicted in found["estimated"].items():
         accuracy = divide(seconds[arm], predicted)
-        add(f"estimate/{arm}", accuracy, f"{what}; foretold over measured, target 0.75 to 1.25")
+        add(f"estimate/{arm}", accuracy, f"{what}; predicted over measured, target 0.75 to 1.25")
     for arm in SHARES if ALONE in seconds else ():
         if arm in seconds:
             share = divide(seconds[ALONE], seconds[arm])

@@ -251,7 +251,7 @@ def read_training(run: Path) -> dict[str, Any]:
 
 
 def read_crossval(run: Path) -> dict[str, Any]:
-    """What a cross-validation says of itself: the mean over its folds, with their deviation."""
+    """What a cross-validation says of itself: the mean over its folds, with their standard deviation."""
     found = json.loads((run / "crossval.json").read_text(encoding="utf-8"))
     return {
         **read_training(run / "fold-1"),
@@ -323,7 +323,7 @@ def format_rows(name: str, recipe: Recipe, found: Sequence[tuple[int, dict[str, 
         rows = [row for number, row in found if number == measured]
         top1 = describe_percent([row["top1"] for row in rows])
         if "std" in rows[0]:
-            top1 += f", deviation {100 * rows[0]['std']:.2f} points"
+            top1 += f", standard deviation {100 * rows[0]['std']:.2f} points"
         if rows[0]["last_top1"] is not None:
             top1 += f"; last {describe_percent([row['last_top1'] for row in rows])}"
         seconds = f"{statistics.median(row['train_seconds'] for row in rows):,.0f}"

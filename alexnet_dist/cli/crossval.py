@@ -45,7 +45,7 @@ Folds are stratified by class, shuffled, and the same for the same images and se
 images of data.train take part. Each fold is an ordinary run in OUTPUT_DIR/fold-1, fold-2, ...: `train` with
 --data.folds K --data.fold N gives the same. The accuracy of a fold is that of its last weights, because its best
 weights are chosen by the fold itself; theirs stands beside it. OUTPUT_DIR/crossval.json and crossval.csv hold the
-table, mean and sample standard deviation (n - 1) included, after every fold. Starting the same command again goes on
+table, mean and sample standard deviation (n - 1) included, after every fold. Running the same command again goes on
 where it stopped."""
 
 DEFAULT_FOLDS = 5

@@ -21,7 +21,7 @@ examples:
 Settings, run folder, checkpoints and exit codes are those of `train`. The run folder must be a place that all machines
 see, and the images must lie under the same path on each. A worker or a machine that is lost is replaced, and training
 goes on from the newest checkpoint, with the bits of an undisturbed run where the number of workers stays the same.
-Starting the same command again goes on where the run stopped."""
+Running the same command again resumes the run."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ examples:
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 launch/train.py --config smoke
 
 A folder alone is trained with the recipe imagenet_subset, into runs/FOLDER; --config names another recipe, a file or
-one of configs/. Starting the same command again goes on where the run stopped."""
+one of configs/. Running the same command again resumes the run."""
 
 GENERAL_RECIPE = "imagenet_subset"  # of a folder of images without a configuration
 

@@ -1,1 +1,1 @@
-"""What an update would cost: counted, measured and foretold."""
+"""What an update would cost: counted, measured and predicted."""

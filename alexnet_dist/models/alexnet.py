@@ -123,7 +123,7 @@ class AlexNetSpec:
 
     init: Initialization = "source2012"
     """`source2012`: the 2012 program's normal weights and constant biases. `paper_text`: what the paper says of them,
-    deviation 0.01 everywhere, which on normalized input does not train. `torch`: PyTorch's default distributions.
+    standard deviation 0.01 everywhere, which on normalized input does not train. `torch`: PyTorch's distributions.
     `kaiming`: normal weights that keep the signal's power through ReLU (fan in), biases of zero."""
 
     def __post_init__(self) -> None:

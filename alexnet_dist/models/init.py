@@ -22,7 +22,7 @@ from alexnet_dist.models.alexnet import (
 )
 
 # Standard deviations and constant biases of the 2012 program (cuda-convnet, layers-145.cfg). The paper says 0.01 for
-# all weights (`paper_text`); with it and inputs divided by their deviation, hardly any signal reaches fc8.
+# all weights (`paper_text`); with it and inputs divided by their standard deviation, hardly any signal reaches fc8.
 _WEIGHT_STD_2012 = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 _OTHER_STD_2012 = 0.01
 _BIAS_ONE_2012 = ("conv2", "conv4", "conv5", "fc6", "fc7")

@@ -1,7 +1,7 @@
 """How much of the difference between images reaches each layer: what a network that does not train lacks.
 
-With weights of deviation 0.01 everywhere and inputs divided by their deviation, the logits of two images differ by a
-few ten-thousandths of their size; all that the loss can then see is the biases.
+With weights of standard deviation 0.01 everywhere and inputs divided by their standard deviation, the logits of two
+images differ by a few ten-thousandths of their size; all that the loss can then see is the biases.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LEAST_SIGNAL = 1e-3
 def measure_signal(model: AlexNet, images: Tensor) -> dict[str, float]:
     """Variation between images over the size of the outputs, for each layer: 0 = all images look alike.
 
-    The root mean square over units of (the deviation over images), divided by that of the outputs themselves, before
-    the ReLU. Dropout is off.
+    The root mean square over units of (the standard deviation over images), divided by that of the outputs themselves,
+    before the ReLU. Dropout is off.
 
     Args:
         model: on any device; its mode is kept.

@@ -133,7 +133,7 @@ def build_probe(
 ) -> tuple[Callable[[], float], dict[str, list[float]]]:
     """A window in which the links and the computing are measured as `doctor` does, and what `estimate` makes of it.
 
-    The speed of a shared machine changes by the minute, so what is foretold rests on the same round's measurement.
+    The speed of a shared machine changes by the minute, so what is predicted rests on the same round's measurement.
     """
     network, activation_bytes = measure_network(spec), 4 if runtime.precision == "fp32" else 2
     machines = list_machines(introduce(runtime))
@@ -149,10 +149,10 @@ def build_probe(
         links = links_from_probe(probes, max(map(len, machines)))
         compute = measure_compute(runtime, SETTINGS, spec, options.images, seconds)
         for name, arm in known.items():
-            foretold = predict(
+            predicted = predict(
                 network, arm.strategy, runtime.world_size, options.images, compute, links, activation_bytes
             )
-            estimated[name].append(foretold.step_seconds)
+            estimated[name].append(predicted.step_seconds)
         return time.perf_counter() - began
 
     return window, estimated
