@@ -12,6 +12,7 @@ import torch
 from alexnet_dist.assembly.sets import cache_dir
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.text import name_few
+from alexnet_dist.data.draws import Blocks
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.loader import Loader, Normalization, choose_workers, make_normalization
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
@@ -78,14 +79,31 @@ def build_plan(
     Raises:
         BadFilesError: there are such images, and bad files are not skipped; all of them.
         DataError: there are no others.
+        UsageError: blocks are asked for, and each image has a file of its own.
     """
-    plan = Plan(index.sizes, recipe, global_batch_size, seed, shuffle, skips_unfit=True)
+    blocks = find_blocks(data, index) if shuffle else None
+    plan = Plan(index.sizes, recipe, global_batch_size, seed, shuffle, skips_unfit=True, blocks=blocks)
     unfit = list_unfit(index, plan)
     if len(unfit) == len(index) > 0:
         raise DataError("no image fits the recipe", where=index.place, why=unfit[0].reason, remedy=RESIZE_REMEDY)
     if unfit and data.on_bad_file == "fail":
         raise BadFilesError(index.root, unfit, UNFIT_REMEDY, what="an image does not fit the recipe")
     return plan
+
+
+def find_blocks(data: DataConfig, index: SampleIndex) -> Blocks | None:
+    """The images that lie in one file, where `data.order` asks for blocks.
+
+    Raises:
+        UsageError: it does, and each image has a file of its own.
+    """
+    if data.order == "global":
+        return None
+    if index.containers is None:
+        why = f"data.source is {data.source}: its images lie in no archives"
+        remedy = "leave it at global, or write archives with `prepare pack`"
+        raise UsageError("data.order is blocks", where=index.place, why=why, remedy=remedy)
+    return Blocks(index.containers.numbers, data.order_window)
 
 
 def list_unfit(index: SampleIndex, plan: Plan) -> tuple[BadFile, ...]:

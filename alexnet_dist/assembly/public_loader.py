@@ -90,6 +90,8 @@ class LoaderOptions(TypedDict, total=False):
     random_erasing: float
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    order: Literal["global", "blocks"]
+    order_window: int
     workers: int | None
     prefetch: int
     hw_decoder_load: float
@@ -267,7 +269,7 @@ def make_loader(
         options: classes (of the training set, for another set's folder), in_channels, device, channels_last, dtype; and
             of the settings below `augment` and `data`: resize, crop, crop_scale, crop_ratio, horizontal_flip,
             vertical_flip, lighting, lighting_std, lighting_epochs, pixel_range, color_jitter, random_erasing, mean,
-            std, workers, prefetch, hw_decoder_load, on_bad_file, max_pixels, cache_dir.
+            std, order, order_window, workers, prefetch, hw_decoder_load, on_bad_file, max_pixels, cache_dir.
 
     Raises:
         UsageError: an option that cannot be meant, or a batch that the processes cannot share.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,20 @@ FloatArray = npt.NDArray[np.float64]
 
 # One number per purpose keeps the draws for order, crop, flips, lighting and so on independent of each other. A new
 # purpose gets the next number: the draws of the others, and with them the batches of every run, stay as they are.
-ORDER, CROP, FLIP, NOISE, JITTER, ERASE = range(6)
+ORDER, CROP, FLIP, NOISE, JITTER, ERASE, BLOCKS = range(7)
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Images that are read together: those of a file of many.
+
+    Args:
+        numbers: (N,) the block of each image, from 0.
+        window: blocks whose images are mixed with each other.
+    """
+
+    numbers: npt.NDArray[np.integer]
+    window: int
 
 
 @lru_cache(maxsize=4)
@@ -20,6 +34,23 @@ def shuffle_order(seed: int, epoch: int, num_images: int) -> IntArray:
     """A permutation of the images. Sorting raw 64-bit draws keeps it equal under every version of numpy."""
     bits = np.random.Philox(key=seed, counter=[0, 0, ORDER, epoch]).random_raw(num_images)
     order = np.argsort(bits, kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+@lru_cache(maxsize=4)
+def shuffle_blocks(seed: int, epoch: int, blocks: Blocks) -> IntArray:
+    """A permutation of the images that reads few blocks at a time.
+
+    The blocks come in a random order. So many of them that fill a window are mixed: their images come in the order that
+    `shuffle_order` would give them. The same for every number of processes, and known for any epoch.
+    """
+    num_blocks = int(blocks.numbers.max(initial=-1)) + 1
+    bits = np.random.Philox(key=seed, counter=[0, 0, BLOCKS, epoch]).random_raw(num_blocks)
+    windows = np.empty(num_blocks, np.int64)
+    windows[np.argsort(bits, kind="stable")] = np.arange(num_blocks) // blocks.window  # of each block
+    mixed = shuffle_order(seed, epoch, len(blocks.numbers))
+    order = mixed[np.argsort(windows[blocks.numbers[mixed]], kind="stable")]
     order.flags.writeable = False
     return order
 

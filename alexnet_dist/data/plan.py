@@ -18,7 +18,17 @@ from alexnet_dist.base.bounds import MAX_EPOCHS, MAX_FACTOR, MAX_SIDE, bounded
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.crop_ops.operations import Drawn, Rows, draw_operations, take_drawn
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS, UnreadableImageError
-from alexnet_dist.data.draws import CROP, FLIP, NOISE, FloatArray, IntArray, draw_uniforms, shuffle_order
+from alexnet_dist.data.draws import (
+    CROP,
+    FLIP,
+    NOISE,
+    Blocks,
+    FloatArray,
+    IntArray,
+    draw_uniforms,
+    shuffle_blocks,
+    shuffle_order,
+)
 
 Array = npt.NDArray[np.generic]
 
@@ -124,6 +134,7 @@ class Plan:
         shuffle: a new order each epoch (training), or the file order (evaluation).
         skips_unfit: images that the recipe cannot be carried out on keep their places in the order, and their rows
             stay empty as those of bad files do; see `unfit`.
+        blocks: images that are read together come close to each other; None = any image may follow any other.
 
     Raises:
         DataError: an image smaller than the crop, or enlarged beyond measure, unless they are skipped.
@@ -135,6 +146,7 @@ class Plan:
     seed: int
     shuffle: bool
     skips_unfit: bool = False
+    blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         if self.unfit and not self.skips_unfit:
@@ -181,11 +193,17 @@ class Plan:
         """The batch of a step, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
-        order = shuffle_order(self.seed, epoch, self.num_images) if self.shuffle else np.arange(self.num_images)
-        ids = order[start : start + self.global_batch_size]
+        ids = self._order(epoch)[start : start + self.global_batch_size]
         filling = np.full(self.global_batch_size - len(ids), -1)
         rows = self._draw(np.concatenate([ids, filling]), epoch)
         return rows if self.augmentation.views == 1 else take_ten_views(rows, self.augmentation.crop_size)
+
+    def _order(self, epoch: int) -> IntArray:
+        if not self.shuffle:
+            return np.arange(self.num_images)
+        if self.blocks is not None:
+            return shuffle_blocks(self.seed, epoch, self.blocks)
+        return shuffle_order(self.seed, epoch, self.num_images)
 
     def _draw(self, ids: IntArray, epoch: int) -> StepPlan:
         recipe = self.augmentation

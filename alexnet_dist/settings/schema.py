@@ -156,6 +156,11 @@ class DataConfig:
     """parts into which train is cut (stratified, shuffled, seeded) to validate on one; val_fraction is then not used"""
     fold: int | None = bounded(None, minimum=1, maximum=MAX_FOLDS)
     """the part to validate on, from 1; `crossval` takes each in turn"""
+    order: Literal["global", "blocks"] = "global"
+    """order of training images, new in each epoch. global: any image may follow any other; blocks: archives come in a
+    random order, and their images are mixed within order_window archives, for disks that are slow at random reads"""
+    order_window: int = bounded(16, minimum=1, maximum=MAX_IMAGES)
+    """archives that are mixed with each other where order is blocks"""
     engine: Literal["auto", "dali", "torchvision", "cache"] = "auto"
     """data loader backend: what reads, decodes and augments; auto: cache where it is built, else the faster one of dali
     and torchvision here; dali: NVIDIA's library; torchvision: Pillow and torchvision; cache: builds what is missing in

@@ -13,20 +13,22 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from helpers.archives import read_files, write_shards
 from helpers.images import make_picture, save_jpeg
 from helpers.tiny import make_runtime
 from PIL import Image
 from torch import Tensor
 
 from alexnet_dist import BatchLoader, make_index, make_loader
-from alexnet_dist.assembly.loaders import build_feed, settle_batch_sizes
+from alexnet_dist.assembly.loaders import build_feed, build_plan, settle_batch_sizes
 from alexnet_dist.assembly.network import build_spec
 from alexnet_dist.assembly.public_loader import LoaderOptions
 from alexnet_dist.assembly.sets import build_splits
 from alexnet_dist.base.errors import DataError, MachineError, UsageError
-from alexnet_dist.data.index import BadFilesError
+from alexnet_dist.data.index import BadFilesError, SampleIndex
+from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.settings.reader import build_config
-from alexnet_dist.settings.schema import AugmentConfig
+from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
 Batches = list[tuple[Tensor, Tensor, Tensor]]
 OPTIONS: dict[str, Any] = {"engine": "torchvision", "resize": 72, "workers": 0, "device": "cpu"}
@@ -49,8 +51,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make(data: Path, **changes: Any) -> BatchLoader:
-    return make_loader(**{"root_or_index": data / "train", "batch_size": 4, "crop_size": 64, **OPTIONS, **changes})
+def make(data: Path | SampleIndex, **changes: Any) -> BatchLoader:
+    root_or_index = data if isinstance(data, SampleIndex) else data / "train"
+    return make_loader(**{"root_or_index": root_or_index, "batch_size": 4, "crop_size": 64, **OPTIONS, **changes})
+
+
+def test_blocks_take_archives_one_after_another(data: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path, read_files(data / "train"), num_shards=4)
+    index = make_index(tmp_path / "train-{0000..0003}.tar", source="tar", cache_dir=tmp_path / "cache")
+    assert index.containers is not None
+    settings = DataConfig(order="blocks", order_window=1)
+    plan = build_plan(settings, index, Augmentation(64, 72), global_batch_size=1, seed=0, shuffle=True)
+    ids = [int(plan.at(step).ids[0]) for step in range(len(index))]
+    assert sorted(ids) == list(range(len(index)))
+    assert np.count_nonzero(np.diff(index.containers.numbers[ids])) == 3
+    batches = list(make(index, order="blocks", order_window=1))
+    assert not are_equal(batches, list(make(index)))
+    with pytest.raises(UsageError, match=r"data.order is blocks .*its images lie in no archives"):
+        make(data, order="blocks")
 
 
 def are_equal(ours: Batches, theirs: Batches) -> bool:

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data import plan as data_plan
 from alexnet_dist.data.decode import UnreadableImageError
-from alexnet_dist.data.draws import CROP, FLIP, draw_uniforms, shuffle_order
+from alexnet_dist.data.draws import CROP, FLIP, Blocks, draw_uniforms, shuffle_order
 from alexnet_dist.data.plan import (
     Augmentation,
     Plan,
@@ -371,3 +371,50 @@ def test_a_line_of_pixels_is_not_blown_up() -> None:
     with pytest.raises(DataError, match=r"fit .*\(image 1\): it would become too large: 256 x 10240000 after"):
         Plan(sizes, Augmentation(crop_size=224, resize=256), 1, seed=0, shuffle=False)
     Plan(sizes, Augmentation(crop_size=224, resize=(256, 256)), 1, seed=0, shuffle=False)
+
+
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def make_blocks(window: int) -> Blocks:
+    """A hundred images in ten archives of unequal size, which lie in no order."""
+    numbers = np.repeat(np.arange(10), [1, 19, 10, 10, 5, 15, 10, 10, 2, 18])
+    return Blocks(np.random.default_rng(1).permutation(numbers), window)
+
+
+def read_order(plan: Plan, epoch: int) -> Ints:
+    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+    return np.concatenate([plan.at(step).ids[: plan.count(step)] for step in steps])
+
+
+@pytest.mark.parametrize("window", [1, 3, 10, 50])
+def test_blocks_are_mixed_within_a_window_and_with_no_other(window: int) -> None:
+    blocks = make_blocks(window)
+    plan = make_plan(sizes=make_sizes(100), blocks=blocks)
+    seen = set()
+    for epoch in range(3):
+        order = read_order(plan, epoch)
+        assert np.array_equal(np.sort(order), np.arange(100))
+        numbers = blocks.numbers[order]
+        first, last = (np.array([np.flatnonzero(numbers == block)[end] for block in range(10)]) for end in (0, -1))
+        by_first = np.argsort(first)
+        for start in range(0, 10, window):
+            inside, later = by_first[start : start + window], by_first[start + window :]
+            assert last[inside].max() < first[later].min(initial=100)  # the archives of a window, and then the next
+        if window > 1:
+            assert np.count_nonzero(np.diff(numbers)) > 9  # archives of a window are mixed
+        seen.add(tuple(order))
+    assert len(seen) == 3
+    other = make_plan(sizes=make_sizes(100), blocks=make_blocks(window))
+    assert np.array_equal(read_order(other, 1), read_order(plan, 1))
+
+
+def test_one_window_for_all_archives_is_the_global_order() -> None:
+    plain = make_plan(sizes=make_sizes(100))
+    assert is_equal(make_plan(sizes=make_sizes(100), blocks=make_blocks(10)).at(9), plain.at(9))
+    assert not is_equal(make_plan(sizes=make_sizes(100), blocks=make_blocks(9)).at(9), plain.at(9))
+
+
+def test_an_evaluation_reads_in_the_order_of_the_index() -> None:
+    plan = make_plan(sizes=make_sizes(100), blocks=make_blocks(2), shuffle=False)
+    assert np.array_equal(read_order(plan, 0), np.arange(100))
