@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they have trained, and stay in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train fast test test-slow test-gpu lint docs clean
+.PHONY: train fast test test-slow test-gpu lint docs notebook clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits --checkpoint.keep 0
@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# What the cells of docs/first_run.ipynb show, for the site.
+notebook: $(VENV)/.installed-dev
+	$(BIN)/python docs/run_notebook.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

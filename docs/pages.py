@@ -1,4 +1,7 @@
-"""What the documentation site has besides the pages of docs/: README, CONTRIBUTING, CHANGELOG, settings, reference."""
+"""What the documentation site has besides the pages of docs/.
+
+README, CONTRIBUTING, CHANGELOG, the settings, the reference, and the notebook with what its cells show.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 import alexnet_dist
 from alexnet_dist.settings.help import LOOSE, describe_settings, list_sections, split_choices
@@ -15,14 +19,16 @@ from alexnet_dist.settings.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+NOTEBOOK = "first_run"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/."""
     pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in TOP_PAGES.items()}
     pages |= {"settings.md": format_settings(), "reference.md": format_reference()}
-    for name, text in pages.items():
-        files.append(File.generated(config, name, content=text))
+    text, figures = convert_notebook()
+    for name, content in {**pages, f"{NOTEBOOK}.md": text, **figures}.items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -37,11 +43,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         path = (here / name).resolve().relative_to(ROOT).as_posix()
         target = next((site for site, source in TOP_PAGES.items() if source == path), path.removeprefix("docs/"))
+        target = target.replace(".ipynb", ".md")
         if target not in files.src_uris:
             return f"{text} (`{path}`)"
         return f"[{text}]({target}{'#' * bool(heading)}{heading})"
 
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)", place, markdown).replace("](docs/", "](")
+
+
+def convert_notebook() -> tuple[str, dict[str, bytes]]:
+    """The notebook as a page, and its figures by name."""
+    resources = {"output_files_dir": f"{NOTEBOOK}_files"}
+    text, made = MarkdownExporter().from_filename(str(ROOT / "docs" / f"{NOTEBOOK}.ipynb"), resources)
+    source = f'<a href="../{NOTEBOOK}.ipynb" download>The notebook of this page</a>\n'
+    title, rest = text.lstrip().split("\n", 1)
+    return f"{title}\n\n{source}\n{rest}", made["outputs"]
 
 
 def format_reference() -> str:

@@ -45,6 +45,10 @@ class AlexNetDistError(Exception):
         self.parts = (*self.parts[:3], remedy)
         self.args = (_join_parts(*self.parts),)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows (IPython asks for it): the line, and no way through the library."""
+        return [f"{type(self).__name__}: {self}"]
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors travel between processes, whatever their constructor takes."""
         return _rebuild, (type(self), str(self), self.__dict__)
@@ -98,6 +102,9 @@ class InterruptedRunError(AlexNetDistError):
         super().__init__(describe_stop(signal_number, step))
         self.signal_number, self.step = signal_number, step
         self.exit_code = 128 + (signal_number or signal.SIGTERM)
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 def describe_stop(signal_number: int | None, step: int | None = None) -> str:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tqdm.std import Bar  # type: ignore[attr-defined]
 from tqdm.utils import disp_len, disp_trim
 
+from alexnet_dist.base.notebook import find_cell, import_quietly, is_below_notebook, is_notebook
 from alexnet_dist.base.terminal import COMMAND_JOINT, find_columns, fit_text
 from alexnet_dist.base.text import LogFormatter, escape_text, shorten
 
@@ -35,6 +36,8 @@ _SHORTEST_BAR, _LONGEST_BAR = 8, 30
 _SHORTEST_NAME = 12
 _COLUMNS = 80  # of what is no terminal
 _KEY_COLUMNS = 3  # for ^C, with which a terminal answers that key, and one that stays free
+
+import_quietly()
 
 Fact = tuple[str, str]  # as it stands in a bar, and in a line of its own
 
@@ -113,6 +116,7 @@ class Progress:
         done: units done before.
         shown: whether this process speaks.
         describe: says more than these numbers do; asked only when something is drawn.
+        patience: seconds until the first line where nothing can move; None = as many as between two.
     """
 
     def __init__(
@@ -124,12 +128,15 @@ class Progress:
         done: int = 0,
         shown: bool = True,
         describe: Callable[[], View] | None = None,
+        patience: float | None = None,
     ) -> None:
         self._name, self._total, self._unit = escape_text(name), total, unit
         self._first = self._done = done
         self._describe = describe or self._count
         self._is_shown = shown and _SCREEN.level <= logging.INFO
-        self._began = self._said = time.monotonic()
+        self._began = time.monotonic()
+        # When the next line comes where nothing can move:
+        self._due = self._began + (PLAIN_SECONDS if patience is None else patience)
         self._line = _open_line(self._draw) if self._is_shown else None  # which draws at once
 
     def __enter__(self) -> Progress:
@@ -158,13 +165,13 @@ class Progress:
         self._done += number
         if self._line is not None:
             self._line.update(number)
-        elif self._is_shown and time.monotonic() - self._said >= PLAIN_SECONDS:
+        elif self._is_shown and time.monotonic() >= self._due:
             self.say_now()
 
     def say_now(self) -> None:
         """Where nothing can move, show a line at once."""
         if self._line is None and self._is_shown:
-            self._said = time.monotonic()
+            self._due = time.monotonic() + PLAIN_SECONDS
             view = self._describe()
             count = f"{view.done:,}/{view.total:,} {self._unit}"
             say("  ".join([view.name, count, *(long for _, long in view.facts)]))
@@ -186,19 +193,20 @@ def phase(name: str, shown: bool = True) -> Iterator[None]:
         name: what is done ("comparing loaders").
         shown: whether this process speaks.
     """
+    if not shown or _SCREEN.level > logging.INFO:
+        yield
+        return
     began, over = time.monotonic(), threading.Event()
-    teller = threading.Thread(target=_tell, args=(name, began, over), name="phase", daemon=True)
-    is_shown = shown and _SCREEN.level <= logging.INFO
-    if is_shown:
-        teller.start()
+    line = _open_line(lambda width, _: _fill(f"{name} ... {time.monotonic() - began:.0f} s", width))
+    teller = threading.Thread(target=_tell, args=(name, began, line, over), name="phase", daemon=True)
+    teller.start()
     try:
         yield
     finally:
         over.set()
-        if is_shown:
-            teller.join(timeout=1.0)  # a signal may have left it waiting for tqdm's lock
-            if is_debug():
-                say(f"{name}: {time.monotonic() - began:.1f} s")
+        teller.join(timeout=1.0)  # a signal may have left it waiting for tqdm's lock
+        if is_debug():
+            say(f"{name}: {time.monotonic() - began:.1f} s")
 
 
 def fit_line(view: View, width: int, is_ascii: bool = False) -> str:
@@ -237,20 +245,25 @@ class _Line(tqdm):  # type: ignore[type-arg]
         self._draw = draw
         super().__init__(**options)
 
+    def refresh(self, *_: Any, **__: Any) -> None:
+        """Draw; tqdm's own would keep its lock where something is raised meanwhile, as by the interrupt of a kernel."""
+        with self.get_lock():  # type: ignore[no-untyped-call]
+            self.display()
+
     def __str__(self) -> str:
         return self._draw(_find_width(self.fp), bool(self.ascii))
 
 
 def _open_line(draw: Callable[[int, bool], str]) -> _Line | None:
     """A line that moves; None where nothing can."""
-    stream = _find_stream()
-    if not _can_move(stream) or is_debug():
+    if is_debug() or not _can_move():
         return None
-    return _Line(draw, file=stream, disable=False, leave=False, position=0, miniters=1)
+    stream, seconds = (find_cell(), 0.25) if is_notebook() else (sys.stderr, 0.1)
+    return _Line(draw, file=stream, disable=False, leave=False, position=0, miniters=1, mininterval=seconds)
 
 
-def _tell(name: str, began: float, over: threading.Event) -> None:
-    line = _open_line(lambda width, _: _fill(f"{name} ... {time.monotonic() - began:.0f} s", width))
+def _tell(name: str, began: float, line: _Line | None, over: threading.Event) -> None:
+    """Let a line move, or say now and then that something goes on."""
     if line is None:
         wait = PATIENCE_SECONDS
         while not over.wait(wait):
@@ -282,19 +295,14 @@ def _write(line: str, joint: str = "") -> None:
 
 
 def _find_stream() -> Any:
-    return sys.stdout if _is_notebook() else sys.stderr
+    return sys.stdout if is_notebook() else sys.stderr
 
 
-def _is_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
-
-
-def _can_move(stream: Any) -> bool:
+def _can_move() -> bool:
     """Whether a line can be written over: on a terminal, and in a notebook. TQDM_DISABLE asks for none."""
     if os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or os.environ.get("TERM") == "dumb":
         return False
-    return _is_notebook() or bool(stream.isatty())
+    return is_notebook() or (sys.stderr.isatty() and not is_below_notebook())
 
 
 def _find_width(stream: Any) -> int:

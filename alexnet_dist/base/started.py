@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from alexnet_dist.base.notebook import is_notebook
 from alexnet_dist.base.text import quote_word
 
 
 def name_command(verb: str) -> str:
-    """The beginning of a command line of a verb."""
+    """The beginning of a command line of a verb; in a notebook, of a cell that runs it."""
+    if is_notebook():
+        return f"!alexnet-dist {verb}"
     script = _find_script(verb)
     if script is not None:
         return f"python {quote_word(script)}"

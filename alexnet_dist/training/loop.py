@@ -155,7 +155,9 @@ class Trainer:
         done, total = self.state.step, self.cadence.total_steps
         self.is_done_before, self._saved = self.is_over, self._position
         shown = self.runtime.is_main and not self.is_over
-        self._progress = Progress("training", total, "steps", done=done, shown=shown, describe=self._describe)
+        self._progress = Progress(
+            "training", total, "steps", done=done, shown=shown, describe=self._describe, patience=0.0
+        )
         with self._divergence_settled():
             with self._progress:
                 self._train_on()
@@ -242,9 +244,9 @@ class Trainer:
 
     def _after_update(self, batch: Batch) -> None:
         state, cadence = self.state, self.cadence
-        self._progress.advance()
         if state.step % cadence.log_steps == 0 or state.step == cadence.total_steps:
             self._log_window()
+        self._progress.advance()
         closed = self._close_epoch(batch)
         if state.step % cadence.save_steps == 0 if cadence.save_steps else closed:
             self._save()

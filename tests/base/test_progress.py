@@ -14,7 +14,7 @@ import pytest
 from helpers.terminal import Terminal
 from tqdm.utils import disp_len
 
-from alexnet_dist.base import progress
+from alexnet_dist.base import notebook, progress
 from alexnet_dist.base.progress import FILE_ALONE, Progress, ScreenHandler, View, fit_line, format_seconds, phase, say
 
 LONG = View(
@@ -134,32 +134,98 @@ def test_a_long_phase_says_so_where_nothing_can_move(monkeypatch: pytest.MonkeyP
     assert screen.getvalue() == "building ... 0 s\n"
 
 
-def test_a_notebook_gets_one_line_that_is_not_red(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    shell = types.SimpleNamespace(kernel=object())
-    ipython, cell = types.SimpleNamespace(get_ipython=lambda: shell), io.StringIO()
-    notebook = types.SimpleNamespace(stderr=terminal, stdout=cell, modules={"IPython": ipython})
-    monkeypatch.setattr(progress, "sys", notebook)
-    with Progress("scanning", 3) as bar:
+class Shell:
+    """A kernel's shell, as far as it is asked for, and what a cell shows beside its streams."""
+
+    kernel = object()
+
+    def __init__(self) -> None:
+        self.execution_count = 1
+        self.outputs: list[list[str]] = []  # of each output, what stood there
+
+    def make_output(self) -> types.SimpleNamespace:
+        """What IPython calls a DisplayHandle."""
+        frames: list[str] = []
+        self.outputs.append(frames)
+
+        def show(bundle: dict[str, str], *, raw: bool) -> None:
+            assert raw
+            frames.append(bundle["text/plain"])
+
+        return types.SimpleNamespace(display=show, update=show)
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    shell = Shell()
+    monkeypatch.setattr(notebook, "_PATIENCE_SECONDS", 0.2)
+    display = types.SimpleNamespace(DisplayHandle=shell.make_output)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return shell
+
+
+def work(name: str, seconds: float = 0.9) -> None:
+    with phase("looking"), Progress(name, 3) as bar:
         for _ in range(3):
+            time.sleep(seconds / 3)
             bar.advance()
-            time.sleep(0.12)
     say("done")
-    assert terminal.getvalue() == ""
-    assert "3/3" in cell.getvalue()
-    assert cell.getvalue().count("\n") == 1
 
 
-def test_a_fault_while_drawing_ends_nothing_for_ever(terminal: Terminal) -> None:
-    """tqdm keeps its lock then: a phase does not wait for it without end."""
+def test_a_notebook_gets_one_output_a_cell_for_what_moves(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    work("scanning")
+    work("validating")
+    work("nothing", seconds=0.0)
+    shell.execution_count = 2
+    work("nothing", seconds=0.0)
+    work("decoding")
+    (first, second), said = shell.outputs, capsys.readouterr()
+    assert {line.split(" ")[0] for line in first if line.strip()} >= {"scanning", "validating"}
+    assert {line.split(" ")[0] for line in second if line.strip()} == {"decoding"}
+    assert [first[-1], second[-1]] == [" ", " "]  # a line that is empty, and no taller or smaller than it was
+    assert said.out == "done\n" * 5
+    assert said.err == ""
+
+
+def test_a_thread_stays_in_the_cell_that_started_it(shell: Shell) -> None:
+    def work_on() -> None:
+        work("scanning")
+        shell.execution_count = 2
+        work("validating")
+
+    thread = threading.Thread(target=work_on)
+    thread.start()
+    thread.join()
+    assert len(shell.outputs) == 1
+
+
+@pytest.mark.parametrize(("term", "pager", "moves"), [("xterm-color", "cat", False), ("xterm", "cat", True)])
+def test_a_program_that_a_cell_starts_says_plain_lines(
+    term: str, pager: str, moves: bool, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("PAGER", pager)
+    with Progress("scanning", 3, patience=0.0) as bar:
+        time.sleep(0.15)
+        bar.advance(3)
+    assert ("\r" in terminal.getvalue()) == moves
+    assert [line for line in terminal.screens() if " 3/3 " in line]
+
+
+def test_a_fault_while_drawing_keeps_no_lock(terminal: Terminal) -> None:
+    """A kernel lives on after it: the next phase moves, and ends at once."""
 
     def fail() -> View:
         raise ZeroDivisionError
 
-    began = time.monotonic()
     with pytest.raises(ZeroDivisionError), phase("building"):
         Progress("scanning", 3, describe=fail)
-    assert time.monotonic() - began < 5
-    progress.tqdm.get_lock().release()
+    began = time.monotonic()
+    with phase("saving"):
+        time.sleep(0.3)
+    assert time.monotonic() - began < 1
+    assert "saving ... 0 s" in terminal.screens()
 
 
 def test_a_name_of_wide_letters_takes_no_more_columns(terminal: Terminal) -> None:
