@@ -70,6 +70,7 @@ def said(folder: Path) -> list[str]:
 def test_example_says_what_it_should(said: list[str], number: int) -> None:
     words = {
         'summary["best_top1"]': ["0.", " "],
+        "stop.set": ["Stopped by the program. Saved at step "],
         'base": "imagenet_subset"': [],
         "import predict": ["picture.jpg ", "damaged.jpg None None [] "],
         "import AlexNet\n": ["\n"],
