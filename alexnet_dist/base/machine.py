@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.ranks import ranks_of_srun, read_number
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h: blocks below are not
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_of_cores(processes_here: int) -> int:
+    """The cores of one of several like processes on this machine.
+
+    SLURM may have bound each task to its own, where it started one for each process and no launcher.
+    """
+    cores = available_cores()
+    is_task = ranks_of_srun().get("LOCAL_WORLD_SIZE") == str(processes_here)
+    is_bound = is_task and cores < read_number("SLURM_CPUS_ON_NODE", 0)
+    return cores if is_bound else max(1, cores // processes_here)
 
 
 @cache

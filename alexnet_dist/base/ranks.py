@@ -7,6 +7,11 @@ not set here: these questions are also asked to say that very error.
 from __future__ import annotations
 
 import os
+import re
+
+# What torch's launchers call a process of several, and what SLURM calls it in a task of `srun`.
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_FIRST_PORT, _PORTS, _STEPS = 10000, 20000, 31  # below the ports that Linux gives to whoever asks for any
 
 
 def rank_from_environment() -> int:
@@ -51,3 +56,39 @@ def read_number(name: str, default: int) -> int:
     """A whole number in the environment; `default` where there is none."""
     text = os.environ.get(name, "")
     return int(text) if text.isascii() and text.isdigit() else default
+
+
+def tasks_of_srun() -> int:
+    """The tasks of the `srun` that this process is one of; 1 elsewhere, as in a batch script or in salloc's shell."""
+    return read_number("SLURM_STEP_NUM_TASKS", 1) if "SLURM_PROCID" in os.environ else 1
+
+
+def ranks_of_srun() -> dict[str, str]:
+    """What one of torch's launchers would say to this task of `srun`; nothing where it is the only one.
+
+    The tasks meet on the first machine of the step, at a port that no other step of that time has (srun(1), OUTPUT
+    ENVIRONMENT VARIABLES).
+    """
+    if tasks_of_srun() == 1:
+        return {}
+    ranks = {ours: os.environ[theirs] for ours, theirs in SLURM_NAMES.items() if theirs in os.environ}
+    node = read_number("SLURM_NODEID", 0)
+    tasks = expand_counts(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if node < len(tasks):
+        ranks |= {"GROUP_RANK": str(node), "LOCAL_WORLD_SIZE": str(tasks[node])}
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+    if nodes:
+        number = _STEPS * read_number("SLURM_JOB_ID", 0) + read_number("SLURM_STEP_ID", 0)
+        ranks |= {"MASTER_ADDR": find_first_host(nodes), "MASTER_PORT": str(_FIRST_PORT + number % _PORTS)}
+    return ranks
+
+
+def expand_counts(text: str) -> list[int]:
+    """SLURM's counts for each machine, in order: "2(x3),1" is [2, 2, 2, 1]; [] for what is none."""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part, re.ASCII) for part in text.split(",")]
+    return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))] if all(found) else []
+
+
+def find_first_host(nodes: str) -> str:
+    """The first name of SLURM's list of machines: "n[08-11,15],m1" begins with n08."""
+    return re.sub(r"\[([^],-]*)[^]]*\]", r"\1", nodes).partition(",")[0]

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from alexnet_dist.base.errors import AlexNetDistError, MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
-from alexnet_dist.base.machine import available_cores
+from alexnet_dist.base.machine import share_of_cores
 from alexnet_dist.base.ranks import (
     local_world_size_from_environment,
     rank_from_environment,
@@ -265,7 +265,7 @@ def start_runtime(
     processes_here = local_world_size_from_environment()
     if accelerator.device.type == "cpu" and was_launched():
         # accelerate and torchrun set OMP_NUM_THREADS=1, which would leave cores idle.
-        torch.set_num_threads(max(1, available_cores() // processes_here))
+        torch.set_num_threads(share_of_cores(processes_here))
     return Runtime(
         accelerator=accelerator,
         device=accelerator.device,

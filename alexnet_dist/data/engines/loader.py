@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alexnet_dist.base.machine import available_cores
+from alexnet_dist.base.machine import share_of_cores
 from alexnet_dist.data.index import BadFile, SampleIndex
 from alexnet_dist.data.plan import IMAGENET_MEAN, IMAGENET_STD, LUMA, Plan
 
@@ -82,7 +82,7 @@ def choose_workers(requested: int | None, on_gpu: bool, processes_here: int) -> 
     """
     if requested is not None:
         return requested
-    return min(MAX_WORKERS, max(1, available_cores() // processes_here)) if on_gpu else 1
+    return min(MAX_WORKERS, share_of_cores(processes_here)) if on_gpu else 1
 
 
 Engine: TypeAlias = Callable[["Loader", int, int], Iterator[Batch]]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.ranks import read_number, world_size_from_environment
+from alexnet_dist.base.ranks import ranks_of_srun, read_number, world_size_from_environment
 
 # The smallest value of what must be a whole number.
 NUMBERS = {
@@ -20,6 +20,7 @@ NUMBERS = {
 }
 LARGEST_PORT = 65535
 # What each MPI calls RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE: Open MPI; MPICH and Intel MPI; MVAPICH.
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
 TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MPI_NAMES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -27,6 +28,7 @@ MPI_NAMES = (
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
 )
 NUMBERS |= {name: int("SIZE" in name or "NRANKS" in name) for names in MPI_NAMES for name in names}
+NUMBERS |= {"SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_NODEID": 0, "SLURM_STEP_NUM_TASKS": 1}
 
 YES, NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")  # as Accelerate reads them
 CPU = "ACCELERATE_USE_CPU"
@@ -61,7 +63,7 @@ def is_cpu_wanted() -> bool:
 def check_environment() -> None:
     """Refuse an environment that would change what is computed, or make torch wait for processes that nobody starts.
 
-    The ranks that an MPI gave, with an address to meet at, become those that torch reads.
+    The ranks of tasks of `srun`, and those that an MPI gave with an address to meet at, become those that torch reads.
 
     Raises:
         MachineError: a variable that is refused or malformed, or a launcher's variables that contradict one another.
@@ -77,7 +79,10 @@ def check_environment() -> None:
             raise _malformed(name, f"a whole number from {least}")
     if read_number("MASTER_PORT", 1) > LARGEST_PORT:
         raise _malformed("MASTER_PORT", f"a port up to {LARGEST_PORT}")
-    _adopt_mpi_ranks()
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        _adopt_ranks_of_srun()
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        _adopt_mpi_ranks()
     _check_whole()
     _check_order()
 
@@ -87,15 +92,25 @@ def _malformed(name: str, wanted: str) -> MachineError:
     return MachineError(f"{name} is {os.environ[name]!r}", where="environment", why=f"expected {wanted}", remedy=remedy)
 
 
+def _adopt_ranks_of_srun() -> None:
+    """Give torch the ranks that SLURM gave. An address that somebody has exported stands.
+
+    mpirun may have used srun to start its own helpers, whose ranks are not those of the processes: it then says others.
+    """
+    ranks = ranks_of_srun()
+    theirs = {name: ranks.get(ours) for names in MPI_NAMES for name, ours in zip(names, TORCH_NAMES, strict=True)}
+    if any(os.environ.get(name, value) != value for name, value in theirs.items()):
+        return
+    os.environ.update({name: value for name, value in ranks.items() if name not in MEETING or name not in os.environ})
+
+
 def _adopt_mpi_ranks() -> None:
     """Give torch the ranks that an MPI gave, so that its processes are one job and not strangers."""
-    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
-        return
     for names in MPI_NAMES:
         size = read_number(names[1], 1)
         if size == 1:
             continue
-        missing = [name for name in (names[0], "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        missing = [name for name in (names[0], *MEETING) if name not in os.environ]
         if missing:
             raise MachineError(
                 f"1 process of {size} that cannot meet the others",
@@ -113,7 +128,7 @@ def _check_whole() -> None:
     """A process of several, and one that says which of its machine it is, must say which of all and where they meet."""
     needed = ["RANK", "WORLD_SIZE"]
     if "LOCAL_RANK" in os.environ or world_size_from_environment() > 1:
-        needed += ["MASTER_ADDR", "MASTER_PORT"]
+        needed += MEETING
     present = [name for name in TORCH_NAMES[:3] if os.environ.get(name)]
     missing = [name for name in needed if not os.environ.get(name)]
     if present and missing:

@@ -17,7 +17,7 @@ from pathlib import PurePath
 
 from alexnet_dist.base.ending import leave
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.ranks import list_announced, world_size_from_environment
+from alexnet_dist.base.ranks import list_announced, tasks_of_srun, world_size_from_environment
 from alexnet_dist.parallel.processes.environment import MPI_NAMES
 
 logger = logging.getLogger("alexnet_dist")
@@ -31,10 +31,10 @@ GENERATIONS = 4  # a wrapper script or two may stand between the launcher and th
 
 
 def was_launched() -> bool:
-    """Whether accelerate or torchrun started this process."""
+    """Whether accelerate, torchrun, or srun with other tasks started this process."""
     # Some export the first one for good; only the launcher sets the second, too.
     is_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "ACCELERATE_DYNAMO_MODE" in os.environ
-    return is_accelerate or "TORCHELASTIC_RUN_ID" in os.environ
+    return is_accelerate or "TORCHELASTIC_RUN_ID" in os.environ or tasks_of_srun() > 1
 
 
 def end_with_parent() -> None:
@@ -99,7 +99,7 @@ def _count_each(text: str) -> int:
 
 def _find_requests_of_slurm() -> Iterator[tuple[int, str, str]]:
     tasks, nodes = os.environ.get("SLURM_STEP_NUM_TASKS"), os.environ.get("SLURM_JOB_NUM_NODES", "1")
-    remedy = "srun one accelerate launch a machine, see launch/slurm/train.sbatch"
+    remedy = "srun the program itself, or one launcher a machine, as launch/slurm/train.sbatch does"
     if tasks is not None:
         yield _number(tasks), "tasks of srun", remedy
     else:  # the batch script's own shell, which runs on the first node alone

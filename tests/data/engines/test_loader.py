@@ -375,7 +375,7 @@ def test_normalization_defaults(
 
 
 def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_dist.data.engines.loader.available_cores", lambda: 16)
+    monkeypatch.setattr("alexnet_dist.base.machine.available_cores", lambda: 16)
     chosen = functools.partial(choose_workers, None)
     assert [chosen(True, processes) for processes in (1, 4, 32)] == [min(16, MAX_WORKERS), 4, 1]
     assert [chosen(False, processes) for processes in (1, 4)] == [1, 1]

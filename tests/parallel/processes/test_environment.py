@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unittest.mock
+from collections.abc import Iterator
 
 import pytest
 from accelerate import Accelerator
@@ -18,6 +20,16 @@ from alexnet_dist.parallel.runtime import build_accelerator, start_runtime
 
 MEETING = "MASTER_ADDR=127.0.0.1 MASTER_PORT=29500"
 OPEN_MPI = "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_RANK=1 OMPI_COMM_WORLD_LOCAL_SIZE=2"
+SRUN = (
+    "SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=4 SLURM_LOCALID=1 SLURM_NODEID=1 SLURM_STEP_TASKS_PER_NODE=2(x2) "
+    "SLURM_STEP_NODELIST=n[1-2] SLURM_JOB_ID=7 SLURM_STEP_ID=0"
+)
+
+
+@pytest.fixture(autouse=True)
+def _adopted_ranks_are_given_up() -> Iterator[None]:
+    with unittest.mock.patch.dict(os.environ):
+        yield
 
 
 def set_variables(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
@@ -45,6 +57,8 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: str) -> None:
         (f"RANK=2 WORLD_SIZE=2 {MEETING}", "RANK is 2 and WORLD_SIZE is 2.*at most 1"),
         (f"RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=1 {MEETING}", "LOCAL_RANK is 1 and LOCAL_WORLD_SIZE is 1"),
         (f"RANK=0 WORLD_SIZE=2 LOCAL_WORLD_SIZE=3 {MEETING}", "LOCAL_WORLD_SIZE is 3 and WORLD_SIZE is 2"),
+        ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=two", "SLURM_STEP_NUM_TASKS is 'two'"),
+        ("SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2", "RANK, WORLD_SIZE set, MASTER_ADDR, MASTER_PORT not"),
         ("OMPI_COMM_WORLD_SIZE=two", "OMPI_COMM_WORLD_SIZE is 'two'"),
         (OPEN_MPI, "1 process of 2 .*MASTER_ADDR, MASTER_PORT not set; start with accelerate launch"),
         ("PMI_SIZE=2 PMI_RANK=0", "1 process of 2"),
@@ -98,24 +112,28 @@ def test_whole_and_harmless_environments_are_fine(monkeypatch: pytest.MonkeyPatc
     check_environment()
 
 
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
 @pytest.mark.parametrize(
-    ("variables", "ranks"),
+    ("variables", "found"),
     [
-        (OPEN_MPI, ["1", "2", "1", "2"]),
-        ("PMI_SIZE=4 PMI_RANK=2 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=2", ["2", "4", "0", "2"]),
-        ("MV2_COMM_WORLD_SIZE=2 MV2_COMM_WORLD_RANK=0", ["0", "2", "0", "1"]),
+        (f"{OPEN_MPI} {MEETING}", "1 2 1 2 127.0.0.1 29500"),
+        (f"PMI_SIZE=4 PMI_RANK=2 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=2 {MEETING}", "2 4 0 2 127.0.0.1 29500"),
+        (f"MV2_COMM_WORLD_SIZE=2 MV2_COMM_WORLD_RANK=0 {MEETING}", "0 2 0 1 127.0.0.1 29500"),
+        (SRUN, "3 4 1 2 n1 10217 1"),
+        (f"{SRUN} PMI_RANK=3 PMI_SIZE=4", "3 4 1 2 n1 10217 1"),  # srun --mpi=pmi2
+        (f"{SRUN} MASTER_ADDR=10.0.0.1 LOCAL_RANK=0", "3 4 1 2 10.0.0.1 10217 1"),
+        (f"{SRUN} {OPEN_MPI} {MEETING}", "1 2 1 2 127.0.0.1 29500"),  # srun started mpirun's daemons
+        (f"{SRUN} RANK=0 WORLD_SIZE=1 {MEETING}", "0 1 - - 127.0.0.1 29500"),  # a launcher in a task
     ],
 )
-def test_ranks_of_an_mpi_are_honored_where_the_processes_can_meet(
-    monkeypatch: pytest.MonkeyPatch, variables: str, ranks: list[str]
+def test_ranks_of_srun_and_of_an_mpi_are_honored_where_the_processes_can_meet(
+    monkeypatch: pytest.MonkeyPatch, variables: str, found: str
 ) -> None:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    set_variables(monkeypatch, f"{variables} {MEETING}")
-    with monkeypatch.context() as patch:
-        [patch.setenv(name, "") for name in names]  # so that they are gone afterwards
-        [os.environ.pop(name) for name in names]
-        check_environment()
-        assert [os.environ[name] for name in names] == ranks
+    set_variables(monkeypatch, variables)
+    check_environment()
+    assert " ".join(os.environ.get(name, "-") for name in NAMES).removesuffix(" -") == found
 
 
 def test_one_rule_says_what_the_cpu_variable_means(monkeypatch: pytest.MonkeyPatch) -> None:
