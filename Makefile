@@ -14,7 +14,7 @@ train: $(VENV)/.installed
 
 # What needs no process but its own, and takes no second.
 fast: $(VENV)/.installed-dev
-	$(PYTEST) -m "not heavy and not slow" $(foreach folder,parity dist e2e gpu slow,--ignore tests/$(folder))
+	$(PYTEST) -m "not heavy and not slow" $(foreach folder,parity dist e2e gpu cluster slow,--ignore tests/$(folder))
 
 # All but the slow ones.
 test: $(VENV)/.installed-dev

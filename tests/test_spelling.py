@@ -35,6 +35,7 @@ KEPT = (
     "centre_crop",
     "ablation_weak_colour",
     '"optimiser',
+    "CANCELLED",  # SLURM's
 )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.ranks import ranks_of_srun, read_number
+from alexnet_dist.base.ranks import cores_of_srun
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,7 @@ def share_of_cores(processes_here: int) -> int:
     SLURM may have bound each task to its own, where it started one for each process and no launcher.
     """
     cores = available_cores()
-    is_task = ranks_of_srun().get("LOCAL_WORLD_SIZE") == str(processes_here)
-    is_bound = is_task and cores < read_number("SLURM_CPUS_ON_NODE", 0)
+    is_bound = cores < cores_of_srun(processes_here)
     return cores if is_bound else max(1, cores // processes_here)
 
 

@@ -83,6 +83,12 @@ def ranks_of_srun() -> dict[str, str]:
     return ranks
 
 
+def cores_of_srun(processes_here: int) -> int:
+    """The cores that a job of SLURM has on this machine, where each of so many processes is a task; 0 elsewhere."""
+    is_task = ranks_of_srun().get("LOCAL_WORLD_SIZE") == str(processes_here)
+    return read_number("SLURM_CPUS_ON_NODE", 0) if is_task else 0
+
+
 def expand_counts(text: str) -> list[int]:
     """SLURM's counts for each machine, in order: "2(x3),1" is [2, 2, 2, 1]; [] for what is none."""
     found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part, re.ASCII) for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""Several processes and machines as people start them: doctor, elastic restarts, SLURM's line, a limited link."""
+"""Several processes and machines as people start them: doctor, elastic restarts, a limited link."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from alexnet_dist.settings.reader import dump_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, DOCTOR = str(ROOT / "launch" / "train.py"), str(ROOT / "launch" / "doctor.py")
-SBATCH = ROOT / "launch" / "slurm" / "train.sbatch"
 TWO_MACHINES = str(ROOT / "launch" / "accelerate" / "two_machines.yaml")
 TINY = ["--model.image_size", "64", "--model.conv_channels", "[8,16,16,16,16]", "--model.fc_width", "16"]
 QUICK = ["--seconds", "0.3", "--images_per_second", "100"]
@@ -260,39 +259,3 @@ def test_a_run_goes_on_as_machines_come_and_go(tmp_path: Path) -> None:
     starts = json.loads((folder / "run.json").read_text())["starts"]
     assert [entry["processes"] for entry in starts] == [1, 2, 1]
     assert starts[0]["step"] < starts[1]["step"] <= starts[2]["step"]
-
-
-# -- SLURM ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def slurm(tmp_path: Path) -> dict[str, str]:
-    """An environment in which srun starts a task for each of two nodes, here."""
-    stubs = {
-        "srun": "while [[ $1 == --* ]]; do shift; done\n"
-        'for node in 0 1; do SLURM_NODEID=$node "$@" & pids+=($!); done\n'
-        'code=0; for pid in "${pids[@]}"; do wait "$pid" || code=$?; done; exit $code',
-        # Slow with its second line: a reader that has gone by then would end it, and the job, with SIGPIPE.
-        "scontrol": '[ "$*" = "show hostnames n[1-2]" ] && echo 127.0.0.1 && sleep 0.2 && echo 127.0.0.2',
-        "accelerate": f'exec {sys.executable} -m accelerate.commands.launch "${{@:2}}"',
-    }
-    for name, text in stubs.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7517", "SLURM_JOB_NUM_NODES": "2"}
-    return {**job, "SLURM_GPUS_ON_NODE": "1", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-
-
-def test_the_batch_script_joins_the_nodes(slurm: dict[str, str]) -> None:
-    process = start("bash", str(SBATCH), *QUICK, *TINY, **slurm, VERB="doctor")
-    code, out, errors = finish(process)
-    assert (code, errors) == (0, [])
-    assert "processes 2 on 2 machines, all here" in out
-
-
-@pytest.mark.slow
-def test_the_batch_script_fails_when_a_node_does(slurm: dict[str, str]) -> None:
-    process = start("bash", str(SBATCH), "--seconds", "-1", **slurm, VERB="doctor")
-    code, _, errors = finish(process)
-    assert code != 0
-    assert errors
