@@ -14,6 +14,13 @@ from alexnet_dist.settings.shipped import find_yaml, shipped_folder
 LAUNCHED_VERBS = ("train", "evaluate", "crossval", "doctor")
 FOLDER = "launch/accelerate"
 SUPERVISOR = "alexnet_dist.parallel.processes.launcher"
+RECIPES = {  # what other programs start, by their names
+    "slurm": ("launch/slurm", "train.sbatch"),
+    "kubernetes": ("launch/kubernetes", "job.yaml"),
+    "kubeflow": ("launch/kubernetes", "trainjob.yaml"),
+    "skypilot": ("launch/skypilot", "train.yaml"),
+}
+PRINT = "--print"
 TORCH, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
 
 EXAMPLES = """Start a verb on several processes. It ends with the exit code of the process that failed first.
@@ -25,11 +32,12 @@ examples:
   alexnet-dist launch --nnodes 1:4 --master_addr 192.0.2.1 train --config imagenet_subset
   alexnet-dist launch all_gpus --num_processes 4 train --config imagenet_subset
   alexnet-dist launch two_machines --main_process_ip 192.0.2.1 --machine_rank 0 train --config imagenet_subset
+  alexnet-dist launch slurm --print > train.sbatch
 
 The words up to the verb ({verbs}) go to the launcher, the others to the verb. The launcher
 is torchrun's, with its options and its PET_ variables; without --nproc_per_node it starts a process for each GPU. With
 a first word `accelerate`, or a launch file (a path, or one of {files}), it is that of
-`accelerate launch`.
+`accelerate launch`. `--print` after {recipes} writes a file to start with.
 
 With --nnodes 1:4 machines may come and go: the run goes on with the number there is.
 
@@ -38,13 +46,34 @@ SIGTERM and Ctrl-C reach every process: they save, and the launcher ends with 14
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replace this process by the launcher; returns only for --help."""
+    """Replace this process by the launcher; returns only for --help and --print."""
     words = list(argv)
     if not words or words[0] in HELP:
         files = ", ".join(sorted(path.stem for path in shipped_folder(FOLDER).glob("*.yaml")))
-        print(format_description(EXAMPLES.format(files=files, verbs=", ".join(LAUNCHED_VERBS))))
+        verbs, recipes = ", ".join(LAUNCHED_VERBS), " or ".join(RECIPES)
+        print(format_description(EXAMPLES.format(files=files, verbs=verbs, recipes=recipes)))
         return 0 if words else 2
+    if words[0] in RECIPES and not os.path.isfile(words[0]):
+        print(read_recipe(words), end="")
+        return 0
     os.execv(sys.executable, [sys.executable, *build_command(words)])
+
+
+def read_recipe(words: Sequence[str]) -> str:
+    """A file with which another program starts several machines.
+
+    Args:
+        words: its name, and --print.
+
+    Raises:
+        UsageError: other words.
+    """
+    name, *rest = words
+    if rest != [PRINT]:
+        remedy = f"alexnet-dist launch {name} {PRINT} writes a file whose first lines say how to start it"
+        raise UsageError(f"{name} starts the processes itself", where="command line", remedy=remedy)
+    folder, file = RECIPES[name]
+    return (shipped_folder(folder) / file).read_text(encoding="utf-8")
 
 
 def build_command(words: Sequence[str]) -> list[str]:

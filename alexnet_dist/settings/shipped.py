@@ -1,4 +1,4 @@
-"""Where the YAML files are that come with the package: beside it in a checkout, inside it in an installed wheel."""
+"""Where the files are that come with the package: beside it in a checkout, inside it in an installed wheel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder of shipped files, `configs` or `launch/accelerate`."""
+    """The folder of shipped files: `configs`, or one of `launch/`."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 

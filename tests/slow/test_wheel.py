@@ -85,3 +85,10 @@ def test_launch_files_are_found_by_name(scripts: Path, tmp_path: Path) -> None:
     )
     assert "2 x cpu (ddp)" in printed
     assert not [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes", "kubeflow", "skypilot"])
+def test_recipes_for_other_engines_are_in_it(scripts: Path, tmp_path: Path, name: str) -> None:
+    printed = run_command(str(scripts / "alexnet-dist"), "launch", name, "--print", cwd=tmp_path)
+    assert printed.startswith("#")
+    assert "alexnet" in printed
