@@ -71,9 +71,21 @@ def strip_time(table: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: value for key, value in fold.items() if key != "train_seconds"} for fold in table["folds"]]
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-validation by one process, not to be written to."""
+    out = tmp_path_factory.mktemp("study") / "study"
+    run_processes(1, validate, out, {})
+    return out
+
+
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
-def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+def reference(
+    request: pytest.FixtureRequest, study: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Path]:
     """An undisturbed cross-validation, and its number of processes."""
+    if request.param == 1:
+        return 1, study
     out = tmp_path_factory.mktemp("reference") / "study"
     results = run_processes(request.param, validate, out, {})
     assert results == [results[0]] * request.param
@@ -166,14 +178,6 @@ def test_folds_do_not_depend_on_the_number_of_processes(reference: tuple[int, Pa
 # -- what is read again -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cross-validation by one process, not to be written to."""
-    out = tmp_path_factory.mktemp("study") / "study"
-    run_processes(1, validate, out, {})
-    return out
-
-
 def describe_refusal(out: Path, overrides: dict[str, Any]) -> tuple[type[AlexNetDistError], str]:
     try:
         validate(out, overrides)
@@ -242,9 +246,10 @@ def test_a_damaged_fold_is_one_line(study: Path, tmp_path: Path, key: str, value
     [(kind, line)] = run_processes(1, describe_refusal, out, {})
     assert kind is CheckpointError
     assert f"a finished fold is damaged ({out / 'fold-2'})" in line
-    shutil.move(out / "fold-2", tmp_path / "away")  # the remedy
-    run_processes(1, validate, out, {})
-    assert len(read_table(out)["folds"]) == 3
+    if key == "step":
+        shutil.move(out / "fold-2", tmp_path / "away")  # the remedy
+        run_processes(1, validate, out, {})
+        assert len(read_table(out)["folds"]) == 3
 
 
 def test_more_epochs_go_on_in_each_fold(study: Path, tmp_path: Path) -> None:

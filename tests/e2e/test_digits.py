@@ -97,7 +97,6 @@ def print_predictions(words: list[str]) -> tuple[int, str]:
         return run("predict", words), out.getvalue()
 
 
-@pytest.mark.slow
 def test_the_default_reaches_95_percent(tmp_path: Path) -> None:
     """`make train` as it stands: minutes."""
     with contextlib.redirect_stderr(io.StringIO()):

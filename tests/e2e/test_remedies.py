@@ -33,18 +33,33 @@ class Run:
         self.config = folder / "tiny.yaml"
         self.run = folder / "run"
         self.pictures = folder / "pictures"
+        self.config.write_text(dump_config(tiny_config(self.run)))
+        self.words: list[object] = ["--data.source", "folder", "--data.root", self.pictures, "--augment.resize", 72]
+        self.words += ["--data.cache_dir", folder / "cache", "--data.val_fraction", 0.25, "--train.epochs", 3]
+        self.words += ["--model.dropout", 0.0, "--precision", "fp32"]  # so that processes need not be as many
+        self.words += ["--checkpoint.every_steps", 1, "--log.every_steps", 1, "--train.global_batch_size", 6]
+
+    def make_pictures(self) -> Run:
+        """Two classes, in the run's folder, and once more beside it."""
         dice = np.random.default_rng(0)
         for name in ("cat", "dog"):
             (self.pictures / "train" / name).mkdir(parents=True)
             for number in range(NUM_IMAGES // 2):
                 pixels = dice.integers(0, 256, (70, 80, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(self.pictures / "train" / name / f"{number:02d}.jpg", quality=90)
-        shutil.copytree(self.pictures / "train", folder / "whole")
-        self.config.write_text(dump_config(tiny_config(self.run)))
-        self.words: list[object] = ["--data.source", "folder", "--data.root", self.pictures, "--augment.resize", 72]
-        self.words += ["--data.cache_dir", folder / "cache", "--data.val_fraction", 0.25, "--train.epochs", 3]
-        self.words += ["--model.dropout", 0.0, "--precision", "fp32"]  # so that processes need not be as many
-        self.words += ["--checkpoint.every_steps", 1, "--log.every_steps", 1, "--train.global_batch_size", 6]
+        shutil.copytree(self.pictures / "train", self.folder / "whole")
+        return self
+
+    def keep(self) -> Run:
+        """Remember all of it as it is now, beside it."""
+        shutil.copytree(self.folder, self.folder.with_name("kept"))
+        return self
+
+    def restore(self) -> Run:
+        """All of it as it was kept, in the same place: a run knows its own."""
+        shutil.rmtree(self.folder)
+        shutil.copytree(self.folder.with_name("kept"), self.folder)
+        return self
 
     @property
     def picture(self) -> Path:
@@ -77,13 +92,35 @@ class Run:
         return int(list_checkpoints(self.run / "checkpoints")[0].name[5:])
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> Run:
-    """A run that made 2 updates of 9."""
-    run = Run(tmp_path)
-    assert run.train("--train.epochs", "null", "--train.max_steps", 2)[0] == 0
+BEGINNING = ("--train.epochs", "null", "--train.max_steps", 2)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that made 2 updates of 9, kept as it is."""
+    folder = tmp_path_factory.mktemp("first") / "place"
+    folder.mkdir()
+    run = Run(folder).make_pictures()
+    assert run.train(*BEGINNING)[0] == 0
     assert run.step() == 2
-    return run
+    return run.keep()
+
+
+@pytest.fixture
+def begun(first: Run) -> Run:
+    """A run that made 2 updates of 9."""
+    return first.restore()
+
+
+@pytest.fixture(scope="module")
+def first_with_a_cut_picture(first: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Begun with the damaged file, as a scan of headers does not see that it is cut."""
+    folder = tmp_path_factory.mktemp("cut") / "place"
+    folder.mkdir()
+    run = Run(folder).make_pictures()
+    cut(run.pictures / first.restore().picture.relative_to(first.pictures))
+    assert run.train(*BEGINNING, "--data.on_bad_file", "skip")[0] == 0
+    return run.keep()
 
 
 def cut(path: Path) -> None:
@@ -117,12 +154,13 @@ def exchange(run: Run, path: Path) -> list[object]:
     ("damage", "remedy"), [(cut, skip), (cut, remove), (cut, mend), (cut, exchange), (empty, skip), (empty, remove)]
 )
 def test_a_picture_that_is_damaged_in_the_middle_of_a_run(
-    begun: Run, damage: Callable[[Path], None], remedy: Callable[[Run, Path], list[object]]
+    request: pytest.FixtureRequest, damage: Callable[[Path], None], remedy: Callable[[Run, Path], list[object]]
 ) -> None:
+    # The size of a file that is cut later tells that it is another: at the beginning it need not have been whole.
+    begun: Run = request.getfixturevalue("first_with_a_cut_picture" if damage is cut else "first").restore()
     picture, held_out = begun.picture, begun.held_out()
-    damage(picture)
-    if damage is cut:  # its size tells that it is another file; at the beginning it need not have been whole
-        refuse_nothing_but_the_decoding(begun, picture)
+    if damage is not cut:
+        damage(picture)
     code, text = begun.train()
     assert code == 3
     assert f"dog/{picture.name}" in text
@@ -140,20 +178,13 @@ def test_a_picture_that_is_damaged_in_the_middle_of_a_run(
     assert begun.starts()[-1]["step"] == 9
 
 
-def refuse_nothing_but_the_decoding(run: Run, picture: Path) -> None:
-    """Let the run have begun with the damaged file, as a scan of headers does not see that it is cut."""
-    shutil.rmtree(run.run)
-    words = ("--train.epochs", "null", "--train.max_steps", 2, "--data.on_bad_file", "skip")
-    assert run.train(*words)[0] == 0
-
-
 def test_what_the_run_has_not_named_is_refused(begun: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = begun.picture
     cut(picture)
     (begun.pictures / "train" / "cat" / "new.jpg").write_bytes(picture.read_bytes())
     for words in ([], ["--data.on_bad_file", "skip"]):
         code, text = begun.train(*words)
-        assert code == 3
+        assert code == 3, text
         assert "train/cat/new.jpg is new" in text
     (begun.pictures / "train" / "cat" / "new.jpg").unlink()
     mend(begun, picture)
@@ -179,7 +210,7 @@ def test_after_a_divergence_a_lower_rate_goes_on(begun: Run) -> None:
 
 
 def test_a_divergence_from_the_beginning_begins_again(tmp_path: Path) -> None:
-    run = Run(tmp_path)
+    run = Run(tmp_path).make_pictures()
     code, text = run.train("--optimizer.lr", 1e5)
     assert code == 6
     assert "there is no good checkpoint, the next start begins at step 0; lower optimizer.lr" in text
@@ -218,7 +249,7 @@ ENDED: dict[str, tuple[list[object], str, list[object]]] = {
 @pytest.mark.parametrize("name", ENDED)
 def test_what_a_finished_run_offers(tmp_path: Path, name: str) -> None:
     words, message, remedy = ENDED[name]
-    run = Run(tmp_path)
+    run = Run(tmp_path).make_pictures()
     assert run.train(*words)[0] == 0
     step = run.step()
     code, text = run.train(*words)
