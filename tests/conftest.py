@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [n for n in os.environ if n in FOREIGN_VARIABLES or n.startswith(FOREIGN_PREFIXES)]:
         del os.environ[name]
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        return  # it runs no test: its workers come here, too
     import torch
 
     torch.set_num_threads(1)

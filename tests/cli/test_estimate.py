@@ -53,6 +53,7 @@ def test_settings_change_what_is_predicted(capsys: pytest.CaptureFixture[str]) -
     assert "towers bf16, gradients bf16" in {row["strategy"] for row in packed["predictions"]}
 
 
+@pytest.mark.heavy
 def test_the_speed_of_one_process_is_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
     values = estimate(capsys, "--link_gbits", "1", "--images_per_process", "4", "--processes", "1", "2", *TINY)
     assert values["compute_from"] == "measured here"
@@ -72,6 +73,7 @@ def test_a_table_and_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
 FAILING = ["--failure_hours", "5000", "--processes", "1", "64", "512"]
 
 
+@pytest.mark.heavy
 def test_figures_are_drawn(tmp_path: Path) -> None:
     drawn = {"figure": tmp_path / "figure.png", "goodput_figure": tmp_path / "goodput.png"}
     options = [word for name, path in drawn.items() for word in (f"--{name}", str(path))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -29,6 +30,12 @@ from alexnet_dist.tracking.wandb import WandbMirror
 
 pytest.importorskip("wandb")
 CANARY = "canary-5f1c2e"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wandb_is_imported() -> None:
+    """Here, once, and not by each process for itself; its settings are read later."""
+    importlib.import_module("wandb.sdk.wandb_setup")
 
 
 def train_with_wandb(folder: Path) -> None:

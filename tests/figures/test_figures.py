@@ -151,6 +151,7 @@ def test_axis_counts_epochs_where_one_ended() -> None:
     assert find_unit([log_row(1), EPOCH_ROW]) == (4.0, "epoch")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "rows",
     [

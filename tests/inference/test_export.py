@@ -103,6 +103,7 @@ def test_onnx_gives_the_logits_for_any_batch(
     assert "on 5 pictures" in printed
     onnx.checker.check_model(onnx.load(out), full_check=True)
     assert {opset.domain for opset in onnx.load(out).opset_import} == {""}  # standard operators alone
+    assert_says_what_a_reader_needs(onnx.load(out), model)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     side, channels = model.spec.image_size, model.spec.in_channels
@@ -119,18 +120,16 @@ def test_onnx_gives_the_logits_for_any_batch(
     np.testing.assert_allclose(probabilities, wanted.softmax(1), rtol=0, atol=1e-5)
 
 
-@pytest.mark.heavy
-def test_onnx_says_what_a_reader_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_model(tmp_path / "model", *NETWORKS["paper, gray"])
-    assert call(capsys, "--model", tmp_path / "model", "--out", tmp_path / "net.onnx")[0] == 0
-    said = {item.key: item.value for item in onnx.load(tmp_path / "net.onnx").metadata_props}
-    assert said["variant"] == "paper"
+def assert_says_what_a_reader_needs(file: onnx.ModelProto, model: AlexNet) -> None:
+    said = {item.key: item.value for item in file.metadata_props}
+    assert said["variant"] == model.card.variant
     assert said["made_by"].startswith("alexnet_dist ")
     assert json.loads(said["classes"]) == ["cat", "größe", "red fox"]
-    assert json.loads(said["spec"])["in_channels"] == 1
+    channels, side = model.spec.in_channels, model.spec.image_size
+    assert json.loads(said["spec"])["in_channels"] == channels
     preprocessing = json.loads(said["preprocessing"])
-    assert preprocessing.items() >= {"resize": 72, "centre_crop": 64, "mean_and_std_inside": True}.items()
-    assert preprocessing["channels"].startswith("gray")
+    assert preprocessing.items() >= {"resize": side + 8, "centre_crop": side, "mean_and_std_inside": True}.items()
+    assert preprocessing["channels"].startswith("gray" if channels == 1 else "R")
 
 
 @pytest.mark.heavy
@@ -241,9 +240,11 @@ def test_without_the_extra_the_line_names_it(
     assert "onnxscript is not installed; pip install 'alexnet_dist[export]'" in line
 
 
+@pytest.mark.heavy
 def test_a_folder_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_model(tmp_path / "model", *NETWORKS["ungrouped"])
-    code, _, (line,) = call(capsys, "--model", tmp_path / "model", "--out", tmp_path / "nowhere" / "net.onnx")
+    words = ["--model", tmp_path / "model", "--format", "torch_export", "--out", tmp_path / "nowhere" / "net.pt2"]
+    code, _, (line,) = call(capsys, *words)
     assert code == 5
     assert "--out" in line
 
@@ -252,7 +253,8 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path, capsys: pytest.Captur
 def test_a_run_is_checked_on_its_validation_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny_config(tmp_path / "run", train__epochs=1, device="cpu", precision="fp32", data__synthetic_images=160))
     capsys.readouterr()
-    code, printed, errors = call(capsys, "--model", tmp_path / "run", "--out", tmp_path / "run.onnx", "--check")
+    words = ["--model", tmp_path / "run", "--format", "torch_export", "--out", tmp_path / "run.pt2", "--check"]
+    code, printed, errors = call(capsys, *words)
     assert (code, errors) == (0, [])
     assert "on 16 pictures" in printed
 

@@ -255,10 +255,10 @@ def write(data: bytes) -> Callable[[Path], object]:
 
 
 def deflate(path: Path) -> None:
-    """Half a megabyte that holds 500."""
+    """A tenth of a megabyte that holds 100."""
     torch.save({"a": torch.ones(3)}, path)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("w/data/1", "w") as record:
-        for _ in range(500):
+        for _ in range(100):
             record.write(bytes(1_000_000))
 
 
@@ -278,7 +278,7 @@ def cut_zip(path: Path) -> None:
         (lambda path: torch.save({"epoch": 3, "lr": 0.1}, path), "no state dict: it holds epoch, lr"),
         (lambda path: torch.save([torch.ones(1)], path), "no state dict: it holds a list"),
         (lambda path: torch.save({"model": {"a": {"b": "c"}}}, path), "no state dict: it holds model"),
-        (deflate, "0.5 MB unpack to 500.0 MB"),
+        (deflate, "0.1 MB unpack to 100.0 MB"),
         (lambda path: torch.save({}, path), "no state dict: it holds nothing"),
         (cut_zip, "it is cut or damaged"),
         (write(b""), "it is empty"),

@@ -126,6 +126,7 @@ def test_towers_differ_from_joined_exactly_at_the_seam() -> None:
     assert differs.nonzero().flatten().tolist() == [46, 47, 48, 49]
 
 
+@pytest.mark.heavy
 def test_compiles_without_a_graph_break() -> None:
     layer = LocalResponseNorm(groups=2)
     maps, grad = make_maps(), make_maps(seed=1)

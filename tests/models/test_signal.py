@@ -31,6 +31,7 @@ def pixels() -> torch.Tensor:
 
 
 # The 2012 program's numbers, and those of the common port, are known from elsewhere: 0.13 and 0.0003 at the logits.
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("init", "std", "least", "most"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 from helpers.tiny import tiny_config
 from helpers.verbs import call, call_well
 
-from alexnet_dist.base.run_record import MARKER, METRICS, RUN, SETTINGS, SUMMARY
+from alexnet_dist.base.errors import CheckpointError
+from alexnet_dist.base.run_record import MARKER, METRICS, RUN, SETTINGS, SUMMARY, read_run
 from alexnet_dist.runs.folder import BAD_FILES
 from alexnet_dist.runs.held_out import HELD_OUT
 from alexnet_dist.runs.image_list import IMAGES
@@ -130,12 +132,20 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
-def test_a_value_that_no_run_writes_is_one_line(trained: Path, folder: Path, key: str, value: Any) -> None:
+def test_a_value_that_no_run_writes_is_refused(folder: Path, key: str, value: Any) -> None:
     edit(folder / "run.json", **{key: value})
+    damaged = re.escape(f"a file of this run is damaged ({folder / 'run.json'}): {key} is ")
+    with pytest.raises(CheckpointError, match=rf"^{damaged}.*; remove run.json: the run has a copy$"):
+        read_run(folder)
+    (folder / "run.json").unlink()
+    assert read_run(folder)["run_id"]
+
+
+@pytest.mark.parametrize("key", ["wandb_id", "starts"])  # read for itself, and with the decision whether a run goes on
+def test_a_start_that_refuses_a_value_is_one_line(trained: Path, folder: Path, key: str) -> None:
+    edit(folder / "run.json", **{key: HOSTILE[key][0]})
     code, (line,), _ = start(trained, folder)
     assert code == 4
     assert line.startswith(f"error: a file of this run is damaged ({folder / 'run.json'}): {key} is ")
-    if value == HOSTILE[key][0]:
-        assert line.endswith("; remove run.json: the run has a copy")
-        (folder / "run.json").unlink()
-        assert start(trained, folder)[:2] == (0, [])
+    (folder / "run.json").unlink()
+    assert start(trained, folder)[:2] == (0, [])

@@ -78,6 +78,7 @@ def test_factors_are_uniform_in_torchvisions_range(component: int, low: float, h
     assert abs(counts - MANY / 40).max() < 5 * np.sqrt(MANY / 40)
 
 
+@pytest.mark.heavy
 def test_all_orders_are_as_frequent() -> None:
     counts = Counter(map(tuple, split(whole_epoch().drawn["color_jitter"])[0].tolist()))
     assert counts.keys() == set(itertools.permutations(range(4)))

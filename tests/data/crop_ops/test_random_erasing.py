@@ -43,6 +43,7 @@ def test_setting_reaches_the_plan_and_not_the_evaluation() -> None:
     assert made.for_evaluation().random_erasing == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("side", "ranges"),
     [(224, {}), (9, {}), (64, {"scale": (0.8, 1.0), "ratio": (0.3, 3.3)})],

@@ -428,6 +428,7 @@ def test_a_slow_use_of_pictures_is_no_wait_for_them(monkeypatch: pytest.MonkeyPa
         assert (watch.reason, ended) == ("x", ["x", "x"])  # what could not be ended is tried again
 
 
+@pytest.mark.heavy
 def test_many_short_waits_are_no_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread looks at the watch while one waits, nearly always: of a run whose disk is slow, but alive."""
     monkeypatch.setattr(patience, "TURN_SECONDS", 0.02)

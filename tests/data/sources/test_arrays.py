@@ -753,6 +753,7 @@ def test_evaluation(tmp_path: Path, name: str, data: dict[str, Any], count: int)
 # -- the real files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(TEST_DATA is None, reason="ALEXNET_DIST_TEST_DATA is not set")
 def test_the_real_fashion_mnist(tmp_path: Path) -> None:
     root = Path(str(TEST_DATA)) / "fashion_mnist"

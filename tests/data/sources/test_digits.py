@@ -29,6 +29,7 @@ def test_a_folder_of_digits_that_is_its_users_stays(tmp_path: Path, name: str) -
     assert path.read_text() == "mine"
 
 
+@pytest.mark.heavy
 def test_digits(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 

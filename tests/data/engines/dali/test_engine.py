@@ -488,6 +488,7 @@ def test_a_cut_jpeg_is_left_out_of_steps_that_were_under_way(tmp_path: Path, nam
     assert [bad.path for batch in ours for bad in batch.bad_files] == [str(path)] * 12
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("prefetch", "broken"), [(1, (0,)), (1, (3, 4)), (2, (2,)), (2, (0, 1, 2)), (5, (7,)), (5, (0, 1, 2))]
 )
@@ -570,6 +571,7 @@ def test_an_error_while_pixels_are_read_is_passed_on(index: SampleIndex, monkeyp
 # -- memory and ends --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_batches_that_are_kept_stay_as_they_are(index: SampleIndex, prefetch: int) -> None:
     batches = make_loader(index, CUT, prefetch=prefetch).batches(0, 9)
@@ -693,6 +695,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     return index.subset(range(0, len(index), 4))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("recipe", "largest", "mean"),
     [

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.dist_helper import start_processes
 from helpers.images import save_jpeg
 
-from alexnet_dist.data.engines.dali.note import find_suspects, noting
+from alexnet_dist.data.engines.dali.feed import stack_names
+from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.folders import scan_folder
 
-DYING = """
-import os, sys
-from pathlib import Path
-from alexnet_dist.data.engines.dali.note import noting, write_names
-from alexnet_dist.data.engines.dali.feed import stack_names
-from alexnet_dist.data.sources.folders import scan_folder
-cache, root, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-index = scan_folder(root, classes=None, on_bad_file="fail", cache_dir=cache)
-with noting(cache, index) as outer, noting(cache, index) as note:
-    write_names(outer, [stack_names([os.fsencode(index.root / index.paths[0])])])
-    for given in ([0, 1, 2], [3]):
-        write_names(note, [stack_names([os.fsencode(index.root / index.paths[n]) for n in given]) for _ in range(2)])
-    if number:
-        os.kill(os.getpid(), number)
-"""
+
+def note_and_die(cache: Path, index: SampleIndex, number: int) -> None:
+    """Note what is decoded, and end by a signal."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with noting(cache, index) as outer, noting(cache, index) as note:
+        write_names(outer, [stack_names([os.fsencode(index.root / index.paths[0])])])
+        for given in ([0, 1, 2], [3]):
+            names = [os.fsencode(index.root / index.paths[n]) for n in given]
+            write_names(note, [stack_names(names) for _ in range(2)])
+        if number:
+            os.kill(os.getpid(), number)
+
+
+def end_a_process(tmp_path: Path, index: SampleIndex, number: int) -> None:
+    """A process that decodes, and ends by a signal."""
+    group = start_processes(1, note_and_die, tmp_path / "cache", index, number)
+    assert group.wait() == [-number]
+    shutil.rmtree(group.folder)
 
 
 def make_index(tmp_path: Path) -> SampleIndex:
@@ -46,8 +51,7 @@ def make_index(tmp_path: Path) -> SampleIndex:
 )
 def test_the_files_of_a_fault_are_known_at_every_later_start(tmp_path: Path, number: int, expected: set[int]) -> None:
     index = make_index(tmp_path)
-    words = [sys.executable, "-c", DYING, str(tmp_path / "cache"), str(index.root), str(int(number))]
-    assert subprocess.run(words, check=False).returncode == -number
+    end_a_process(tmp_path, index, number)
     assert find_suspects(tmp_path / "cache", index) == expected
     assert find_suspects(tmp_path / "cache", index) == expected
     assert find_suspects(tmp_path / "cache", index.subset(np.array([5, 3]))) == {1} & {n - 2 for n in expected}
@@ -56,8 +60,7 @@ def test_the_files_of_a_fault_are_known_at_every_later_start(tmp_path: Path, num
 
 def leave_note(tmp_path: Path, index: SampleIndex) -> Path:
     """The note of a process that ended by a fault while it had image 3."""
-    words = [sys.executable, "-c", DYING, str(tmp_path / "cache"), str(index.root), str(int(signal.SIGSEGV))]
-    assert subprocess.run(words, check=False).returncode == -signal.SIGSEGV
+    end_a_process(tmp_path, index, signal.SIGSEGV)
     (note,) = [path for path in (tmp_path / "cache" / "dali").iterdir() if b"Fatal" in path.read_bytes()]
     return note
 
