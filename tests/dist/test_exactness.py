@@ -70,25 +70,27 @@ def train_twenty_updates(
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def train_in_each_type(micro_batch_size: int | None) -> dict[torch.dtype, dict[str, torch.Tensor]]:
+    return {dtype: train_twenty_updates(dtype, micro_batch_size, None) for dtype in TOLERANCES}
+
+
 @pytest.fixture(scope="module")
 def alone() -> dict[torch.dtype, dict[str, torch.Tensor]]:
-    return {
-        dtype: run_processes(1, train_twenty_updates, dtype, None, None)[0] for dtype in (torch.float32, torch.float64)
-    }
+    (found,) = run_processes(1, train_in_each_type, None)
+    return found  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (1, 1), (2, None), (2, 3), (3, 2), (5, 2)])
 def test_processes_and_accumulation_do_not_change_the_weights(
-    alone: dict[torch.dtype, dict[str, torch.Tensor]],
-    dtype: torch.dtype,
-    tolerance: float,
-    world_size: int,
-    micro_batch_size: int | None,
+    alone: dict[torch.dtype, dict[str, torch.Tensor]], world_size: int, micro_batch_size: int | None
 ) -> None:
-    results = run_processes(world_size, train_twenty_updates, dtype, micro_batch_size, None)
-    assert all(worst_difference(result, results[0]) == 0 for result in results)
-    assert worst_difference(results[0], alone[dtype]) <= tolerance
+    results = run_processes(world_size, train_in_each_type, micro_batch_size)
+    for dtype, tolerance in TOLERANCES.items():
+        assert all(worst_difference(result[dtype], results[0][dtype]) == 0 for result in results)
+        assert worst_difference(results[0][dtype], alone[dtype]) <= tolerance, dtype
 
 
 def test_comparison_notices_a_mean_of_means(alone: dict[torch.dtype, dict[str, torch.Tensor]]) -> None:
@@ -114,14 +116,19 @@ class _RepeatingPlan(Plan):
         return rows._replace(ids=np.maximum(rows.ids, 0))
 
 
+def evaluate_each(sizes: list[tuple[int, int]]) -> list[tuple[float, ...]]:
+    return [evaluate_tiny(num_images, batch_size, False) for num_images, batch_size in sizes]
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize(("num_images", "per_process"), [(1, 1), (2, 4), (7, 2), (12, 2), (13, 3), (16, 4), (19, 1)])
-def test_evaluation_counts_each_image_once(world_size: int, num_images: int, per_process: int) -> None:
-    results = run_processes(world_size, evaluate_tiny, num_images, per_process * world_size, False)
-    (alone,) = run_processes(1, evaluate_tiny, num_images, num_images, False)
-    assert all(result[:3] == alone[:3] for result in results)
-    assert results[0][0] == num_images
-    assert results[0][3] == pytest.approx(alone[3], rel=1e-6)
+def test_evaluation_counts_each_image_once(world_size: int) -> None:
+    sizes = [(1, 1), (2, 4), (7, 2), (12, 2), (13, 3), (16, 4), (19, 1)]  # images, and those of a process in a batch
+    (alone,) = run_processes(1, evaluate_each, [(num_images, num_images) for num_images, _ in sizes])
+    results = run_processes(world_size, evaluate_each, [(number, each * world_size) for number, each in sizes])
+    for (num_images, _), expected, *found in zip(sizes, alone, *results, strict=True):
+        assert all(result[:3] == expected[:3] for result in found), num_images
+        assert found[0][0] == num_images
+        assert found[0][3] == pytest.approx(expected[3], rel=1e-6)
 
 
 def test_evaluation_refuses_to_count_an_image_twice() -> None:
@@ -169,14 +176,17 @@ def evaluate_broken(num_images: int, batch_size: int, value: float, defect: bool
     return bright, ""
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def evaluate_each_broken(values: list[float], batch_size: int) -> list[tuple[int, str]]:
+    return [evaluate_broken(13, batch_size, value) for value in values]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_images_whose_outputs_are_not_finite_are_counted(world_size: int, value: float) -> None:
-    results = run_processes(world_size, evaluate_broken, 13, 2 * world_size, value)
-    assert len(set(results)) == 1  # every process ends alike
-    bright, message = results[0]
-    assert 0 < bright < 13
-    assert message.startswith(f"the network's outputs are not finite (here): {bright} of 13 images")
+def test_images_whose_outputs_are_not_finite_are_counted(world_size: int) -> None:
+    results = run_processes(world_size, evaluate_each_broken, [math.nan, math.inf, 3e38], 2 * world_size)
+    assert results == [results[0]] * world_size  # every process ends alike
+    for bright, message in results[0]:
+        assert 0 < bright < 13
+        assert message.startswith(f"the network's outputs are not finite (here): {bright} of 13 images")
 
 
 def test_a_loss_that_is_not_looked_at_is_noticed() -> None:

@@ -240,14 +240,19 @@ def evaluate_cut(case: Case, num_images: int, batch_size: int, count_twice: bool
     return (result.num_examples, result.top1, result.top5, result.loss)
 
 
-@pytest.mark.parametrize("num_images", [1, 13, 16])
+def evaluate_each(case: Case, sizes: dict[int, int]) -> list[tuple[float, ...]]:
+    return [evaluate_cut(case, num_images, batch_size, False) for num_images, batch_size in sizes.items()]
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_evaluation_counts_each_image_once(case: Case, num_images: int) -> None:
-    (alone,) = run_processes(1, evaluate_cut, case.alone(), num_images, num_images, False)
-    results = run_processes(case.world_size, evaluate_cut, case, num_images, 8, False)
-    assert all(result[:3] == alone[:3] for result in results)
-    assert results[0][0] == num_images
-    assert results[0][3] == pytest.approx(alone[3], rel=1e-6)
+def test_evaluation_counts_each_image_once(case: Case) -> None:
+    numbers = (1, 13, 16)
+    (alone,) = run_processes(1, evaluate_each, case.alone(), {number: number for number in numbers})
+    results = run_processes(case.world_size, evaluate_each, case, dict.fromkeys(numbers, 8))
+    for num_images, expected, *found in zip(numbers, alone, *results, strict=True):
+        assert all(result[:3] == expected[:3] for result in found), num_images
+        assert found[0][0] == num_images
+        assert found[0][3] == pytest.approx(expected[3], rel=1e-6)
 
 
 def test_evaluation_refuses_to_count_for_both_towers() -> None:
