@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -30,12 +32,6 @@ from alexnet_dist.tracking.wandb import WandbMirror
 
 pytest.importorskip("wandb")
 CANARY = "canary-5f1c2e"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _wandb_is_imported() -> None:
-    """Here, once, and not by each process for itself; its settings are read later."""
-    importlib.import_module("wandb.sdk.wandb_setup")
 
 
 def train_with_wandb(folder: Path) -> None:
@@ -225,47 +221,51 @@ def ask(requested: str, variables: dict[str, str], home: Path) -> tuple[str, str
     return wandb_account.choose_wandb_mode(requested)
 
 
-def ask_apart(requested: str, variables: dict[str, str], home: Path) -> tuple[str, str]:
-    (answer,) = run_processes(1, ask, requested, variables, home)
-    return answer  # type: ignore[no-any-return]
+def ask_apart(requests: list[tuple[str, dict[str, str], Path]]) -> list[tuple[str, str]]:
+    """The answers to each; W&B is imported once, and not by this process."""
+    (answers,) = run_processes(1, ask_each, requests)
+    return answers  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("requested", ["online", "auto"])
-@pytest.mark.parametrize("account", ["variable", "netrc elsewhere", "settings file", "proxy"])
-def test_an_account_is_found_where_wandb_finds_it(tmp_path: Path, server: str, account: str, requested: str) -> None:
+def ask_each(requests: list[tuple[str, dict[str, str], Path]]) -> list[tuple[str, str]]:
+    importlib.import_module("wandb.sdk.wandb_setup")
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        return pool.starmap(ask, requests, chunksize=1)
+
+
+def test_an_account_is_found_where_wandb_finds_it(tmp_path: Path, server: str) -> None:
     (tmp_path / "netrc").write_text(f"machine {server}\n  login user\n  password {KEY}\n")
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "settings").write_text(f"[default]\nbase_url = http://{server}\n")
     url, netrc = {"WANDB_BASE_URL": f"http://{server}"}, {"NETRC": str(tmp_path / "netrc")}
-    variables = {
+    accounts = {
         "variable": {**url, "WANDB_API_KEY": KEY},
         "netrc elsewhere": {**url, **netrc},
         "settings file": {"WANDB_CONFIG_DIR": str(tmp_path / "config"), **netrc},
         "proxy": {"WANDB_BASE_URL": "https://wandb.invalid", "WANDB_API_KEY": KEY, "https_proxy": f"http://{server}"},
-    }[account]
-    assert ask_apart(requested, variables, tmp_path)[0] == "online"
+    }
+    cases = list(itertools.product(("online", "auto"), accounts))
+    answers = ask_apart([(requested, accounts[account], tmp_path) for requested, account in cases])
+    assert [case for case, (found, _) in zip(cases, answers, strict=True) if found != "online"] == []
 
 
-@pytest.mark.parametrize(
-    ("requested", "variables", "mode", "reason"),
-    [
-        ("online", {}, "offline", "no W&B account"),
-        ("auto", {}, "offline", "no W&B account"),
-        ("online", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "offline", "cannot be reached"),
-        ("online", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:abc"}, "offline", "port"),
-        ("online", {"WANDB_API_KEY": "canary"}, "offline", ""),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline", "W&B's own"),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled", "W&B's own"),
-        ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "disabled", "W&B's own"),
-    ],
-)
-def test_why_a_run_is_not_online(
-    tmp_path: Path, requested: str, variables: dict[str, str], mode: str, reason: str
-) -> None:
-    found, why = ask_apart(requested, variables, tmp_path)
-    assert found == mode
-    assert reason in why
-    assert "canary" not in why
+NOT_ONLINE: list[tuple[str, dict[str, str], str, str]] = [
+    ("online", {}, "offline", "no W&B account"),
+    ("auto", {}, "offline", "no W&B account"),
+    ("online", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "offline", "cannot be reached"),
+    ("online", {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:abc"}, "offline", "port"),
+    ("online", {"WANDB_API_KEY": "canary"}, "offline", ""),
+    ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline", "W&B's own"),
+    ("auto", {"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "disabled", "W&B's own"),
+    ("auto", {"WANDB_API_KEY": KEY, "WANDB_DISABLED": "true"}, "disabled", "W&B's own"),
+]
+
+
+def test_why_a_run_is_not_online(tmp_path: Path) -> None:
+    answers = ask_apart([(requested, variables, tmp_path) for requested, variables, _, _ in NOT_ONLINE])
+    for (requested, variables, mode, reason), (found, why) in zip(NOT_ONLINE, answers, strict=True):
+        assert (found, reason in why) == (mode, True), (requested, variables, why)
+        assert "canary" not in why
 
 
 def test_errors_of_wandb_are_told_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
