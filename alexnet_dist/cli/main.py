@@ -124,7 +124,8 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         stopped.ending.say(stopped.number)
         return 128 + stopped.number
     except KeyboardInterrupt:
-        print(describe_stop(signal.SIGINT), file=sys.stderr)
+        if not leave_line(describe_stop(signal.SIGINT)):
+            print(describe_stop(signal.SIGINT), file=sys.stderr)
         return 130
     except Exception as error:
         line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory"))

@@ -19,8 +19,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any, NoReturn
 
+import psutil
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -31,7 +33,7 @@ from torch.distributed.launcher import api
 
 from alexnet_dist.base.ending import TAKES_LAST_LINE
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError, describe_stop
-from alexnet_dist.base.signals import ending_at_once
+from alexnet_dist.base.signals import SIGNALS, ending_at_once
 from alexnet_dist.parallel.processes.meeting import explain_meeting
 from alexnet_dist.parallel.processes.network import check_port_is_free, resolve_host
 from alexnet_dist.parallel.processes.waiting import NOTE_SECONDS
@@ -101,12 +103,13 @@ class Agent(LocalElasticAgent):
 
     Args:
         is_elastic: machines may come and go. One that is told to go stops the workers of all; those that stay go on.
+        machines: of the job, at most.
         arguments: of torch's agent.
     """
 
-    def __init__(self, *arguments: Any, is_elastic: bool = False, **more: Any) -> None:
+    def __init__(self, *arguments: Any, is_elastic: bool = False, machines: int = 1, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._is_elastic, self._is_said = is_elastic, False
+        self._is_elastic, self._machines, self._is_said = is_elastic, machines, False
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         try:
@@ -117,7 +120,8 @@ class Agent(LocalElasticAgent):
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         have_come = threading.Event()
-        threading.Thread(target=_tell_waiting, args=(have_come,), name="rendezvous", daemon=True).start()
+        if self._machines > 1:
+            threading.Thread(target=_tell_waiting, args=(have_come,), name="rendezvous", daemon=True).start()
         try:
             super()._rendezvous(worker_group)
         finally:
@@ -215,7 +219,7 @@ def run_torch(words: list[str]) -> None:
         raise UsageError(f"--nnodes is {options.nnodes}", remedy="give a number, or the range MIN:MAX") from None
     _settle_torch(options, words, fewest, most)
     os.environ |= {"PET_NNODES": options.nnodes, "PET_NPROC_PER_NODE": options.nproc_per_node}  # for the workers' guard
-    api.LocalElasticAgent = partial(Agent, is_elastic=fewest < most)  # type: ignore[attr-defined,assignment]
+    api.LocalElasticAgent = partial(Agent, is_elastic=fewest < most, machines=most)  # type: ignore[attr-defined,assignment]
     with _mistakes_are_usage():
         torchrun.run(options)  # type: ignore[no-untyped-call]
 
@@ -274,8 +278,20 @@ def run_accelerate(words: list[str]) -> None:
             check_endpoint(options.main_process_ip, "--main_process_ip")
             if int(rank or 0) == 0:
                 check_port_is_free(int(options.main_process_port), "--main_process_port")
-        api.LocalElasticAgent = Agent  # type: ignore[attr-defined]
+        api.LocalElasticAgent = partial(Agent, machines=machines or 1)  # type: ignore[attr-defined,assignment]
+        for number in SIGNALS:
+            signal.signal(number, _pass_on)  # until torch's agent takes them; a single process has no agent
         launch_command(options)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """A signal is for the process that Accelerate started and waits for; before there is one, it ends the launcher."""
+    children = psutil.Process().children()
+    if not children:
+        raise SignalException(f"signal {number}", signal.Signals(number))
+    for child in children:
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(number)
 
 
 LAUNCHERS: dict[str, Callable[[list[str]], None]] = {
