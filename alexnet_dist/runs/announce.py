@@ -33,7 +33,8 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
     parameters = trainer.partition.count_parameters(trainer.model)
     layout = "channels last" if start.config.channels_last else "contiguous"
     threads = torch.get_num_threads()
-    passed = f", {data['num_bad_files']} bad files left out" if data["num_bad_files"] else ""
+    num_bad = data["num_bad_files"]
+    passed = f", {num_bad:,} bad file{'s' * (num_bad != 1)} left out" if num_bad else ""
     counts = f"{data['num_train']:,} train, {data['num_val']:,} val, {data['num_test']:,} test images{passed}"
     lines = [
         f"model     {start.config.model.variant}, {parameters:,} parameters, {start.spec.num_classes} classes",

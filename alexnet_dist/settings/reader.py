@@ -461,6 +461,12 @@ def _explain(error: Exception, values: dict[str, Any], places: dict[str, str]) -
     """jsonargparse's message of several lines as one: the key, where it stands, the type wanted, the value got."""
     text = " ".join(str(error).split())
     match = re.search(r'key "([\w.]+)"', text) or re.search(r"argument --([\w.]+)", text)
+    if (unknown := re.search("unrecognized arguments: (.*)", text)) is not None:
+        is_folder = os.path.isdir(unknown[1])
+        remedy = (
+            "a folder stands behind its option here, --data.root or --data; see --help" if is_folder else "see --help"
+        )
+        return UsageError(f"unexpected word {unknown[1]!r}", where="command line", remedy=remedy)
     if match is None or match[1] not in _all_keys():
         return UsageError("cannot read the command line", why=text.removeprefix("error: "), remedy="see --help")
     return _wrong_value(match[1], values, places)

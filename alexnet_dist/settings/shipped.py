@@ -45,6 +45,8 @@ def find_yaml(name: str, folders: tuple[Path, ...], what: str) -> Path:
     names = sorted(known, key=len)
     remedy = f"did you mean {near[0]}?" if near else f"give a path, or a name in {folders[-1].name}/: {name_few(names)}"
     why = "neither a file nor a name that we ship"
+    if os.path.isdir(name) and what == "configuration":
+        remedy = "to train on a folder of images, give it without --config"
     if os.path.dirname(name):
         raise UsageError(f"no {what}", where=os.path.abspath(name), why=why, remedy=remedy)
     raise UsageError(f"no {what} {name!r}", why=why, remedy=remedy)

@@ -209,6 +209,12 @@ def test_a_model_that_is_no_run_lists_the_runs_beside_it(
         ("train -b 32", "unknown option -b@; did you mean --train.global_batch_size?"),
         ("evaluate m --batch-size 32", "unknown option --batch-size@; did you mean --batch_size?"),
         ("train --profile", "unknown option --profile@; see --help all"),
+        ("doctor nowhere", "unexpected word 'nowhere'@; see --help"),
+        (
+            "doctor /",
+            "unexpected word '/'@; a folder stands behind its option here, --data.root or --data; see --help",
+        ),
+        ("train --gpus 2", "unknown option --gpus@; processes are started by a launcher: see alexnet-dist launch"),
     ],
 )
 def test_options_of_other_programs_are_answered_with_ours(

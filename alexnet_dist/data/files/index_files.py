@@ -106,7 +106,7 @@ def _judge_bad_files(
     if len(bad_files) == num_files:
         why = f"all {num_files} files are unreadable, the first is {first}"
         raise DataError("no readable image", where=str(root), why=why, remedy="check the files")
-    logger.warning("%d of %d images in %s are unreadable and left out (%s)", len(bad_files), num_files, root, first)
+    logger.warning("left out %d of %d images in %s, which cannot be read (%s)", len(bad_files), num_files, root, first)
 
 
 def _warn_about_classes(index: SampleIndex, place: Path) -> None:
