@@ -1,4 +1,4 @@
-"""The pictures of docs/first-hour.md: what a newcomer types, and what a terminal of 80 columns shows.
+"""The pictures of docs/first-hour.md: a newcomer's commands on a terminal of 80 columns, and two figures of a run.
 
     python docs/screens.py data/fruits10              # all pictures again: docs/screens/*.svg
     python docs/screens.py data/fruits10 --only 06 07
@@ -25,13 +25,16 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pyte
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "docs" / "screens"
 COLUMNS, ROWS = 80, 100  # more rows than any screen has: nothing scrolls away
-CHAR, LINE, EDGE = 8.4, 19, 16  # of the picture, in pixels
+CHAR, LINE, EDGE = 8.4, 19, 16  # of a picture, in pixels
+FIGURE_WIDTH = 720
 CTRL_C = b"\x03"
 OWN = "python launch/train.py data/fruits --config fruits --train.epochs 4"
+FIGURES = ("curves.png", "confusion.png")  # of the run; others show pictures that are not ours
 FOREIGN = ("COLUMNS", "LINES", "XDG_CACHE_HOME")  # variables of the environment that a newcomer has not
 FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', 'Liberation Mono', monospace"
 
@@ -60,7 +63,7 @@ SCENES = (
     Scene(OWN, r"epoch 2/\d+ .* [6-9]/\d+ loss", "03-train", "04-stop", stop=True),
     Scene(OWN, end="05-again"),
     Scene("python launch/evaluate.py runs/fruits", end="06-evaluate"),
-    Scene("python launch/predict.py runs/fruits picture.jpg data/fruits/valid/Tom*1", end="07-predict"),
+    Scene("python launch/predict.py runs/fruits one.jpg two.jpg", end="07-predict"),
     Scene("python launch/train.py --help", end="08-help"),
     Scene("python launch/train.py --help schedule", end="09-help-schedule"),
     Scene("python launch/train.py --config smoke", end="10-smoke"),
@@ -84,6 +87,8 @@ def main() -> None:
         if any(name.startswith(tuple(options.only)) for name in (scene.middle, scene.end) if name):
             for picture, lines in play(scene, clone).items():
                 (OUT / f"{picture}.svg").write_text(draw(scene.command, lines), encoding="utf-8")
+    for name in FIGURES:
+        shrink(clone / "runs" / "fruits" / "plots" / name, OUT / name)
 
 
 def make_clone(clone: Path, pictures: Path) -> None:
@@ -91,8 +96,9 @@ def make_clone(clone: Path, pictures: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     (clone / "data").mkdir()
     (clone / "data" / "fruits").symlink_to(pictures)
-    first = next(path for path in sorted(pictures.glob("valid/*/*")) if path.is_file())
-    shutil.copy(first, clone / "picture.jpg")
+    shown = sorted(path for path in pictures.glob("valid/*/*") if path.is_file())
+    shutil.copy(shown[0], clone / "one.jpg")
+    shutil.copy(shown[-1], clone / "two.jpg")
     (clone / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
         (clone / ".venv" / name).symlink_to(Path(sys.prefix) / name)
@@ -137,6 +143,14 @@ def read(terminal: int) -> bytes:
         return os.read(terminal, 1 << 16)
     except OSError:  # Linux, where the last process has ended
         return b""
+
+
+def shrink(figure: Path, target: Path) -> None:
+    """A figure as wide as a terminal, with as many colors as it needs."""
+    with Image.open(figure) as image:
+        size = (FIGURE_WIDTH, round(image.height * FIGURE_WIDTH / image.width))
+        small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    small.quantize(256, Image.Quantize.FASTOCTREE).save(target, optimize=True)
 
 
 def draw(command: str, lines: list[str]) -> str:

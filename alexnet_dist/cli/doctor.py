@@ -129,7 +129,7 @@ def _describe_peers(peers: Sequence[Peer], machines: Sequence[Sequence[int]]) ->
 
 def _describe_clocks(clocks: Sequence[tuple[float, float]]) -> str:
     if len(clocks) == 1:
-        return "clocks    one"
+        return "clocks    one machine, nothing to compare"
     farthest = max(range(len(clocks)), key=lambda rank: abs(clocks[rank][0]))
     offset, uncertainty = clocks[farthest]
     bound = f"(uncertain by {1e3 * uncertainty:.1f} ms)"

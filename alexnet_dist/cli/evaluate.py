@@ -168,7 +168,7 @@ def evaluate_model(
         return None
     if plots:
         _draw(folder, card, config, runtime.alone(), split, index, said)
-    facts = {"model": str(path), "step": card.source.get("step"), "split": split}
+    facts = {"model": str(path), "step": card.source.get("step"), "split": split, "images": index.place or None}
     return {**facts, "crops_per_image": plan.augmentation.views, **result, "num_bad_files": num_bad_files}
 
 

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from helpers import lanes
+from helpers.archives import read_files, write_shards, write_tar
 from helpers.array_files import write_fashion_mnist
 from helpers.images import save_jpeg
 from helpers.pages import BLOCKS, COMMANDS, PAGES, ROOT, Block, Command, names_program, read_commands, split_script
@@ -30,14 +31,17 @@ from torch.distributed.run import get_args_parser
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.cli.launch import ACCELERATE, TORCH, build_command
 from alexnet_dist.cli.main import VERBS, run
+from alexnet_dist.cli.prepare import KINDS
 
 DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 FIRST_PAGES = ("README.md", "docs/train-your-own.md")  # the others are `slow`
 ELSEWHERE = {"summary": "below", "estimate": "tests/cli/test_estimate.py"}  # verbs whose commands another test runs
+FOREIGN_OPTIONS = {"--requeue", "--ipc"}  # of sbatch and docker, which are named without their programs
+LOOKING = ("ls", "tar")  # programs of the system that show what lies somewhere
 SHOWN = ("text", "yaml")  # languages of blocks that are no commands
 LAUNCHERS = {ACCELERATE: launch_command_parser, TORCH: get_args_parser}
 TINY = {
-    "model": {"image_size": 64, "conv_channels": [8, 16, 16, 16, 16], "fc_width": 16},
+    "model": {"image_size": 68, "conv_channels": [8, 16, 16, 16, 16], "fc_width": 16},
     "data": {"workers": 0, "cache_dir": "cache"},
     "augment": {"resize": 72},
     "train": {"epochs": 1, "global_batch_size": 12},
@@ -79,6 +83,8 @@ def how_it_runs(command: Command) -> str:
     verb = split_script(words)[1]
     if verb:
         return ELSEWHERE.get(verb, "run")
+    if words[0] in LOOKING:
+        return "run"
     if words[0] == "alexnet-dist":
         return "read" if words[1] == "launch" else "run"
     if words[0] == "make" or words[:2] == ["pip", "install"] or names_benchmark(words):
@@ -129,6 +135,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     for name in ("flowers", "imagenet_subset"):
         save_classes(folder / "data" / name / "train", ("daisy", "rose", "tulip"), 8)
         save_classes(folder / "data" / name / "val", ("daisy", "rose", "tulip"), 2)
+    for part, count in (("train", 12), ("valid", 2)):
+        save_classes(folder / "data" / "fruits" / part, ("apple", "pear"), count)
     save_classes(folder / "data" / "more_flowers", ("daisy", "rose", "tulip"), 2)
     for part in ("train_data", "test_data"):
         save_classes(folder / "data" / "cat_dog" / part, ("cat", "dog"), 12)
@@ -137,8 +145,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     save_classes(folder / "data" / "photos", ("day", "night"), 12)
     rows = [f"{path.relative_to(folder / 'data/photos')},{path.parent.name}" for path in folder.glob("data/photos/*/*")]
     (folder / "data" / "photos" / "train.csv").write_text("\n".join(["file,label", *rows]) + "\n")
-    for name in ("picture.jpg", "folder/1.jpg", "pictures/may/2.jpg", "3.jpg"):
+    for name in ("picture.jpg", "folder/1.jpg", "pictures/may/2.jpg", "3.jpg", "one.jpg", "two.jpg"):
         save_jpeg(folder / name, 90, 80)
+    flowers = read_files(folder / "data" / "flowers" / "train")
+    write_shards(
+        folder / "data" / "shards", {f"{name[:-4]}-{n}.jpg": flowers[name] for n in range(9) for name in flowers}, 147
+    )
+    write_shards(folder / "data" / "shards", flowers, 6, "val")
+    write_tar(folder / "pets.tar", read_files(folder / "data" / "flowers"))
     (folder / "more.txt").write_text("3.jpg\n")
     (folder / "launch").symlink_to(ROOT / "launch")
     (folder / "configs").mkdir()
@@ -167,7 +181,10 @@ def count_processes(words: list[str]) -> int:
 
 
 def carry_out(command: Command) -> None:
-    """Run a command as it stands, in forked processes."""
+    """Run a command as it stands: a verb in forked processes."""
+    if command.words[0] in LOOKING:
+        subprocess.run(["bash", "-o", "pipefail", "-c", command.line], check=True, capture_output=True, timeout=60)
+        return
     before, verb, words = split_script(command.words)
     if not verb:
         _, verb, *words = before
@@ -206,14 +223,15 @@ def find_inline(verb: str) -> list[list[str]]:
         (verb, words)
         for verb in ("train", "crossval")
         for words in read_commands(verb) + find_inline(verb)
-        if "data/npy" not in words  # a source that is not ours
+        if not {"data/npy", "--help"} & set(words)  # the one is of a source that is not ours
     ],
 )
 def test_settings_of_training_are_names_and_values_that_exist(
     verb: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No more than that: `--print_config` reads them, over the shipped recipes."""
-    (tmp_path / "data" / "flowers" / "train").mkdir(parents=True)
+    for name in ("flowers", "fruits"):
+        (tmp_path / "data" / name / "train").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert run(verb, [*words, "--print_config"]) == 0
     assert "output_dir: runs/" in capsys.readouterr().out
@@ -223,7 +241,7 @@ def list_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Every option that a verb, a benchmark or a launcher has."""
     known = {word for new in LAUNCHERS.values() for action in new()._actions for word in action.option_strings}
     helps = [(verb, ["--help", *more]) for verb in VERBS for more in ([], ["all"]) if not (verb == "launch" and more)]
-    helps += [("prepare", [name, "--help"]) for name in ("verify", "cache", "parity", "manifest", "subset")]
+    helps += [("prepare", [name, "--help"]) for name in KINDS]
     for verb, words in helps:
         with contextlib.suppress(SystemExit):
             run(verb, words)
@@ -233,13 +251,20 @@ def list_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     return known
 
 
+def is_ours(code: str) -> bool:
+    """Whether a command is one of ours, or one of a launcher that takes our verbs; also options alone."""
+    words = [word for word in code.split() if not re.match("[A-Z_]+=", word)]
+    return bool(words) and (words[0] in ("python", "accelerate", "torchrun", "alexnet-dist") or code.startswith("--"))
+
+
 def test_options_of_the_text_are_names_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known = list_options(capsys)
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        code = " ".join([*re.findall(r"`([^`]+)`", text), *(b.text for b in BLOCKS if ROOT / b.page == page)])
+        inline = re.findall(r"`([^`]+)`", page.read_text(encoding="utf-8"))
+        lines = [command.line for command in COMMANDS if ROOT / command.page == page]
+        code = " ".join(code for code in (*inline, *lines) if is_ours(code))
         named = set(re.findall(r"(?<![\w-])--[a-z][\w.]*\w", code))
-        assert sorted(named - known) == [], page.name
+        assert sorted(named - known - FOREIGN_OPTIONS) == [], page.name
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=str)

@@ -64,7 +64,7 @@ def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processe
     words = ["--model", str(tmp_path / "run"), "--split", "test", "--data.workers", "0"]
     call_well("evaluate", *words, "--out", tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["num_examples"] == 20
+    assert (result["num_examples"], result["images"]) == (20, None)
     assert result["top1"] == pytest.approx(read_summary(tmp_path)["test_top1"], abs=1e-12)
     assert list_files(tmp_path / "data") == before
 
@@ -109,6 +109,7 @@ def test_manifest(tmp_path: Path, listed: Path, processes: int) -> None:
     call_well("evaluate", "--model", tmp_path / "run", "--out", tmp_path / "out.json", processes=processes)
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["top1"] == pytest.approx(read_summary(tmp_path)["best_top1"], abs=1e-12)
+    assert result["images"] == str(listed)
     assert list_files(listed) == before
 
 

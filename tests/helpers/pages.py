@@ -28,7 +28,7 @@ PROGRAMS = {
         "cd",
         "tar",
     ),
-    *("sbatch", "srun", "scancel", "sacct", "wandb", "tensorboard", "jupyter", "aws", "export", "mpirun", "curl"),
+    *("ls", "sbatch", "srun", "scancel", "sacct", "wandb", "tensorboard", "jupyter", "aws", "export", "mpirun", "curl"),
 }
 NEEDS = re.compile(r"<!-- needs: (.+) -->")
 _SETTING = re.compile(r"[A-Z_]+=\S*$")  # of the environment, before a program
@@ -55,23 +55,27 @@ class Block:
     def commands(self) -> list[Command]:
         """Each line that begins with a program. Lines that end with a backslash are one."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        split = [shlex.split(line, comments=True) for line in lines if names_program(line)]
-        return [Command(self.page, words, self.needs) for words in split]
+        return [Command(self.page, line, self.needs) for line in lines if names_program(line)]
 
 
 @dataclass(frozen=True)
 class Command:
-    """The words of a command, the settings of the environment before them left out, and its block's page and needs."""
+    """A line of a block, its page and what the block needs."""
 
     page: str
-    all_words: list[str]
+    line: str
     needs: str
+
+    @property
+    def all_words(self) -> list[str]:
+        """With the settings of the environment that stand before the program."""
+        return shlex.split(self.line, comments=True)
 
     @property
     def words(self) -> list[str]:
         """The program and what it is told."""
-        first = next(n for n, word in enumerate(self.all_words) if not _SETTING.match(word))
-        return self.all_words[first:]
+        words = self.all_words
+        return words[next(n for n, word in enumerate(words) if not _SETTING.match(word)) :]
 
     def __str__(self) -> str:
         return f"{self.page}: {shlex.join(self.all_words)}"

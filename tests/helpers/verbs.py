@@ -34,5 +34,8 @@ def call_with_output(verb: str, *words: object, processes: int = 1) -> tuple[int
 
 def _call_here(verb: str, words: list[str]) -> tuple[int, str, str]:
     with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as output:
-        code = run(verb, words)
+        try:
+            code = run(verb, words)
+        except SystemExit as ended:  # --help
+            code = int(ended.code or 0)
     return code, errors.getvalue(), output.getvalue()
