@@ -188,13 +188,14 @@ def local_root(data: DataConfig) -> Path | None:
 
 
 def fetch_root(data: DataConfig) -> None:
-    """Fetch what data.root is the address of, unless it is there; nothing where it is a folder. Rank 0 speaks.
+    """Fetch what data.root is the address of, unless it is there. Nothing is done where it is a folder, or where the
+    source takes none. Rank 0 speaks.
 
     Raises:
         DataError: nothing is there.
         MachineError: no network, no permission, no space.
     """
-    if data.root is not None and is_address(data.root):
+    if data.root is not None and is_address(data.root) and SOURCES[data.source].needs_root:
         _fetch_once(data.root, cache_dir(data))
 
 

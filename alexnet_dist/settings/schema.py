@@ -131,8 +131,8 @@ class DataConfig:
     fetched into cache_dir once a machine"""
     train: str = "train"
     """training images: a folder of class folders, a manifest, or archives (a file, a folder of them, a pattern as
-    `train-{000..146}.tar`, any of these with `!FOLDER` for a folder within). cifar10, fashion_mnist and synthetic call
-    their parts train and test"""
+    `train-{000..146}.tar`, any of these with `!FOLDER` for a folder within), a split of parquet files. cifar10,
+    fashion_mnist and synthetic call their parts train and test"""
     val: str | None = None
     """validation images; null = a part of train, see val_fraction"""
     test: str | None = None

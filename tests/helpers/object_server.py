@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Objects:
         changes: another content, which an object has after its next answer.
         has_ranges: whether a part can be asked for.
         has_tags: whether objects have etags.
+        pause: seconds before each piece of 64 kB, for a slow connection.
         refusal: status and body of every answer; None = as it should be.
     """
 
@@ -34,6 +36,7 @@ class Objects:
     changes: dict[str, bytes] = field(default_factory=dict)
     has_ranges: bool = True
     has_tags: bool = True
+    pause: float = 0.0
     refusal: tuple[int, str] | None = None
     port: int = 0
     asked: list[tuple[str, int]] = field(default_factory=list)  # path and first byte of each GET of an object
@@ -90,7 +93,11 @@ class _Handler(BaseHTTPRequestHandler):
         held.contents[path] = held.changes.pop(path, held.contents[path])
         held.sent += len(part)
         with contextlib.suppress(OSError):  # whoever asked has gone
-            self.wfile.write(part)
+            for begin in range(0, len(part), 65_536) if held.pause else ():
+                time.sleep(held.pause)
+                self.wfile.write(part[begin : begin + 65_536])
+            if not held.pause:
+                self.wfile.write(part)
         self.close_connection = len(part) < len(data)
 
     def _list(self, bucket: str, prefix: str) -> bytes:

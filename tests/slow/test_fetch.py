@@ -99,9 +99,11 @@ def configure(tmp_path: Path, name: str, root: object) -> list[str]:
     config = tiny_config(
         tmp_path / name,
         data__root=str(root),
+        data__source="folder",
         data__train=".",
         data__cache_dir=str(tmp_path / "cache"),
-        data__val_fraction=0.25,
+        data__val_fraction=0.4,
+        augment__resize=72,
         train__epochs=None,
         train__max_steps=3,
     )
@@ -117,6 +119,7 @@ def test_an_address_trains_the_same_network_as_the_folder(bucket: Any, tmp_path:
     finish(start("train", *configure(tmp_path, "folder", tmp_path / "flowers"), env=environment(url)))
     text = finish(start("train", *configure(tmp_path, "address", ADDRESS), env=environment(url)))
     assert "fetched" in text
+    assert "folder: 6 train, 4 val" in text
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("folder", "address")]
     assert weights[0] == weights[1]
     assert f"root: {ADDRESS}" in (tmp_path / "address" / "config.yaml").read_text()
@@ -141,6 +144,72 @@ def test_two_trainings_at_once_fetch_once(tmp_path: Path) -> None:
     assert sorted(path for path, _ in objects.asked) == sorted(held)
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
+
+
+def test_two_processes_fetch_once_and_fail_together(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "flowers")
+    files = [path for path in (tmp_path / "flowers").rglob("*.*") if path.is_file()]
+    held = {f"pics/{path.relative_to(tmp_path).as_posix()}": path.read_bytes() for path in files}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    with serving(Objects(held)) as objects:
+        env = {**environment(objects.address), "ACCELERATE_USE_CPU": "true"}
+        script = [*launcher, "--main_process_port", "0", str(ROOT / "launch" / "train.py")]
+
+        def train(*words: str) -> subprocess.CompletedProcess[str]:
+            command = [*script, *configure(tmp_path, "pair", ADDRESS), *words]
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+
+        objects.refusal = (403, "<Error><Code>AccessDenied</Code></Error>")
+        failed = train()
+        assert failed.returncode != 0
+        assert failed.stderr.count("\nerror: no permission (s3://pics/flowers)") == 1, failed.stderr
+        objects.refusal = None
+        ended = train()
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path for path, _ in objects.asked) == sorted(held)
+
+
+def test_ctrl_c_while_it_fetches(tmp_path: Path) -> None:
+    with serving(Objects({f"pics/flowers/{number}": bytes(8_000_000) for number in range(4)}, pause=0.02)) as objects:
+        words = ("fetch", ADDRESS, "--data.cache_dir", tmp_path)
+        process = start("prepare", *words, env=environment(objects.address))
+        copy = find_copy(ADDRESS, tmp_path)
+        wait_until(lambda: sum(path.stat().st_size for path in copy.parts.glob("*")) > 2_000_000)
+        process.send_signal(signal.SIGINT)
+        text, _ = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "Run the same command again to continue" in text
+        assert "Traceback" not in text
+        objects.pause, sent = 0.0, objects.sent
+        finish(start("prepare", *words, env=environment(objects.address)))
+        assert objects.sent - sent < 4 * 8_000_000
+    assert is_whole(copy)
+
+
+def test_packed_shards_in_a_bucket_and_parquet_train_the_same_network(bucket: Any, tmp_path: Path) -> None:
+    from helpers.parquet_files import write_folder_as_parquet
+
+    pics, url = bucket
+    write_class_folders(tmp_path / "flowers")
+    out = tmp_path / "packed"
+    words = ("--data.root", tmp_path, "--data.train", "flowers", "--out", out, "--shard_mb", 1)
+    finish(start("prepare", "pack", *words, env=environment(url)))
+    for path in out.iterdir():
+        pics.upload_file(str(path), f"packed/{path.name}")
+    write_folder_as_parquet(tmp_path / "flowers", tmp_path / "parquet", ("cat", "dog", "red fox"))
+    for path in (tmp_path / "parquet").iterdir():
+        pics.upload_file(str(path), f"parquet/{path.name}")
+    runs = {
+        "folder": (tmp_path / "flowers", "folder", "."),
+        "tar": ("s3://pics/packed", "tar", "train"),
+        "parquet": ("s3://pics/parquet", "parquet", "train"),
+    }
+    for name, (root, source, train) in runs.items():
+        more = ("--data.source", source, "--data.train", train)
+        text = finish(start("train", *configure(tmp_path, name, root), *more, env=environment(url)))
+        assert f"{source}: 6 train, 4 val" in text
+    weights = {(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in runs}
+    assert len(weights) == 1
 
 
 def make_certificate(folder: Path) -> Path:

@@ -49,7 +49,8 @@ class RemoteFile:
         path: of the file, below the local folder; POSIX.
         size: bytes.
         tag: says which content it has: the store's etag, or else when it was changed.
-        changed: when that was; None where the tag is an etag.
+        changed: when that was, as the store says; None where it does not.
+        has_etag: whether the tag is an etag.
     """
 
     key: str
@@ -57,6 +58,7 @@ class RemoteFile:
     size: int
     tag: str
     changed: datetime | None = None
+    has_etag: bool = True
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
@@ -184,7 +186,7 @@ def look_again(store: Any, address: Address, file: RemoteFile) -> RemoteFile:
 def _describe(meta: Any, path: str) -> RemoteFile:
     tag, changed = meta["e_tag"], meta["last_modified"]
     return RemoteFile(
-        meta["path"], path, meta["size"], tag or f"changed {changed.isoformat()}", None if tag else changed
+        meta["path"], path, meta["size"], tag or f"changed {changed.isoformat()}", changed, has_etag=bool(tag)
     )
 
 
@@ -208,7 +210,7 @@ def read_chunks(store: Any, file: RemoteFile, offset: int) -> Iterator[memoryvie
     """
     obstore = import_extra("obstore", "remote")
     options: dict[str, Any] = {"range": {"offset": offset}} if offset else {}
-    if file.changed is not None:
+    if not file.has_etag:
         options["if_unmodified_since"] = file.changed
     elif not file.tag.startswith("W/"):  # a weak one never matches
         options["if_match"] = file.tag

@@ -131,6 +131,8 @@ def _land(file: RemoteFile, fetch: FetchFile, folder: Path, parts: Path, work: W
         file = fetch(file, part, work)
         digest = hash_file(part)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if file.changed is not None:  # the same time on every machine: it is part of what is remembered of a file
+            os.utime(part, (file.changed.timestamp(),) * 2)
         os.replace(part, target)
     with work.lock:
         work.landed += 1

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_a_whole_copy_needs_no_network(server: Objects, tmp_path: Path) -> None:
     server.refusal = (500, "")
     assert fetch(tmp_path) == expected(server)
     assert len(server.asked) == num_asked == 4
+    times = {path.stat().st_mtime for path in find_copy(ROOT, tmp_path).files.rglob("*.jpg")}
+    assert times == {datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()}  # the store's, on every machine
     assert SECRET.encode() not in b"".join(read_files(tmp_path).values())
 
 
