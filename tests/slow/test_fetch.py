@@ -104,6 +104,7 @@ def configure(tmp_path: Path, name: str, root: object) -> list[str]:
         data__cache_dir=str(tmp_path / "cache"),
         data__val_fraction=0.4,
         augment__resize=72,
+        train__global_batch_size=4,
         train__epochs=None,
         train__max_steps=3,
     )

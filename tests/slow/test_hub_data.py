@@ -105,7 +105,7 @@ def test_a_data_set_is_fetched_once_and_trains_the_network_of_the_folder(hub: ty
         ("hub", ADDRESS, {"data__source": "parquet"}),
     ):
         values = {"data__root": root, "data__cache_dir": str(tmp_path / "cache"), "data__val_fraction": 0.4}
-        steps = {"train__epochs": None, "train__max_steps": 3, "augment__resize": 72}
+        steps = {"train__epochs": None, "train__max_steps": 3, "augment__resize": 72, "train__global_batch_size": 4}
         config = tiny_config(tmp_path / name, **values, **steps, **more)
         (tmp_path / f"{name}.yaml").write_text(dump_config(config))
         ended = call(hub, tmp_path, "train", "--config", tmp_path / f"{name}.yaml")
