@@ -13,7 +13,6 @@ from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.terminal import find_columns, wrap_line
 from alexnet_dist.base.text import align, escape_text, shorten
 from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, import_shown, settle_out, take_model
-from alexnet_dist.cli.picture_paths import find_pictures
 from alexnet_dist.data.class_words import describe_class, find_words
 from alexnet_dist.settings.reader import new_parser, parse_options
 
@@ -59,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     check_at_least_one(options, "topk")
     out = settle_out(options)
+    from alexnet_dist.cli.picture_paths import find_pictures  # numpy; --help should not wait for it
+
     paths = find_pictures(options.paths, options.list)
     predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
     if (form := choose_format(options.format, out)) != "table":

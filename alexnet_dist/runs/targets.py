@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from alexnet_dist.assembly.sets import local_root
 from alexnet_dist.base.durable import tidy_folder
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import find_place
@@ -32,19 +31,20 @@ def check_output_dir(out: str, data: DataConfig) -> None:
         raise UsageError("--output_dir cannot be this folder", where=str(folder), why=why, remedy=remedy)
     if is_made_here(folder, "run") or is_made_here(folder, "crossval"):  # what began earlier goes on
         return
-    for images in _list_image_folders(data):
+    from alexnet_dist.assembly.sets import local_root  # numpy; whoever only checks an option should not wait for it
+
+    root = local_root(data)
+    for images in _list_image_folders(data, find_place(root or ".")):
         if folder.is_relative_to(images) or images.is_relative_to(folder):
             why = f"nothing is ever written among the images of {images}"
             raise UsageError("--output_dir and the images overlap", where=str(folder), why=why, remedy=remedy)
-    root = local_root(data)
     if root is not None and find_place(root).is_relative_to(folder):
         why = "it is data.root, or holds it"
         raise UsageError("--output_dir cannot be this folder", where=str(folder), why=why, remedy=remedy)
 
 
-def _list_image_folders(data: DataConfig) -> Iterator[Path]:
+def _list_image_folders(data: DataConfig, root: Path) -> Iterator[Path]:
     """The folders that the sets are read from; what a list names lies in data.image_dir, if anywhere in particular."""
-    root = find_place(local_root(data) or ".")
     sets = (data.train, data.val, data.test) if SOURCES[data.source].has_folders else (data.image_dir,)
     yield from (root / name for name in sets if name)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,18 +230,3 @@ def test_shown_images_are_the_pixels_before_the_input_scale(channels: int) -> No
 def test_long_names_end_in_an_ellipsis() -> None:
     assert cut_end("abcdef", 6) == "abcdef"
     assert cut_end("abcde fg", 7) == "abcde…"
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("verb", ["train", "evaluate", "predict"])
-def test_help_waits_for_nothing_heavy(verb: str) -> None:
-    code = (
-        "import sys\n"
-        "from alexnet_dist.cli.main import run\n"
-        "try:\n"
-        f"    run({verb!r}, ['--help'])\n"
-        "except SystemExit:\n"
-        "    print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"

@@ -23,7 +23,10 @@ HAS_DALI, ON_GPU = find_obstacle("dali") is None, torch.cuda.is_available()
 ENGINES = ["torchvision", "cache", *["dali_cpu"] * HAS_DALI, *["dali_gpu"] * (HAS_DALI and ON_GPU)]
 RIVALS = {"dali_cpu": "plain_dali", "dali_gpu": "plain_dali_gpu"}
 RATIOS = {
-    "startup": {"import_package/import_torch", "train_help/import_torch", "unknown_key/import_torch"},
+    "startup": {
+        f"{start}/import_torch"
+        for start in ("import_package", "version", "help", "train_help", "unknown_key", "first_line", "first_update")
+    },
     "model": {"bf16_channels_last/fp32_contiguous", "paper/torchvision", "trainer_step/minimal_loop"},
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
     "loader": {
