@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import write_json
-from alexnet_dist.base.ranks import is_first_here, local_world_size_from_environment, world_size_from_environment
+from alexnet_dist.base.ranks import is_first_here
 from alexnet_dist.cli.options import ELEMENT_BYTES, add_options, check_above_zero, import_shown, settle_out, show
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config
@@ -101,12 +100,10 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
 
 def _warn_about_interface() -> None:
     """On each machine, before the processes join: on the wrong interface they never do."""
-    from alexnet_dist.parallel.processes.network import find_wrong_interface
+    from alexnet_dist.parallel.processes.network import advise_interface
 
-    if is_first_here() and world_size_from_environment() > local_world_size_from_environment():
-        found = find_wrong_interface(os.environ.get("MASTER_ADDR", ""))
-        if found is not None:
-            print(f"interface WARNING: {found}", file=sys.stderr, flush=True)
+    if is_first_here() and (found := advise_interface()) is not None:
+        print(f"interface WARNING: {found}", file=sys.stderr, flush=True)
 
 
 def _say(runtime: Runtime, text: str) -> None:

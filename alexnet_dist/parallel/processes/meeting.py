@@ -11,7 +11,7 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import rank_from_environment, world_size_from_environment
-from alexnet_dist.parallel.processes.network import find_wrong_interface, port_in_use, resolve_host
+from alexnet_dist.parallel.processes.network import advise_interface, port_in_use, resolve_host
 from alexnet_dist.parallel.processes.waiting import REMEDY
 
 SIGNS = ("gloo", "Gloo", "connect", "socket", "NCCL")
@@ -33,7 +33,7 @@ def meeting_named() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         if is_alone or not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS)):
             raise
-        raise explain_meeting(error, f"{host} port {port}", find_wrong_interface(host) or REMEDY) from error
+        raise explain_meeting(error, f"{host} port {port}", advise_interface() or REMEDY) from error
 
 
 def explain_meeting(error: Exception, where: str, remedy: str = REMEDY) -> MachineError:

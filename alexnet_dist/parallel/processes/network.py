@@ -17,7 +17,11 @@ import psutil
 
 from alexnet_dist.base.deadlines import call_with_deadline
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.ranks import local_rank_from_environment
+from alexnet_dist.base.ranks import (
+    local_rank_from_environment,
+    local_world_size_from_environment,
+    world_size_from_environment,
+)
 
 RESOLVE_SECONDS = 8.0
 POD_SECONDS = 120.0  # the name of a pod comes with the pod, which may still load its image
@@ -92,6 +96,13 @@ def port_in_use(where: str, why: str) -> MachineError:
 
 
 # -- interfaces -------------------------------------------------------------------------------------------------------
+
+
+def advise_interface() -> str | None:
+    """`find_wrong_interface` for this job; None where all of it is on one machine."""
+    if world_size_from_environment() <= local_world_size_from_environment():
+        return None
+    return find_wrong_interface(os.environ.get("MASTER_ADDR", ""))
 
 
 def find_wrong_interface(master: str, interfaces: Mapping[str, list[str]] | None = None) -> str | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from alexnet_dist.base.ending import leave, leave_line
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import local_rank_from_environment, rank_from_environment, world_size_from_environment
-from alexnet_dist.parallel.processes.network import find_wrong_interface
+from alexnet_dist.parallel.processes.network import advise_interface
 
 JOIN_SECONDS = 120.0
 NOTE_SECONDS = 15.0  # between lines that say who is waited for
@@ -52,7 +52,7 @@ def _count(seconds: float, done: threading.Event) -> None:
         f"not every process came within {seconds:g} s",
         where=f"rank {rank} of {world_size}",
         why=f"they meet at {place}",
-        remedy=find_wrong_interface(os.environ.get("MASTER_ADDR", "")) or REMEDY,
+        remedy=advise_interface() or REMEDY,
     )
     if not leave_line(f"error: {error}"):
         _say(f"error: {error}")

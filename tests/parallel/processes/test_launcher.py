@@ -159,6 +159,17 @@ def test_exit_codes_arrive_and_the_line_is_the_last(
 
 
 @pytest.mark.heavy
+def test_variables_of_kubeflow_say_what_options_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"NNODES": "1", "NPROC_PER_NODE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in told.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    assert launch(tmp_path, TORCH, ways=("1=6",)) == (6, ["error: way 6"], 2)
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [

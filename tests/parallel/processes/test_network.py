@@ -11,6 +11,7 @@ import pytest
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.parallel.processes import network
 from alexnet_dist.parallel.processes.network import (
+    advise_interface,
     check_port_is_free,
     find_wrong_interface,
     list_interfaces,
@@ -128,3 +129,13 @@ def test_the_interface_that_leads_to_the_others_is_named(
 def test_this_machine_is_looked_at() -> None:
     assert any("127.0.0.1" in addresses for addresses in list_interfaces().values())
     assert find_wrong_interface("127.0.0.1") is None
+
+
+@pytest.mark.parametrize(("here", "expected"), [("4", None), ("2", "node-a")])
+def test_only_jobs_of_several_machines_are_advised(
+    monkeypatch: pytest.MonkeyPatch, here: str, expected: str | None
+) -> None:
+    monkeypatch.setattr(network, "find_wrong_interface", lambda master: master)
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", here), ("MASTER_ADDR", "node-a")):
+        monkeypatch.setenv(name, value)
+    assert advise_interface() == expected
