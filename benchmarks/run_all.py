@@ -13,7 +13,18 @@ from typing import Any
 from common.report import format_cell
 
 BENCHMARKS = (
-    *("startup", "model", "normalization", "original", "loader", "curves", "end_to_end", "parallel", "strategy_curves"),
+    *(
+        "startup",
+        "model",
+        "normalization",
+        "original",
+        "loader",
+        "curves",
+        "end_to_end",
+        "sources",
+        "parallel",
+        "strategy_curves",
+    ),
 )
 EXAMPLES = """Run all benchmarks; writes FOLDER/NAME.json for each and FOLDER/README.md.
 

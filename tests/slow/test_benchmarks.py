@@ -39,6 +39,11 @@ RATIOS = {
     "original": set(),
     "strategy_curves": {"towers@2/other_seed"},
     "end_to_end": {"end_to_end/limit"},
+    "sources": {
+        f"{source}/folder {how}"
+        for source in ("tar", "parquet")
+        for how in ("torchvision", "cache", "torchvision cold", *["dali"] * HAS_DALI)
+    },
     "parallel": {
         *("hybrid/ddp_fp32", "hybrid/ddp_bf16", "towers/ddp_fp32", "ddp_bf16/ddp_fp32", "hybrid_bf16/ddp_bf16"),
         *("hybrid_batch_by_batch/hybrid", "ddp_fp32/one_process", "towers/one_process", "hybrid/one_process"),
