@@ -20,12 +20,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import pickle
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from common.images import describe_images, find_images
 from common.report import Report, describe_environment, describe_speed, new_parser, pick_effort, run_benchmark
 from common.timing import Protocol, Spread, Window, divide, interleave, settle_window
 
-from alexnet_dist import make_index, make_loader
+from alexnet_dist.assembly.public_loader import make_index, make_loader
 from alexnet_dist.base.extras import is_installed
 from alexnet_dist.base.machine import available_cores, tune_allocator
 from alexnet_dist.base.progress import Progress
@@ -255,7 +255,7 @@ def load_large(folder: Path, pattern: str) -> tuple[float, float, float]:
     began = time.perf_counter()
     index = list_large(folder, pattern)
     seconds = time.perf_counter() - began
-    return seconds, (process.memory_info().rss - before) / 2**20, len(pickle.dumps(index)) / 2**20
+    return seconds, (process.memory_info().rss - before) / 2**20, len(ForkingPickler.dumps(index)) / 2**20
 
 
 def list_large(folder: Path, pattern: str) -> SampleIndex:
