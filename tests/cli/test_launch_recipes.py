@@ -215,7 +215,7 @@ def test_skypilot_recovers_from_what_was_lost() -> None:
 
 def test_slurm_gives_another_turn_to_what_was_lost() -> None:
     script = (LAUNCH / "slurm" / "train.sbatch").read_text()
-    assert f"\n{' | '.join(map(str, LOST))}) " in script
+    assert f"\n{' | '.join(map(str, LOST))})\n" in script
 
 
 # -- who is who -------------------------------------------------------------------------------------------------------

@@ -102,17 +102,18 @@ def test_a_disturbed_job_has_another_turn_and_ends_with_the_same_bits(
 
 def test_a_job_whose_time_is_over_has_another_turn_and_scancel_ends_it(cluster: Cluster, tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    job = cluster.submit(*TASKS, "--", *write_settings(folder, epochs=100_000), log=log)
+    only_when_stopped = ["--checkpoint.every_steps", "1000000"]
+    job = cluster.submit(*TASKS, "--", *write_settings(folder, epochs=100_000), *only_when_stopped, log=log)
     cluster.wait_for_step(job, folder, 6, log)
     cluster.leave_minutes(job, 2)  # the script asks for SIGTERM two minutes before; SLURM looks every 30 seconds
     cluster.wait_for_turn(job, 1, log)
-    cluster.leave_minutes(job, 60)
     saved = newest_step(folder)  # it waits some seconds for its next turn
+    assert f"Stopped by SIGTERM. Saved at step {saved}." in log.read_text()
+    cluster.leave_minutes(job, 60)
     cluster.wait_for_step(job, folder, saved + 2, log)
     assert cluster.run("scancel", job).returncode == 0
     record = cluster.wait(job, log)
     assert (record["JobState"], record["Restarts"]) == ("CANCELLED", "1")
-    assert log.read_text().count("Stopped by SIGTERM. Saved at step") == 2
     assert newest_step(folder) > saved
 
 
