@@ -19,6 +19,13 @@ SET_NAMES = {
 }
 
 
+def match_sets(names: Sequence[str]) -> dict[str, str]:
+    """Those of some names that sets are called by, {set: name}."""
+    spelt = {name.lower(): name for name in reversed(names)}
+    found = {key: next((spelt[word] for word in words if word in spelt), None) for key, words in SET_NAMES.items()}
+    return {key: name for key, name in found.items() if name is not None}
+
+
 def expand_home(path: str) -> str:
     """A path whose `~` or `~user` is that user's folder, as a shell does it where it sees one."""
     return os.path.expanduser(path) if path.startswith("~") else path

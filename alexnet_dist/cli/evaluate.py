@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that read a set from a folder, {dotted name: value}: its part of that name, or its class folders.
+    """The settings that read a set from a folder or an archive, {dotted name: value}: its part of that name, or all.
 
     Args:
         folders: the words of the command line: one, or none where the model's own images are meant.
@@ -101,13 +101,10 @@ def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> di
     if len(folders) > 1:
         raise UsageError("more than one folder", where="command line", why=join_names(folders), remedy="give one")
     refuse_two_places(folders[0], given)
-    from alexnet_dist.data.sources.given_folder import (  # numpy; --help should not wait for it
-        OF_OTHER_SOURCES,
-        find_set,
-    )
+    from alexnet_dist.data.sources.given_folder import name_set  # numpy; --help should not wait for it
 
-    name = find_set(find_folder(folders[0], given.get("data.cache_dir")), split)
-    return {**OF_OTHER_SOURCES, "data.source": "folder", "data.root": folders[0], f"data.{split}": name}
+    found = name_set(find_folder(folders[0], given.get("data.cache_dir")), split)
+    return {**found, "data.root": folders[0]}
 
 
 def evaluate_model(

@@ -87,7 +87,7 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
     if root:
         folder = find_folder(folders[0], load_config(name or GENERAL_RECIPE, {**given, **root}).data.cache_dir)
     found = recognize_folder(folder)
-    own = {} if name is not None else {"output_dir": str(Path("runs") / find_place(folders[0]).name)}
+    own = {} if name is not None else {"output_dir": str(Path("runs") / _name_run(find_place(folders[0])))}
     config = load_config(name or GENERAL_RECIPE, {**found.settings, **root, **own, **given})
     set_level(config.log.level)
     if rank_from_environment() == 0:
@@ -95,6 +95,10 @@ def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, A
         if name is None:
             say(f"recipe    {GENERAL_RECIPE}; --config names another")
     return config
+
+
+def _name_run(place: Path) -> str:
+    return place.stem if place.is_file() else place.name
 
 
 def train(config: Config, new: bool = False, resume_from: str | None = None, may_move: bool = False) -> dict[str, Any]:

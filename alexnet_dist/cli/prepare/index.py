@@ -78,4 +78,4 @@ def index_archives(data: DataConfig, out: Path | None) -> None:
         if out is not None:
             path = write_listing_out(out, wanted, listing)
             print(f"{key} is listed in {escape_text(path)}, {path.stat().st_size / 1e6:,.1f} MB")
-    print(align(rows, "<>>><"))
+    print(align(rows, "<>>><"), end="")

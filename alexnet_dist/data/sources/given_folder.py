@@ -9,13 +9,13 @@ from typing import Any
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.base.places import SET_NAMES, describe_missing
+from alexnet_dist.base.places import describe_missing, match_sets
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, is_folder, is_stray
+from alexnet_dist.data.sources.given_archives import HERE, match_archives
 from alexnet_dist.data.sources.imagenet import looks_like_imagenet
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY
 
-HERE = "."
 # What a configuration may have for another source, and what a folder would be refused with.
 OF_OTHER_SOURCES: dict[str, Any] = {
     "data.download": False,
@@ -39,19 +39,21 @@ class GivenFolder:
 
 
 def recognize_folder(folder: Path) -> GivenFolder:
-    """How the images of a folder are trained on: its sets by their usual names, or its classes.
+    """How the images of a folder, or of an archive, are trained on: its sets by their usual names, or its classes.
 
     Without a folder of validation images a part of the training images is kept, as data.val_fraction says.
 
     Raises:
         DataError: there is no such folder, or it has neither sets nor classes; what it has is said.
     """
-    names, num_files, num_images = _look_into(folder)
     if looks_like_imagenet(folder):
-        found = {"data.train": "train", "data.val": "val", "data.test": None}
-        layout = "ImageNet 2012 as it is delivered"
-        return GivenFolder({**OF_OTHER_SOURCES, "data.source": "imagenet", "data.root": str(folder), **found}, layout)
-    sets = _match_sets(names)
+        return _give("imagenet", folder, {"train": "train", "val": "val"}, "ImageNet 2012 as it is delivered")
+    archives = match_archives(folder)
+    if archives is not None:
+        layout = f"archives ({join_names(list(archives.values()))})" if folder.is_dir() else "an archive"
+        return _give("tar", folder, archives, layout)
+    names, num_files, num_images = _look_into(folder)
+    sets = match_sets(names)
     if "test" in sets and not _look_into(folder / sets["test"])[0]:
         del sets["test"]  # pictures without classes
     if "train" in sets:
@@ -61,23 +63,32 @@ def recognize_folder(folder: Path) -> GivenFolder:
         if sets or len(classes) < LEAST_CLASSES:
             seen = f"the folders {join_names(names)}" if names else "no folder"
             why = f"it has {seen} and {num_files} files, {num_images} of them images"
-            inside = next((name for name in names if "train" in _match_sets(_look_into(folder / name)[0])), None)
+            inside = next((name for name in names if "train" in match_sets(_look_into(folder / name)[0])), None)
             remedy = LAYOUT_REMEDY if inside is None else f"did you mean {quote_word(folder / inside)}?"
             raise DataError("neither classes nor train and val", where=str(folder), why=why, remedy=remedy)
         sets, layout = {"train": HERE}, f"{len(classes)} class folders"
+    return _give("folder", folder, sets, layout)
+
+
+def _give(source: str, folder: Path, sets: dict[str, str], layout: str) -> GivenFolder:
     if "val" not in sets:
         layout += "; a part is kept for validation"
     found = {f"data.{key}": sets.get(key) for key in ("train", "val", "test")}
-    return GivenFolder({**OF_OTHER_SOURCES, "data.source": "folder", "data.root": str(folder), **found}, layout)
+    return GivenFolder({**OF_OTHER_SOURCES, "data.source": source, "data.root": str(folder), **found}, layout)
 
 
-def find_set(folder: Path, split: str) -> str:
-    """Where one set lies in a folder: in the part that is called like it, or in the folder itself.
+def name_set(place: Path, split: str) -> dict[str, Any]:
+    """The settings that read one set from a folder or from archives, but for data.root.
+
+    It lies in the part that is called like it, or in the folder itself. An archive that is a part is the whole set.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or an archive that cannot be read.
     """
-    return _match_sets(_look_into(folder)[0]).get(split, HERE)
+    archives = match_archives(place)
+    source = "folder" if archives is None else "tar"
+    sets = match_sets(_look_into(place)[0]) if archives is None else archives
+    return {**OF_OTHER_SOURCES, "data.source": source, f"data.{split}": sets.get(split, HERE)}
 
 
 def _look_into(folder: Path) -> tuple[list[str], int, int]:
@@ -95,10 +106,3 @@ def _look_into(folder: Path) -> tuple[list[str], int, int]:
     folders = sorted(entry.name for entry in visible if is_folder(entry))
     files = [entry.name for entry in visible if entry.name not in set(folders)]
     return folders, len(files), sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in files)
-
-
-def _match_sets(names: list[str]) -> dict[str, str]:
-    """The folders that are called like sets, {set: folder}."""
-    spelled = {name.lower(): name for name in reversed(names)}
-    found = {key: next((spelled[word] for word in words if word in spelled), None) for key, words in SET_NAMES.items()}
-    return {key: name for key, name in found.items() if name is not None}
