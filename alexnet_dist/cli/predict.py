@@ -27,10 +27,10 @@ examples:
   python launch/predict.py --model runs/digits pictures "holidays/**/*.jpg"
   find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
 
-A path is an image file, a folder (its images at any depth, sorted) or a quoted pattern. Where the name of a class is an
-ImageNet id, its words are shown, too. A file that cannot be read gets a row with its error; the exit code is then 3.
-Where the network's output for a picture is not finite, the row says so; the exit code is then 4, or 3 if there are
-files that cannot be read, too."""
+A path is an image file, a folder (its images at any depth, sorted), an archive (tar or zip) or a quoted pattern. Where
+the name of a class is an ImageNet id, its words are shown, too. A file that cannot be read gets a row with its error;
+the exit code is then 3. Where the network's output for a picture is not finite, the row says so; the exit code is then
+4, or 3 if there are files that cannot be read, too."""
 
 
 _SHORTEST_PATH = 20  # columns
@@ -87,6 +87,7 @@ def predict_files(
     """
     import_shown("alexnet_dist.inference.predict")
     from alexnet_dist.assembly.loaders import place_model
+    from alexnet_dist.data.sources.loose import open_pictures
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
     from alexnet_dist.inference.predict import predict_pictures
     from alexnet_dist.inference.weights import load_weights
@@ -98,8 +99,9 @@ def predict_files(
     model = AlexNet(card.spec)
     load_weights(model, read_model_weights(folder), str(folder))
     place_model(model.eval(), start_runtime(device, "fp32"), channels_last=True)
-    with Progress("predicting", len(paths)) as progress:
-        for prediction in predict_pictures(model, card, paths, topk):
+    images = open_pictures(paths)
+    with Progress("predicting", sum(len(some.files) for some in images)) as progress:
+        for prediction in predict_pictures(model, card, images, topk):
             yield prediction
             progress.advance()
 

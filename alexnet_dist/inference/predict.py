@@ -17,8 +17,10 @@ from alexnet_dist.base.machine import find_device
 from alexnet_dist.data.decode import UnreadableImageError, read_header
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.torchvision import iterate_batches
+from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan, find_unfit
+from alexnet_dist.data.sources.loose import open_pictures
 from alexnet_dist.inference.model_folder import ModelCard, name_class
 
 BATCH_SIZE = 64
@@ -30,7 +32,7 @@ class Prediction:
     """What is said of one image file.
 
     Args:
-        path: as given.
+        path: as given; ARCHIVE!MEMBER of a picture in an archive.
         label: the likeliest class; None for a file that cannot be read.
         confidence: its softmax probability, 0 to 1.
         top: the likeliest classes with their probabilities, best first.
@@ -60,7 +62,7 @@ def predict(
     Args:
         model: a network of `from_pretrained`, or what `from_pretrained` takes: a run folder, its model/, a checkpoint,
             a saved folder, or a name on the hub.
-        paths: an image file, or several.
+        paths: an image file or an archive of them, or several.
         topk: classes in each prediction, best first.
         device: where to compute: "auto", "cpu", "cuda" or a device. None: where the network is, and "auto" for one that
             is loaded here. A network that is given stays where it is moved to.
@@ -84,7 +86,8 @@ def predict(
     was_training = network.training
     try:
         with _exact_products():
-            return list(predict_pictures(network.eval(), network.card, [os.fspath(path) for path in many], topk))
+            images = open_pictures([os.fspath(path) for path in many])
+            return list(predict_pictures(network.eval(), network.card, images, topk))
     finally:
         network.train(was_training)
 
@@ -104,25 +107,28 @@ def _exact_products() -> Iterator[None]:
 
 
 def predict_pictures(
-    network: models.AlexNet, card: ModelCard, paths: Sequence[str], topk: int, batch_size: int = BATCH_SIZE
+    network: models.AlexNet, card: ModelCard, images: Sequence[FileSet], topk: int, batch_size: int = BATCH_SIZE
 ) -> Iterator[Prediction]:
     """The predictions for image files, in their order, on the network's device.
 
     Args:
         network: in evaluation mode.
         card: its classes and preprocessing.
-        paths: image files.
+        images: the files, see `open_pictures`.
         topk: classes in each prediction.
         batch_size: images that go through the network together.
     """
-    for start in range(0, len(paths), batch_size):
-        yield from _predict_batch(network, card, list(paths[start : start + batch_size]), topk)
+    for some in images:
+        for start in range(0, len(some.files), batch_size):
+            batch = some.take(range(start, min(start + batch_size, len(some.files))))
+            yield from _predict_batch(network, card, batch, topk)
 
 
 @torch.no_grad()
-def _predict_batch(network: models.AlexNet, card: ModelCard, paths: list[str], topk: int) -> list[Prediction]:
-    sizes, reasons = _read_headers(paths, card)
-    batch = _load_batch(network, card, paths, sizes)
+def _predict_batch(network: models.AlexNet, card: ModelCard, images: FileSet, topk: int) -> list[Prediction]:
+    sizes, reasons = _read_headers(images, card)
+    batch = _load_batch(network, card, images, sizes)
+    paths = [file.path for file in images.files]
     undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
     is_image = batch.mask.bool().tolist()
     logits = network(batch.images)  # (B, classes)
@@ -143,13 +149,13 @@ def _predict_batch(network: models.AlexNet, card: ModelCard, paths: list[str], t
     return predictions
 
 
-def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, int]], list[str]]:
+def _read_headers(images: FileSet, card: ModelCard) -> tuple[list[tuple[int, int]], list[str]]:
     """Sizes of the images, a stand-in for those that cannot be used, and the reasons why not ("" for the others)."""
     side = card.spec.image_size
-    sizes, reasons = [(side, side)] * len(paths), [""] * len(paths)
-    for position, path in enumerate(paths):
+    sizes, reasons = [(side, side)] * len(images.files), [""] * len(images.files)
+    for position in range(len(images.files)):
         try:
-            width, height, _ = read_header(Path(path), card.max_pixels)
+            width, height, _ = read_header(images.find_encoded(position), card.max_pixels)
             sizes[position] = (width, height)
         except UnreadableImageError as error:
             reasons[position] = str(error)
@@ -158,10 +164,19 @@ def _read_headers(paths: list[str], card: ModelCard) -> tuple[list[tuple[int, in
     return sizes, reasons
 
 
-def _load_batch(network: models.AlexNet, card: ModelCard, paths: list[str], sizes: list[tuple[int, int]]) -> Batch:
-    count = len(paths)
+def _load_batch(network: models.AlexNet, card: ModelCard, images: FileSet, sizes: list[tuple[int, int]]) -> Batch:
+    count = len(images.files)
     zeros = np.zeros(count, np.int64)
-    index = SampleIndex(Path(), tuple(paths), zeros, np.array(sizes, np.int32), zeros, zeros > 0, card.classes)
+    index = SampleIndex(
+        images.root,
+        tuple(file.path for file in images.files),
+        zeros,
+        np.array(sizes, np.int32),
+        np.array([file.byte_size for file in images.files], np.int64),
+        zeros > 0,
+        card.classes,
+        containers=images.containers,
+    )
     like = next(network.parameters())
     loader = Loader(
         plan=Plan(index.sizes, card.evaluation, count, seed=0, shuffle=False, skips_unfit=True),

@@ -15,6 +15,7 @@ from alexnet_dist.base.progress import COMMAND
 from alexnet_dist.base.started import name_command
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.given_archives import is_archive
 from alexnet_dist.models.signal import LEAST_SIGNAL
 from alexnet_dist.runs.folder import read_reported, relative_path
 from alexnet_dist.runs.start import Network, Start
@@ -150,8 +151,9 @@ def list_next(start: Start) -> list[str]:
     """Three commands for the run, in the form in which it was started."""
     folder, splits = quote_word(start.folder), start.splits
     index = splits.val or splits.train
-    has_own_files = index.has_files and index.containers is None  # which predict reads
-    picture = _find_good_picture(start, index) if has_own_files else None
+    places = index.containers
+    is_read = index.has_files and (places is None or is_archive(places.names[0]))  # by predict
+    picture = _find_good_picture(start, index) if is_read else None
     words = [f"predict {folder} {quote_word(picture)}"] if picture is not None else []
     words += [f"evaluate {folder}"] if splits.val is not None else []
     words += [f"export --model {folder} --out {quote_word(f'{start.folder.name}.onnx')}", f"summary --weights {folder}"]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.archives import write_nested, write_tar, write_zip
 from helpers.images import make_picture
 from helpers.tiny import tiny_spec
 from PIL import Image
 
 from alexnet_dist import AlexNet, from_pretrained, predict
-from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.base.errors import CheckpointError, DataError, MachineError, UsageError
 from alexnet_dist.cli.predict import predict_files
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.data.plan import Augmentation
@@ -51,6 +52,24 @@ def test_predictions_are_the_verbs(folder: Path) -> None:
     for ours, theirs in zip(found, wanted, strict=True):
         assert (ours.label, ours.error, ours.path) == (theirs.label, theirs.error, theirs.path)
         assert [value for _, value in ours.top] == pytest.approx([value for _, value in theirs.top], rel=1e-6)
+
+
+def test_an_archive_is_its_pictures(folder: Path, tmp_path: Path) -> None:
+    write = {"one.tar": write_tar, "two.zip": write_zip, "three.tar": write_nested}
+    members = {f"a/{path.name}": path.read_bytes() for path in list_pictures(folder)}
+    wanted = predict(folder, list_pictures(folder))
+    for name, writer in write.items():
+        writer(tmp_path / name, members | {"a/notes.txt": b"x"})
+        found = predict(folder, [tmp_path / name, list_pictures(folder)[0]])
+        assert [row.path.replace(".tar!", "/")[-7:] for row in found[:-1]] == [f"a/{number}.png" for number in range(5)]
+        assert [row[1:] for row in map(dataclasses.astuple, found[:-1])] == [
+            row[1:] for row in map(dataclasses.astuple, wanted)
+        ]
+        assert (found[-1].path, found[-1].label) == (wanted[0].path, wanted[0].label)
+        (alone,) = predict(folder, found[1].path)
+        assert (alone.path, alone.label) == (found[1].path, wanted[1].label)
+    with pytest.raises(DataError, match=r"no 'b\.png' in the archive"):
+        predict(folder, f"{tmp_path}/one.tar!b.png")
 
 
 def test_a_single_path_is_one_picture(folder: Path) -> None:

@@ -38,7 +38,7 @@ ENGINES_COMPARED = ["torchvision", "dali"]
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("prepare parity", EXAMPLES, "--data FOLDER [options]")
-    parser.add_argument("--data", type=str, help="a folder of images, at any depth")
+    parser.add_argument("--data", type=str, help="a folder of images, at any depth, or an archive")
     parser.add_argument("--engines", type=str, nargs="+", default=ENGINES_COMPARED, help="two or more engines")
     parser.add_argument("--resize", type=int, default=256, help="shorter side, in pixels")
     parser.add_argument("--crop", type=int, default=224, help="side of the crop, in pixels")
@@ -129,29 +129,35 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
     from alexnet_dist.data.index import BadFile, SampleIndex
     from alexnet_dist.data.plan import Augmentation, find_unfit
     from alexnet_dist.data.sources.folders import list_images_below
+    from alexnet_dist.data.sources.loose import open_pictures
 
-    if not folder.is_dir():
-        raise DataError("no such folder", where=str(folder), remedy="give --data a folder of images")
-    found = list_images_below(folder)
-    files = [found[position] for position in np.unique(np.linspace(0, len(found) - 1, limit).astype(int))]
-    headers = scan_headers(FileSet(folder, files), cache_dir=scratch, max_pixels=DEFAULT_MAX_PIXELS, progress=True)
+    if folder.is_file():
+        (found,) = open_pictures([str(folder)])
+    elif folder.is_dir():
+        found = FileSet(folder, list_images_below(folder))
+    else:
+        raise DataError("no such folder", where=str(folder), remedy="give --data a folder of images, or an archive")
+    images = found.take(np.unique(np.linspace(0, len(found.files) - 1, limit).astype(int)).tolist())
+    headers = scan_headers(images, cache_dir=scratch, max_pixels=DEFAULT_MAX_PIXELS, progress=True)
+    files = images.files
     sizes = np.array([(recipe.crop, recipe.crop) if header.reason else header[:2] for header in headers])
     unfit = find_unfit(sizes, Augmentation(recipe.crop, recipe.resize))
     reasons = [header.reason or unfit.get(number, "") for number, header in enumerate(headers)]
-    good = [pair for *pair, reason in zip(files, headers, reasons, strict=True) if not reason]
+    good = [number for number, reason in enumerate(reasons) if not reason]
     bad_files = tuple(BadFile(file.path, reason) for file, reason in zip(files, reasons, strict=True) if reason)
     if not good:
         why = f"{bad_files[0].path}: {bad_files[0].reason}"
         raise DataError("no readable image", where=str(folder), why=why, remedy="check the files")
     return SampleIndex(
-        root=folder,
-        paths=tuple(file.path for file, _ in good),
+        root=images.root,
+        paths=tuple(files[number].path for number in good),
         labels=np.zeros(len(good), np.int64),
-        sizes=np.array([header[:2] for _, header in good], np.int32),
-        byte_sizes=np.array([file.byte_size for file, _ in good], np.int64),
-        is_plain=np.array([header.is_plain for _, header in good], np.bool_),
+        sizes=np.array([headers[number][:2] for number in good], np.int32),
+        byte_sizes=np.array([files[number].byte_size for number in good], np.int64),
+        is_plain=np.array([headers[number].is_plain for number in good], np.bool_),
         classes=("image",),
         bad_files=bad_files,
+        containers=images.take(good).containers,
     )
 
 
