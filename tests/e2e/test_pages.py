@@ -23,6 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from helpers import lanes
 from helpers.archives import read_files, write_shards, write_tar
 from helpers.array_files import write_fashion_mnist
+from helpers.imagenet import make_pictures, write_kaggle
 from helpers.images import save_jpeg
 from helpers.pages import BLOCKS, COMMANDS, PAGES, ROOT, Block, Command, names_program, read_commands, split_script
 from helpers.verbs import call_with_output
@@ -143,16 +144,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     for part, count in (("train", 100), ("val", 2)):
         save_classes(folder / "data" / "imagenet" / part, tuple(f"n{number:08d}" for number in range(12)), count)
     save_classes(folder / "data" / "photos", ("day", "night"), 12)
+    save_archives(folder / "data")
+    make_pictures(folder / "ilsvrc")
+    write_kaggle(folder / "data" / "kaggle", folder / "ilsvrc")
     rows = [f"{path.relative_to(folder / 'data/photos')},{path.parent.name}" for path in folder.glob("data/photos/*/*")]
     (folder / "data" / "photos" / "train.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     for name in ("picture.jpg", "folder/1.jpg", "pictures/may/2.jpg", "3.jpg", "one.jpg", "two.jpg"):
         save_jpeg(folder / name, 90, 80)
-    flowers = read_files(folder / "data" / "flowers" / "train")
-    write_shards(
-        folder / "data" / "shards", {f"{name[:-4]}-{n}.jpg": flowers[name] for n in range(9) for name in flowers}, 147
-    )
-    write_shards(folder / "data" / "shards", flowers, 6, "val")
-    write_tar(folder / "pets.tar", read_files(folder / "data" / "flowers"))
     (folder / "more.txt").write_text("3.jpg\n")
     (folder / "launch").symlink_to(ROOT / "launch")
     (folder / "configs").mkdir()
@@ -162,6 +160,16 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         write_fashion_mnist(folder / "data" / "fashion_mnist" / "FashionMNIST" / "raw", patch, train=100)
         patch.setenv("PWD", str(folder))
         yield folder
+
+
+def save_archives(data: Path) -> None:
+    """Flowers as shards, and as one archive."""
+    train, val = (read_files(data / "flowers" / part) for part in ("train", "val"))
+    write_shards(data / "shards", train, 10)
+    write_shards(data / "shards", val, 2, "val")
+    write_tar(
+        data / "pets.tar", {f"train/{name}": train[name] for name in train} | {f"val/{name}": val[name] for name in val}
+    )
 
 
 def save_classes(folder: Path, names: tuple[str, ...], count: int) -> None:
@@ -232,6 +240,7 @@ def test_settings_of_training_are_names_and_values_that_exist(
     """No more than that: `--print_config` reads them, over the shipped recipes."""
     for name in ("flowers", "fruits"):
         (tmp_path / "data" / name / "train").mkdir(parents=True)
+    write_tar(tmp_path / "data" / "shards" / "train-0000.tar", {})
     monkeypatch.chdir(tmp_path)
     assert run(verb, [*words, "--print_config"]) == 0
     assert "output_dir: runs/" in capsys.readouterr().out
