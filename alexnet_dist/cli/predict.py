@@ -34,6 +34,7 @@ the exit code is then 3. Where the network's output for a picture is not finite,
 
 
 _SHORTEST_PATH = 20  # columns
+_GLUE = "\0"  # a blank at which no line is broken: within a class and its confidence
 
 
 def main(argv: Sequence[str]) -> int:
@@ -134,12 +135,12 @@ def _fold_table(rows: Sequence[Sequence[str]], columns: int) -> str:
     for path, said, confidence, others in rows:
         is_error = not confidence
         heads.append([path, "" if is_error else said, confidence])
-        tails.append(said if is_error else others)
+        tails.append(said if is_error else others.replace(" ", _GLUE).replace(f",{_GLUE}", ", "))
     rest = max(len(said) for _, said, _ in heads) + len("confidence") + 4
     room = max(columns - rest, _SHORTEST_PATH)
     lines = align([[shorten(path, room), *cells] for path, *cells in heads], "<").splitlines()
     folded = [[line, *wrap_line(f"    {tail}", columns)] for line, tail in zip(lines, tails, strict=True)]
-    return "\n".join(line for part in folded for line in part if line.strip()) + "\n"
+    return "\n".join(line for part in folded for line in part if line.strip()).replace(_GLUE, " ") + "\n"
 
 
 def format_rows_as_csv(predictions: Sequence[Prediction]) -> str:

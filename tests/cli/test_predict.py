@@ -41,6 +41,7 @@ def test_a_narrow_terminal_has_the_other_classes_below_the_row() -> None:
         "    error: no picture",
     ]
     assert format_table(rows, columns=200) == format_table(rows)
+    assert format_table(rows, columns=30).splitlines()[3:5] == ["    Apple Red 2 12.5%,", "      =x:1 6.2%"]
 
 
 def test_csv_has_a_column_for_each_class_and_confidence() -> None:

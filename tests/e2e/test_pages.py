@@ -206,6 +206,7 @@ PAGES_WITH_COMMANDS = dict.fromkeys(c.page for c in COMMANDS if how_it_runs(c) =
 @pytest.mark.parametrize(
     "page", [pytest.param(name, marks=[] if name in FIRST_PAGES else pytest.mark.slow) for name in PAGES_WITH_COMMANDS]
 )
+@pytest.mark.timeout(900)  # a page may have twenty trainings
 def test_commands_run_word_for_word(page: str, folder: Path) -> None:
     for command in COMMANDS:
         if command.page == page and how_it_runs(command) == "run" and not command.needs:
