@@ -6,7 +6,6 @@ config.yaml and in messages. What a store needs to know of its user comes from t
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -17,9 +16,6 @@ STORES = ("s3", "gs", "az")  # with a list of what they hold
 WEB, HUB = ("https", "http"), "hf"
 _OTHER_WORDS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az", "adl": "az"}
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-MAX_NAMES = 100_000  # of one pattern
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,7 @@ def parse_address(text: str, key: str = "data.root") -> Address:
     if scheme in WEB and not path:
         remedy = f"name the file, or several of them: {scheme}://{place}/train-{{000..009}}.tar"
         raise UsageError(f"{key} names no file", where=text, why="a web server lists nothing", remedy=remedy)
-    address = Address(text, scheme, place, path)
-    expand_braces(path, key)
-    return address
+    return Address(text, scheme, place, path)
 
 
 def _parse_hub(text: str, rest: str, key: str) -> Address:
@@ -103,38 +97,3 @@ def _parse_hub(text: str, rest: str, key: str) -> Address:
 
 def _describe_form(scheme: str) -> str:
     return f"write {scheme}://{'HOST/FILE' if scheme in WEB else 'BUCKET/FOLDER'}"
-
-
-def expand_braces(text: str, key: str = "data.root") -> list[str]:
-    """The names that a pattern stands for: `train-{000..009}.tar`, `{train,val}.tar`, as a shell has them.
-
-    Raises:
-        UsageError: a brace without its other one, a range that ends before it begins, or names without number.
-    """
-    pieces = _BRACES.split(text)  # plain, inside, plain, ...
-    count = 1
-    choices: list[list[str]] = []
-    for number, piece in enumerate(pieces):
-        if number % 2 == 0 and ("{" in piece or "}" in piece):
-            raise UsageError(f"{key} has a brace too many", where=text, remedy="write {000..009} or {train,val}")
-        choices.append(_expand(piece, text, key) if number % 2 else [piece])
-        count *= len(choices[-1])
-        if count > MAX_NAMES:
-            why = f"more than {MAX_NAMES:,}"
-            raise UsageError(f"{key} stands for too many names", where=text, why=why, remedy="use a shorter range")
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _expand(inside: str, text: str, key: str) -> list[str]:
-    match = _RANGE.fullmatch(inside)
-    if match is None:
-        if "," not in inside or ".." in inside:
-            why = f"'{{{inside}}}' is no range and no list"
-            raise UsageError(f"{key} has an unknown pattern", where=text, why=why, remedy="write {000..009} or {a,b}")
-        return inside.split(",")
-    first, last = int(match[1]), int(match[2])
-    if last < first or last - first >= MAX_NAMES:
-        why = f"'{{{inside}}}' ends before it begins" if last < first else f"more than {MAX_NAMES:,} names"
-        raise UsageError(f"{key} has a range that cannot be meant", where=text, why=why, remedy="write {000..009}")
-    width = len(match[1]) if match[1].startswith("0") or len(match[1]) == len(match[2]) else 0
-    return [f"{value:0{width}d}" for value in range(first, last + 1)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from helpers.refusals import refused
 
-from alexnet_dist.base.addresses import Address, expand_braces, is_address, parse_address
+from alexnet_dist.base.addresses import Address, is_address, parse_address
 from alexnet_dist.base.errors import UsageError
 
 
@@ -48,11 +48,6 @@ def test_a_path_is_no_address(text: str | None) -> None:
         ("https://host/", "name the file"),
         ("hf://owner/name", "hf://datasets/OWNER/NAME"),
         ("hf://datasets/name", "hf://datasets/OWNER/NAME"),
-        ("s3://b/x{", "a brace too many"),
-        ("s3://b/{3..1}", "ends before it begins"),
-        ("s3://b/{x}", "no range and no list"),
-        ("s3://b/{0..999999}", "100,000"),
-        ("s3://b/{0..999}{0..999}", "100,000"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text: str, words: str) -> None:
@@ -65,17 +60,3 @@ def test_what_cannot_be_meant_is_refused(text: str, words: str) -> None:
 )
 def test_a_secret_in_an_address_is_refused_and_not_repeated(text: str) -> None:
     assert "secret" not in refused(lambda: parse_address(text), UsageError)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("plain", ["plain"]),
-        ("t-{08..11}.tar", ["t-08.tar", "t-09.tar", "t-10.tar", "t-11.tar"]),
-        ("{8..10}", ["8", "9", "10"]),
-        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
-        ("x{,.gz}", ["x", "x.gz"]),
-    ],
-)
-def test_braces_as_a_shell_has_them(text: str, names: list[str]) -> None:
-    assert expand_braces(text) == names

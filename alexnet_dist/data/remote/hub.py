@@ -11,7 +11,8 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from alexnet_dist.base.addresses import Address, expand_braces
+from alexnet_dist.base.addresses import Address
+from alexnet_dist.base.braces import expand_braces
 from alexnet_dist.base.durable import hash_file
 from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.data.remote.store import RemoteFile

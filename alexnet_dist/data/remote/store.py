@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
-from alexnet_dist.base.addresses import WEB, Address, expand_braces
+from alexnet_dist.base.addresses import WEB, Address
+from alexnet_dist.base.braces import expand_braces
 from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.base.extras import import_extra
 
@@ -22,6 +24,7 @@ CONNECT_SECONDS, READ_SECONDS = 10, 20  # for a connection to stand, and for the
 REQUEST_SECONDS = 86_400  # of one file; what counts is that bytes come
 RETRIES, RETRY_SECONDS = 2, 15
 CHUNK_BYTES = 1 << 20
+THREADS = 16  # small objects wait for the network, not for this machine
 MAX_OBJECTS = 5_000_000
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
@@ -96,7 +99,8 @@ def list_files(store: Any, address: Address) -> list[RemoteFile]:
         MachineError: no network, no permission, a bucket elsewhere.
     """
     if address.has_pattern:
-        found = [_look_up(store, address, key) for key in expand_braces(address.path)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(lambda key: _look_up(store, address, key), expand_braces(address.path)))
     elif address.scheme in WEB:
         found = [_look_up(store, address, address.path)]
     else:

@@ -19,6 +19,7 @@ from alexnet_dist.base.addresses import Address
 from alexnet_dist.base.durable import CACHE_SETTING, disk_errors_named, hash_file
 from alexnet_dist.base.errors import AlexNetDistError, MachineError
 from alexnet_dist.data.remote.store import (
+    THREADS,
     BrokenError,
     ChangedError,
     RemoteFile,
@@ -28,7 +29,6 @@ from alexnet_dist.data.remote.store import (
     read_chunks,
 )
 
-THREADS = 16  # small objects wait for the network, not for this machine
 ATTEMPTS = 4  # that bring nothing new, one after another
 PAUSE_SECONDS = 0.5  # before the second attempt; each later one waits twice as long
 MAX_CHANGES = 3  # of one object while it is fetched

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from alexnet_dist.base.addresses import expand_braces
+from alexnet_dist.base.braces import expand_braces
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import SET_NAMES
 from alexnet_dist.base.text import join_names
@@ -71,7 +71,7 @@ def find_tables(root: Path, name: str, key: str) -> list[Path]:
     if path.is_file():
         return [path]
     if "{" in name or glob.has_magic(name):
-        found = sorted({found for text in expand_braces(name, f"data.{key}") for found in root.glob(text)})
+        found = sorted({found for text in expand_braces(name) for found in root.glob(text)})
         found = [file for file in found if file.is_file()]
     else:
         there = sorted(file for file in root.rglob(f"*{ENDING}") if file.is_file())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
-import re
 from pathlib import Path
 from typing import Any
 
+from alexnet_dist.base.braces import expand_braces
 from alexnet_dist.base.durable import read_json_file
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import describe_missing
@@ -17,10 +16,6 @@ from alexnet_dist.data.sources.tar_members import ENDINGS
 
 INFO = "_info.json"  # in which webdataset's tools, and timm, list the shards of each split
 FOLDER_MARK = "!"  # between the archives of a set and the folder within them
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST_NAMES = 1_000_000
 
 
 def split_name(root: Path, name: str) -> tuple[str, str]:
@@ -61,35 +56,6 @@ def find_archives(root: Path, name: str, key: str) -> list[str]:
 def _split_patterns(name: str) -> list[str]:
     """webdataset joins several lists of shards by two colons."""
     return [part for part in name.split("::") if part]
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names of a pattern with braces, as a shell expands them: `{000..146}` and `{a,b}`.
-
-    Raises:
-        DataError: there are too many.
-    """
-    pieces = _BRACES.split(pattern)
-    choices = [[piece] if number % 2 == 0 else _expand_one(piece) for number, piece in enumerate(pieces)]
-    count = 1
-    for some in choices:
-        count *= len(some)
-    if count > _MOST_NAMES:
-        why, remedy = f"it means {count:,} archives", "give a folder, or a pattern with *"
-        raise DataError("a pattern with too many names", where=pattern, why=why, remedy=remedy)
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _expand_one(inside: str) -> list[str]:
-    match = _RANGE.fullmatch(inside)
-    if match is None:
-        return inside.split(",") if "," in inside else ["{" + inside + "}"]
-    first, last = int(match[1]), int(match[2])
-    if abs(last - first) >= _MOST_NAMES:
-        return [inside] * (_MOST_NAMES + 1)  # refused by who counts
-    width = max(len(match[1]), len(match[2])) if match[1].startswith("0") or match[2].startswith("0") else 0
-    step = 1 if first <= last else -1
-    return [f"{number:0{width}d}" for number in range(first, last + step, step)]
 
 
 def _find_pattern(root: Path, pattern: str) -> list[str]:

@@ -22,7 +22,6 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.files.index_files import FileRules
 from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.sources.source import SourceOptions, open_source
-from alexnet_dist.data.sources.tar_names import expand_braces
 
 SOURCE = open_source("tar")
 
@@ -320,18 +319,3 @@ def test_other_refusals(folder: Path, tmp_path: Path) -> None:
     assert "names and integers as labels" in refused(lambda: index(root, "mixed"))
     write_tar(root / "many.tar", {f"a/{number}.jpg": b"" for number in range(3000)})
     assert "... and 2999 more" in refused(lambda: index(root, "many"), BadFilesError)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names"),
-    [
-        ("a.tar", ["a.tar"]),
-        ("{08..11}.tar", ["08.tar", "09.tar", "10.tar", "11.tar"]),
-        ("a-{2..0}", ["a-2", "a-1", "a-0"]),
-        ("{a,b}{1..2}", ["a1", "a2", "b1", "b2"]),
-        ("a{}b", ["a{}b"]),
-        ("{1..x}", ["{1..x}"]),
-    ],
-)
-def test_braces(pattern: str, names: list[str]) -> None:
-    assert expand_braces(pattern) == names
