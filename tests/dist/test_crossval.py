@@ -111,9 +111,9 @@ def test_every_image_is_held_out_once(reference: tuple[int, Path]) -> None:
     assert len({line for lines in lists for line in lines}) == sum(map(len, lists)) == 40
 
 
-@pytest.mark.parametrize("fold", [1, 3])
+@pytest.mark.parametrize("fold", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_fold_is_the_run_that_train_makes(reference: tuple[int, Path], tmp_path: Path, fold: int) -> None:
-    """The first shows that folds are ordinary runs, the last that those before it leave nothing behind."""
+    """The first shows that folds are ordinary runs, the last that those before it leave nothing behind, either."""
     world_size, out = reference
     run_processes(world_size, train_fold, tmp_path / "study", fold)
     assert_same_weights(tmp_path / "study", out, fold)
@@ -168,11 +168,11 @@ def test_a_stop_in_the_second_fold_changes_nothing(
     shutil.rmtree(group.folder)
 
 
-def test_folds_do_not_depend_on_the_number_of_processes(reference: tuple[int, Path], tmp_path: Path) -> None:
-    world_size, out = reference
-    run_processes(3 - world_size, train_fold, tmp_path / "study", 2)
-    name = "fold-2/held_out.csv"
-    assert (tmp_path / "study" / name).read_text() == (out / name).read_text()
+@pytest.mark.parametrize("reference", [2], indirect=True)
+def test_folds_do_not_depend_on_the_number_of_processes(reference: tuple[int, Path], study: Path) -> None:
+    _, out = reference
+    for name in (f"fold-{fold}/held_out.csv" for fold in range(1, NUM_FOLDS + 1)):
+        assert (study / name).read_text() == (out / name).read_text()
 
 
 # -- what is read again -----------------------------------------------------------------------------------------------
