@@ -173,6 +173,7 @@ def work(name: str, seconds: float = 0.9) -> None:
     say("done")
 
 
+@pytest.mark.heavy
 def test_a_notebook_gets_one_output_a_cell_for_what_moves(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     work("scanning")
     work("validating")
@@ -188,6 +189,7 @@ def test_a_notebook_gets_one_output_a_cell_for_what_moves(shell: Shell, capsys: 
     assert said.err == ""
 
 
+@pytest.mark.heavy
 def test_a_thread_stays_in_the_cell_that_started_it(shell: Shell) -> None:
     def work_on() -> None:
         work("scanning")
