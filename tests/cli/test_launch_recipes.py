@@ -106,6 +106,7 @@ DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], None], dict[str, Any]]] = 
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_manifests_are_what_the_schemas_ask_for(name: str) -> None:
     check, document = DOCUMENTS[name]

@@ -85,6 +85,7 @@ def test_a_fleet_that_never_stands_is_refused() -> None:
         simulate_months(Fleet(100_000, failure_hours=1.0))
 
 
+@pytest.mark.heavy
 def test_published_goodput_is_explained_by_a_restart() -> None:
     llama, megascale, opt = PUBLISHED_FLEETS
     for run in PUBLISHED_FLEETS:
