@@ -21,6 +21,9 @@ CELL_SECONDS = 600
 
 def main() -> int:
     """Execute the notebook, and write it with its outputs; the exit code."""
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )  # as in a shell
     with tempfile.TemporaryDirectory() as folder:
         notebook = run_notebook(NOTEBOOK, Path(folder))
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from alexnet_dist.base.text import quote_word
 
 def name_command(verb: str) -> str:
     """The beginning of a command line of a verb; in a notebook, of a cell that runs it."""
-    if is_notebook():
-        return f"!alexnet-dist {verb}"
+    if is_notebook():  # whose environment need not be active
+        is_found = Path(shutil.which("alexnet-dist") or "").parent == Path(sys.executable).parent
+        return f"!alexnet-dist {verb}" if is_found else f"!{quote_word(sys.executable)} -m alexnet_dist {verb}"
     script = _find_script(verb)
     if script is not None:
         return f"python {quote_word(script)}"

@@ -61,6 +61,10 @@ thread.start()
 thread.join()
 print(ended[0]["status"])
 """,
+    "command": """
+from alexnet_dist.base.started import name_command
+done = get_ipython().run_cell(name_command("--version"))
+""",
     "program": """
 code = (
     "import time; from alexnet_dist.base.progress import Progress\\n"
@@ -114,7 +118,7 @@ def test_what_moves_is_one_output(cells: dict[str, Any]) -> None:
                 "run       one, from step 0",
                 "epoch 1/2  train ",
                 "epoch 2/2  train ",
-                "next: !alexnet-dist ",
+                "next: !",
                 "finished",
             ],
         ),
@@ -122,6 +126,7 @@ def test_what_moves_is_one_output(cells: dict[str, Any]) -> None:
         ("usable", ["1 True"]),
         ("gone on", ["run       stopped, resumed from step-", "3"]),
         ("thread", ["run       three, from step 0", "epoch 2/2  train ", "finished"]),
+        ("command", ["alexnet-dist 0."]),
         ("program", ["scanning  1/30 images  "]),
     ],
 )
