@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 MODIFIED = "Mon, 30 Nov 2026 12:00:00 GMT"
+AZURE_ACCOUNT = "devstoreaccount1"  # of Azure's emulators, and the published key of it
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
 @dataclass
@@ -57,11 +59,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts, held = urlsplit(self.path), self.objects
-        path, query = unquote(parts.path).strip("/"), parse_qs(parts.query)
+        path, query = unquote(parts.path).strip("/").removeprefix(f"{AZURE_ACCOUNT}/"), parse_qs(parts.query)
         if held.refusal is not None:
             self._answer(held.refusal[0], held.refusal[1].encode())
         elif "list-type" in query:
             self._answer(200, self._list(path, query.get("prefix", [""])[0]))
+        elif query.get("comp") == ["list"]:
+            self._answer(200, self._list_blobs(path, query.get("prefix", [""])[0]))
         elif path not in held.contents:
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
         else:
@@ -109,6 +113,17 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(f"{bucket}/{prefix}")
         )
         return f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>".encode()
+
+    def _list_blobs(self, container: str, prefix: str) -> bytes:
+        """Azure's list, in which etags have no quotes."""
+        rows = "".join(
+            f"<Blob><Name>{escape(path.partition('/')[2])}</Name><Properties><Last-Modified>{MODIFIED}</Last-Modified>"
+            f"<Etag>{hashlib.md5(data).hexdigest()}</Etag><Content-Length>{len(data)}</Content-Length>"
+            "<Content-Type>image/jpeg</Content-Type></Properties></Blob>"
+            for path, data in sorted(self.objects.contents.items())
+            if path.startswith(f"{container}/{prefix}")
+        )
+        return f"<EnumerationResults><Blobs>{rows}</Blobs><NextMarker/></EnumerationResults>".encode()
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

@@ -197,8 +197,8 @@ def test_packed_shards_in_a_bucket_and_parquet_train_the_same_network(bucket: An
     finish(start("prepare", "pack", *words, env=environment(url)))
     for path in out.iterdir():
         pics.upload_file(str(path), f"packed/{path.name}")
-    write_folder_as_parquet(tmp_path / "flowers", tmp_path / "parquet", ("cat", "dog", "red fox"))
-    for path in (tmp_path / "parquet").iterdir():
+    write_folder_as_parquet(tmp_path / "flowers", tmp_path / "tables", ("cat", "dog", "red fox"))
+    for path in (tmp_path / "tables").iterdir():
         pics.upload_file(str(path), f"parquet/{path.name}")
     runs = {
         "folder": (tmp_path / "flowers", "folder", "."),

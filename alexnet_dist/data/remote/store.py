@@ -6,7 +6,6 @@ of their own.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,6 @@ CHUNK_BYTES = 1 << 20
 THREADS = 16  # small objects wait for the network, not for this machine
 MAX_OBJECTS = 5_000_000
 
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
@@ -74,10 +72,9 @@ def open_store(address: Address) -> Any:
         MachineError: obstore is not installed, or the environment lacks what it must know.
     """
     stores = import_extra("obstore.store", "remote")
-    is_plain = address.scheme == "http" or any(os.environ.get(name, "").startswith("http:") for name in _ENDPOINTS)
     limits = {
         "client_options": {
-            "allow_http": is_plain and address.scheme != "https",
+            "allow_http": address.scheme != "https",  # a store's own server may be one, if the environment says so
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             "read_timeout": timedelta(seconds=READ_SECONDS),
             "timeout": timedelta(seconds=REQUEST_SECONDS),
@@ -188,7 +185,7 @@ def look_again(store: Any, address: Address, file: RemoteFile) -> RemoteFile:
 
 
 def _describe(meta: Any, path: str) -> RemoteFile:
-    tag, changed = meta["e_tag"], meta["last_modified"]
+    changed, tag = meta["last_modified"], (meta["e_tag"] or "").strip('"')  # Azure's lists have them without quotes
     return RemoteFile(
         meta["path"], path, meta["size"], tag or f"changed {changed.isoformat()}", changed, has_etag=bool(tag)
     )
@@ -217,7 +214,7 @@ def read_chunks(store: Any, file: RemoteFile, offset: int) -> Iterator[memoryvie
     if not file.has_etag:
         options["if_unmodified_since"] = file.changed
     elif not file.tag.startswith("W/"):  # a weak one never matches
-        options["if_match"] = file.tag
+        options["if_match"] = f'"{file.tag}"'
     try:
         reply = obstore.get(store, file.key, options=options)
         found = _describe(reply.meta, file.path)

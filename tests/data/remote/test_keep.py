@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import threading
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from helpers.object_server import Objects, serving
+from helpers.object_server import AZURE_ACCOUNT, AZURE_KEY, Objects, serving
 from helpers.refusals import refused
 
 from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
@@ -92,6 +93,23 @@ def test_objects_that_an_address_names(server: Objects, tmp_path: Path, address:
     assert set(names) <= set(found)
     assert find_copy(whole, tmp_path).root.is_file() == (len(names) == 1)  # one object is a file, several are a folder
     assert len(found) == len(names) or address == "s3://pics"
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_other_stores(server: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    account = {"gcs_base_url": server.address, "disable_oauth": True, "client_email": ""}
+    (tmp_path / "account.json").write_text(json.dumps({**account, "private_key": "", "private_key_id": ""}))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
+    monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
+    monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", server.address)
+    server.cuts = {"pics/flowers/val/rose/1.jpg": [1]}
+    address = f"{scheme}://pics/flowers"
+    assert fetch(tmp_path, address) == expected(server)
+    num_asked = len(server.asked)
+    assert fetch(tmp_path, address, again=True) == expected(server)
+    assert len(server.asked) == num_asked
 
 
 @pytest.mark.parametrize("has_tags", [True, False])
