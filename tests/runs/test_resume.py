@@ -198,6 +198,7 @@ def test_an_engine_that_is_gone_gives_way_with_one_line(
 
 
 @functools.cache
+@functools.cache
 def make_config(**values: Any) -> Config:
     given = {key.replace("__", "."): value for key, value in values.items()}
     return build_config({"data.source": "synthetic", "train.epochs": 2, "tracking.name": "1e3"} | given)
