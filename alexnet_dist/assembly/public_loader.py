@@ -209,7 +209,8 @@ def make_index(
 
     Args:
         root: folder that `part` and the paths of a list are relative to. Without `part`, the set itself: a folder with
-            a folder for each class, or a list. None for sources that have no files of one's own.
+            a folder for each class, or a list. An address (s3://, https://, hf://) is fetched into `cache_dir` once.
+            None for sources that have no files of one's own.
         part: what the setting data.train names: a folder or list below the root, or a part of the source.
         source: folder, manifest, or another one that the setting data.source names.
         split: which rows of a list with a column for it; the source synthetic draws other images for each.
