@@ -24,7 +24,7 @@ BRITISH = re.compile(
 )
 # Words that have this s in America, too.
 SAME = re.compile(
-    r"(?:adv|ar|comp?r|concr?|dev|exerc|no|p?o|poi|pra|prec|prem|prom|ra|rev|r|superv|surpr|[a-z]*w)is(?:e[ds]?|ers?|ing)"
+    r"(?:f?adv|ar|comp?r|concr?|dev|exerc|no|p?o|poi|pra|prec|prem|prom|ra|rev|r|superv|surpr|[a-z]*w)is(?:e[ds]?|ers?|ing)"
 )
 # Names that users write and files hold, and what users of other programs type.
 KEPT = (

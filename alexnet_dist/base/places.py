@@ -21,8 +21,8 @@ SET_NAMES = {
 
 def match_sets(names: Sequence[str]) -> dict[str, str]:
     """Those of some names that sets are called by, {set: name}."""
-    spelt = {name.lower(): name for name in reversed(names)}
-    found = {key: next((spelt[word] for word in words if word in spelt), None) for key, words in SET_NAMES.items()}
+    spelled = {name.lower(): name for name in reversed(names)}
+    found = {key: next((spelled[word] for word in words if word in spelled), None) for key, words in SET_NAMES.items()}
     return {key: name for key, name in found.items() if name is not None}
 
 
