@@ -80,7 +80,7 @@ def index_files(
         newest_ns=max((files[position].modified_ns for position in good), default=0),
         containers=None if containers is None else containers.take(good),
     )
-    _warn_about_classes(index, images.listed_in or root)
+    warn_about_classes(index, images.listed_in or root)
     return index
 
 
@@ -109,7 +109,13 @@ def _judge_bad_files(
     logger.warning("left out %d of %d images in %s, which cannot be read (%s)", len(bad_files), num_files, root, first)
 
 
-def _warn_about_classes(index: SampleIndex, place: Path) -> None:
+def warn_about_classes(index: SampleIndex, place: Path) -> None:
+    """Say which classes have no image, and that a set has a single class.
+
+    Args:
+        index: the set.
+        place: the list, or the folder, for messages.
+    """
     counts = np.bincount(index.labels, minlength=len(index.classes))
     without = [name for name, count in zip(index.classes, counts, strict=True) if count == 0]
     if without:

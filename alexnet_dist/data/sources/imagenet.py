@@ -22,7 +22,7 @@ from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources import folders
 from alexnet_dist.data.sources.imagenet_labels import find_class, read_val_classes
 from alexnet_dist.data.sources.source import Source, SourceOptions, check_part, find_given_root
-from alexnet_dist.data.sources.tar_index import ArchiveSet, list_pictures
+from alexnet_dist.data.sources.tar_index import ArchiveSet, list_pictures, make_once
 from alexnet_dist.data.sources.tar_members import INNER, list_members
 from alexnet_dist.data.sources.tar_names import find_archives
 
@@ -80,8 +80,7 @@ def _list_part(options: SourceOptions, key: str, part: _Part) -> tuple[FileSet, 
     if part.kind == "flat":
         images = FileSet(part.path, folders.list_images_below(part.path))
         return images, _find_ids(options, part, [file.path for file in images.files])
-    archives = find_archives(root, os.path.relpath(part.path, root), key)
-    listing, headers = list_pictures(ArchiveSet(root, tuple(archives), labels="none"), options.rules)
+    listing, headers = list_pictures(_find_archives(options, key, part), options.rules)
     everything = listing.place(list(range(len(headers))))
     images = FileSet(root, listing.list_files(), listed_in=part.path, containers=everything, headers=headers)
     if part.kind == "archives":
@@ -90,6 +89,11 @@ def _list_part(options: SourceOptions, key: str, part: _Part) -> tuple[FileSet, 
     if options.parts[key] == "train":
         return images, [row.name.partition(INNER)[0] if INNER in row.name else "" for row in listing.rows]
     return images, _find_ids(options, part, [row.name for row in listing.rows])
+
+
+def _find_archives(options: SourceOptions, key: str, part: _Part) -> ArchiveSet:
+    root = find_root(options)
+    return ArchiveSet(root, tuple(find_archives(root, os.path.relpath(part.path, root), key)), labels="none")
 
 
 def _find_ids(options: SourceOptions, part: _Part, names: Sequence[str]) -> list[str]:
@@ -104,6 +108,13 @@ def _find_ids(options: SourceOptions, part: _Part, names: Sequence[str]) -> list
 
 def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
     part, rules = _find_part(options, key), options.rules
+    if part.kind in ("archive", "archives") and options.parts[key] == "train":  # a million pictures
+        wanted = _find_archives(options, key, part)
+
+        def make() -> SampleIndex:
+            return _index_by_id(*_list_part(options, key, part), classes, options)
+
+        return make_once(wanted, rules, classes, make, part.path)
     if part.kind != "folders":
         return _index_by_id(*_list_part(options, key, part), classes, options)
     return folders.scan_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from alexnet_dist.data.sources.manifest_read import (
     refuse_other_root,
 )
 from alexnet_dist.data.sources.source import Source, SourceOptions, find_given_root
-from alexnet_dist.data.sources.tar_index import ArchiveSet, Listing, list_pictures
+from alexnet_dist.data.sources.tar_index import ArchiveSet, Listing, list_pictures, make_once
 from alexnet_dist.data.sources.tar_labels import Kind, split_key, strip_folders
 from alexnet_dist.data.sources.tar_names import FOLDER_MARK, find_archives, split_name
 
@@ -152,18 +153,28 @@ def find_classes(archived: Archived, place: Path, given: Sequence[str] | None) -
 
 
 def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
+    """Where nothing has changed since it was listed, and nothing is bad, the index is the one that is kept."""
+    wanted, rules = find_wanted(options, key), options.rules
+    lists = _read_class_lists(options, ["train"] if key == "train" else list(options.parts))
+    given = classes if classes is not None else next(iter(lists.values()), None)
+    make = partial(_index_anew, options, key, given, bool(lists))
+    if wanted.labels == "none":
+        return make()
+    return make_once(wanted, rules, (given, bool(lists)), make, _name_set(wanted.root, options, key))
+
+
+def _index_anew(
+    options: SourceOptions, key: str, classes: Sequence[str] | None, has_list_of_classes: bool
+) -> SampleIndex:
     archived = list_archived(options, key)
     wanted, pictures = archived.wanted, archived.pictures
     has_list = archived.listing.kind == "none"
     place = wanted.root / str(options.labels) if has_list else wanted.root
-    lists = _read_class_lists(options, ["train"] if key == "train" else list(options.parts))
-    names, are_numbers = find_classes(
-        archived, place, classes if classes is not None else next(iter(lists.values()), None)
-    )
+    names, are_numbers = find_classes(archived, place, classes)
     labels = np.zeros(len(pictures), np.int64)
     good = [position for position, picture in enumerate(pictures) if picture.label or not picture.reason]
     labels[good] = _number(
-        place, [pictures[position] for position in good], names, archived, are_numbers or bool(lists)
+        place, [pictures[position] for position in good], names, archived, are_numbers or has_list_of_classes
     )
     order = list(range(len(pictures)))
     if has_list:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +17,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from alexnet_dist.base.durable import check_regular, disk_errors_named, replacing, tidy_folder
+from alexnet_dist.base.durable import disk_errors_named, tidy_folder
 from alexnet_dist.base.errors import DataError, MachineError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.files.containers import Containers
-from alexnet_dist.data.files.index_files import FileRules
+from alexnet_dist.data.files.index_files import FileRules, warn_about_classes
+from alexnet_dist.data.files.kept_index import keep_index, recall_index
 from alexnet_dist.data.files.scan import FileSet, FoundFile, Header, hash_place, read_headers
+from alexnet_dist.data.files.sealed import join_names, read_sealed, split_names, write_sealed
+from alexnet_dist.data.files.verify import read_verdicts
+from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.tar_labels import Kind, Row, find_kind, pair_members
 from alexnet_dist.data.sources.tar_members import INNER, Contents, Member, list_inner, list_members
 from alexnet_dist.data.sources.tar_wds import begins_a_picture, read_wds_index
@@ -64,6 +65,14 @@ class ArchiveSet:
         """Of the kept list: the same wherever the archives lie."""
         facts = "\0".join([self.folder, str(self.labels), self.json_key, *self.names])
         return f"archives-{hashlib.sha256(os.fsencode(facts)).hexdigest()[:12]}{_SUFFIX}"
+
+    def look_up(self) -> list[tuple[int, int]]:
+        """Bytes and time of change of each archive.
+
+        Raises:
+            DataError: one cannot be looked up.
+        """
+        return [_look_up(self.root / name) for name in self.names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +120,42 @@ class Listing:
         return Containers(self.names, self.byte_sizes, self.modified_ns, self.numbers[positions], offsets[positions])
 
 
+def make_once(
+    wanted: ArchiveSet, rules: FileRules, facts: object, make: Callable[[], SampleIndex], name: Path
+) -> SampleIndex:
+    """The index of a set that is kept where nothing has changed and nothing is bad, or a new one, which is then kept.
+
+    Args:
+        wanted: the archives.
+        rules: how they are looked at.
+        facts: what else the index depends on, by its `repr`.
+        make: gives a new one.
+        name: of the set, for messages.
+    """
+    state = repr((wanted.look_up(), facts, rules.max_pixels)).encode("utf-8", "surrogateescape")
+    stem = wanted.file_name.removesuffix(_SUFFIX)
+    folder = rules.cache_dir / "archives" / hash_place(wanted.root)
+    place = folder / f"{stem}-{hashlib.sha256(state).hexdigest()[:12]}.set"
+    if read_verdicts(wanted.root, rules.cache_dir):
+        return make()
+    index = recall_index(place, wanted.root)
+    if index is not None:
+        warn_about_classes(index, name)
+        return index
+    index = make()
+    for other in folder.glob(f"{stem}-*.set"):  # of archives that are no more as they were
+        other.unlink(missing_ok=True)
+    keep_index(place, index)
+    return index
+
+
 def list_pictures(wanted: ArchiveSet, rules: FileRules) -> tuple[Listing, list[Header]]:
     """The pictures of a set of archives with their headers, from what is kept of them as far as it is true.
 
     Raises:
         DataError: an archive is damaged under `on_bad_file: fail`, or is none; or a name stands twice in one.
     """
-    facts = [_look_up(wanted.root / name) for name in wanted.names]
+    facts = wanted.look_up()
     place = rules.cache_dir / "archives" / hash_place(wanted.root) / wanted.file_name
     kept = _read_kept(place) or _read_beside(wanted)
     is_same = kept is not None and kept.names == wanted.names and _list_facts(kept) == facts
@@ -207,48 +245,25 @@ def write_listing(path: Path, listing: Listing) -> None:
         "lengths": np.array([row.byte_size for row in rows], np.int64),
         "sizes": listing.sizes,
         "is_plain": listing.is_plain,
-        "archives": _join(listing.names),
-        "names": _join(row.name for row in rows),
-        "labels": _join(row.label for row in rows),
-        "reasons": _join(row.reason for row in rows),
-        "kind": _join([listing.kind]),
+        "archives": join_names(listing.names),
+        "names": join_names(row.name for row in rows),
+        "labels": join_names(row.label for row in rows),
+        "reasons": join_names(row.reason for row in rows),
+        "kind": join_names([listing.kind]),
     }
-    body = save(arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        stream.write(_seal(body) + b"\n")
-        stream.write(body)
-
-
-def _seal(body: bytes) -> bytes:
-    return f"{_TITLE} crc32={zlib.crc32(body):08x}".encode()
-
-
-def _join(texts: Iterable[str]) -> npt.NDArray[np.uint8]:
-    """Names as bytes; none holds a zero."""
-    return np.frombuffer("".join(text + "\0" for text in texts).encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def _split(blob: npt.NDArray[Any]) -> list[str]:
-    return blob.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
+    write_sealed(path, _TITLE, arrays)
 
 
 def _read_kept(path: Path) -> Listing | None:
     """What `write_listing` wrote; None where it is missing, damaged or of another version."""
-    try:
-        check_regular(path)
-        first, _, body = path.read_bytes().partition(b"\n")
-        if first != _seal(body):
-            return None
-        arrays = load(body)
-        columns = (_split(arrays["names"]), arrays["offsets"].tolist(), arrays["lengths"].tolist())
-        rows = list(map(Row, *columns, _split(arrays["labels"]), _split(arrays["reasons"])))
-        names, kind = tuple(_split(arrays["archives"])), _split(arrays["kind"])[0]
-        bounds, facts = arrays["bounds"], (arrays["byte_sizes"], arrays["modified_ns"])
-        headers = arrays["sizes"], arrays["is_plain"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        logger.debug("no list of archives to start from (%s): %s", path, error)
+    arrays = read_sealed(path, _TITLE)
+    if arrays is None:
         return None
+    columns = (split_names(arrays["names"]), arrays["offsets"].tolist(), arrays["lengths"].tolist())
+    rows = list(map(Row, *columns, split_names(arrays["labels"]), split_names(arrays["reasons"])))
+    names, kind = tuple(split_names(arrays["archives"])), split_names(arrays["kind"])[0]
+    bounds, facts = arrays["bounds"], (arrays["byte_sizes"], arrays["modified_ns"])
+    headers = arrays["sizes"], arrays["is_plain"]
     is_sound = {len(names), len(facts[0]), len(facts[1])} == {len(bounds) - 1} and {*map(len, headers)} == {len(rows)}
     is_sound &= bounds[0] == 0 and bounds[-1] == len(rows) and bool((np.diff(bounds) >= 0).all())
     return Listing(names, *facts, bounds, rows, *headers, kind) if is_sound else None  # type: ignore[arg-type]

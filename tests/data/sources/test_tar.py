@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -21,7 +22,10 @@ from helpers.refusals import refused
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.files.index_files import FileRules
 from alexnet_dist.data.index import BadFilesError, SampleIndex
+from alexnet_dist.data.sources import tar_index
 from alexnet_dist.data.sources.source import SourceOptions, open_source
+from alexnet_dist.data.sources.tar import find_wanted
+from alexnet_dist.data.sources.tar_index import list_pictures, write_listing_out
 
 SOURCE = open_source("tar")
 
@@ -175,8 +179,6 @@ def test_labels_from_a_list(named: str, folder: Path, tmp_path: Path) -> None:
 
 
 def test_kept_lists_follow_their_archives(files: dict[str, bytes], tmp_path: Path, monkeypatch: Any) -> None:
-    from alexnet_dist.data.sources import tar_index
-
     listed: list[str] = []
     monkeypatch.setattr(
         tar_index, "list_members", lambda path, inner=tar_index.list_members: listed.append(path.name) or inner(path)
@@ -193,12 +195,61 @@ def test_kept_lists_follow_their_archives(files: dict[str, bytes], tmp_path: Pat
     more = index(root, "train-*.tar")
     assert len(more) == len(first) + 1
     assert "train-0003.tar!more/x.jpg" in more.paths
-    (kept,) = (path for path in (root.parent / "cache" / "archives").rglob("*.index") if b"0003" in path.read_bytes())
-    data = kept.read_bytes()
-    kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    listed.clear()
-    assert index(root, "train-*.tar").fingerprint() == more.fingerprint()
-    assert len(listed) == 4
+    for suffix, count in ((".set", 0), (".index", 0), (".set", 4)):  # one of the two is enough
+        for kept in (root.parent / "cache" / "archives").rglob(f"*{suffix}"):
+            data = kept.read_bytes()
+            kept.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        listed.clear()
+        assert index(root, "train-*.tar").fingerprint() == more.fingerprint()
+        assert len(listed) == count
+    (root / "classes.txt").write_text("red fox\ndog\ncat\n")
+    again = index(root, "train-*.tar")
+    assert again.classes == ("red fox", "dog", "cat")
+    assert again.labels.tolist() == sorted(again.labels.tolist())
+
+
+def test_a_list_beside_archives_serves_their_copies(files: dict[str, bytes], tmp_path: Path, monkeypatch: Any) -> None:
+    root, copy = tmp_path / "one" / "data", tmp_path / "two" / "data"
+    write_shards(root, files, 3)
+    options = options_of(root, "train-*.tar")
+    wanted = find_wanted(options, "train")
+    listing, _ = list_pictures(wanted, options.rules)
+    path = write_listing_out(root, wanted, listing)
+    shutil.copytree(root, copy)
+    for number, place in enumerate(sorted(copy.glob("*.tar"))):
+        os.utime(place, (number, number))  # a copy has times of its own
+    monkeypatch.setattr(tar_index, "list_members", None)
+    assert index(copy, "train-*.tar").fingerprint() == index(root, "train-*.tar").fingerprint()
+    monkeypatch.undo()
+    other = tmp_path / "three" / "data"
+    write_shards(other, dict(list(files.items())[::-1]), 3)  # other pictures, with which the list does not fit
+    shutil.copy(path, other)
+    assert len(index(other, "train-*.tar")) == len(files)
+
+
+def write_wds_index(path: Path) -> None:
+    """What wds2idx writes."""
+    with tarfile.open(path) as archive:
+        members = [(Path(m.name).suffix[1:], m.offset_data, m.size, m.name) for m in archive if m.isreg()]
+    lines = [
+        " ".join(str(part) for member in members[at : at + 2] for part in member) for at in range(0, len(members), 2)
+    ]
+    path.with_suffix(".idx").write_text("\n".join([f"v1.2 {len(lines)}", *lines]) + "\n")
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_an_index_of_wds2idx_is_used_where_it_fits(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: Any, is_stale: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, files = tmp_path / "data", {name: data for name, data in files.items() if " " not in name}
+    write_shards(root, files, 1)
+    write_wds_index(root / "train-0000.tar")
+    if is_stale:
+        write_shards(root, dict(list(files.items())[1:]), 1)
+    else:
+        monkeypatch.setattr(tar_index, "list_members", None)
+    assert len(index(root, "train-0000.tar")) == len(files) - is_stale
+    assert ("train-0000.idx does not fit" in caplog.text) == is_stale
 
 
 # -- bad archives -----------------------------------------------------------------------------------------------------
