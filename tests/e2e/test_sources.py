@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.archives import read_files, write_shards
 from helpers.array_files import list_files, save_npy_folders, write_cifar10, write_fashion_mnist
+from helpers.images import save_jpeg
 from helpers.pages import ROOT, read_code
 from helpers.tiny import tiny_config
-from helpers.verbs import call_well
+from helpers.verbs import call, call_well
 from PIL import Image
 
 from alexnet_dist.settings.reader import dump_config
@@ -161,3 +163,32 @@ def test_a_source_of_the_page_is_one_file_and_one_line(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_examples"] == 12
+
+
+def test_a_life_on_shards(tmp_path: Path) -> None:
+    for number in range(24):
+        save_jpeg(tmp_path / "pictures" / ("ant", "bee", "cat")[number % 3] / f"{number}.jpg", 90, 80)
+    shards = tmp_path / "data"
+    write_shards(shards, read_files(tmp_path / "pictures"), 3)
+    words = configure(
+        tmp_path, data__source="tar", data__train="train-*.tar", data__val_fraction=0.25, model__num_classes=None
+    )
+    assert "tar: 18 train, 6 val" in call_well("train", *words)
+    held_out = (tmp_path / "run" / "held_out.csv").read_text().splitlines()
+    assert all(line.startswith("train-000") and ".tar!" in line for line in held_out[1:])
+    assert '"num_examples": 6' in call_well("evaluate", "--model", tmp_path / "run")
+    member = held_out[1].partition(",")[0]
+    assert member in call_well("predict", tmp_path / "run", tmp_path / "data" / member)
+    picture = tmp_path / "pictures" / member.partition("!")[2]
+    picture.write_bytes(picture.read_bytes()[:-300])
+    write_shards(shards, read_files(tmp_path / "pictures"), 3)
+    code, errors, _ = call("evaluate", "--model", tmp_path / "run")
+    assert (code, len(errors)) == (3, 1)
+    out = tmp_path / "bad.csv"
+    data = ("--data.source", "tar", "--data.root", shards, "--data.train", "train-*.tar")
+    code, _, _ = call("prepare", "verify", *data, "--data.cache_dir", tmp_path / "cache", "--out", out)
+    assert code == 3
+    assert out.read_text().splitlines()[1].startswith(f"{member},")
+    code, errors, _ = call("train", *words, "--train.max_steps", "4")
+    assert (code, len(errors)) == (3, 1)
+    assert member in errors[0]
