@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_dist.base.places import match_sets
-from alexnet_dist.data.sources.tar_members import ENDINGS, INNER, list_members
+from alexnet_dist.data.sources.source import ARCHIVES
+from alexnet_dist.data.sources.tar_members import INNER, list_members
 
 HERE = "."
 
@@ -17,7 +18,7 @@ _NUMBERED = re.compile(r"[-_.]?\d+$")  # train-0003
 
 def is_archive(name: str | Path) -> bool:
     """Whether a name is that of an archive."""
-    return str(name).lower().endswith(ENDINGS)
+    return str(name).lower().endswith(ARCHIVES)
 
 
 def match_archives(place: Path) -> dict[str, str] | None:

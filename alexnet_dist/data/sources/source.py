@@ -20,6 +20,7 @@ from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.layouts import explain_missing_folder
 
+ARCHIVES = (".tar", ".zip")
 ROOT_REMEDY = "give the folder that paths are relative to"
 
 
@@ -72,7 +73,7 @@ def find_given_root(options: SourceOptions, remedy: str = ROOT_REMEDY) -> Path:
     where, why, near = describe_missing(root)
     if root.exists():
         remedy = "give the folder that it lies in, or unpack it and give that folder"
-        if root.suffix.lower() in (".tar", ".zip"):
+        if root.suffix.lower() in ARCHIVES:
             remedy = "an archive is read as it is with --data.source tar"
         raise DataError("data.root is no folder", where=where, why="it is a file", remedy=remedy)
     remedy = f"did you mean '{near}'? or {remedy}" if near else remedy
@@ -159,10 +160,11 @@ def has_part(options: SourceOptions, key: str) -> bool:
 
 
 def index_path(path: Path, rules: FileRules, classes: tuple[str, ...] | None = None) -> SampleIndex:
-    """The images of a folder of class folders, or of a manifest, for who has no settings.
+    """The images of a folder of class folders, of an archive, or of a manifest, for who has no settings.
 
     Args:
-        path: of the folder; or of a text or CSV file, whose paths are relative to the folder that it lies in.
+        path: of the folder; of a tar or zip; or of a text or CSV file, whose paths are relative to the folder that it
+            lies in.
         rules: how the files are looked at.
         classes: those of training; None takes the path's own.
 
@@ -172,6 +174,6 @@ def index_path(path: Path, rules: FileRules, classes: tuple[str, ...] | None = N
     """
     if not path.exists():
         raise explain_missing_folder(path)
-    name = "folder" if path.is_dir() else "manifest"
+    name = "folder" if path.is_dir() else "tar" if path.suffix.lower() in ARCHIVES else "manifest"
     options = SourceOptions(name, path.parent, {"train": path.name}, rules)
     return open_source(name).list_split(options, "train", classes)

@@ -21,7 +21,6 @@ from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.data.sources.folders import is_stray
 
-ENDINGS = (".tar", ".zip")
 INNER = ".tar!"  # between the name of a tar within a tar and the name within that
 
 _BLOCK = 512

@@ -12,7 +12,7 @@ from alexnet_dist.base.durable import read_json_file
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.base.text import join_names
-from alexnet_dist.data.sources.tar_members import ENDINGS
+from alexnet_dist.data.sources.source import ARCHIVES
 
 INFO = "_info.json"  # in which webdataset's tools, and timm, list the shards of each split
 FOLDER_MARK = "!"  # between the archives of a set and the folder within them
@@ -65,7 +65,7 @@ def _find_pattern(root: Path, pattern: str) -> list[str]:
     for name in expanded:
         path = root / name
         if path.is_dir():
-            below = sorted(entry.name for entry in path.iterdir() if entry.name.lower().endswith(ENDINGS))
+            below = sorted(entry.name for entry in path.iterdir() if entry.name.lower().endswith(ARCHIVES))
             found += [_relative(root, path / entry) for entry in below if not entry.startswith(".")]
         elif path.is_file():
             found.append(_relative(root, path))
@@ -76,7 +76,7 @@ def _find_pattern(root: Path, pattern: str) -> list[str]:
         elif len(expanded) > 1:
             found.append(name)
         else:
-            found += [name + ending for ending in ENDINGS if (root / (name + ending)).is_file()][:1]
+            found += [name + ending for ending in ARCHIVES if (root / (name + ending)).is_file()][:1]
     return found
 
 

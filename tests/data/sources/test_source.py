@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.archives import read_files, write_tar
 from helpers.class_folders import scan, write_class_folders
 
 from alexnet_dist.base.errors import DataError
@@ -31,6 +32,8 @@ def test_a_path_alone_is_indexed_as_settings_would(tmp_path: Path) -> None:
     lines = [f"train/{path},{index.classes[label]}\n" for path, label in zip(index.paths, index.labels, strict=True)]
     (tmp_path / "train.csv").write_text("".join(lines))
     assert index_path(tmp_path / "train", rules).fingerprint() == index.fingerprint()
+    write_tar(tmp_path / "train.tar", read_files(tmp_path / "train"))
+    assert [path.partition("!")[2] for path in index_path(tmp_path / "train.tar", rules).paths] == [*index.paths]
     listed = index_path(tmp_path / "train.csv", rules)
     assert (listed.classes, listed.labels.tolist()) == (index.classes, index.labels.tolist())
     known = ("bird", *index.classes)
