@@ -98,6 +98,15 @@ def test_a_stopped_run_goes_on_with_the_bits_of_a_launchers(cluster: Any, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]  # nothing of Ray's own
 
 
+def test_what_no_new_start_would_mend_ends_at_once(cluster: Any, tmp_path: Path) -> None:
+    code, line = finish(start(cluster, tmp_path / "odd", "--train.global_batch_size", "31"))
+    assert (code, line.startswith("error: ")) == (2, True)
+    code, line = finish(start(cluster, tmp_path / "many", "--workers", "9"))
+    assert code == 5
+    assert re.match(r"error: the Ray cluster lacks \d CPUs: 9 workers need 9, and it has ", line)
+    assert not (tmp_path / "many").exists()
+
+
 def test_lost_workers_and_lost_nodes_change_no_bit(cluster: Any, tmp_path: Path, digest: str) -> None:
     folder = tmp_path / "run"
     run = start(cluster, folder)
@@ -107,12 +116,3 @@ def test_lost_workers_and_lost_nodes_change_no_bit(cluster: Any, tmp_path: Path,
     find_node_of_a_worker(cluster).kill()
     assert finish(run)[0] == 0
     assert take_digest(folder) == digest
-
-
-def test_what_no_new_start_would_mend_ends_at_once(cluster: Any, tmp_path: Path) -> None:
-    code, line = finish(start(cluster, tmp_path / "odd", "--train.global_batch_size", "31"))
-    assert (code, line.startswith("error: ")) == (2, True)
-    code, line = finish(start(cluster, tmp_path / "many", "--workers", "9"))
-    assert code == 5
-    assert re.match(r"error: the Ray cluster lacks \d CPUs: 9 workers need 9, and it has ", line)
-    assert not (tmp_path / "many").exists()
