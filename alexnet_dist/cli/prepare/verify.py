@@ -142,7 +142,8 @@ def _find_image_root(data: DataConfig) -> Path:
     source, options = prepare_source(data, seed=0, progress=False)
     if source.list_files is None:
         why = f"source {data.source} has no image files"
-        raise UsageError("there is nothing to verify", where="data.source", why=why, remedy="use folder or manifest")
+        remedy = "use a source of image files, such as folder, manifest or tar"
+        raise UsageError("there is nothing to verify", where="data.source", why=why, remedy=remedy)
     return source.find_root(options)
 
 

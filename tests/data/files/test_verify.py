@@ -416,10 +416,10 @@ def test_verb_writes_nothing_below_the_root(root: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "code", "parts"),
     [
-        ([], 2, ["no preparation is named", "verify, cache, parity"]),
+        ([], 2, ["no preparation is named", "verify, fetch, index, cache, parity"]),
         (["--workers", "1"], 2, ["no preparation is named"]),
         (["verfiy"], 2, ["unknown preparation 'verfiy'", "did you mean verify?"]),
-        (["zzz"], 2, ["unknown preparation 'zzz'", "verify, cache, parity"]),
+        (["zzz"], 2, ["unknown preparation 'zzz'", "verify, fetch, index, cache, parity"]),
         (["verify"], 2, ["data.root is missing"]),
         (["verify", "--data.rot", "x"], 2, ["--data.rot", "did you mean --data.root?"]),
         (["verify", "--data.root", "nowhere"], 3, ["data.root is missing", "nowhere"]),
