@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -247,7 +248,7 @@ def test_rank_0_has_time_to_speak_before_a_launcher_ends_it(
     monkeypatch.setattr(cli, "was_launched", lambda: launched)
     monkeypatch.setattr(cli, "end_with_parent", lambda: None)
     slept: list[float] = []
-    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))  # threads of other tests may sleep, too
     monkeypatch.setenv("RANK", rank)
     assert cli.run("summary", ["--model.variant", "none"]) == 2
     assert slept == waits
