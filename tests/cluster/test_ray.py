@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -14,15 +13,12 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers.verbs import call_well
+from helpers.one_run import has_checkpoint, take_digest, write_settings
 from helpers.waiting import wait_until
-
-from alexnet_dist.inference.checkpoints import list_checkpoints
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-SETTINGS = ("--config", "smoke", "--train.epochs", "6", "--checkpoint.every_steps", "2", "--log.plots", "false")
 SECONDS = 200
 
 
@@ -42,22 +38,10 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-@pytest.fixture(scope="module")
-def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """sha256 of the weights that two processes of a launcher train."""
-    folder = tmp_path_factory.mktemp("launched") / "run"
-    call_well("train", *SETTINGS, "--device", "cpu", "--output_dir", folder, processes=2)
-    return take_digest(folder)
-
-
-def take_digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
-
-
 def start(cluster: Any, folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(LAUNCH / "ray_train.py"), *SETTINGS, "--workers", "2", "--address", cluster.address]
+    command = [sys.executable, str(LAUNCH / "ray_train.py"), *write_settings(folder)]
     return subprocess.Popen(
-        [*command, "--output_dir", str(folder), *words],
+        [*command, "--workers", "2", "--address", cluster.address, *words],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -71,10 +55,6 @@ def finish(started: subprocess.Popen[str]) -> tuple[int, str]:
     return started.returncode, own[-1]
 
 
-def has_checkpoint(folder: Path, step: int) -> bool:
-    return any(path.name >= f"step-{step:08d}" for path in list_checkpoints(folder / "checkpoints"))
-
-
 def find_workers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 
@@ -86,15 +66,15 @@ def find_node_of_a_worker(cluster: Any) -> psutil.Process:
     return next(parent for parent in parents if parent is not None and parent.pid != head)
 
 
-def test_a_stopped_run_goes_on_with_the_bits_of_a_launchers(cluster: Any, tmp_path: Path, digest: str) -> None:
+def test_a_stopped_run_goes_on_with_the_bits_of_a_launchers(cluster: Any, tmp_path: Path, undisturbed: str) -> None:
     folder = tmp_path / "run"
     first = start(cluster, folder)
-    wait_until(lambda: has_checkpoint(folder, 2) or first.poll() is not None, SECONDS)
+    wait_until(lambda: has_checkpoint(folder, 6) or first.poll() is not None, SECONDS)
     first.send_signal(signal.SIGTERM)
     code, line = finish(first)
     assert (code, line.startswith("Stopped by SIGTERM. Saved at step ")) == (143, True)
     assert finish(start(cluster, folder))[0] == 0
-    assert take_digest(folder) == digest
+    assert take_digest(folder) == undisturbed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]  # nothing of Ray's own
 
 
@@ -107,12 +87,12 @@ def test_what_no_new_start_would_mend_ends_at_once(cluster: Any, tmp_path: Path)
     assert not (tmp_path / "many").exists()
 
 
-def test_lost_workers_and_lost_nodes_change_no_bit(cluster: Any, tmp_path: Path, digest: str) -> None:
+def test_lost_workers_and_lost_nodes_change_no_bit(cluster: Any, tmp_path: Path, undisturbed: str) -> None:
     folder = tmp_path / "run"
     run = start(cluster, folder)
-    wait_until(lambda: has_checkpoint(folder, 2) or run.poll() is not None, SECONDS)
+    wait_until(lambda: has_checkpoint(folder, 6) or run.poll() is not None, SECONDS)
     find_workers()[-1].kill()
-    wait_until(lambda: has_checkpoint(folder, 8) or run.poll() is not None, SECONDS)
+    wait_until(lambda: has_checkpoint(folder, 30) or run.poll() is not None, SECONDS)
     find_node_of_a_worker(cluster).kill()
     assert finish(run)[0] == 0
-    assert take_digest(folder) == digest
+    assert take_digest(folder) == undisturbed

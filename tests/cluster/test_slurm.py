@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.dist_helper import run_processes
+from helpers.one_run import list_starts, take_digest, write_settings
 from helpers.slurm import Cluster, find_obstacle, start_cluster
-from helpers.tiny import tiny_config
-
-from alexnet_dist.cli.train import train
-from alexnet_dist.settings.reader import dump_config
-from alexnet_dist.settings.schema import Config
 
 LAUNCHERS = ()  # two nodes with a launcher each, as the script has it
 TASKS = ("--nodes=1", "--ntasks-per-node=2")  # two tasks that train, and no launcher
@@ -31,45 +23,12 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def settings(folder: Path, epochs: int = 15) -> Config:
-    return tiny_config(folder, precision="fp32", device="cpu", train__epochs=epochs)
-
-
-def write_settings(folder: Path, epochs: int = 15) -> list[str]:
-    """The words with which a script's verb trains into this folder."""
-    file = folder.with_suffix(".yaml")
-    file.write_text(dump_config(settings(folder, epochs)))
-    return ["--config", str(file)]
-
-
-def digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
-
-
-def starts(folder: Path) -> list[int]:
-    """The steps at which the processes of a run began."""
-    return [start["step"] for start in json.loads((folder / "run.json").read_text())["starts"]]
-
-
-def train_undisturbed(folder: Path) -> None:
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
-    train(settings(folder))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What two processes without SLURM end with."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_processes(2, train_undisturbed, folder)
-    return digest(folder)
-
-
 def test_tasks_of_srun_train_together_without_a_launcher(cluster: Cluster, undisturbed: str, tmp_path: Path) -> None:
     words = write_settings(tmp_path / "run")
     done = cluster.run("srun", "--nodes=2", "--ntasks=2", "python", "-m", "alexnet_dist", "train", *words)
     assert done.returncode == 0, done.stderr
     assert "2 x cpu (ddp)" in done.stderr
-    assert digest(tmp_path / "run") == undisturbed
+    assert take_digest(tmp_path / "run") == undisturbed
 
 
 DISTURBANCES: dict[str, tuple[tuple[str, ...], Callable[[Cluster, str], object], str]] = {
@@ -95,9 +54,9 @@ def test_a_disturbed_job_has_another_turn_and_ends_with_the_same_bits(
     record = cluster.wait(job, log)
     assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("COMPLETED", "0:0", "1"), log.read_text()
     assert said in log.read_text()
-    first, second = starts(folder)
+    first, second = list_starts(folder)
     assert first == 0 < second
-    assert digest(folder) == undisturbed
+    assert take_digest(folder) == undisturbed
 
 
 def test_a_job_whose_time_is_over_has_another_turn_and_scancel_ends_it(cluster: Cluster, tmp_path: Path) -> None:
