@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -30,4 +31,9 @@ def name_program(verb: str) -> str:
 
 def _find_script(verb: str) -> Path | None:
     started = Path(sys.argv[0])
-    return started.parent / f"{verb}.py" if started.parent.name == "launch" and started.suffix == ".py" else None
+    if started.parent.name != "launch" or started.suffix != ".py":
+        return None
+    script = started.parent / f"{verb}.py"
+    with contextlib.suppress(ValueError, OSError):  # the folder that one stands in may be gone
+        return script.relative_to(Path.cwd())  # as short as one would type it
+    return script
