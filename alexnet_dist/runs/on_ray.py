@@ -95,16 +95,24 @@ def train_on_ray(config: Config, workers: Workers, address: str | None = None) -
         stop.listen()  # Ray takes SIGTERM when it joins
         if not workers.waits:
             _check_room(ray.cluster_resources(), workers)
-        desk = ray.remote(num_cpus=0)(Desk).remote()
+        desk = _open_desk(ray)
         with _place_for_ray(folder) as place:
             result, error = _fit(ray, config, workers, desk, place, stop)
         final, last = ray.get([desk.find_final_error.remote(), desk.find_last_error.remote()])
     if final is not None:
+        final.is_said = False  # among the workers another one spoke; of the driver's lines it is the only one
         raise final
     if error is not None:
         raise _lost(workers, str(last or error)) from error
     summary: dict[str, Any] = result
     return summary
+
+
+def _open_desk(ray: Any) -> Any:
+    """A desk on the driver's own node: a node that is lost must not take it along."""
+    strategies = import_extra("ray.util.scheduling_strategies", "ray")
+    here = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
 
 
 @contextlib.contextmanager

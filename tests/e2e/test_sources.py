@@ -154,8 +154,9 @@ def test_a_source_of_the_page_is_one_file_and_one_line(tmp_path: Path) -> None:
     before, after = table.read_text().split('    "digits": ')
     table.write_text(f'{before}{line}    "digits": {after}')
     save_npy_folders(tmp_path / "data" / "npy")
+    commands = next(text for text in read_code("data-sources.md", "") if "--data.source npy" in text)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    train, evaluate = (shlex.split(command)[1:] for command in read_code("data-sources.md", "")[0].splitlines())
+    train, evaluate = (shlex.split(command)[1:] for command in commands.splitlines())
     sizes = ["--train.max_steps", "1", "--train.global_batch_size", "4", "--data.val", "val", "--log.plots", "false"]
     for words in ([*train, *sizes], evaluate):
         done = subprocess.run(
