@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they have trained, and stay in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train fast test test-slow test-gpu lint docs notebook clean
+.PHONY: train fast test test-slow test-cluster test-gpu lint docs notebook clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits --checkpoint.keep 0
@@ -21,7 +21,11 @@ test: $(VENV)/.installed-dev
 	$(PYTEST)
 
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow --timeout 900
+	$(PYTEST) -m slow --timeout 900 --ignore tests/cluster
+
+# Clusters of Ray and SLURM on this machine: SLURM wants root, and all of them want it for themselves.
+test-cluster: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow --timeout 900 tests/cluster
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/gpu
