@@ -57,8 +57,7 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "config")
     parser.add_argument("--folds", type=int, help=f"how many (default: data.folds, or {DEFAULT_FOLDS})")
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    add_options(parser, "quiet", "debug")
+    add_options(parser, "print_config", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     config = _read_settings(arguments.options, arguments.given)
     if arguments.options.print_config:

@@ -41,6 +41,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "precision in which gradients travel under towers and hybrid; ddp is shown with both",
     },
     "overwrite": {"action": "store_true", "help": "replace a file that is there; never one that a run keeps itself"},
+    "print_config": {"action": "store_true", "help": "print the resolved settings and end"},
     "quiet": {"action": "store_true", "help": "show results, warnings and errors alone"},
     "debug": {"action": "store_true", "help": "show tracebacks"},
 }

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.base.progress import set_level
-from alexnet_dist.base.streams import writes_unicode
-from alexnet_dist.cli.options import add_options, check_at_least_one, import_shown, say_start
-from alexnet_dist.cli.train import settle_settings
-from alexnet_dist.settings.reader import dump_config, new_parser, parse_arguments
+from alexnet_dist.cli.options import add_options, check_at_least_one, import_shown
+from alexnet_dist.cli.train import add_images, begin_run
+from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 EXAMPLES = """Train AlexNet on the machines of a Ray cluster.
 
@@ -27,9 +25,7 @@ Running the same command again resumes the run."""
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("ray_train", EXAMPLES, "[DATA_FOLDER] [--config NAME] [options] [--SETTING VALUE ...]")
-    what = "your images: class folders, or train/ and val/"
-    parser.add_argument("folders", metavar="DATA_FOLDER", type=str, nargs="*", help=what)
-    add_options(parser, "config")
+    add_images(parser)
     parser.add_argument(
         "--workers", type=str, default="1", help="processes; 2:8 = as many of these as there is room for"
     )
@@ -40,21 +36,16 @@ def main(argv: Sequence[str]) -> int:
         "--address", type=str, help="of the cluster (default: RAY_ADDRESS, or a new one on this machine)"
     )
     parser.add_argument("--wait_for_machines", action="store_true", help="let a cluster grow that is too small")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    add_options(parser, "quiet", "debug")
+    add_options(parser, "print_config", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
     options = arguments.options
     check_at_least_one(options, "cpus_per_worker")
     least, most = read_range(options.workers)
     if options.max_failures < -1:
         raise UsageError(f"--max_failures is {options.max_failures}", where="command line", remedy="give -1 or more")
-    quiet = {"log.level": "quiet"} if options.quiet else {}
-    config = settle_settings(options.folders, options.config, {**arguments.given, **quiet})
-    if options.print_config:
-        print(dump_config(config, unicode=writes_unicode()), end="")
+    config = begin_run("ray_train", arguments)
+    if config is None:
         return 0
-    set_level(config.log.level)
-    say_start("ray_train", options.config or "your images", str(config.output_dir))
     import_shown("alexnet_dist.runs.on_ray")
     from alexnet_dist.runs.on_ray import Workers, train_on_ray
 

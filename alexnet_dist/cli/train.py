@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import find_place
@@ -16,7 +18,14 @@ from alexnet_dist.base.text import join_names
 from alexnet_dist.cli.options import add_options, find_folder, import_shown, refuse_two_places, say_start
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
-from alexnet_dist.settings.reader import dump_config, load_config, names_output_dir, new_parser, parse_arguments
+from alexnet_dist.settings.reader import (
+    Arguments,
+    dump_config,
+    load_config,
+    names_output_dir,
+    new_parser,
+    parse_arguments,
+)
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.settings.shipped import list_shipped, shipped_folder
 
@@ -37,25 +46,41 @@ GENERAL_RECIPE = "imagenet_subset"  # of a folder of images without a configurat
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("train", EXAMPLES, "[DATA_FOLDER] [--config NAME] [options] [--SETTING VALUE ...]")
+    add_images(parser)
+    parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
+    parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
+    add_options(parser, "print_config", "quiet", "debug")
+    arguments = parse_arguments(argv, parser)
+    options, config = arguments.options, begin_run("train", arguments)
+    if config is None:
+        return 0
+    may_move = not names_output_dir(options.config, arguments.given)
+    train(config, new=options.new, resume_from=options.resume_from, may_move=may_move)
+    return 0
+
+
+def add_images(parser: ArgumentParser) -> None:
+    """Add what says on which images, and by which recipe."""
     what = "your images: class folders, or train/ and val/"
     parser.add_argument("folders", metavar="DATA_FOLDER", type=str, nargs="*", help=what)
     add_options(parser, "config")
-    parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
-    parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and end")
-    add_options(parser, "quiet", "debug")
-    arguments = parse_arguments(argv, parser)
+
+
+def begin_run(verb: str, arguments: Arguments) -> Config | None:
+    """The settings of a run, which is said to begin; None where they were to be printed.
+
+    Raises:
+        UsageError, DataError: see `settle_settings`.
+    """
     options = arguments.options
     quiet = {"log.level": "quiet"} if options.quiet else {}
     config = settle_settings(options.folders, options.config, {**arguments.given, **quiet})
     if options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
-        return 0
+        return None
     set_level(config.log.level)
-    say_start("train", options.config or GENERAL_RECIPE, str(config.output_dir))
-    may_move = not names_output_dir(options.config, arguments.given)
-    train(config, new=options.new, resume_from=options.resume_from, may_move=may_move)
-    return 0
+    say_start(verb, options.config or GENERAL_RECIPE, str(config.output_dir))
+    return config
 
 
 def settle_settings(folders: Sequence[str], name: str | None, given: dict[str, Any]) -> Config:

@@ -76,6 +76,8 @@ class Goodput(NamedTuple):
     mean: float  # over all months
     low: float  # the twentieth part of the months is worse
     high: float  # the twentieth part of the months is better
+    tried: tuple[float, ...]  # intervals, in seconds
+    means: tuple[float, ...]  # goodput with each of them
 
 
 def simulate_months(fleet: Fleet, seed: int = 0) -> Timeline:
@@ -151,8 +153,8 @@ def young_interval(fleet: Fleet) -> float:
     return math.sqrt(2 * fleet.checkpoint_seconds * fleet.failure_seconds)
 
 
-def try_intervals(fleet: Fleet, step_seconds: float, seed: int = 0) -> tuple[list[float], list[float]]:
-    """Checkpoint intervals in seconds around Young's, no shorter than a step, and the mean goodput with each.
+def find_best_interval(fleet: Fleet, step_seconds: float, seed: int = 0) -> Goodput:
+    """The checkpoint interval with the highest goodput, of some around Young's that are no shorter than a step.
 
     Args:
         fleet: the machines.
@@ -163,17 +165,14 @@ def try_intervals(fleet: Fleet, step_seconds: float, seed: int = 0) -> tuple[lis
         UsageError: the machines fail so often that nothing can be trained.
     """
     timeline = simulate_months(fleet, seed)
-    intervals = np.unique(np.maximum(TRIED * young_interval(fleet), step_seconds)).tolist()
-    return intervals, [float(measure_goodput(timeline, fleet, interval).mean()) for interval in intervals]
-
-
-def find_best_interval(fleet: Fleet, step_seconds: float, seed: int = 0) -> Goodput:
-    """The checkpoint interval with the highest goodput; arguments and errors as `try_intervals`."""
-    intervals, means = try_intervals(fleet, step_seconds, seed)
-    interval = intervals[int(np.argmax(means))]
-    shares = measure_goodput(simulate_months(fleet, seed), fleet, interval)
-    low, high = np.percentile(shares, (5, 95)).tolist()
-    return Goodput(interval, float(shares.mean()), low, high)
+    intervals = np.unique(np.maximum(TRIED * young_interval(fleet), step_seconds))
+    shares = np.array([measure_goodput(timeline, fleet, interval) for interval in intervals])  # (intervals, months)
+    means = shares.mean(axis=1)
+    best = int(means.argmax())
+    low, high = np.percentile(shares[best], (5, 95)).tolist()
+    return Goodput(
+        float(intervals[best]), float(means[best]), low, high, tuple(intervals.tolist()), tuple(means.tolist())
+    )
 
 
 def find_restart(fleet: Fleet, goodput: float) -> float:

@@ -229,16 +229,12 @@ def goodput_to_json(rows: Sequence[FleetGoodput]) -> list[dict[str, Any]]:
 
 def goodput_curves(rows: Sequence[FleetGoodput]) -> list[FleetCurve]:
     """As the figure has them: goodput over the checkpoint interval, a curve for each number of machines."""
-    from alexnet_dist.costs.goodput import try_intervals
     from alexnet_dist.figures.goodput import FleetCurve
 
     curves = {}
     for row in rows:
-        intervals, shares = try_intervals(row.fleet, row.prediction.step_seconds)
-        best = row.goodput
-        curves[row.fleet.machines] = FleetCurve(
-            row.fleet.machines, intervals, shares, best.interval, best.mean, best.low, best.high
-        )
+        best, machines = row.goodput, row.fleet.machines
+        curves[machines] = FleetCurve(machines, best.tried, best.means, best.interval, best.mean, best.low, best.high)
     return list(curves.values())
 
 

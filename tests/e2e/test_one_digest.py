@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.archives import read_files, write_nested, write_shards, write_tar, write_zip
+from helpers.archives import FORMS, read_files, write_forms
 from helpers.images import save_jpeg
+from helpers.one_run import take_digest
 from helpers.tiny import tiny_config
 from helpers.verbs import call_well
 
 from alexnet_dist.settings.reader import dump_config
-
-WRITERS: dict[str, Callable[[Path, str, dict[str, bytes]], object]] = {
-    "shards": lambda root, part, files: write_shards(root / part, files, 3, part),
-    "tar": lambda root, part, files: write_tar(root / f"{part}.tar", files),
-    "nested": lambda root, part, files: write_nested(root / f"{part}.tar", files),
-    "zip": lambda root, part, files: write_zip(root / f"{part}.zip", files),
-}
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +22,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name, size in (("ant", (90, 80)), ("bee", (76, 100)), ("cat", (72, 72))):
                 save_jpeg(root / "files" / part / name / f"{number}.jpg", *size)
         files = read_files(root / "files" / part)
-        for form, write in WRITERS.items():
-            write(root / form, part, files)
+        write_forms(root, part, files, 3)
     return root
 
 
@@ -52,12 +43,12 @@ def train(root: Path, tmp_path: Path, form: str, engine: str, processes: int) ->
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
     text = call_well("train", "--config", tmp_path / "tiny.yaml", processes=processes)
     assert "24 train, 9 val" in text
-    return hashlib.sha256((tmp_path / form / "model" / "model.safetensors").read_bytes()).hexdigest()
+    return take_digest(tmp_path / form)
 
 
 @pytest.mark.parametrize(
     ("engine", "processes", "forms"),
-    [("torchvision", 1, [*WRITERS]), ("torchvision", 2, ["shards"]), ("cache", 1, ["nested"]), ("dali", 1, ["shards"])],
+    [("torchvision", 1, [*FORMS]), ("torchvision", 2, ["shards"]), ("cache", 1, ["nested"]), ("dali", 1, ["shards"])],
 )
 def test_one_digest(pictures: Path, tmp_path: Path, engine: str, processes: int, forms: list[str]) -> None:
     if engine == "dali":

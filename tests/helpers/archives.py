@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 Files = Mapping[str, bytes]
+FORMS = ("shards", "tar", "nested", "zip")
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -61,3 +62,11 @@ def write_shards(folder: Path, files: Files, num_shards: int, stem: str = "train
         shards[number % num_shards] |= {f"{key}.{ending}": data, f"{key}.cls": name.partition("/")[0].encode()}
     for number, members in enumerate(shards):
         write_tar(folder / f"{stem}-{number:04d}.tar", members)
+
+
+def write_forms(root: Path, part: str, files: Files, num_shards: int) -> None:
+    """The same pictures in each of `FORMS`, as the set `part` of the folder ROOT/FORM."""
+    write_shards(root / "shards" / part, files, num_shards, part)
+    write_tar(root / "tar" / f"{part}.tar", files)
+    write_nested(root / "nested" / f"{part}.tar", files)
+    write_zip(root / "zip" / f"{part}.zip", files)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.archives import read_files, write_nested, write_shards, write_tar, write_zip
+from helpers.archives import FORMS, read_files, write_forms
 from helpers.dist_helper import run_processes, start_processes
+from helpers.one_run import take_digest
 from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.train import train
@@ -21,12 +20,6 @@ from alexnet_dist.tracking.trackers import read_rows
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 LAST_STEP, KILLED_AT = 12, 5
-WRITERS: dict[str, Callable[[Path, str, dict[str, bytes]], object]] = {
-    "shards": lambda root, part, files: write_shards(root / part, files, 7, part),
-    "tar": lambda root, part, files: write_tar(root / f"{part}.tar", files),
-    "nested": lambda root, part, files: write_nested(root / f"{part}.tar", files),
-    "zip": lambda root, part, files: write_zip(root / f"{part}.zip", files),
-}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +30,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "files").symlink_to(Path(TEST_DATA) / "imagenette224")
     for part in ("train", "val"):
         files = read_files(root / "files" / part)
-        for form, write in WRITERS.items():
-            write(root / form, part, files)
+        write_forms(root, part, files, 7)
     return root
 
 
@@ -70,7 +62,7 @@ def test_one_digest_of_a_thousand_pictures(pack: Path, tmp_path: Path, engine: s
     if engine == "dali":
         pytest.importorskip("nvidia.dali")
     digests = {}
-    for form in ("files", *WRITERS):
+    for form in ("files", *FORMS):
         folder = tmp_path / form / "run"
         if form in ("shards", "nested"):
             group = start_processes(processes, train_form, pack, folder, form, engine)
@@ -79,5 +71,5 @@ def test_one_digest_of_a_thousand_pictures(pack: Path, tmp_path: Path, engine: s
             group.kill(range(processes))
             assert -signal.SIGKILL in group.wait()
         run_processes(processes, train_form, pack, folder, form, engine)
-        digests[form] = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+        digests[form] = take_digest(folder)
     assert len(set(digests.values())) == 1, digests
