@@ -95,7 +95,7 @@ def write_sets(index: SampleIndex, folder: Path) -> dict[str, Callable[[Path], S
         shutil.copyfile(index.root / path, place)
     shards.mkdir()
     whole = make_index(files, cache_dir=folder / "cache")
-    plan = plan_shards(whole, "train", seed=0, shard_bytes=SHARD_BYTES)
+    plan = plan_shards(whole, "train", seed=0, shard_bytes=SHARD_BYTES, has_json=False)
     with Progress("packing", len(plan), "shards", shown=False) as bar:
         write_shards(whole, plan, shards, ["cls"], bar)
     (shards / "classes.txt").write_text("".join(f"{name}\n" for name in whole.classes))

@@ -30,9 +30,10 @@ def fetch_together(runtime: Runtime, data: DataConfig) -> None:
     # In turns, because a process that waits for a collective longer than half an hour gives up.
     while sum(runtime.agree(int(thread.is_alive()))):
         thread.join(TURN_SECONDS)
-    if met and not isinstance(met[0], AlexNetDistError):
-        raise met[0]
-    runtime.raise_together(met[0] if met else None)  # type: ignore[arg-type]
+    error = met[0] if met else None
+    runtime.raise_together(error if isinstance(error, AlexNetDistError) else None)  # which all of them wait for
+    if error is not None:
+        raise error
 
 
 def _fetch(data: DataConfig, met: list[BaseException]) -> None:

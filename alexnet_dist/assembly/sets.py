@@ -196,15 +196,15 @@ def fetch_root(data: DataConfig) -> None:
         MachineError: no network, no permission, no space.
     """
     if data.root is not None and is_address(data.root) and SOURCES[data.source].needs_root:
-        _fetch_once(data.root, cache_dir(data))
+        fetch_once(data.root, cache_dir(data))
 
 
 @lru_cache(maxsize=8)
-def _fetch_once(address: str, folder: Path) -> None:
-    """A process looks at the files of a copy once."""
+def fetch_once(address: str, folder: Path) -> Path:
+    """`fetch_copy`; a process looks at the files of a copy once."""
     from alexnet_dist.data.remote.keep import fetch_copy
 
-    fetch_copy(address, folder, shown=rank_from_environment() == 0)
+    return fetch_copy(address, folder, shown=rank_from_environment() == 0)
 
 
 def cache_dir(data: DataConfig) -> Path:

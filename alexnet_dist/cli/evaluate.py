@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.durable import format_json, read_object, write_json
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.text import join_names
@@ -103,8 +104,10 @@ def name_images(folders: Sequence[str], split: str, given: dict[str, Any]) -> di
     refuse_two_places(folders[0], given)
     from alexnet_dist.data.sources.given_folder import name_set  # numpy; --help should not wait for it
 
-    found = name_set(find_folder(folders[0], given.get("data.cache_dir")), split)
-    return {**found, "data.root": folders[0]}
+    place = given.get("data.cache_dir")
+    found = name_set(find_folder(folders[0], place), split)
+    # What is fetched lies in one place: not in that of the run, too.
+    return {**found, "data.root": folders[0], **({"data.cache_dir": place} if is_address(folders[0]) else {})}
 
 
 def evaluate_model(
@@ -138,6 +141,7 @@ def evaluate_model(
         start_worker_server()
     import_shown("alexnet_dist.training.evaluate")
     from alexnet_dist.assembly.evaluation import load_network, open_set, plan_evaluation
+    from alexnet_dist.assembly.fetching import fetch_together
     from alexnet_dist.base.run_record import find_run
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
@@ -151,6 +155,7 @@ def evaluate_model(
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
         run = find_run(folder)
+        fetch_together(runtime, config.data)
         index = runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, run))
         if run is not None and f"data.{split}" not in given and runtime.is_main:
             name_changes(run, config, split, index)

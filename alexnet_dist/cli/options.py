@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_dist.base.addresses import is_address
+from alexnet_dist.base.addresses import is_address, parse_address
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import phase, say
@@ -100,14 +100,14 @@ def find_folder(word: str, cache_dir: str | None) -> Path:
     """
     if not is_address(word):
         return Path(word)
+    parse_address(word, "the address")
+    from alexnet_dist.assembly.sets import fetch_once  # with much that only fetching needs
     from alexnet_dist.base.places import default_cache_dir
-    from alexnet_dist.data.remote.keep import fetch_copy  # with the Hub's library, which few need
     from alexnet_dist.runs.folder import start_logging
 
-    is_first, folder = rank_from_environment() == 0, Path(cache_dir) if cache_dir else default_cache_dir()
-    if is_first:
+    if rank_from_environment() == 0:
         start_logging(None)
-    return fetch_copy(word, folder, shown=is_first, key="the address")
+    return fetch_once(word, Path(cache_dir) if cache_dir else default_cache_dir())
 
 
 def settle_out(options: Namespace) -> Path | None:

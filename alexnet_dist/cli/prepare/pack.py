@@ -10,8 +10,9 @@ from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import Progress
-from alexnet_dist.base.text import align, escape_text, format_bytes
-from alexnet_dist.cli.options import add_options, check_at_least_one
+from alexnet_dist.base.terminal import COMMAND_JOINT
+from alexnet_dist.base.text import align, format_bytes, quote_word
+from alexnet_dist.cli.options import add_options, check_at_least_one, show
 from alexnet_dist.cli.prepare.verify import DataSettings
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
@@ -94,7 +95,7 @@ def pack(data: DataConfig, out: Path, shard_bytes: int, seed: int, labels: Seque
     _make_folder(out, sets, there, "json" in labels)
     info, rows = {}, [("set", "shards", "images", "size")]
     for key, index in sets.items():
-        shards = plan_shards(index, key, seed, shard_bytes)
+        shards = plan_shards(index, key, seed, shard_bytes, "json" in labels)
         with Progress(f"packing {key}", len(index)) as bar:
             sizes = write_shards(index, shards, out, labels, bar)
         lengths = [len(shard.samples) for shard in shards]
@@ -104,8 +105,8 @@ def pack(data: DataConfig, out: Path, shard_bytes: int, seed: int, labels: Seque
     write_file(out / CLASSES, classes, "out")
     write_json(out / INFO, {"splits": info}, "out")
     parts = "".join(f" --data.{key} {key}" for key in sets if key != "train")
-    print(align(rows, "<>>>"))
-    print(f"train with --data.source tar --data.root {escape_text(out)}{parts}")
+    show(align(rows, "<>>>"))
+    show(f"train with --data.source tar --data.root {quote_word(out)}{parts}", COMMAND_JOINT)
 
 
 def _check_out(out: Path, data: DataConfig) -> None:

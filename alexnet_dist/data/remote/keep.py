@@ -93,13 +93,13 @@ class Copy:
         return self.folder / "whole.json"
 
 
-def find_copy(text: str, cache_dir: Path, key: str = "data.root") -> Copy:
+def find_copy(text: str, cache_dir: Path) -> Copy:
     """Where the copy of an address lies, or will lie; nothing is read.
 
     Raises:
         UsageError: it is no address; see `parse_address`.
     """
-    address = parse_address(text, key)
+    address = parse_address(text, "data.root")
     meant = f"{address.scheme}://{address.place}/{address.path}@{address.revision}"
     name = re.sub(r"[^\w.-]+", "-", f"{address.place}-{address.path}", flags=re.ASCII).strip("-.")[:48]
     digest = hashlib.sha256(meant.encode("utf-8", "surrogatepass")).hexdigest()[:12]
@@ -118,7 +118,7 @@ def is_whole(copy: Copy) -> bool:
         return False
 
 
-def fetch_copy(text: str, cache_dir: Path, shown: bool, again: bool = False, key: str = "data.root") -> Path:
+def fetch_copy(text: str, cache_dir: Path, shown: bool, again: bool = False) -> Path:
     """The local folder, or file, of an address; what is missing is fetched, by one process a machine.
 
     Args:
@@ -126,14 +126,13 @@ def fetch_copy(text: str, cache_dir: Path, shown: bool, again: bool = False, key
         cache_dir: folder for prepared data.
         shown: whether this process speaks.
         again: ask for what has changed since, too. Otherwise a whole copy is used as it is, without a network.
-        key: the setting or option that has the address; for messages.
 
     Raises:
         UsageError: it is no address.
         DataError: nothing is there.
         MachineError: no network, no permission, no space.
     """
-    copy = find_copy(text, cache_dir, key)
+    copy = find_copy(text, cache_dir)
     if not again and is_whole(copy):
         _say_kept(copy, shown)
         return copy.root

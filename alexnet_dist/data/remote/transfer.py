@@ -10,6 +10,7 @@ import hashlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,8 +121,9 @@ def fetch_all(
         look()
     finally:
         work.halted.set()
+        end = time.monotonic() + LEAVE_SECONDS
         for thread in threads:
-            thread.join(LEAVE_SECONDS)
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def _land(file: RemoteFile, fetch: FetchFile, folder: Path, parts: Path, work: Work) -> Fetched:
@@ -182,7 +184,7 @@ def _complete(store: Any, address: Address, file: RemoteFile, part: Path, work: 
         except BrokenError as error:
             is_further = _find_size(part) > most
             most, failed = (_find_size(part), 1) if is_further else (most, failed + 1)
-            if failed >= ATTEMPTS:
+            if failed >= ATTEMPTS or work.halted.is_set():
                 remedy = "check the network, then run the same command again: it goes on where it stopped"
                 raise MachineError("cannot fetch", where=_name(address, file), why=str(error), remedy=remedy) from error
             work.halted.wait(PAUSE_SECONDS * 2 ** (failed - 1))

@@ -32,7 +32,6 @@ from alexnet_dist.data.sources.tar_labels import Kind, split_key, strip_folders
 from alexnet_dist.data.sources.tar_names import FOLDER_MARK, find_archives, split_name
 
 KINDS: dict[str, Kind] = {"cls": "cls", "json": "json", "folder": "folder"}
-MOST_CLASSES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ class Shard:
     samples: tuple[int, ...]
 
 
-def plan_shards(index: SampleIndex, name: str, seed: int, shard_bytes: int) -> list[Shard]:
+def plan_shards(index: SampleIndex, name: str, seed: int, shard_bytes: int, has_json: bool) -> list[Shard]:
     """Which sample goes into which shard: all of them in a random order, cut where a shard is full.
 
     Args:
@@ -46,12 +46,13 @@ def plan_shards(index: SampleIndex, name: str, seed: int, shard_bytes: int) -> l
         name: of the set; shards are called NAME-0000.tar and so on.
         seed: of the order.
         shard_bytes: a shard has no more pictures than fit, and one at least.
+        has_json: whether each has a KEY.json, too.
     """
     order = np.random.default_rng(seed).permutation(len(index)).tolist()
     groups: list[list[int]] = [[]]
     filled = 0
     for sample in order:
-        size = _count_blocks(int(index.byte_sizes[sample])) + 4 * _BLOCK  # a label with its header, and two headers
+        size = _count_sample(int(index.byte_sizes[sample]), has_json)
         if groups[-1] and filled + size > shard_bytes:
             groups.append([])
             filled = 0
@@ -63,12 +64,12 @@ def plan_shards(index: SampleIndex, name: str, seed: int, shard_bytes: int) -> l
 
 def count_bytes(index: SampleIndex, has_json: bool) -> int:
     """Bytes that the shards of a set take, about."""
-    each = (4 + (2 if has_json else 0)) * _BLOCK
-    return sum(_count_blocks(size) for size in index.byte_sizes.tolist()) + each * len(index)
+    return sum(_count_sample(size, has_json) for size in index.byte_sizes.tolist())
 
 
-def _count_blocks(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+def _count_sample(size: int, has_json: bool) -> int:
+    """A picture, a label, and the headers of both; what is known of it with its header."""
+    return (-(-size // _BLOCK) + 4 + (2 if has_json else 0)) * _BLOCK
 
 
 def write_shards(

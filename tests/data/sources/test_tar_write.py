@@ -23,7 +23,7 @@ SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule of keys
 
 def write(index: SampleIndex, out: Path, labels: Sequence[str] = ("cls",), shard_bytes: int = 8000) -> list[Path]:
     out.mkdir(exist_ok=True)
-    shards = plan_shards(index, "train", 0, shard_bytes)
+    shards = plan_shards(index, "train", 0, shard_bytes, has_json=False)
     with Progress("", len(index), shown=False) as bar:
         assert write_shards(index, shards, out, labels, bar) == [(out / s.name).stat().st_size for s in shards]
     return [out / shard.name for shard in shards]
