@@ -141,11 +141,10 @@ def evaluate_model(
         start_worker_server()
     import_shown("alexnet_dist.training.evaluate")
     from alexnet_dist.assembly.evaluation import load_network, open_set, plan_evaluation
-    from alexnet_dist.assembly.fetching import fetch_together
     from alexnet_dist.base.run_record import find_run
     from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card
     from alexnet_dist.parallel.runtime import lost_peers_named, start_runtime
-    from alexnet_dist.runs.evaluation import find_split, name_changes, settle_settings
+    from alexnet_dist.runs.evaluation import find_together, name_changes, settle_settings
     from alexnet_dist.runs.folder import silence_logging, start_logging
     from alexnet_dist.training.evaluate import evaluate
 
@@ -155,8 +154,7 @@ def evaluate_model(
     with lost_peers_named(), contextlib.closing(runtime):
         start_logging(None) if runtime.is_main else silence_logging()
         run = find_run(folder)
-        fetch_together(runtime, config.data)
-        index = runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, run))
+        index = find_together(runtime, config, card, split, run)
         if run is not None and f"data.{split}" not in given and runtime.is_main:
             name_changes(run, config, split, index)
         model = load_network(folder, card, runtime, config.channels_last)

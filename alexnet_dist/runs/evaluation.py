@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.sets import find_root, prepare_source
 from alexnet_dist.base.errors import CheckpointError, UsageError
 from alexnet_dist.base.run_record import find_run
@@ -13,6 +14,7 @@ from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.manifest_read import normalize_name
 from alexnet_dist.data.sources.source import has_part
 from alexnet_dist.inference.model_folder import CONFIG, ModelCard
+from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import read_settings
 from alexnet_dist.runs.held_out import restore_splits
 from alexnet_dist.runs.image_list import list_changes
@@ -54,6 +56,12 @@ def settle_settings(folder: Path, card: ModelCard, given: dict[str, Any]) -> Con
         why = "the run has settled which images were held out"
         raise UsageError(f"{changed[0]} has no effect", why=why, remedy="leave it out, or give a set with --data.val")
     return config
+
+
+def find_together(runtime: Runtime, config: Config, card: ModelCard, split: str, run: Path | None) -> SampleIndex:
+    """`find_split` in every process: what data.root is the address of comes to all machines at once, before."""
+    fetch_together(runtime, config.data)
+    return runtime.main_first(lambda: find_split(config, card, split, runtime.is_main, run))
 
 
 def find_split(config: Config, card: ModelCard, split: str, progress: bool, run: Path | None = None) -> SampleIndex:

@@ -173,7 +173,7 @@ def _fit(
     number = workers.most if workers.least == workers.most else (workers.least, workers.most)
     trainer = torch_train.TorchTrainer(
         _train_in_worker,
-        train_loop_config={"config": config, "desk": desk, "folder": str(Path.cwd())},
+        train_loop_config={"config": config, "desk": desk, "folder": str(Path.cwd()), "workers": workers},
         scaling_config=train.ScalingConfig(num_workers=number, use_gpu=workers.on_gpu, resources_per_worker=resources),
         run_config=train.RunConfig(
             name="ray",
@@ -218,6 +218,7 @@ def _train_in_worker(job: dict[str, Any]) -> dict[str, Any] | None:
         return None
     for name in (None, "ray.train"):  # Ray lets each library talk
         logging.getLogger(name).setLevel(logging.WARNING)
+    announce_range(job["workers"])
     with contextlib.suppress(OSError):  # paths of the settings are those of the driver, where its folder is here, too
         os.chdir(job["folder"])
     from alexnet_dist.runs.public_train import train
@@ -237,6 +238,12 @@ def _train_in_worker(job: dict[str, Any]) -> dict[str, Any] | None:
     finally:
         stop.end()
     return None
+
+
+def announce_range(workers: Workers) -> None:
+    """Tell this process as torchrun would that workers may come and go, so that any number of them shares a batch."""
+    if workers.least < workers.most:
+        os.environ["PET_NNODES"] = f"{workers.least}:{workers.most}"
 
 
 class _Watch:

@@ -7,7 +7,8 @@ import pytest
 from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.ray_train import read_range
-from alexnet_dist.runs.on_ray import Desk, Workers, _check_room
+from alexnet_dist.parallel.processes.guard import is_elastic
+from alexnet_dist.runs.on_ray import Desk, Workers, _check_room, announce_range
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2", (2, 2)), ("2:8", (2, 8))])
@@ -41,6 +42,14 @@ def test_what_a_cluster_lacks_is_counted() -> None:
         _check_room({"CPU": 4}, Workers(4, 4, cpus=2))
     with pytest.raises(MachineError, match="lacks 1 GPU: 1 workers need 1, and it has 0"):
         _check_room({"CPU": 4}, Workers(1, 1, on_gpu=True))
+
+
+def test_workers_that_come_and_go_share_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PET_NNODES", "")
+    announce_range(Workers(2, 2))
+    assert not is_elastic([])
+    announce_range(Workers(2, 8))
+    assert is_elastic([])
 
 
 def test_the_first_error_that_stays_counts() -> None:

@@ -259,3 +259,27 @@ def test_a_run_goes_on_as_machines_come_and_go(tmp_path: Path) -> None:
     starts = json.loads((folder / "run.json").read_text())["starts"]
     assert [entry["processes"] for entry in starts] == [1, 2, 1]
     assert starts[0]["step"] < starts[1]["step"] <= starts[2]["step"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--nnodes", "2", "--node_rank", "0", "--master_addr", "127.0.0.1"),
+        (
+            *("accelerate", "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", "0"),
+            *("--main_process_ip", "127.0.0.1"),
+        ),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_a_launcher_that_waits_for_machines_is_stopped_at_once(words: tuple[str, ...]) -> None:
+    launcher = start(sys.executable, "-m", "alexnet_dist", "launch", *words, "train", "--config", "smoke")
+    assert launcher.stderr is not None
+    lines = iter(launcher.stderr.readline, "")
+    assert any(line.startswith("waiting for the other machines") for line in lines)
+    began = time.monotonic()
+    launcher.terminate()
+    code, _, errors = finish(launcher, 30)
+    assert code == 143
+    assert errors[-1].startswith("Stopped by SIGTERM.")
+    assert time.monotonic() - began < 20

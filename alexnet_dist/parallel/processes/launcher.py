@@ -115,6 +115,8 @@ class Agent(LocalElasticAgent):
         try:
             result: RunResult = super().run(role)
         except SignalException as stop:
+            if self._pcontext is None:  # there are no workers, or none again yet
+                raise
             raise WorkersStopped(stop, self._list_failures()) from None
         return result
 
@@ -148,6 +150,7 @@ class Agent(LocalElasticAgent):
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown(timeout=self._shutdown_timeout)  # torch gives them 30 seconds to save, whatever it was told
+        self._pcontext = None  # how they ended is no answer to a signal that comes before the next ones start
 
     def _list_failures(self) -> dict[int, ProcessFailure]:
         context = self._pcontext
@@ -258,10 +261,10 @@ def _settle_torch(options: argparse.Namespace, words: Sequence[str], fewest: int
 
 def run_accelerate(words: list[str]) -> None:
     """`accelerate launch`."""
+    from accelerate.commands import launch as starter
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command, launch_command_parser
 
-    options = _parse(launch_command_parser(), words)
+    options = _parse(starter.launch_command_parser(), words)
     with _mistakes_are_usage():
         file = options.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
         told = load_config_from_file(file) if file is not None and not options.cpu else None
@@ -279,9 +282,15 @@ def run_accelerate(words: list[str]) -> None:
             if int(rank or 0) == 0:
                 check_port_is_free(int(options.main_process_port), "--main_process_port")
         api.LocalElasticAgent = partial(Agent, machines=machines or 1)  # type: ignore[attr-defined,assignment]
-        for number in SIGNALS:
-            signal.signal(number, _pass_on)  # until torch's agent takes them; a single process has no agent
-        launch_command(options)
+        starter.simple_launcher = partial(_start_single, starter.simple_launcher)
+        starter.launch_command(options)
+
+
+def _start_single(start: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Accelerate's way to start a single process, which has no agent of torch's to take signals."""
+    for number in SIGNALS:
+        signal.signal(number, _pass_on)
+    start(options)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:

@@ -44,7 +44,7 @@ def resolve_host(host: str, where: str) -> list[str]:
     patience, began, is_said = POD_SECONDS if is_in_pod else RESOLVE_SECONDS, time.monotonic(), False
     while True:
         left = began + patience - time.monotonic()
-        why, may_come = "the name server does not answer", False
+        why, may_come = "the name server does not answer", is_in_pod
         try:
             found = call_with_deadline(lambda: _look_up(host), min(max(left, 0.1), RESOLVE_SECONDS))
             if found:
