@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alexnet_dist.assembly.public_loader import BatchLoader, make_index, make_loader
+    from alexnet_dist.inference.explain import explain_classes
     from alexnet_dist.inference.hub import AlexNet, from_pretrained
     from alexnet_dist.inference.predict import Prediction, predict
     from alexnet_dist.models import build_model, make_spec
@@ -23,6 +24,7 @@ __all__ = [
     "Prediction",
     "__version__",
     "build_model",
+    "explain_classes",
     "from_pretrained",
     "make_index",
     "make_loader",
@@ -36,6 +38,7 @@ _MODULES = {
     "BatchLoader": "assembly.public_loader",
     "Prediction": "inference.predict",
     "build_model": "models",
+    "explain_classes": "inference.explain",
     "from_pretrained": "inference.hub",
     "make_index": "assembly.public_loader",
     "make_loader": "assembly.public_loader",

@@ -10,7 +10,8 @@ from alexnet_dist.settings.reader import build_config, load_config
 from alexnet_dist.settings.schema import Config
 
 if TYPE_CHECKING:  # torch takes a second and a half to import; a mistyped key should not wait for it
-    from alexnet_dist.models import AlexNetSpec
+    from alexnet_dist.inference.model_folder import ModelCard
+    from alexnet_dist.models import AlexNet, AlexNetSpec
 
 IMAGENET_CLASSES = 1000
 OTHERWISE = "set --model.num_classes for others"
@@ -90,3 +91,24 @@ def stored_network(path: Path) -> Network:
     folder = find_model_folder(path)
     card = read_card(folder)
     return Network(card.variant, card.spec, str(folder))
+
+
+def open_network(path: Path, device: str, weights: str = "best") -> tuple[AlexNet, ModelCard]:
+    """A trained network in evaluation mode and in float32, and what its folder says of it.
+
+    Args:
+        path: a run folder, a model folder or a checkpoint.
+        device: auto, cpu or cuda.
+        weights: best or last, of a run folder.
+
+    Raises:
+        CheckpointError: no model there, or a damaged one.
+        MachineError: no such device.
+    """
+    from alexnet_dist.assembly.evaluation import load_network
+    from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card
+    from alexnet_dist.parallel.runtime import start_runtime
+
+    folder = find_model_folder(path, weights)
+    card = read_fitting_card(folder)
+    return load_network(folder, card, start_runtime(device, "fp32"), channels_last=True).eval(), card

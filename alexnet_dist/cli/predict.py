@@ -12,6 +12,14 @@ from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.terminal import find_columns, wrap_line
 from alexnet_dist.base.text import align, escape_text, shorten
+from alexnet_dist.cli.explanations import (
+    Drawing,
+    check_explained,
+    explain_batch,
+    place_explanations,
+    write_explanation,
+)
+from alexnet_dist.cli.networks import open_network
 from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, import_shown, settle_out, take_model
 from alexnet_dist.data.class_words import describe_class, find_words
 from alexnet_dist.settings.reader import new_parser, parse_options
@@ -26,9 +34,12 @@ examples:
   python launch/predict.py --model runs/imagenet_subset/model --topk 3 pictures/*.jpg --out rows.csv
   python launch/predict.py --model runs/digits pictures "holidays/**/*.jpg"
   find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
+  python launch/predict.py runs/flowers pictures --explain explained
 
 A path is an image file, a folder (its images at any depth, sorted), an archive (tar or zip) or a quoted pattern. Where
-the name of a class is an ImageNet id, its words are shown, too. A file that cannot be read gets a row with its error;
+the name of a class is an ImageNet id, its words are shown, too. With --explain a PNG for each picture shows where the
+evidence for its class lies (LayerCAM at conv5), under the path that the picture has below the folder which all of them
+share. A file that cannot be read gets a row with its error;
 the exit code is then 3. Where the network's output for a picture is not finite, the row says so; the exit code is then
 4, or 3 if there are files that cannot be read, too."""
 
@@ -51,6 +62,7 @@ def main(argv: Sequence[str]) -> int:
         help="of the rows; auto = as --out ends, or table",
     )
     parser.add_argument("--out", type=str, help="write the rows to this file instead of the terminal")
+    parser.add_argument("--explain", type=str, metavar="FOLDER", help="draw what speaks for the class of each picture")
     add_options(parser, "overwrite", "device", "quiet", "debug")
     options = parse_options(argv, parser)
     if options.model is None and len(options.paths) > (options.list is None):
@@ -59,10 +71,15 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     check_at_least_one(options, "topk")
     out = settle_out(options)
+    drawing = None
+    if options.explain is not None:
+        drawing = Drawing(check_explained(options.explain, options.paths), options.overwrite)
     from alexnet_dist.cli.picture_paths import find_pictures  # numpy; --help should not wait for it
 
     paths = find_pictures(options.paths, options.list)
-    predictions = list(predict_files(Path(options.model), paths, options.topk, options.device, weights=options.weights))
+    predictions = list(
+        predict_files(Path(options.model), paths, options.topk, options.device, options.weights, drawing)
+    )
     if (form := choose_format(options.format, out)) != "table":
         hand_over(FORMATS[form](predictions), out, is_table=False)
     else:
@@ -72,7 +89,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def predict_files(
-    model_path: Path, paths: Sequence[str], topk: int, device: str = "auto", weights: str = "best"
+    model_path: Path,
+    paths: Sequence[str],
+    topk: int,
+    device: str = "auto",
+    weights: str = "best",
+    drawing: Drawing | None = None,
 ) -> Iterator[Prediction]:
     """The predictions for image files, in their order, with the preprocessing of evaluation.
 
@@ -82,29 +104,30 @@ def predict_files(
         topk: classes in each prediction.
         device: auto, cpu or cuda.
         weights: best or last, of a run folder.
+        drawing: where explanations are drawn; None = nowhere.
 
     Raises:
         CheckpointError: no model there, or a damaged one.
+        UsageError: an explanation would replace a file.
+        MachineError: an explanation cannot be written.
     """
     import_shown("alexnet_dist.inference.predict")
-    from alexnet_dist.assembly.loaders import place_model
     from alexnet_dist.data.sources.loose import open_pictures
-    from alexnet_dist.inference.model_folder import find_model_folder, read_fitting_card, read_model_weights
-    from alexnet_dist.inference.predict import predict_pictures
-    from alexnet_dist.inference.weights import load_weights
-    from alexnet_dist.models import AlexNet
-    from alexnet_dist.parallel.runtime import start_runtime
+    from alexnet_dist.inference.predict import load_pictures, predict_batch
 
-    folder = find_model_folder(model_path, weights)
-    card = read_fitting_card(folder)
-    model = AlexNet(card.spec)
-    load_weights(model, read_model_weights(folder), str(folder))
-    place_model(model.eval(), start_runtime(device, "fp32"), channels_last=True)
+    model, card = open_network(model_path, device, weights)
     images = open_pictures(paths)
-    with Progress("predicting", sum(len(some.files) for some in images)) as progress:
-        for prediction in predict_pictures(model, card, images, topk):
-            yield prediction
-            progress.advance()
+    names = [file.path for some in images for file in some.files]
+    figures = {} if drawing is None else place_explanations(drawing, names)
+    with Progress("predicting", len(names)) as progress:
+        for batch in load_pictures(model, card, images):
+            predictions = predict_batch(model, card, batch, topk)
+            explained = explain_batch(model, card, batch, predictions) if drawing else {}
+            for position, prediction in enumerate(predictions):
+                if position in explained:
+                    write_explanation(figures[prediction.path], prediction, explained[position])
+                yield prediction
+                progress.advance()
 
 
 def choose_format(requested: str, out: Path | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alexnet_dist import models
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
@@ -46,6 +47,26 @@ class Prediction:
     top: list[tuple[str, float]]
     error: str | None = None
     exit_code: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class PictureBatch:
+    """Some image files as the network takes them.
+
+    Args:
+        paths: (B,) as given.
+        images: (B, C, S, S) on the network's device and in its type; black for a file that cannot be read.
+        reasons: (B,) why a file cannot be read; "" for the others.
+    """
+
+    paths: list[str]
+    images: Tensor
+    reasons: list[str]
+
+    @property
+    def good(self) -> list[int]:
+        """Positions of the files that could be read."""
+        return [position for position, reason in enumerate(self.reasons) if not reason]
 
 
 def predict(
@@ -118,26 +139,29 @@ def predict_pictures(
         topk: classes in each prediction.
         batch_size: images that go through the network together.
     """
+    for batch in load_pictures(network, card, images, batch_size):
+        yield from predict_batch(network, card, batch, topk)
+
+
+def load_pictures(
+    network: models.AlexNet, card: ModelCard, images: Sequence[FileSet], batch_size: int = BATCH_SIZE
+) -> Iterator[PictureBatch]:
+    """The network's input for image files, in their order; arguments as of `predict_pictures`."""
     for some in images:
         for start in range(0, len(some.files), batch_size):
             batch = some.take(range(start, min(start + batch_size, len(some.files))))
-            yield from _predict_batch(network, card, batch, topk)
+            yield _load_batch(network, card, batch)
 
 
 @torch.no_grad()
-def _predict_batch(network: models.AlexNet, card: ModelCard, images: FileSet, topk: int) -> list[Prediction]:
-    sizes, reasons = _read_headers(images, card)
-    batch = _load_batch(network, card, images, sizes)
-    paths = [file.path for file in images.files]
-    undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
-    is_image = batch.mask.bool().tolist()
+def predict_batch(network: models.AlexNet, card: ModelCard, batch: PictureBatch, topk: int) -> list[Prediction]:
+    """What the network, which is in evaluation mode, says of the pictures of a batch."""
     logits = network(batch.images)  # (B, classes)
     top = logits.softmax(dim=1).topk(min(topk, card.spec.num_classes), dim=1)  # (B, k)
     is_finite = logits.isfinite().all(dim=1).tolist()
     predictions = []
-    for position, path in enumerate(paths):
-        if not is_image[position]:
-            reason = reasons[position] or undecoded.get(str(Path(path)), "cannot be decoded")
+    for position, (path, reason) in enumerate(zip(batch.paths, batch.reasons, strict=True)):
+        if reason:
             predictions.append(Prediction(path, None, None, [], reason, DataError.exit_code))
             continue
         if not is_finite[position]:
@@ -164,7 +188,18 @@ def _read_headers(images: FileSet, card: ModelCard) -> tuple[list[tuple[int, int
     return sizes, reasons
 
 
-def _load_batch(network: models.AlexNet, card: ModelCard, images: FileSet, sizes: list[tuple[int, int]]) -> Batch:
+def _load_batch(network: models.AlexNet, card: ModelCard, images: FileSet) -> PictureBatch:
+    sizes, reasons = _read_headers(images, card)
+    batch = _decode_batch(network, card, images, sizes)
+    paths = [file.path for file in images.files]
+    undecoded = {bad.path: bad.reason for bad in batch.bad_files}  # the loader writes ./a.jpg as a.jpg
+    for position, is_image in enumerate(batch.mask.bool().tolist()):
+        if not is_image:
+            reasons[position] = reasons[position] or undecoded.get(str(Path(paths[position])), "cannot be decoded")
+    return PictureBatch(paths, batch.images, reasons)
+
+
+def _decode_batch(network: models.AlexNet, card: ModelCard, images: FileSet, sizes: list[tuple[int, int]]) -> Batch:
     count = len(images.files)
     zeros = np.zeros(count, np.int64)
     index = SampleIndex(

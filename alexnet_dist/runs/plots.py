@@ -11,9 +11,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from alexnet_dist.assembly.evaluation import load_network, plan_evaluation
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan
@@ -28,7 +25,8 @@ from alexnet_dist.base.started import name_command
 from alexnet_dist.base.text import cut_end, escape_text, shorten
 from alexnet_dist.data.class_words import find_words
 from alexnet_dist.data.engines.choose import REFERENCE
-from alexnet_dist.data.engines.loader import Loader, Normalization
+from alexnet_dist.data.engines.finish import show_images
+from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.figures.canvas import check_matplotlib, is_own_figure
@@ -364,17 +362,6 @@ def _draw_batch(
     kept = is_there.nonzero()[:, 0].tolist()
     kept_marks = None if marks is None else [marks[number] for number in kept]
     draw_contact_sheet(path, pictures, [captions[number] for number in kept], title, kept_marks)
-
-
-def show_images(images: Tensor, normalization: Normalization) -> npt.NDArray[np.uint8]:
-    """The network's input as pictures, the input scale undone: (B, C, S, S) to (B, S, S, C) bytes.
-
-    What color noise moved out of 0..255 is cut off.
-    """
-    pixels = images.float().cpu().permute(0, 2, 3, 1)  # (B, S, S, C)
-    pixels = pixels * torch.tensor(normalization.std) + torch.tensor(normalization.mean)
-    shown: npt.NDArray[np.uint8] = pixels.round().clamp(0, 255).to(torch.uint8).numpy()
-    return shown
 
 
 def _build_loader(subject: Subject, index: SampleIndex, plan: Plan, engine: str) -> Loader:

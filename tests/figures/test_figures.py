@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from alexnet_dist.base.text import cut_end
-from alexnet_dist.data.engines.finish import scale_pixels
+from alexnet_dist.data.engines.finish import scale_pixels, show_images
 from alexnet_dist.data.engines.loader import Normalization
 from alexnet_dist.figures.confusion import CLASS_COLUMNS, count_confusion, draw_confusion, tabulate_classes
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves, find_best, find_drops, find_unit
 from alexnet_dist.figures.filters import arrange_filters, choose_columns, draw_filters
-from alexnet_dist.runs.plots import show_images
+from alexnet_dist.figures.overlay import blend_evidence, draw_explanation
 from alexnet_dist.training.metrics import count_correct
 from alexnet_dist.training.predictions import Predictions, find_worst, join_predictions, rate_images
 
@@ -225,6 +225,20 @@ def test_shown_images_are_the_pixels_before_the_input_scale(channels: int) -> No
     )
     bright = show_images(scale_pixels(scale, pixels, torch.full((4, 3), 300.0), True), scale)
     assert (bright == 255).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_evidence_is_laid_over_a_picture(tmp_path: Path, channels: int) -> None:
+    pictures, evidence = np.full((2, 8, 8, channels), 200, np.uint8), np.zeros((2, 8, 8), np.float32)
+    evidence[1, 2, 3] = 1
+    blended = blend_evidence(pictures, evidence)
+    assert blended.shape == (2, 8, 8, 3)
+    assert (blended[0] == 110).all()  # gray and dark, where there is none
+    assert np.argwhere((blended[1] != 110).any(axis=2)).tolist() == [[2, 3]]
+    assert blended[1, 2, 3, 0] > 200
+    draw_explanation(tmp_path / "e.png", pictures[1], evidence[1], "\n".join(ODD_NAMES))
+    wide, high = read_png_size(tmp_path / "e.png")
+    assert wide > high > 300
 
 
 def test_long_names_end_in_an_ellipsis() -> None:

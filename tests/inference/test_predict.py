@@ -10,33 +10,16 @@ from typing import Any
 import pytest
 import torch
 from helpers.archives import write_nested, write_tar, write_zip
-from helpers.images import make_picture
-from helpers.tiny import tiny_spec
-from PIL import Image
+from helpers.models import write_model_and_pictures
 
 from alexnet_dist import AlexNet, from_pretrained, predict
 from alexnet_dist.base.errors import CheckpointError, DataError, MachineError, UsageError
 from alexnet_dist.cli.predict import predict_files
-from alexnet_dist.data.engines.loader import Normalization
-from alexnet_dist.data.plan import Augmentation
-from alexnet_dist.inference.model_folder import ModelCard, save_model_folder
-from alexnet_dist.models import build_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights in model/, and in pictures/ three good files, one that is none, and one too small."""
-    folder = tmp_path_factory.mktemp("predict")
-    (folder / "pictures").mkdir()
-    for number in range(3):
-        Image.fromarray(make_picture(80 + 13 * number, 120)).save(folder / "pictures" / f"{number}.png")
-    (folder / "pictures" / "3.png").write_text("no picture")
-    Image.new("RGB", (1, 3000)).save(folder / "pictures" / "4.png")
-    spec = tiny_spec(init="kaiming")
-    scale = Normalization((120.0, 110.0, 100.0), (60.0, 61.0, 62.0))
-    card = ModelCard("paper", spec, ("cat", "dog"), Augmentation(crop_size=64, resize=None), scale, {})
-    save_model_folder(folder / "model", build_model(spec, seed=1).state_dict(), card)
-    return folder
+    return write_model_and_pictures(tmp_path_factory.mktemp("predict"))
 
 
 def list_pictures(folder: Path) -> list[Path]:

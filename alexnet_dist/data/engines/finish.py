@@ -112,6 +112,17 @@ def scale_pixels(
     return images if channels_last else images.contiguous()
 
 
+def show_images(images: Tensor, scale: Normalization) -> npt.NDArray[np.uint8]:
+    """The network's input as pictures, the input scale undone: (B, C, S, S) to (B, S, S, C) bytes.
+
+    What color noise moved out of 0..255 is cut off.
+    """
+    pixels = images.float().cpu().permute(0, 2, 3, 1)  # (B, S, S, C)
+    pixels = pixels * torch.tensor(scale.std) + torch.tensor(scale.mean)
+    shown: npt.NDArray[np.uint8] = pixels.round().clamp(0, 255).to(torch.uint8).numpy()
+    return shown
+
+
 def scale_on_device(scale: Normalization, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
     """In one kernel, which reads bytes and writes `dtype`."""
     factors, bias = scale.fold(shifts, pixels.device)
