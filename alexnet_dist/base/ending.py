@@ -29,6 +29,20 @@ def leave_line(line: str) -> bool:
     return TAKES_LAST_LINE in os.environ
 
 
+def print_line(line: str) -> None:
+    """Print a line to stderr, in the place of one that moves there; somebody who has gone is told nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{clear}{line}\n")
+        sys.stderr.flush()
+
+
+def print_last(line: str) -> None:
+    """Print the line with which this process ends, or leave it to the launcher that prints it last of all."""
+    if not leave_line(line):
+        print_line(line)
+
+
 def leave(code: int) -> NoReturn:
     """End this process now; of what it would remove at an orderly end, remove what else stays for ever."""
     util = sys.modules.get("multiprocessing.util")

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from alexnet_dist.base.ending import leave_line
+from alexnet_dist.base.ending import print_last
 from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError, UsageError, describe_stop
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
@@ -124,8 +124,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         stopped.ending.say(stopped.number)
         return 128 + stopped.number
     except KeyboardInterrupt:
-        if not leave_line(describe_stop(signal.SIGINT)):
-            print(describe_stop(signal.SIGINT), file=sys.stderr)
+        print_last(describe_stop(signal.SIGINT))
         return 130
     except Exception as error:
         line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory"))
@@ -154,8 +153,7 @@ def _say(error: AlexNetDistError) -> int:
     """Print an error, once however many processes have it; its exit code."""
     if not error.is_said and (rank_from_environment() == 0 or error.is_local):
         line = f"{error}" if isinstance(error, InterruptedRunError) else f"error: {error}"
-        if not leave_line(line):
-            print(line, file=sys.stderr, flush=True)
+        print_last(line)
     elif was_launched():
         with contextlib.suppress(KeyboardInterrupt):  # the launcher ends this process as soon as rank 0 has ended
             time.sleep(SPEAK_SECONDS)

@@ -6,7 +6,6 @@ import copy
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tomllib
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.ports import find_free_port
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -248,8 +248,7 @@ def test_pods_of_a_plain_job_are_told_what_kubeflow_tells_its_own() -> None:
 @pytest.mark.slow  # two launchers and two processes
 def test_two_pods_train_together(tmp_path: Path) -> None:
     """The environment of two pods, with one process each and no name server, and the manifest's own words."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(find_free_port())
     here = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port, "PET_NPROC_PER_NODE": "1"}
     mine = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     places = {"imagenet_subset": "smoke", "/runs/imagenet_subset": str(tmp_path / "run"), "/data": str(tmp_path)}

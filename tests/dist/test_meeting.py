@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.dist_helper import run_processes
+from helpers.ports import taken_port
 from helpers.tiny import tiny_config
 
 from alexnet_dist.base.errors import AlexNetDistError, MachineError
@@ -37,10 +37,8 @@ def join(variables: dict[str, str]) -> tuple[int, str]:
     ],
 )
 def test_processes_that_cannot_meet_say_why(rank: int, host: str, line: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+    with taken_port() as number:
+        port = str(number)
         variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": port}
         ((code, found),) = run_processes(1, join, variables)
     assert code == 5

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.dist_helper import run_processes, start_processes
+from helpers.ports import find_free_port
 from helpers.refusals import refused
 from helpers.tiny import tiny_config
 
@@ -239,16 +240,8 @@ def lose_one(port: int, way: int, messages: Path) -> str:
     return ""
 
 
-def find_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def test_a_killed_process_is_named_by_one_of_the_others(tmp_path: Path) -> None:
-    group = start_processes(3, lose_one, find_port(), signal.SIGKILL, tmp_path)
+    group = start_processes(3, lose_one, find_free_port(), signal.SIGKILL, tmp_path)
     assert group.wait(90) == [0, -signal.SIGKILL, 0]  # most of it is the start of three processes
     said = [torch.load(group.folder / f"result-{rank}", weights_only=False) for rank in (0, 2)]
     assert said[0].startswith("True lost contact with rank 1 on ")
@@ -259,7 +252,7 @@ def test_a_killed_process_is_named_by_one_of_the_others(tmp_path: Path) -> None:
 def test_a_process_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     """A stopped process keeps its connections: no collective fails, and none ever ends."""
     started = time.monotonic()
-    group = start_processes(3, lose_one, find_port(), signal.SIGSTOP, tmp_path)
+    group = start_processes(3, lose_one, find_free_port(), signal.SIGSTOP, tmp_path)
     while sum(group._ended(child) for child in group.children) < 2 and time.monotonic() - started < 40:
         time.sleep(0.05)
     group.kill([1])
@@ -300,7 +293,7 @@ def end_by_errors(port: int, ways: list[str]) -> str:
     ids=["another", "first", "memory", "all"],
 )
 def test_of_processes_that_end_by_errors_one_speaks(ways: list[str], expected: list[str]) -> None:
-    said = run_processes(3, end_by_errors, find_port(), ways)
+    said = run_processes(3, end_by_errors, find_free_port(), ways)
     assert [line.removeprefix("True ") for line in said if line.startswith("True ")] == expected
 
 

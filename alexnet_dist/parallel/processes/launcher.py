@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
+import torch
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -31,7 +32,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher import api
 
-from alexnet_dist.base.ending import TAKES_LAST_LINE
+from alexnet_dist.base.ending import TAKES_LAST_LINE, print_line
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError, describe_stop
 from alexnet_dist.base.signals import SIGNALS, ending_at_once
 from alexnet_dist.parallel.processes.meeting import explain_meeting
@@ -139,12 +140,12 @@ class Agent(LocalElasticAgent):
                 self._remaining_restarts = 0
             self._is_said = self._remaining_restarts > 0
             if self._is_said:
-                _print_line(f"{line}\nstarting the workers again, {self._remaining_restarts} restarts left")
+                print_line(f"{line}\nstarting the workers again, {self._remaining_restarts} restarts left")
         return result
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         if not self._is_said:
-            _print_line("another machine has come: the workers save, and all start again together")
+            print_line("another machine has come: the workers save, and all start again together")
         self._is_said = False
         super()._restart_workers(worker_group)
 
@@ -168,14 +169,7 @@ def _tell_waiting(have_come: threading.Event) -> None:
     waited = 0.0
     while not have_come.wait(NOTE_SECONDS):
         waited += NOTE_SECONDS
-        _print_line(f"waiting for the other machines since {waited:.0f} s")
-
-
-def _print_line(line: str) -> None:
-    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a line that moves may stand there
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"{clear}{line}\n")
-        sys.stderr.flush()
+        print_line(f"waiting for the other machines since {waited:.0f} s")
 
 
 # -- the launchers ----------------------------------------------------------------------------------------------------
@@ -206,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         code, line = 0, ""
     if line:
-        _print_line(line)
+        print_line(line)
     return code
 
 
@@ -311,8 +305,6 @@ LAUNCHERS: dict[str, Callable[[list[str]], None]] = {
 
 def torch_sees_gpus() -> bool:
     """Whether there is a GPU to start a process on."""
-    import torch
-
     return torch.cuda.device_count() > 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from alexnet_dist.base.ending import leave, leave_line
+from alexnet_dist.base.ending import leave, print_last
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import is_first_here, rank_from_environment
 
@@ -135,9 +134,8 @@ class Pulse:
     def _end(self, lost: str | None) -> None:
         error = lost_contact(lost or _store_keeper(), f"no sign of life for {SILENT_TICKS} s")
         # Of a lost neighbor this process alone knows.
-        if (lost or is_first_here(without=0)) and not leave_line(f"error: {error}"):
-            sys.stderr.write(f"error: {error}\n")
-            sys.stderr.flush()
+        if lost or is_first_here(without=0):
+            print_last(f"error: {error}")
         leave(error.exit_code)  # the main thread waits in the network and cannot be woken
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alexnet_dist.base.ending import leave, leave_line
+from alexnet_dist.base.ending import leave, print_last, print_line
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.ranks import local_rank_from_environment, rank_from_environment, world_size_from_environment
 from alexnet_dist.parallel.processes.network import advise_interface
@@ -47,18 +46,14 @@ def _count(seconds: float, done: threading.Event) -> None:
             return
         waited += turn
         if waited < seconds and local_rank == 0:
-            _say(f"waiting for the other processes since {waited:.0f} s (rank {rank} of {world_size}, at {place})")
+            print_line(
+                f"waiting for the other processes since {waited:.0f} s (rank {rank} of {world_size}, at {place})"
+            )
     error = MachineError(
         f"not every process came within {seconds:g} s",
         where=f"rank {rank} of {world_size}",
         why=f"they meet at {place}",
         remedy=advise_interface() or REMEDY,
     )
-    if not leave_line(f"error: {error}"):
-        _say(f"error: {error}")
+    print_last(f"error: {error}")
     leave(error.exit_code)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()

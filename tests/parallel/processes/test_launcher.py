@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.dist_helper import run_processes
+from helpers.ports import find_free_port, taken_port
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from alexnet_dist.base.ending import ERROR_FILE, TAKES_LAST_LINE, leave_line
@@ -160,9 +160,7 @@ def test_exit_codes_arrive_and_the_line_is_the_last(
 
 @pytest.mark.heavy
 def test_variables_of_kubeflow_say_what_options_would(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(find_free_port())
     told = {"NNODES": "1", "NPROC_PER_NODE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in told.items():
         monkeypatch.setenv(f"PET_{name}", value)
@@ -207,10 +205,8 @@ def test_variables_of_kubeflow_say_what_options_would(monkeypatch: pytest.Monkey
 )
 def test_what_cannot_be_launched_is_one_line(tmp_path: Path, words: tuple[str, ...], code: int, line: str) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+    with taken_port() as number:
+        port = str(number)
         found, lines, started = launch(tmp_path, *(word.replace("PORT", port) for word in words))
     assert (found, len(lines), started) == (code, 1, 0), lines
     assert lines[0].startswith(line.replace("PORT", port))
