@@ -19,6 +19,7 @@ Kind = Literal["run", "crossval", "plots"]
 
 MARKER, CHECKPOINTS = ".alexnet_dist", "checkpoints"
 SETTINGS, RUN, SUMMARY, METRICS = "config.yaml", "run.json", "summary.json", "metrics.jsonl"
+CLEANED = "cleaned"  # stands in the marker of a run whose checkpoints were removed after its end
 WHAT_IT_IS: dict[str, str] = {"run": "a run", "crossval": "a cross-validation", "plots": "a folder of figures"}
 
 

@@ -33,6 +33,8 @@ VERBS = {  # in the order of use
     "export": "write a trained network as one file for other programs (ONNX)",
     "summary": "show shapes, parameters and arithmetic of a network",
     "prepare": "find damaged images, build a cache, compare engines, write lists",
+    "runs": "list your runs: how they ended, how good they are, what they take",
+    "compare": "put runs beside each other: settings, results, curves",
     "crossval": "train once for each fold of the images, with a table of all",
     "doctor": "look at machines, links and images before a long training",
     "estimate": "predict speed and memory of each strategy on other machines",

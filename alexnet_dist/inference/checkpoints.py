@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from alexnet_dist.base.durable import find_damage, read_json_file
+from alexnet_dist.base.durable import find_damage, read_json_file, remove_written
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.run_record import is_step_name
@@ -20,6 +20,24 @@ OTHERWISE = "name another one with --resume_from, or start afresh with --new"
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
     return sorted((path for path in folder.glob("step-*") if is_step_name(path)), key=step_of, reverse=True)
+
+
+def list_own_checkpoints(folder: Path, run_id: str | None) -> list[Path]:
+    """The checkpoints that a run wrote, newest first: those of another run, links and a user's copies are left out.
+
+    Args:
+        folder: the run's checkpoints/.
+        run_id: of the run; None = not known, and any will do.
+    """
+    if folder.is_symlink():
+        return []
+    named = [path for path in list_checkpoints(folder) if path.name == f"step-{step_of(path):08d}"]
+    return [path for path in named if not (path.is_symlink() or is_of_other_run(path, run_id))]
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove what was written of a checkpoint; what else lies in it is its user's."""
+    remove_written(path, (WEIGHTS, OPTIMIZER, STATE, CONFIG))
 
 
 def step_of(path: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.given_archives import is_archive
 from alexnet_dist.models.signal import LEAST_SIGNAL
 from alexnet_dist.runs.folder import read_reported, relative_path
+from alexnet_dist.runs.past_runs import measure_size
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.training.loop import Trainer
 from alexnet_dist.training.schedule import list_unreached
@@ -127,24 +127,13 @@ def say_result(summary: dict[str, Any]) -> None:
 def say_goodbye(start: Start, summary: dict[str, Any]) -> None:
     """Print the result, where it lies, and what to try next: commands that can be pasted."""
     say_result(summary)
-    logger.info("run folder: %s, %s MB", start.folder, f"{_measure_size(start.folder) / 1e6:,.0f}")
+    logger.info("run folder: %s, %s MB", start.folder, f"{measure_size(start.folder) / 1e6:,.0f}")
     drawn = [str(start.folder / "plots" / name) for name in SEEN_FIRST if (start.folder / "plots" / name).is_file()]
     if drawn:
         logger.info("look at: %s", ", ".join(drawn))
     with contextlib.suppress(OSError, AlexNetDistError):  # the run has ended well, whatever is gone meanwhile
         for number, line in enumerate(list_next(start)):
             logger.info("%s %s", "next:" if number == 0 else "     ", line, extra=COMMAND)
-
-
-def _measure_size(folder: Path) -> int:
-    """Bytes of the files in a folder; each counts once, whatever names it has."""
-    sizes: dict[tuple[int, int], int] = {}
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # W&B's processes may tidy up
-            facts = path.lstat()
-            if stat.S_ISREG(facts.st_mode):
-                sizes[facts.st_dev, facts.st_ino] = facts.st_size
-    return sum(sizes.values())
 
 
 def list_next(start: Start) -> list[str]:

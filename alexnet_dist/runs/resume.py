@@ -20,7 +20,7 @@ from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import say
 from alexnet_dist.base.ranks import rank_from_environment
-from alexnet_dist.base.run_record import CHECKPOINTS, RUN, SETTINGS, SUMMARY, read_run
+from alexnet_dist.base.run_record import CHECKPOINTS, CLEANED, RUN, SETTINGS, SUMMARY, read_marker, read_run
 from alexnet_dist.data.engines.choose import REFERENCE, find_obstacle
 from alexnet_dist.inference.checkpoints import choose_checkpoint, is_inside, list_checkpoints, read_run_id
 from alexnet_dist.runs.changed_images import find_images_before
@@ -167,7 +167,7 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
 
 
 def find_end(folder: Path, config: Config) -> dict[str, Any] | None:
-    """summary.json of a run that has ended and kept no checkpoint (checkpoint.keep 0), which is then said; else None.
+    """summary.json of a run that has ended and has no checkpoint left, which is then said; else None.
 
     Args:
         folder: the run folder.
@@ -188,14 +188,15 @@ def find_end(folder: Path, config: Config) -> dict[str, Any] | None:
 
 
 def _has_kept_nothing(folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether the run in a folder has ended and kept no checkpoint, as it was told: there is only what it has made."""
+    """Whether the run in a folder has ended and kept no checkpoint, as it was told, or `runs --clean` was."""
     if summary.get("status") != "finished" or not read_run(folder) or list_checkpoints(folder / CHECKPOINTS):
         return False
-    return not build_config(*read_settings(folder)).checkpoint.keep
+    return bool(read_marker(folder).get(CLEANED)) or not build_config(*read_settings(folder)).checkpoint.keep
 
 
 def _ended_error(folder: Path) -> UsageError:
-    why = "checkpoint.keep was 0, and none is there to go on from"
+    by = "runs --clean removed its checkpoints" if read_marker(folder).get(CLEANED) else "checkpoint.keep was 0"
+    why = f"{by}, and none is there to go on from"
     return UsageError("this run has ended", where=str(folder), why=why, remedy="start afresh with --new")
 
 

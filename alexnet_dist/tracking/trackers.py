@@ -142,7 +142,7 @@ class MetricsFile:
 
     def rows(self) -> list[Row]:
         """The rows written so far, also by earlier starts."""
-        rows, damaged = _parse_rows(self._path)
+        rows, damaged = parse_rows(self._path)
         if damaged:
             shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             logger.warning("%s: damaged lines are left out of its mirrors: %s", self._path, shown)
@@ -160,15 +160,15 @@ class MetricsFile:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl; damaged lines, and a last one cut short by a kill, are left out."""
-    return _parse_rows(path)[0]
+    return parse_rows(path)[0]
 
 
-def _parse_rows(path: Path) -> tuple[list[Row], list[int]]:
-    """The rows, and the numbers of the lines that are none, from 1."""
+def parse_rows(source: Path | bytes) -> tuple[list[Row], list[int]]:
+    """The rows of a metrics.jsonl, or of a part of one, and the numbers of the lines that are none, from 1."""
     rows: list[Row] = []
     damaged: list[int] = []
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    for number, line in enumerate(lines, start=1):
+    data = source if isinstance(source, bytes) else source.read_bytes() if source.exists() else b""
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
             row = parse_json(line)
         except ValueError:

@@ -19,7 +19,6 @@ from alexnet_dist.base.durable import (
     disk_errors_named,
     format_json,
     parse_json,
-    remove_written,
     write_folder,
 )
 from alexnet_dist.base.errors import CheckpointError
@@ -33,10 +32,12 @@ from alexnet_dist.inference.checkpoints import (
     is_count,
     is_of_other_run,
     list_checkpoints,
+    list_own_checkpoints,
     read_run_id,
     read_state,
     read_step,
     refuse_checkpoint,
+    remove_checkpoint,
     step_of,
 )
 from alexnet_dist.inference.weights import check_finite, pack_tensors
@@ -113,7 +114,7 @@ def prune_checkpoints(folder: Path, newest: Path, keep: int, verdicts: dict[Path
                 num_kept += 1
                 continue
         if path.name == f"step-{step_of(path):08d}" and read_step(path) in (None, step_of(path)):  # no user's copy
-            remove_written(path, (WEIGHTS, OPTIMIZER, STATE, CONFIG))
+            remove_checkpoint(path)
 
 
 def drop_checkpoints(folder: Path, run_id: str) -> None:
@@ -123,9 +124,8 @@ def drop_checkpoints(folder: Path, run_id: str) -> None:
         folder: the run's checkpoints/.
         run_id: of the run.
     """
-    for path in list_checkpoints(folder):
-        if path.name == f"step-{step_of(path):08d}" and not is_of_other_run(path, run_id):
-            remove_written(path, (WEIGHTS, OPTIMIZER, STATE, CONFIG))
+    for path in list_own_checkpoints(folder, run_id):
+        remove_checkpoint(path)
 
 
 def set_aside_newer(folder: Path, step: int, metrics: Path, model: Path) -> Path | None:
