@@ -38,7 +38,7 @@ HOMES = {
     "matplotlib": "alexnet_dist/figures/",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
     "huggingface_hub": ("alexnet_dist/inference/hub.py", "alexnet_dist/data/remote/hub.py"),
-    "pyarrow": ("alexnet_dist/data/sources/parquet_packs.py", "benchmarks/"),
+    "pyarrow": ("alexnet_dist/data/sources/parquet_packs.py", "alexnet_dist/inference/features_file.py", "benchmarks/"),
     "obstore": "alexnet_dist/data/remote/store.py",
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",

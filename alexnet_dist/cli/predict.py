@@ -19,6 +19,7 @@ from alexnet_dist.cli.explanations import (
     place_explanations,
     write_explanation,
 )
+from alexnet_dist.cli.features import check_features, save_features
 from alexnet_dist.cli.networks import open_network
 from alexnet_dist.cli.options import add_options, check_at_least_one, hand_over, import_shown, settle_out, take_model
 from alexnet_dist.data.class_words import describe_class, find_words
@@ -35,11 +36,13 @@ examples:
   python launch/predict.py --model runs/digits pictures "holidays/**/*.jpg"
   find . -name '*.png' | python launch/predict.py --model runs/digits --format jsonl --list -
   python launch/predict.py runs/flowers pictures --explain explained
+  python launch/predict.py runs/flowers pictures --features fc7 --out features.npz
 
 A path is an image file, a folder (its images at any depth, sorted), an archive (tar or zip) or a quoted pattern. Where
 the name of a class is an ImageNet id, its words are shown, too. With --explain a PNG for each picture shows where the
 evidence for its class lies (LayerCAM at conv5), under the path that the picture has below the folder which all of them
-share. A file that cannot be read gets a row with its error;
+share. With --features the file of --out, an .npz or .parquet, has for each picture its path and the values of a layer
+behind its ReLU, and nothing is predicted. A file that cannot be read gets a row with its error;
 the exit code is then 3. Where the network's output for a picture is not finite, the row says so; the exit code is then
 4, or 3 if there are files that cannot be read, too."""
 
@@ -62,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
         help="of the rows; auto = as --out ends, or table",
     )
     parser.add_argument("--out", type=str, help="write the rows to this file instead of the terminal")
+    parser.add_argument(
+        "--features", type=str, metavar="LAYER", help="write what this layer gives (fc7, fc6, conv5, ...) to --out"
+    )
     parser.add_argument("--explain", type=str, metavar="FOLDER", help="draw what speaks for the class of each picture")
     add_options(parser, "overwrite", "device", "quiet", "debug")
     options = parse_options(argv, parser)
@@ -71,12 +77,17 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--model and at least one image are needed", remedy="see --help")
     check_at_least_one(options, "topk")
     out = settle_out(options)
+    if options.features is not None:
+        check_features(options.features, out, options.explain, options.format)
     drawing = None
     if options.explain is not None:
         drawing = Drawing(check_explained(options.explain, options.paths), options.overwrite)
     from alexnet_dist.cli.picture_paths import find_pictures  # numpy; --help should not wait for it
 
     paths = find_pictures(options.paths, options.list)
+    if options.features is not None:
+        assert out is not None
+        return save_features(Path(options.model), paths, options.features, out, options.device, options.weights)
     predictions = list(
         predict_files(Path(options.model), paths, options.topk, options.device, options.weights, drawing)
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.models import LAYER_NAMES, AlexNet, named_layers
+from alexnet_dist.models import LAYER_NAMES, AlexNet, split_behind
 
 CONVOLUTIONS = LAYER_NAMES[:5]
 
@@ -49,16 +49,12 @@ def explain_classes(model: AlexNet, images: Tensor, labels: Tensor | None = None
         model.train(was_training)
     wide = torch.promote_types(maps.dtype, torch.float32)
     evidence = (slopes.to(wide).relu() * maps.to(wide).relu()).sum(dim=1)  # (B, h, w)
-    high, across = (_interpolation(_list_until(model, layer), side, images.shape[-1]) for side in evidence.shape[1:])
+    high, across = (
+        _interpolation(split_behind(model, layer)[0], side, images.shape[-1]) for side in evidence.shape[1:]
+    )
     spread = high.to(evidence) @ evidence @ across.to(evidence).T  # (B, S, S)
     strongest = spread.amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     return spread / torch.where(strongest == 0, 1, strongest)
-
-
-def _list_until(model: AlexNet, layer: str) -> nn.Sequential:
-    """The modules from the first one to a convolution."""
-    modules = list(model.features)
-    return nn.Sequential(*modules[: 1 + modules.index(named_layers(model)[layer])])
 
 
 def _differentiate(model: AlexNet, images: Tensor, labels: Tensor | None, layer: str) -> tuple[Tensor, Tensor]:
@@ -66,13 +62,12 @@ def _differentiate(model: AlexNet, images: Tensor, labels: Tensor | None, layer:
 
     Behind the ReLU the gradient is the same wherever the map is above 0. Elsewhere the product is 0.
     """
-    first = _list_until(model, layer)
+    first, rest = split_behind(model, layer)
     with torch.no_grad():
-        maps = first(model.pad(images))  # (B, K, h, w)
+        maps = first(images)  # (B, K, h, w)
     with torch.enable_grad():
         maps.requires_grad_()
-        last = model.avgpool(model.features[len(first) :](maps.clone()))  # (B, C5, 6, 6); ReLU works in place
-        logits = model.classifier(torch.flatten(last, 1))  # (B, classes)
+        logits = rest(maps.clone())  # (B, classes); ReLU works in place
         chosen = logits.topk(1, dim=1).indices if labels is None else labels.to(logits.device, torch.int64)[:, None]
         (slopes,) = torch.autograd.grad(logits.gather(1, chosen).sum(), maps)
     return maps.detach(), slopes

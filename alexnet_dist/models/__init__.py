@@ -14,6 +14,7 @@ from alexnet_dist.models.alexnet import (
     named_layers,
     spec_from_dict,
     spec_to_dict,
+    split_behind,
 )
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.init import build_model, initialize
@@ -38,4 +39,5 @@ __all__ = [
     "named_layers",
     "spec_from_dict",
     "spec_to_dict",
+    "split_behind",
 ]

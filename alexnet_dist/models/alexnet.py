@@ -361,6 +361,21 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     return dict(zip(LAYER_NAMES, layers, strict=True))
 
 
+def split_behind(model: AlexNet, layer: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """Cuts the network behind one of its eight layers, before that layer's ReLU; one part after the other is `forward`.
+
+    The ReLUs work in place: the second part overwrites what it is given, where it begins with one.
+
+    Raises:
+        ValueError: no such layer.
+    """
+    if layer not in LAYER_NAMES:
+        raise ValueError(f"no layer {layer!r}; there are {', '.join(LAYER_NAMES)}")
+    modules = [model.pad, *model.features, model.avgpool, nn.Flatten(), *model.classifier]
+    cut = 1 + modules.index(named_layers(model)[layer])
+    return nn.Sequential(*modules[:cut]), nn.Sequential(*modules[cut:])
+
+
 def _feature_modules(spec: AlexNetSpec) -> list[nn.Module]:
     return [
         module for index, conv in enumerate(_convolutions(spec)) for module in (conv, *_modules_after_conv(spec, index))

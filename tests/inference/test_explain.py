@@ -10,8 +10,8 @@ from helpers.refusals import refused
 from torch import Tensor
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.inference.explain import _differentiate, _interpolation, _list_until, explain_classes
-from alexnet_dist.models import VARIANTS, AlexNet, build_model, make_spec, named_layers
+from alexnet_dist.inference.explain import _differentiate, _interpolation, explain_classes
+from alexnet_dist.models import VARIANTS, AlexNet, build_model, make_spec, named_layers, split_behind
 
 Floats = npt.NDArray[np.float64]
 POOL, STEP = 3, 2  # of the max pooling behind conv5
@@ -70,15 +70,14 @@ def test_maps_are_those_of_a_computation_by_hand(label: int | None) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_and_layer_has_the_gradient_of_its_logit(variant: str, layer: str) -> None:
     model, images = make_network(variant, 80), make_images(80, count=1)
-    place = list(model.features).index(named_layers(model)[layer])
+    rest = split_behind(model, layer)[1]
     maps, slopes = _differentiate(model, images, torch.tensor([1]), layer)
     points = slopes.flatten().abs().topk(5).indices.tolist()
     step = 1e-6 * maps.abs().max().item()
 
     def finish(shift: Tensor) -> float:
         with torch.no_grad():
-            rest = model.features[place + 1 :](maps + shift)
-            return float(model.classifier(model.avgpool(rest).flatten(1))[0, 1])
+            return float(rest(maps + shift)[0, 1])
 
     for point in points:
         shift = torch.zeros_like(maps)
@@ -93,9 +92,9 @@ def test_every_variant_and_layer_has_the_gradient_of_its_logit(variant: str, lay
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_evidence_lies_where_its_value_looks(variant: str) -> None:
     model = make_network(variant, 224, lrn=False, map_norm=False)
-    modules = _list_until(model, "conv5")
+    modules = split_behind(model, "conv5")[0]
     images = make_images(224, count=1).requires_grad_()
-    maps = torch.nn.Sequential(*(m for m in modules if not isinstance(m, torch.nn.ReLU)))(model.pad(images))
+    maps = torch.nn.Sequential(*(m for m in modules if not isinstance(m, torch.nn.ReLU)))(images)
     count = maps.shape[-1]
     weights = _interpolation(modules, count, 224)
     for place in (5, 6):  # windows that lie inside of the image

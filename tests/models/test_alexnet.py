@@ -28,6 +28,7 @@ from alexnet_dist.models import (
     named_layers,
     spec_from_dict,
     spec_to_dict,
+    split_behind,
 )
 
 SMALL: dict[str, Any] = {"fc_width": 32, "num_classes": 7}
@@ -619,3 +620,16 @@ def test_towers_that_never_meet_before_fc8_do_not_feel_each_other() -> None:
     first, second = ((outputs["fc7"] - before).chunk(2, 1)[tower] for tower in (0, 1))
     assert first.abs().max() > 0
     assert second.abs().max() == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_parts_behind_a_layer_are_the_network(variant: str) -> None:
+    model = build_model(make_spec(variant, image_size=64, **{**SMALL, "init": "torch"}), seed=0).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for layer, module in named_layers(model).items():
+            first, rest = split_behind(model, layer)
+            assert list(first)[-1] is module
+            assert torch.equal(rest(first(images)), model(images))
+    with pytest.raises(ValueError, match="no layer 'fc9'; there are conv1, "):
+        split_behind(model, "fc9")
