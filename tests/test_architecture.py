@@ -29,7 +29,7 @@ READERS_OF_SETTINGS = ("assembly", "runs", "costs", "cli", "benchmarks")
 NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads the trainer
 # Modules that only one place may import.
 HOMES = {
-    "accelerate": "alexnet_dist/parallel/",
+    "accelerate": ("alexnet_dist/parallel/", "benchmarks/plain/"),
     "torch.distributed": ("alexnet_dist/parallel/", "alexnet_dist/costs/probe.py"),
     "wandb": "alexnet_dist/tracking/wandb",
     "tensorboard": "alexnet_dist/tracking/tensorboard",
@@ -47,6 +47,7 @@ RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}  
 RANK_HOMES = ("alexnet_dist/base/ranks.py", "alexnet_dist/parallel/processes/environment.py")  # read, checked
 # Plans are numbers: who reads one, or checks sizes alone, does not wait for torch.
 LIGHT, LIGHT_FOLDER = ("alexnet_dist/data/plan.py", "alexnet_dist/data/draws.py"), "alexnet_dist/data/crop_ops/"
+STRANGERS = "benchmarks/plain/"  # what a user would have written instead
 JSON_HOME = "alexnet_dist/base/durable.py"
 PRINTING = ("alexnet_dist/cli/", "launch/", "benchmarks/")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
@@ -92,6 +93,8 @@ def _check_imports(tree: ast.AST, path: str) -> Iterator[str]:
     for name in _imported_names(tree):
         if name.startswith("."):
             yield f"relative import {name}"
+        elif path.startswith(STRANGERS) and name.split(".")[0] in ("alexnet_dist", "common"):
+            yield f"{name} in a stranger's program"
         elif name.split(".")[0] in ("alexnet_dist", "launch", "benchmarks", "tests"):
             there = _layer(name)
             if there != here and not _may_import(here, there):
@@ -165,6 +168,8 @@ def test_modules_import_each_other_in_no_circle() -> None:
         ("alexnet_dist/parallel/toy.py", "def f():\n    from alexnet_dist.training import loop", "parallel imports"),
         ("alexnet_dist/settings/schema.py", "from alexnet_dist.data import plan", "settings imports"),
         ("alexnet_dist/cli/toy.py", "from benchmarks import model", "cli imports"),
+        ("benchmarks/plain/toy.py", "from alexnet_dist.models import AlexNet", "in a stranger's program"),
+        ("benchmarks/plain/toy.py", "from common.timing import Spread", "in a stranger's program"),
         ("alexnet_dist/inference/toy.py", "from alexnet_dist.training import step", "inference imports"),
         ("alexnet_dist/training/toy.py", "from alexnet_dist.settings.schema import Config", "training imports"),
         ("alexnet_dist/runs/toy.py", "import alexnet_dist.costs.model", "runs imports"),

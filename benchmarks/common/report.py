@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from alexnet_dist.base.errors import AlexNetDistError
+from alexnet_dist.base.disk_errors import name_reason
+from alexnet_dist.base.errors import AlexNetDistError, MachineError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.base.text import align
 from common.timing import Spread
@@ -50,8 +51,14 @@ class Report:
         self.ratios[name] = {**asdict(spread), "what": what}
 
 
-def new_parser(name: str, summary: str) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have; its help begins with two examples."""
+def new_parser(name: str, summary: str, quick: str = "rough figures within a minute") -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have; its help begins with two examples.
+
+    Args:
+        name: of the script.
+        summary: what it measures.
+        quick: what --quick gives on two cores.
+    """
     parser = argparse.ArgumentParser(
         prog=name,
         usage=argparse.SUPPRESS,
@@ -59,7 +66,7 @@ def new_parser(name: str, summary: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--quick", action="store_true", help="rough figures within a minute on two cores")
+    parser.add_argument("--quick", action="store_true", help=f"{quick} on two cores")
     parser.add_argument("--tiny", action="store_true", help="only see that it runs: the figures mean nothing")
     parser.add_argument("--data.root", dest="data_root", type=Path, help="folder with train/CLASS/*.jpg")
     return parser
@@ -76,6 +83,8 @@ def run_benchmark(parser: argparse.ArgumentParser, measure: Callable[[argparse.N
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     try:
+        if options.out is not None:
+            check_writable(options.out)
         report = measure(options)
     except AlexNetDistError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,6 +93,25 @@ def run_benchmark(parser: argparse.ArgumentParser, measure: Callable[[argparse.N
     if options.out is not None:
         write_json(options.out, asdict(report))
     return 0
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before anything is measured, a file that could not be written after it.
+
+    Raises:
+        MachineError: its folder cannot be made, it cannot be opened, or it is a folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = path.exists()
+        with open(path, "ab"):
+            pass
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise MachineError(
+            "cannot write the figures", where=str(path), why=name_reason(error), remedy="give another --out"
+        ) from error
 
 
 def describe_environment(options: argparse.Namespace, device: torch.device | None = None) -> dict[str, Any]:
@@ -119,6 +147,11 @@ def describe_speed(speed: Spread) -> dict[str, float]:
 def has_amx(environment: Mapping[str, Any]) -> bool:
     """Whether the CPU multiplies bf16 matrices in tiles."""
     return "amx_tile" in environment["cpu_features"]
+
+
+def has_bf16(environment: Mapping[str, Any]) -> bool:
+    """Whether the CPU multiplies matrices in bf16, in tiles or in AVX-512."""
+    return has_amx(environment) or "avx512_bf16" in environment["cpu_features"]
 
 
 def print_report(report: Report) -> None:

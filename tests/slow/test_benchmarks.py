@@ -161,6 +161,26 @@ def test_recipes_go_on_with_runs_that_are_there(tmp_path: Path, monkeypatch: pyt
     assert f"commit {row['commit']}, " in page
 
 
+def test_rivals_are_trained_beside_ours(tmp_path: Path) -> None:
+    arms = ("imagenet_fp32", "ours_fp32", "fruits_published", "fruits", *["dali_bf16"] * HAS_DALI)
+    done = run_script("rivals", "--tiny", "--only", *arms, "--out", str(tmp_path / "rivals.json"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "rivals.json").read_text())
+    assert [row["arm"] for row in report["rows"] if row.get("images_per_second", 0) > 0] == sorted(arms, key=arms.index)
+    assert set(report["ratios"]) == {"ours_fp32/imagenet_fp32", "fruits/fruits_published"}
+
+
+def test_time_to_accuracy_is_that_of_commands(tmp_path: Path) -> None:
+    words = ("--tiny", "--only", "same_recipe_bf16", "published", "--out", str(tmp_path / "times.json"))
+    done = run_script("time_to_accuracy", *words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "times.json").read_text())
+    rows = [(row["task"], row["arm"]) for row in report["rows"] if row["reached"] and row["seconds"] > 0]
+    rivals = [("imagenette", "same_recipe_bf16"), ("fruits", "same_recipe_bf16"), ("fruits", "published")]
+    assert sorted(rows) == sorted([("imagenette", "ours"), ("fruits", "ours"), *rivals])
+    assert set(report["ratios"]) == {f"{task}: {rival}/ours" for task, rival in rivals}
+
+
 def test_page_is_made_from_the_json(results: Path) -> None:
     page = (results / "README.md").read_text()
     for name, ratios in RATIOS.items():
