@@ -15,7 +15,8 @@ A row is the median over the rounds; the ratio is of images per second, round by
 windows of at least 10 s and 10 batches.
 
 Images come from --data.root (its train/ folder), or are made: noise with a photograph's spectrum, 500x375, 100 KB. They
-are in the page cache. Augmentation is the default of a run (shorter side to 256, random crop, mirroring).
+are in the page cache. Augmentation is the default of a run (shorter side to 256, random crop, mirroring). --data.engine
+says who makes the batches; the cache is built before. The network alone has batches of the type that the loader gives.
 
 Memory: `launch/train.py` trains a toy network on small JPEG files for one epoch, in a process of its own. The resident
 set sizes of it and its workers are summed every 20 ms, and averaged over the 50 steps after step 50 and over the last
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from common.engines import build_cache, count_ahead
 from common.images import describe_images, find_images
 from common.memory import sum_resident_mib
 from common.photographs import write_photographs
@@ -45,15 +47,18 @@ from common.report import (
     add_device_options,
     describe_environment,
     describe_speed,
+    has_bf16,
     new_parser,
     pick_effort,
     run_benchmark,
 )
 from common.subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
 from common.timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
+from common.verdict import Situation, judge
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
 from alexnet_dist.base.machine import available_cores
+from alexnet_dist.data.engines.choose import ENGINES, find_obstacle
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan
@@ -62,7 +67,6 @@ from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-PREFETCH = 2  # batches that each worker makes ahead
 SETTLED_STEP = 50  # memory is compared with what it is from here on
 POLL_SECONDS = 0.02
 TARGET = "target 0.95"
@@ -94,6 +98,9 @@ def main() -> int:
     add_device_options(parser)
     parser.add_argument("--batch_size", type=int, help="default: 64, or 8 with --quick; more suits a GPU")
     parser.add_argument("--variant", choices=("paper", "torchvision"), default="paper", help="default: paper")
+    parser.add_argument(
+        "--data.engine", dest="engine", choices=ENGINES, default="torchvision", help="default: torchvision"
+    )
     return run_benchmark(parser, measure)
 
 
@@ -108,7 +115,11 @@ def measure(options: argparse.Namespace) -> Report:
     runtime = start_runtime(options.device, options.precision)
     report = Report(describe_environment(options, runtime.device))
     with tempfile.TemporaryDirectory() as folder:
-        measure_speed(report, runtime, options, effort, Path(folder))
+        obstacle = find_obstacle(options.engine)
+        if obstacle:
+            report.rows.append({"arm": "end_to_end", "engine": options.engine, "missing": obstacle})
+        else:
+            measure_speed(report, runtime, options, effort, Path(folder))
         measure_memory(report, options, effort, Path(folder) / "memory")
     return report
 
@@ -122,16 +133,31 @@ def measure_speed(report: Report, runtime: Runtime, options: argparse.Namespace,
     spec = pick_spec(options.variant, options.tiny)
     batch_size, on_gpu = options.batch_size or effort.batch_size, runtime.device.type == "cuda"
     # On a CPU the loader alone may use every core, as the model alone does: only then do their times add up.
-    alone = make_loader(runtime, index, spec, batch_size, None if on_gpu else available_cores())
-    default = make_loader(runtime, index, spec, batch_size, None)
+    alone, default = (
+        make_loader(
+            runtime, index, spec, batch_size, DataConfig(workers=workers, cache_dir=str(folder)), options.engine
+        )
+        for workers in (None if on_gpu else available_cores(), None)
+    )
+    build_cache(default)
     windows = build_windows(runtime, spec, alone, default, effort.protocol)
     seconds = interleave(windows, effort.protocol.rounds)
     speeds = {arm: Spread.of([batch_size / value for value in values]) for arm, values in seconds.items()}
     for arm, workers in (("loader", alone.workers), ("model", 0), ("end_to_end", default.workers)):
-        report.rows.append({"arm": arm, "workers": workers, **describe_speed(speeds[arm])})
-    add_limit(report, seconds, on_gpu, f"{options.variant}, {runtime.precision}, batch {batch_size}")
+        report.rows.append({"arm": arm, "engine": options.engine, "workers": workers, **describe_speed(speeds[arm])})
+    add_limit(report, seconds, on_gpu, f"{options.variant}, {runtime.precision}, {options.engine}, batch {batch_size}")
     report.environment["images"] = describe_images(index, made=options.data_root is None)
-    report.notes.append(judge(report, speeds["loader"].median, speeds["model"].median, default.workers))
+    found = Situation(
+        loader=speeds["loader"].median,
+        network=speeds["model"].median,
+        on_gpu=on_gpu,
+        engine=options.engine,
+        workers=default.workers,
+        cores=report.environment["cores"],
+        precision=runtime.precision,
+        computes_bf16=on_gpu or has_bf16(report.environment),
+    )
+    report.notes.append(judge(found))
 
 
 def build_windows(
@@ -140,7 +166,7 @@ def build_windows(
     """The three arms, warmed up; each gives seconds per batch."""
     batch_size = alone.plan.global_batch_size
     train = TrainerStep(runtime, build_network(spec, runtime, channels_last=True), batch_size)
-    batch = make_batch(batch_size, spec, runtime.device, channels_last=True)
+    batch = make_batch(batch_size, spec, runtime.device, channels_last=True, dtype=default.dtype)
 
     def measure_model(num_batches: int) -> float:
         return measure_seconds(lambda: train(batch), num_batches, runtime.device) / num_batches
@@ -154,13 +180,13 @@ def build_windows(
 
 
 def make_loader(
-    runtime: Runtime, index: SampleIndex, spec: AlexNetSpec, batch_size: int, workers: int | None
+    runtime: Runtime, index: SampleIndex, spec: AlexNetSpec, batch_size: int, data: DataConfig, engine: str
 ) -> Loader:
     """The training loader of a run with default augmentation."""
     augment = AugmentConfig()
     plan = Plan(index.sizes, build_augmentation(augment, spec.image_size), batch_size, SEED, shuffle=True)
     normalization = build_normalization(augment, spec.in_channels)
-    return build_loader(runtime, DataConfig(workers=workers), index, plan, normalization, channels_last=True)
+    return build_loader(runtime, data, index, plan, normalization, channels_last=True, engine=engine)
 
 
 def time_batches(loader: Loader, use: Callable[[Any], None], num_batches: int) -> float:
@@ -171,7 +197,7 @@ def time_batches(loader: Loader, use: Callable[[Any], None], num_batches: int) -
         use: what happens to each batch.
         num_batches: how many are timed.
     """
-    ahead = PREFETCH * loader.workers
+    ahead = count_ahead(loader)
     batches = loader.batches(0, ahead + 1 + num_batches + ahead)  # the last ones keep the workers busy to the end
 
     def use_next() -> None:
@@ -191,27 +217,6 @@ def add_limit(report: Report, seconds: dict[str, list[float]], on_gpu: bool, wha
         divide(limit, seconds["end_to_end"]),
         f"images per second over {formula}, {what}; {TARGET}",
     )
-
-
-def judge(report: Report, loader: float, model: float, workers: int) -> str:
-    """One sentence: what limits, and what to turn next.
-
-    Args:
-        report: with the device and its cores.
-        loader: images per second of the loader alone.
-        model: images per second of the model alone.
-        workers: decoding processes that training takes by itself.
-    """
-    cores = report.environment["cores"]
-    if report.environment["device"] == "cuda":
-        if loader >= model:
-            return f"The network limits ({model:.0f}/s, loader {loader:.0f}/s): try precision bf16, compile true."
-        more = "more cores or smaller files" if workers >= cores else f"data.workers up to {cores}"
-        return f"The loader limits ({loader:.0f}/s, network {model:.0f}/s): next is {more}."
-    part = model / (loader + model)  # of the cores' time that goes to the loader
-    if part < 0.5:
-        return f"The network takes {1 - part:.0%} of the cores' time: next are precision (bf16 with AMX) or a GPU."
-    return f"The loader takes {part:.0%} of the cores' time: next are smaller files (resized once) or more cores."
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ of a network. All arms read the same files, which are in the page cache, and may
 - cache: images cached with their shorter side at 256; random crop of 224, mirroring, lighting.
 - standard: torchvision's ImageFolder, transforms and DataLoader; random resized crop, mirroring, no lighting.
 - plain_dali, plain_dali_gpu: a DALI pipeline with a file reader; random resized crop, mirroring, no lighting.
+  fancy_dali, fancy_dali_gpu: the same with chroma upsampled as this project's engines have it, which is the same work.
 - model: on a GPU, the trainer's step of the paper's network on a batch in memory.
 
 torchvision and standard are measured with several numbers of workers, and go on with the best of them; DALI has as many
@@ -40,6 +41,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from common.engines import build_cache, count_ahead
 from common.images import describe_images, find_images
 from common.memory import sum_resident_mib
 from common.report import (
@@ -57,8 +59,6 @@ from common.timing import Protocol, Spread, Window, divide, interleave, measure_
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
 from alexnet_dist.base.machine import available_cores, tune_allocator
-from alexnet_dist.data.engines.cache.build import build_store
-from alexnet_dist.data.engines.cache.engine import find_layout
 from alexnet_dist.data.engines.choose import ENGINES, find_obstacle
 from alexnet_dist.data.engines.loader import MAX_WORKERS, Loader
 from alexnet_dist.data.index import SampleIndex
@@ -67,7 +67,8 @@ from alexnet_dist.parallel.runtime import Runtime, start_runtime
 from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
 STANDARD = "standard"
-PLAIN = {"dali_cpu": "plain_dali", "dali_gpu": "plain_dali_gpu"}
+PLAIN = {"plain_dali": "dali_cpu", "plain_dali_gpu": "dali_gpu"}  # rivals and whose device and threads they take
+FANCY = {"fancy_dali": "dali_cpu", "fancy_dali_gpu": "dali_gpu"}
 CROPS = AugmentConfig(resize=None, crop="random_resized", lighting="source2012")
 CACHED = AugmentConfig(resize=256, crop="random", lighting="source2012")
 TARGETS = {
@@ -75,6 +76,8 @@ TARGETS = {
     "dali_cpu/standard": 1.4,
     "dali_cpu/plain_dali": 0.9,
     "dali_gpu/plain_dali_gpu": 0.9,
+    "dali_cpu/fancy_dali": 0.95,
+    "dali_gpu/fancy_dali_gpu": 0.95,
     "dali_gpu/dali_cpu": 2.0,
     "cache/standard": 8.0,
     "cache/model": 1.25,
@@ -198,8 +201,7 @@ def build_loaders(runtime: Runtime, index: SampleIndex, batch_size: int, cache_d
         if find_obstacle(engine) is not None:
             continue
         loader = build(engine)
-        if engine == "cache":
-            build_store(find_layout(loader), workers=available_cores(), on_bad_file="fail", progress=False)
+        build_cache(loader)
         if engine == "dali":
             loaders["dali_cpu"] = replace(loader, device=CPU)
             if runtime.device.type == "cuda":
@@ -248,22 +250,23 @@ def build_arms(loaders: dict[str, Loader], effort: Effort) -> dict[str, Arm]:
     def start_standard(workers: int) -> Arm:
         return Arm(partial(iterate_standard, index, batch_size, workers, device), workers, device, PREFETCH * workers)
 
-    def start_plain_dali(rival: Loader) -> Arm:
-        start = partial(iterate_plain_dali, index, batch_size, rival.workers, rival.device)
+    def start_plain_dali(rival: Loader, is_fancy: bool) -> Arm:
+        start = partial(iterate_plain_dali, index, batch_size, rival.workers, rival.device, is_fancy)
         return Arm(start, rival.workers, rival.device, PREFETCH)
 
     arms = {name: start_engine(loader) for name, loader in loaders.items()}
     choices = [start_engine(replace(reference, workers=workers)) for workers in effort.workers]
     arms["torchvision"] = pick_fastest(choices, effort)
     arms[STANDARD] = pick_fastest([start_standard(workers) for workers in effort.workers], effort)
-    arms |= {PLAIN[name]: start_plain_dali(loaders[name]) for name in PLAIN if name in loaders}
+    for name, engine in {**PLAIN, **FANCY}.items():
+        if engine in loaders:
+            arms[name] = start_plain_dali(loaders[engine], is_fancy=name in FANCY)
     return arms
 
 
 def start_engine(loader: Loader) -> Arm:
     """A loader as an arm."""
-    ahead = PREFETCH * loader.workers if loader.engine is ENGINES["torchvision"] else loader.prefetch
-    return Arm(partial(loader.batches, 0, 10**8), loader.workers, loader.device, ahead)
+    return Arm(partial(loader.batches, 0, 10**8), loader.workers, loader.device, count_ahead(loader))
 
 
 def settle(arm: Arm, effort: Effort) -> Window:

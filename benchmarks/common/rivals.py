@@ -55,7 +55,9 @@ def open_image_folder(index: SampleIndex) -> Subset[Any]:
     return Subset(folder, [numbers[index.root / path] for path in index.paths])
 
 
-def iterate_plain_dali(index: SampleIndex, batch_size: int, threads: int, device: torch.device) -> Iterator[object]:
+def iterate_plain_dali(
+    index: SampleIndex, batch_size: int, threads: int, device: torch.device, is_fancy: bool = False
+) -> Iterator[object]:
     """A file reader and its pipeline as in NVIDIA's ImageNet example; no end.
 
     Args:
@@ -63,6 +65,7 @@ def iterate_plain_dali(index: SampleIndex, batch_size: int, threads: int, device
         batch_size: images in a batch.
         threads: of DALI.
         device: where it decodes and where batches go.
+        is_fancy: chroma is interpolated, as Pillow does it; DALI's default repeats it.
     """
     import nvidia.dali as dali_package
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
@@ -74,6 +77,7 @@ def iterate_plain_dali(index: SampleIndex, batch_size: int, threads: int, device
         files,
         index.labels.tolist(),
         "gpu" if on_gpu else "cpu",
+        is_fancy,
         batch_size=batch_size,
         num_threads=threads,
         device_id=torch.cuda.current_device() if on_gpu else None,
@@ -84,7 +88,7 @@ def iterate_plain_dali(index: SampleIndex, batch_size: int, threads: int, device
         yield batch
 
 
-def _define_graph(files: list[str], labels: list[int], place: str) -> tuple[Any, Any]:
+def _define_graph(files: list[str], labels: list[int], place: str, is_fancy: bool) -> tuple[Any, Any]:
     from nvidia.dali import fn as typed_fn
     from nvidia.dali import types as typed_types
 
@@ -98,6 +102,7 @@ def _define_graph(files: list[str], labels: list[int], place: str) -> tuple[Any,
         random_area=[0.08, 1.0],
         random_aspect_ratio=[3 / 4, 4 / 3],
         num_attempts=10,
+        jpeg_fancy_upsampling=is_fancy,
     )
     images = fn.resize(images, device=place, size=[CROP_SIZE, CROP_SIZE], interp_type=types.INTERP_TRIANGULAR)
     images = fn.crop_mirror_normalize(

@@ -48,14 +48,24 @@ def build_sgd(model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def make_batch(size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool) -> Batch:
-    """Noise with labels, as the loader hands batches over: float32 on the device, in the network's layout."""
+def make_batch(
+    size: int, spec: AlexNetSpec, device: torch.device, channels_last: bool, dtype: torch.dtype = torch.float32
+) -> Batch:
+    """Noise with labels, as the loader hands batches over: on the device, in the network's layout.
+
+    Args:
+        size: images.
+        spec: the network.
+        device: where they go.
+        channels_last: their layout.
+        dtype: of the images; a loader gives what autocast would make of them, see `INPUT_DTYPES`.
+    """
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(size, spec.in_channels, spec.image_size, spec.image_size, generator=generator)  # (B, C, S, S)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     labels = torch.randint(spec.num_classes, (size,), generator=generator)  # (B,)
     return Batch(
-        images=images.to(device, memory_format=layout),
+        images=images.to(device, dtype, memory_format=layout),
         labels=labels.to(device),
         mask=torch.ones(size, device=device),
         ids=torch.arange(size),

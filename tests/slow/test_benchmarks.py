@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +21,28 @@ from alexnet_dist.data.engines.choose import find_obstacle
 pytestmark = pytest.mark.timeout(900)  # all benchmarks run in one fixture: minutes, and twice as many on a busy host
 ROOT = Path(__file__).resolve().parents[2]
 HAS_DALI, ON_GPU = find_obstacle("dali") is None, torch.cuda.is_available()
+HAS_COMPILER = shutil.which("g++") is not None
 ENGINES = ["torchvision", "cache", *["dali_cpu"] * HAS_DALI, *["dali_gpu"] * (HAS_DALI and ON_GPU)]
-RIVALS = {"dali_cpu": "plain_dali", "dali_gpu": "plain_dali_gpu"}
+RIVALS = {
+    f"{kind}_{engine}": on
+    for on, engine in {"dali_cpu": "dali", "dali_gpu": "dali_gpu"}.items()
+    for kind in ("plain", "fancy")
+    if on in ENGINES
+}
 RATIOS = {
     "startup": {
         f"{start}/import_torch"
         for start in ("import_package", "version", "help", "train_help", "unknown_key", "first_line", "first_update")
     },
-    "model": {"bf16_channels_last/fp32_contiguous", "paper/torchvision", "trainer_step/minimal_loop"},
+    "model": {
+        *("bf16_channels_last/fp32_contiguous", "paper/torchvision", "trainer_step/minimal_loop"),
+        *["trainer_compiled/minimal_loop"] * HAS_COMPILER,
+        *["minimal_graph/minimal_loop"] * ON_GPU,
+    },
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
     "loader": {
-        *(f"{name}/standard" for engine in ENGINES for name in (engine, RIVALS.get(engine, engine))),
-        *(f"{engine}/{RIVALS[engine]}" for engine in ENGINES if engine in RIVALS),
+        *(f"{name}/standard" for name in (*ENGINES, *RIVALS)),
+        *(f"{engine}/{rival}" for rival, engine in RIVALS.items()),
         *["dali_gpu/dali_cpu"] * ("dali_gpu" in ENGINES),
         *["cache/model"] * ON_GPU,
     },
@@ -93,7 +104,9 @@ def test_json_has_environment_rows_and_ratios(results: Path, name: str) -> None:
 def test_grid_is_complete(results: Path) -> None:
     rows = json.loads((results / "model.json").read_text())["rows"]
     works = ("forward", "forward_backward", "step")
-    grid = {(row["variant"], row["precision"], row["layout"], row["work"]) for row in rows if row["work"] in works}
+    rows = [row for row in rows if row["work"] in works]
+    assert all(row["percent"] > 0 for row in rows)
+    grid = {(row["variant"], row["precision"], row["layout"], row["work"]) for row in rows}
     variants, precisions, layouts = ({row[key] for row in rows} for key in ("variant", "precision", "layout"))
     assert {"paper", "torchvision"} == variants
     assert {"fp32", "bf16"} <= precisions
@@ -117,7 +130,7 @@ def test_bytes_that_strategies_send_are_those_of_the_closed_form(results: Path) 
 def test_loader_has_every_engine_with_its_times_and_memory(results: Path) -> None:
     rows = {row["arm"]: row for row in json.loads((results / "loader.json").read_text())["rows"]}
     memory = {f"memory of {engine}" for engine in ENGINES}
-    rivals = {"standard", *(RIVALS[engine] for engine in ENGINES if engine in RIVALS)}
+    rivals = {"standard", *RIVALS}
     assert set(rows) == {*ENGINES, *rivals} | memory
     for name in {*ENGINES, *rivals}:
         assert 0 < rows[name]["p50_ms"] <= rows[name]["p95_ms"] <= rows[name]["p99_ms"]
