@@ -5,6 +5,7 @@ README, CONTRIBUTING, CHANGELOG, the settings, the reference, and the notebook w
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links to where a page lies on the site; a file of the checkout that is no page is named by its path."""
-    here = ROOT if page.file.src_uri in TOP_PAGES else ROOT / "docs"
+    folder = posixpath.dirname(page.file.src_uri)  # below docs/, "" at its top
+    here = ROOT if page.file.src_uri in TOP_PAGES else ROOT / "docs" / folder
 
     def place(match: re.Match[str]) -> str:
         text, link = match.groups()
@@ -46,7 +48,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = target.replace(".ipynb", ".md")
         if target not in files.src_uris:
             return f"{text} (`{path}`)"
-        return f"[{text}]({target}{'#' * bool(heading)}{heading})"
+        return f"[{text}]({posixpath.relpath(target, folder or '.')}{'#' * bool(heading)}{heading})"
 
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)]+)\)", place, markdown).replace("](docs/", "](")
 
