@@ -55,7 +55,7 @@ def measure_layers(report: Report, device: torch.device, options: argparse.Names
         "lrn": LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
         "stock_lrn": nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0),
     }
-    protocol = pick_effort(options, full=Protocol(5, 3.0), quick=Protocol(3, 0.0, 2), tiny=Protocol(2, 0.0))
+    protocol = pick_effort(options, full=Protocol(5, 3.0), quick=Protocol(3, 0.1, 2), tiny=Protocol(2, 0.0))
     figures = time_calls({name: build_call(layer, maps) for name, layer in layers.items()}, protocol, device)
     size = "x".join(map(str, shape))
     report.rows += [describe_row(name, "fp32", size, shape[0], seconds) for name, seconds in figures.items()]
@@ -85,7 +85,7 @@ def measure_networks(report: Report, runtime: Runtime, options: argparse.Namespa
         name: TrainerStep(runtime, build_network(spec, runtime, channels_last=True), batch_size)
         for name, spec in specs.items()
     }
-    protocol = pick_effort(options, full=Protocol(7, 3.0), quick=Protocol(2, 0.0), tiny=Protocol(2, 0.0))
+    protocol = pick_effort(options, full=Protocol(7, 3.0), quick=Protocol(3, 0.2), tiny=Protocol(2, 0.0))
     calls = {name: partial(step, batch) for name, step in steps.items()}
     figures = time_calls(calls, protocol, runtime.device)
     size, precision = f"{batch_size}x3x{spec.image_size}x{spec.image_size}", runtime.precision

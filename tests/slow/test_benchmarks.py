@@ -194,6 +194,22 @@ def test_time_to_accuracy_is_that_of_commands(tmp_path: Path) -> None:
     assert set(report["ratios"]) == {f"{task}: {rival}/ours" for task, rival in rivals}
 
 
+@pytest.mark.skipif(ON_GPU, reason="this machine has a GPU, for which --tiny is no measure")
+def test_gpu_sections_run_on_a_cpu(tmp_path: Path) -> None:
+    words = ("ceilings", "steps", "profile", "graphs", "end_to_end")
+    done = subprocess.run(
+        [str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path), "--tiny", "--only", *words],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["section"] for row in rows if row.get("event") == "end"] == list(words)
+    assert [row for row in rows if "failed" in row] == []
+    assert any("verdict" in row for row in rows)
+
+
 def test_page_is_made_from_the_json(results: Path) -> None:
     page = (results / "README.md").read_text()
     for name, ratios in RATIOS.items():
