@@ -253,6 +253,7 @@ def _warn_about_leaks(*sets: SampleIndex | None) -> None:
     leaked: set[str] = set()
     for together in by_place.values():
         for number, index in enumerate(together[1:], start=1):
-            leaked.update(*(set(index.paths).intersection(other.paths) for other in together[:number]))
+            own = set(index.paths)  # of the smaller set, most often
+            leaked.update(path for other in together[:number] for path in other.paths if path in own)
     if leaked:
         logger.warning("%d pictures are in more than one of train, val and test ('%s')", len(leaked), min(leaked))

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from alexnet_dist.data.decode import (
     decode_image,
 )
 from alexnet_dist.data.files.containers import Containers
+from alexnet_dist.data.files.names import Names
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class SampleIndex:
     """N samples; those of files and arrays are sorted by class, then by path. A sample's id is its position."""
 
     root: Path  # folder the paths are relative to
-    paths: tuple[str, ...]  # (N,), POSIX
+    paths: Names  # (N,), POSIX
     labels: npt.NDArray[np.int64]  # (N,)
     sizes: npt.NDArray[np.int32]  # (N, 2): upright width and height in pixels
     byte_sizes: npt.NDArray[np.int64]  # (N,): of the files; 0 where there are none
@@ -101,7 +103,7 @@ class SampleIndex:
         chosen = np.asarray(ids, dtype=np.int64)
         return dataclasses.replace(
             self,
-            paths=tuple(self.paths[sample_id] for sample_id in chosen.tolist()),
+            paths=self.paths.take(chosen),
             labels=self.labels[chosen],
             sizes=self.sizes[chosen],
             byte_sizes=self.byte_sizes[chosen],
@@ -125,6 +127,14 @@ class SampleIndex:
 
     def fingerprint(self) -> str:
         """sha256 over paths, byte sizes, labels and class names; neither the root nor the order matters."""
+        return self._fingerprint
+
+    def know_fingerprint(self, fingerprint: str) -> None:
+        """Take the fingerprint of an index that was kept with it: a million pictures take seconds to hash."""
+        vars(self)["_fingerprint"] = fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         # Neither names nor paths can hold a zero byte, so no two indices are written alike.
         digest.update(b"".join(os.fsencode(name) + b"\0" for name in self.classes))
@@ -189,7 +199,7 @@ def index_pixels(
     count = len(paths)
     return SampleIndex(
         root=root,
-        paths=tuple(paths),
+        paths=Names.of(paths),
         labels=labels.astype(np.int64, copy=False),
         sizes=np.broadcast_to(np.asarray(sizes, dtype=np.int32), (count, 2)).copy(),
         byte_sizes=np.zeros(count, np.int64) if byte_sizes is None else np.array(byte_sizes, dtype=np.int64),

@@ -18,6 +18,7 @@ from alexnet_dist.base.machine import find_device
 from alexnet_dist.data.decode import UnreadableImageError, read_header
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.torchvision import iterate_batches
+from alexnet_dist.data.files.names import Names
 from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan, find_unfit
@@ -204,7 +205,7 @@ def _decode_batch(network: models.AlexNet, card: ModelCard, images: FileSet, siz
     zeros = np.zeros(count, np.int64)
     index = SampleIndex(
         images.root,
-        tuple(file.path for file in images.files),
+        Names.of(file.path for file in images.files),
         zeros,
         np.array(sizes, np.int32),
         np.array([file.byte_size for file in images.files], np.int64),

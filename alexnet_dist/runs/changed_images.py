@@ -14,7 +14,7 @@ from alexnet_dist.base.run_record import RUN, read_run
 from alexnet_dist.data.engines.cache.build import read_change_times
 from alexnet_dist.inference.checkpoints import read_data_fingerprint
 from alexnet_dist.runs.folder import NO_COPY, read_reported
-from alexnet_dist.runs.image_list import Changes, Images, find_changes, list_images, place_paths, read_image_list
+from alexnet_dist.runs.image_list import Changes, Images, find_changes, iterate_images, place_paths, read_image_list
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -84,7 +84,7 @@ def settle_images(splits: Splits, record: Record, root: Path, is_other_root: boo
     sets = splits.named()
     if not record.images:
         raise _changed_error(splits, record, "names, sizes or classes of files differ", is_other_root)
-    changes = find_changes(record.images, list_images(sets, root))
+    changes = find_changes(record.images, dict(iterate_images(sets, root)))
     unreadable = [place_paths(index, [bad.path for bad in index.bad_files], root) for index in sets.values()]
     others = changes.not_among(record.reported.union(*unreadable))
     if others:

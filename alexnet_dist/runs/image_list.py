@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
-import hashlib
 import io
 import posixpath
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from alexnet_dist.base.durable import hash_file, write_file
+from alexnet_dist.base.durable import disk_errors_named, hash_file, refuse_link, replacing
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.runs.folder import relative_path
 
 IMAGES = "images.csv.gz"
 Key: TypeAlias = tuple[str, str]  # split (train, val, test) and path relative to data.root, POSIX
-Images: TypeAlias = dict[Key, tuple[int, str]]  # the file's bytes and its class
+Image: TypeAlias = tuple[int, str]  # the file's bytes and its class
+Images: TypeAlias = dict[Key, Image]
 
 _HEADER = ["split", "path", "bytes", "class"]
 _MOST_NAMED = 3
@@ -54,36 +55,34 @@ class Changes:
         return ", ".join(named[:_MOST_NAMED]) + (f" ... and {others} more" if others > 0 else "")
 
 
-def place_paths(index: SampleIndex, paths: Sequence[str], root: Path) -> list[str]:
+def place_paths(index: SampleIndex, paths: Iterable[str], root: Path) -> Iterator[str]:
     """Paths of an index relative to a root, POSIX."""
     folder = relative_path(index.root, root)
-    return [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
+    return (posixpath.normpath(posixpath.join(folder, path)) for path in paths)
 
 
-def list_images(sets: Mapping[str, SampleIndex], root: Path) -> Images:
+def iterate_images(sets: Mapping[str, SampleIndex], root: Path) -> Iterator[tuple[Key, Image]]:
     """The image files of some sets.
 
     Args:
         sets: by the name of the split.
         root: folder that paths are told relative to.
     """
-    images: Images = {}
     for split, index in sets.items():
-        if not index.has_files:
-            continue
-        rows = zip(place_paths(index, index.paths, root), index.byte_sizes.tolist(), index.labels.tolist(), strict=True)
-        images |= {(split, path): (num_bytes, index.classes[label]) for path, num_bytes, label in rows}
-    return images
+        if index.has_files:
+            placed = place_paths(index, index.paths, root)
+            rows = zip(placed, index.byte_sizes.tolist(), index.labels.tolist(), strict=True)
+            yield from (((split, path), (num_bytes, index.classes[label])) for path, num_bytes, label in rows)
 
 
-def keep_image_list(folder: Path, digest: Any, find_images: Callable[[], Images]) -> str | None:
+def keep_image_list(folder: Path, digest: Any, images: Iterable[tuple[Key, Image]]) -> str | None:
     """See to it that the run folder has the list of its images; a run without image files has none.
 
     Args:
         folder: the run folder.
         digest: sha256 of the list of these very images, as run.json says; a list with another one is written anew, and
             so is any where it is None.
-        find_images: gives what is to be listed.
+        images: what is to be listed; a million of them are never in memory together.
 
     Returns:
         sha256 of the list; None without one.
@@ -94,16 +93,20 @@ def keep_image_list(folder: Path, digest: Any, find_images: Callable[[], Images]
     with contextlib.suppress(OSError):
         if digest is not None and hash_file(folder / IMAGES) == digest:
             return str(digest)
-    images = find_images()
-    if not images:
+    rows = ([split, path, num_bytes, name] for (split, path), (num_bytes, name) in images)
+    first = next(rows, None)
+    if first is None:
         return None
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(_HEADER)
-    writer.writerows([split, path, num_bytes, name] for (split, path), (num_bytes, name) in images.items())
-    data = gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), 1, mtime=0)
-    write_file(folder / IMAGES, data)
-    return hashlib.sha256(data).hexdigest()
+    path = folder / IMAGES
+    refuse_link(path)
+    with (
+        disk_errors_named(path),
+        replacing(path) as file,
+        gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,
+        io.TextIOWrapper(packed, "utf-8", "surrogateescape", newline="") as text,
+    ):
+        csv.writer(text).writerows(chain([_HEADER, first], rows))
+    return hash_file(path)
 
 
 def read_image_list(folder: Path) -> Images:
@@ -137,5 +140,5 @@ def list_changes(run: Path, sets: Mapping[str, SampleIndex], root: Path) -> str:
     """
     before = {key: value for key, value in read_image_list(run).items() if key[0] in sets}
     bad = [place_paths(index, [file.path for file in index.bad_files], root) for index in sets.values()]
-    changes = find_changes(before, list_images(sets, root)).not_among(set().union(*bad))
+    changes = find_changes(before, dict(iterate_images(sets, root))).not_among(set().union(*bad))
     return str(changes) if before and changes else ""

@@ -16,7 +16,7 @@ from alexnet_dist.inference.checkpoints import is_inside
 from alexnet_dist.inference.model_folder import ModelCard, describe_source
 from alexnet_dist.runs.folder import store_settings, update_run_json, write_summary
 from alexnet_dist.runs.held_out import write_held_out
-from alexnet_dist.runs.image_list import keep_image_list, list_images
+from alexnet_dist.runs.image_list import iterate_images, keep_image_list
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.tracking.trackers import Row, find_rows_until, read_rows
 from alexnet_dist.training.checkpoint import ABANDONED, Checkpoint, prune_checkpoints, set_aside_newer
@@ -119,7 +119,7 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
 def _keep_image_list(start: Start) -> str | None:
     """See to it that the list of images is there and whole; its sha256."""
     digest = start.resumption.images.get("list") if start.has_same_images else None
-    return keep_image_list(start.folder, digest, lambda: list_images(start.splits.named(), start.root))
+    return keep_image_list(start.folder, digest, iterate_images(start.splits.named(), start.root))
 
 
 def describe_model(start: Start, network: Network, note: dict[str, Any]) -> ModelCard:

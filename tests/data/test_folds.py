@@ -38,7 +38,7 @@ def test_each_image_is_held_out_once(counts: tuple[int, ...], num_folds: int) ->
     assert sorted(path for _, val in splits for path in val.paths) == sorted(index.paths)
     order = {path: position for position, path in enumerate(index.paths)}
     for train, val in splits:
-        assert sorted(train.paths + val.paths) == sorted(index.paths)
+        assert sorted([*train.paths, *val.paths]) == sorted(index.paths)
         assert [order[path] for path in val.paths] == sorted(order[path] for path in val.paths)
         wanted = np.bincount(index.labels, minlength=len(counts)) / num_folds
         assert np.abs(np.bincount(val.labels, minlength=len(counts)) - wanted).max() < 1

@@ -12,6 +12,7 @@ from helpers.images import save_jpeg
 
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.data.decode import UnreadableImageError
+from alexnet_dist.data.files.names import Names
 from alexnet_dist.data.folds import split_validation
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.synthetic import synthetic_index
@@ -33,7 +34,7 @@ def _change_byte_size(index: SampleIndex) -> SampleIndex:
 
 
 def _change_name(index: SampleIndex) -> SampleIndex:
-    return dataclasses.replace(index, paths=("cat/00.jpg", *index.paths[1:]))
+    return dataclasses.replace(index, paths=Names.of(["cat/00.jpg", *index.paths[1:]]))
 
 
 def _change_class(index: SampleIndex) -> SampleIndex:
@@ -73,7 +74,7 @@ def test_file_that_changed_after_the_scan_is_refused(root: Path) -> None:
 def test_split_is_stratified_and_complete(fraction: float) -> None:
     index = synthetic_index(600, 4, (8, 8), seed=0).subset([i for i in range(600) if i % 4 or i % 8])  # unequal classes
     train, val = split_validation(index, fraction, seed=1)
-    assert sorted(train.paths + val.paths) == sorted(index.paths)
+    assert sorted([*train.paths, *val.paths]) == sorted(index.paths)
     order = {path: position for position, path in enumerate(index.paths)}
     for part in (train, val):
         positions = [order[path] for path in part.paths]

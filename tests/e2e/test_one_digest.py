@@ -1,4 +1,4 @@
-"""The same pictures as files, shards, a tar, a tar of tars and a zip train the same network, to the last bit."""
+"""The same pictures as files, shards, a tar, a tar of tars, a zip and parquet train the same, to the last bit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from helpers.archives import FORMS, read_files, write_forms
 from helpers.images import save_jpeg
 from helpers.one_run import take_digest
+from helpers.parquet_files import write_folder_as_parquet
 from helpers.tiny import tiny_config
 from helpers.verbs import call_well
 
@@ -23,6 +24,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 save_jpeg(root / "files" / part / name / f"{number}.jpg", *size)
         files = read_files(root / "files" / part)
         write_forms(root, part, files, 3)
+        write_folder_as_parquet(root / "files" / part, root / "parquet", ("ant", "bee", "cat"), split=part)
     return root
 
 
@@ -30,7 +32,7 @@ def train(root: Path, tmp_path: Path, form: str, engine: str, processes: int) ->
     """sha256 of the weights of a run."""
     config = tiny_config(
         tmp_path / form,
-        data__source="folder" if form == "files" else "tar",
+        data__source={"files": "folder", "parquet": "parquet"}.get(form, "tar"),
         data__root=str(root / form),
         data__val="val",
         data__engine=engine,
@@ -48,7 +50,12 @@ def train(root: Path, tmp_path: Path, form: str, engine: str, processes: int) ->
 
 @pytest.mark.parametrize(
     ("engine", "processes", "forms"),
-    [("torchvision", 1, [*FORMS]), ("torchvision", 2, ["shards"]), ("cache", 1, ["nested"]), ("dali", 1, ["shards"])],
+    [
+        ("torchvision", 1, [*FORMS, "parquet"]),
+        ("torchvision", 2, ["shards", "parquet"]),
+        ("cache", 1, ["nested", "parquet"]),
+        ("dali", 1, ["shards", "parquet"]),
+    ],
 )
 def test_one_digest(pictures: Path, tmp_path: Path, engine: str, processes: int, forms: list[str]) -> None:
     if engine == "dali":

@@ -41,7 +41,9 @@ def write_parquet(
     return path
 
 
-def write_folder_as_parquet(folder: Path, path: Path, classes: Sequence[str], num_files: int = 2) -> None:
+def write_folder_as_parquet(
+    folder: Path, path: Path, classes: Sequence[str], num_files: int = 2, split: str = "train"
+) -> None:
     """Write class folders as files of one split, their rows in no order of classes."""
     found = sorted(file for file in folder.rglob("*") if file.is_file())
     for number in range(num_files):
@@ -49,4 +51,4 @@ def write_folder_as_parquet(folder: Path, path: Path, classes: Sequence[str], nu
         names = [file.relative_to(folder).as_posix() for file in part]
         labels = [list(classes).index(name.split("/")[0]) for name in names]
         pictures = [(name, file.read_bytes()) for name, file in zip(names, part, strict=True)]
-        write_parquet(path / f"train-{number:05d}-of-{num_files:05d}.parquet", pictures, labels, classes)
+        write_parquet(path / f"{split}-{number:05d}-of-{num_files:05d}.parquet", pictures, labels, classes)

@@ -1,4 +1,4 @@
-"""The imagenette pack as files and as every archive trains the same network to the last bit, also after a kill."""
+"""The imagenette pack as files, archives and parquet trains the same network to the last bit, also after a kill."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from helpers.archives import FORMS, read_files, write_forms
 from helpers.dist_helper import run_processes, start_processes
 from helpers.one_run import take_digest
+from helpers.parquet_files import write_folder_as_parquet
 from helpers.tiny import tiny_config
 
 from alexnet_dist.cli.train import train
@@ -31,13 +32,15 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("train", "val"):
         files = read_files(root / "files" / part)
         write_forms(root, part, files, 7)
+        classes = sorted(path.name for path in (root / "files" / part).iterdir())
+        write_folder_as_parquet(root / "files" / part, root / "parquet", classes, 3, part)
     return root
 
 
 def train_form(root: Path, folder: Path, form: str, engine: str) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
     values: dict[str, Any] = {
-        "data__source": "folder" if form == "files" else "tar",
+        "data__source": {"files": "folder", "parquet": "parquet"}.get(form, "tar"),
         "data__root": str(root / form),
         "data__val": "val",
         "data__engine": engine,
@@ -62,9 +65,9 @@ def test_one_digest_of_a_thousand_pictures(pack: Path, tmp_path: Path, engine: s
     if engine == "dali":
         pytest.importorskip("nvidia.dali")
     digests = {}
-    for form in ("files", *FORMS):
+    for form in ("files", *FORMS, "parquet"):
         folder = tmp_path / form / "run"
-        if form in ("shards", "nested"):
+        if form in ("shards", "nested", "parquet"):
             group = start_processes(processes, train_form, pack, folder, form, engine)
             while not has_reached(folder, KILLED_AT) and not group.has_ended():
                 time.sleep(0.02)

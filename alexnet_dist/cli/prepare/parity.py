@@ -125,6 +125,7 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
     import numpy as np
 
     from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
+    from alexnet_dist.data.files.names import Names
     from alexnet_dist.data.files.scan import FileSet, scan_headers
     from alexnet_dist.data.index import BadFile, SampleIndex
     from alexnet_dist.data.plan import Augmentation, find_unfit
@@ -150,7 +151,7 @@ def _index_images(folder: Path, limit: int, recipe: Recipe, scratch: Path) -> Sa
         raise DataError("no readable image", where=str(folder), why=why, remedy="check the files")
     return SampleIndex(
         root=images.root,
-        paths=tuple(files[number].path for number in good),
+        paths=Names.of(files[number].path for number in good),
         labels=np.zeros(len(good), np.int64),
         sizes=np.array([headers[number][:2] for number in good], np.int32),
         byte_sizes=np.array([files[number].byte_size for number in good], np.int64),

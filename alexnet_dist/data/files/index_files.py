@@ -14,6 +14,7 @@ import numpy.typing as npt
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.text import join_names, quote_word
 from alexnet_dist.data.decode import DEFAULT_MAX_PIXELS
+from alexnet_dist.data.files.names import Names
 from alexnet_dist.data.files.scan import FileSet, Header, scan_headers
 from alexnet_dist.data.files.verify import read_verdicts
 from alexnet_dist.data.index import BadFile, BadFilesError, SampleIndex
@@ -70,7 +71,7 @@ def index_files(
     good = [position for position, header in enumerate(headers) if not header.reason]
     index = SampleIndex(
         root=root,
-        paths=tuple(files[position].path for position in good),
+        paths=Names.of(files[position].path for position in good),
         labels=labels[good].astype(np.int64, copy=False),
         sizes=np.array([headers[position][:2] for position in good], dtype=np.int32),
         byte_sizes=np.array([files[position].byte_size for position in good], dtype=np.int64),

@@ -1,24 +1,23 @@
-"""Upright sizes of many images, from their headers, remembered between runs; and how such things are remembered."""
+"""Upright sizes of many images, from their headers, remembered between runs."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import logging
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from alexnet_dist.base.durable import check_regular, replacing, tidy_folder
+from alexnet_dist.base.durable import tidy_folder
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.decode import ImageSource, UnreadableImageError, read_header
 from alexnet_dist.data.files.containers import Containers
+from alexnet_dist.data.files.sealed import read_table, write_table
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -164,37 +163,6 @@ def hash_place(root: Path, listed_by: str = "") -> str:
     # A path cannot hold a zero byte, so no two places are written alike.
     place = os.fsencode(find_place(root)) + (b"\0" + os.fsencode(listed_by) if listed_by else b"")
     return hashlib.sha256(place).hexdigest()[:16]
-
-
-def read_table(path: Path, title: str) -> Iterator[list[str]]:
-    """The rows that `write_table` wrote, or none where the file is missing, damaged or of another version."""
-    try:
-        check_regular(path)
-        first, _, body = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        logger.debug("nothing remembered to start from (%s): %s", path, error)
-        return iter(())
-    text = body.decode("utf-8", "surrogateescape") if first == _seal(title, body) else ""
-    return csv.reader(io.StringIO(text, newline=""))
-
-
-def write_table(path: Path, title: str, rows: Iterable[Sequence[object]]) -> None:
-    """Replace a table at once.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    body = text.getvalue().encode("utf-8", "surrogateescape")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        stream.write(_seal(title, body) + b"\n" + body)
-
-
-def _seal(title: str, body: bytes) -> bytes:
-    """First line of a table; the checksum finds a file that was cut off in the middle of a number."""
-    return f"{title} crc32={zlib.crc32(body):08x}".encode()
 
 
 def _read_cache(path: Path) -> _Cache:

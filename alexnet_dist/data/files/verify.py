@@ -30,7 +30,8 @@ from alexnet_dist.base.durable import check_regular, disk_errors_named, tidy_fol
 from alexnet_dist.base.errors import MemoryExhaustedError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.decode import UnreadableImageError, decode_image
-from alexnet_dist.data.files.scan import FileSet, FoundFile, hash_place, read_table, scan_headers, write_table
+from alexnet_dist.data.files.scan import FileSet, FoundFile, hash_place, scan_headers
+from alexnet_dist.data.files.sealed import read_table, write_table
 
 Digests = npt.NDArray[np.uint64]
 

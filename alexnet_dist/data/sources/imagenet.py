@@ -17,12 +17,13 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.files.index_files import index_files
+from alexnet_dist.data.files.kept_index import make_once
 from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources import folders
 from alexnet_dist.data.sources.imagenet_labels import find_class, read_val_classes
 from alexnet_dist.data.sources.source import Source, SourceOptions, check_part, find_given_root
-from alexnet_dist.data.sources.tar_index import ArchiveSet, list_pictures, make_once
+from alexnet_dist.data.sources.tar_index import ArchiveSet, list_pictures
 from alexnet_dist.data.sources.tar_members import INNER, list_members
 from alexnet_dist.data.sources.tar_names import find_archives
 
@@ -114,7 +115,7 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
         def make() -> SampleIndex:
             return _index_by_id(*_list_part(options, key, part), classes, options)
 
-        return make_once(wanted, rules, classes, make, part.path)
+        return make_once(rules, wanted.root, wanted.stem, (wanted.look_up(), classes), make, part.path)
     if part.kind != "folders":
         return _index_by_id(*_list_part(options, key, part), classes, options)
     return folders.scan_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,19 +17,20 @@ from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import SET_NAMES
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.files.containers import Containers
-from alexnet_dist.data.files.index_files import index_files
-from alexnet_dist.data.files.scan import FileSet, FoundFile
+from alexnet_dist.data.files.index_files import FileRules, index_files
+from alexnet_dist.data.files.kept_index import make_once
+from alexnet_dist.data.files.scan import FileSet, FoundFile, hash_place
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.parquet_packs import (
+    FOLDER,
     NO_BYTES,
     NO_LABEL,
     Pack,
     Table,
-    name_folder,
     open_table,
     unpack,
 )
-from alexnet_dist.data.sources.source import Source, SourceOptions, find_given_root
+from alexnet_dist.data.sources.source import Source, SourceOptions, find_file_root
 
 ENDING = ".parquet"
 _MOST_CLASSES = 100_000
@@ -95,16 +97,21 @@ def _list_splits(path: Path) -> list[str]:
     return [*folders, *own] if own[0].isdigit() else [*own, *folders]
 
 
-def read_rows(options: SourceOptions, key: str) -> Rows:
-    """The rows of train, val or test; their bytes are unpacked where they are not yet.
+def unpack_part(options: SourceOptions, key: str) -> tuple[list[Table], list[Pack]]:
+    """The files of train, val or test; their bytes are unpacked where they are not yet.
 
     Raises:
         DataError: files are missing or damaged, or lack the columns.
         MachineError: pyarrow is not installed, or there is too little space.
     """
-    root = find_root(options)
+    root = find_file_root(options)
     tables = _open_tables(root, options, key)
-    packs = unpack(tables, name_folder(root, options.rules.cache_dir), options.rules.progress)
+    folder = options.rules.cache_dir / FOLDER / hash_place(root)
+    return tables, unpack(tables, folder, options.rules.progress)
+
+
+def list_rows(tables: Sequence[Table], packs: Sequence[Pack]) -> Rows:
+    """The rows of a part."""
     files, names, reasons = [], [], []
     for table, pack in zip(tables, packs, strict=True):
         for row, (size, name, label) in enumerate(
@@ -119,17 +126,11 @@ def read_rows(options: SourceOptions, key: str) -> Rows:
     return Rows(files, names, labels, reasons, tables[0].columns.classes, _place(packs))
 
 
-def find_root(options: SourceOptions) -> Path:
-    """The folder that the files lie in: data.root, or the folder of the file that it is."""
-    root = options.root
-    return root.parent if root is not None and root.is_file() else find_given_root(options)
-
-
 def _find_part(options: SourceOptions, key: str) -> list[Path]:
     """The files of a part; where data.root is a file, it has the training set."""
     if key == "train" and options.root is not None and options.root.is_file():
         return [options.root]
-    return find_tables(find_root(options), options.parts[key], key)
+    return find_tables(find_file_root(options), options.parts[key], key)
 
 
 def _open_tables(root: Path, options: SourceOptions, key: str) -> list[Table]:
@@ -193,9 +194,19 @@ def _number(rows: Rows, classes: Sequence[str], place: Path) -> npt.NDArray[np.i
 
 
 def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | None) -> SampleIndex:
-    root = find_root(options)
+    root = find_file_root(options)
     place = root / options.parts[key]
-    rows = read_rows(options, key)
+    tables, packs = unpack_part(options, key)
+    stem = hashlib.sha256(repr([(table.name, table.columns) for table in tables]).encode("utf-8", "surrogateescape"))
+    facts = [(table.byte_size, table.modified_ns) for table in tables], [pack.facts for pack in packs], classes
+
+    def make() -> SampleIndex:
+        return _index(list_rows(tables, packs), place, root, classes, options.rules)
+
+    return make_once(options.rules, root, f"parquet-{stem.hexdigest()[:12]}", facts, make, place)
+
+
+def _index(rows: Rows, place: Path, root: Path, classes: tuple[str, ...] | None, rules: FileRules) -> SampleIndex:
     if rows.reasons.count(NO_LABEL) == len(rows.reasons):
         remedy = "leave it out: the labels of such a set are kept secret"
         raise DataError("a set without labels", where=str(place), why="no row has one", remedy=remedy)
@@ -205,7 +216,7 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
     order = sorted(range(len(rows.files)), key=lambda n: (labels[n], rows.names[n], rows.files[n].path))
     files, containers = [rows.files[position] for position in order], rows.containers.take(order)
     images = FileSet(root, files, listed_in=place, containers=containers)
-    return index_files(images, labels[order], names, options.rules, [rows.reasons[position] for position in order])
+    return index_files(images, labels[order], names, rules, [rows.reasons[position] for position in order])
 
 
 def _check_labels(rows: Rows, place: Path) -> None:
@@ -228,14 +239,14 @@ def _check(options: SourceOptions) -> None:
 
 
 def _list_files(options: SourceOptions, key: str) -> FileSet:
-    rows = read_rows(options, key)
+    rows = list_rows(*unpack_part(options, key))
     pairs = list(enumerate(zip(rows.files, rows.reasons, strict=True)))
     good = [position for position, (_, reason) in pairs if not reason]
     return FileSet(
-        find_root(options),
+        find_file_root(options),
         [rows.files[position] for position in good],
         missing=[(file.path, reason) for _, (file, reason) in pairs if reason],
-        listed_in=find_root(options) / options.parts[key],
+        listed_in=find_file_root(options) / options.parts[key],
         containers=rows.containers.take(good),
     )
 
@@ -257,7 +268,7 @@ def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
 SOURCE = Source(
     list_split=_list_split,
     check=_check,
-    find_root=find_root,
+    find_root=find_file_root,
     list_files=_list_files,
     count_classes=_count_classes,
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,6 +98,11 @@ class Pack:
     starts: Ints
     labels: Array
     names: Array
+
+    @property
+    def facts(self) -> tuple[str, int, int]:
+        """What tells it from others."""
+        return str(self.path.absolute()), self.byte_size, self.modified_ns
 
 
 def open_table(path: Path, name: str, image: str | None, label: str | None) -> Table:
@@ -338,9 +342,3 @@ def _take_names(column: Any, holds_path: bool) -> Array:
     compute = import_extra("pyarrow.compute", "parquet")
     names = compute.fill_null(compute.struct_field(column, "path").cast("string"), "").to_pylist()
     return np.array([name.replace("\0", "") for name in names], dtype=np.str_)
-
-
-def name_folder(root: Path, cache_dir: Path) -> Path:
-    """Where the packs of the files below a root are."""
-    place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
-    return cache_dir / FOLDER / place

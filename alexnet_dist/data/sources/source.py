@@ -80,6 +80,16 @@ def find_given_root(options: SourceOptions, remedy: str = ROOT_REMEDY) -> Path:
     raise DataError("data.root is missing", where=where, why=f"no such folder; {why}", remedy=remedy)
 
 
+def find_file_root(options: SourceOptions) -> Path:
+    """The folder that archives or tables lie in: data.root, or the folder of the one file that it is.
+
+    Raises:
+        DataError: it is missing.
+    """
+    root = options.root
+    return root.parent if root is not None and root.is_file() else find_given_root(options)
+
+
 def find_no_root(options: SourceOptions) -> Path:
     """The root of pictures that lie in no files of the user's."""
     return Path()

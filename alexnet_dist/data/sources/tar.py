@@ -13,6 +13,7 @@ import numpy.typing as npt
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.files.index_files import index_files
+from alexnet_dist.data.files.kept_index import make_once
 from alexnet_dist.data.files.scan import FileSet, FoundFile, Header
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.manifest import make_form
@@ -26,8 +27,8 @@ from alexnet_dist.data.sources.manifest_read import (
     read_manifest,
     refuse_other_root,
 )
-from alexnet_dist.data.sources.source import Source, SourceOptions, find_given_root
-from alexnet_dist.data.sources.tar_index import ArchiveSet, Listing, list_pictures, make_once
+from alexnet_dist.data.sources.source import Source, SourceOptions, find_file_root
+from alexnet_dist.data.sources.tar_index import ArchiveSet, Listing, list_pictures
 from alexnet_dist.data.sources.tar_labels import Kind, split_key, strip_folders
 from alexnet_dist.data.sources.tar_names import FOLDER_MARK, find_archives, split_name
 
@@ -63,19 +64,13 @@ def find_wanted(options: SourceOptions, key: str) -> ArchiveSet:
     Raises:
         DataError: some are missing, or none is named.
     """
-    root, name = find_root(options), options.parts[key]
+    root, name = find_file_root(options), options.parts[key]
     if options.root is not None and options.root.is_file():
         name = options.root.name + (f"{FOLDER_MARK}{name}" if name not in ("", ".") else "")
     archives, folder = split_name(root, name)
     kind = KINDS.get(options.labels or "") if options.labels is None or options.labels in KINDS else "none"
     json_key = options.columns.get("label", "") if kind in (None, "json") else ""
     return ArchiveSet(root, tuple(find_archives(root, archives, key)), folder, kind, json_key)
-
-
-def find_root(options: SourceOptions) -> Path:
-    """The folder that the archives lie in: data.root, or the folder of the archive that it is."""
-    root = options.root
-    return root.parent if root is not None and root.is_file() else find_given_root(options)
 
 
 def list_archived(options: SourceOptions, key: str) -> Archived:
@@ -118,7 +113,7 @@ def _read_list(
             if first != position and called == member:
                 why = f"'{files[first].path}' and '{file.path}' have one name"
                 raise DataError("a list cannot tell members apart", where=str(options.labels), why=why)
-    root = find_root(options)
+    root = find_file_root(options)
     form = dataclasses.replace(
         make_form(options, key, has_positions=bool(_read_class_lists(options, [key]))),
         members={called: files[position] for called, position in position_of.items()},
@@ -159,7 +154,8 @@ def _list_split(options: SourceOptions, key: str, classes: tuple[str, ...] | Non
     make = partial(_index_anew, options, key, given, bool(lists))
     if wanted.labels == "none":
         return make()
-    return make_once(wanted, rules, (given, bool(lists)), make, _name_set(wanted.root, options, key))
+    facts = wanted.look_up(), given, bool(lists)
+    return make_once(rules, wanted.root, wanted.stem, facts, make, _name_set(wanted.root, options, key))
 
 
 def _index_anew(
@@ -230,7 +226,7 @@ def _check(options: SourceOptions) -> None:
 
 def _read_class_lists(options: SourceOptions, keys: Sequence[str]) -> dict[Path, tuple[str, ...]]:
     """The list of data.classes, or classes.txt in data.root."""
-    root = find_root(options)
+    root = find_file_root(options)
     return find_class_lists([root / CLASS_LIST], root / options.classes if options.classes is not None else None)
 
 
@@ -262,7 +258,7 @@ def _count_classes(options: SourceOptions) -> tuple[int | None, str]:
 SOURCE = Source(
     list_split=_list_split,
     check=_check,
-    find_root=find_root,
+    find_root=find_file_root,
     list_files=_list_files,
     read_class_lists=_read_class_lists,
     name_classes=_name_classes,

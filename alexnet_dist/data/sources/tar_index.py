@@ -22,19 +22,18 @@ from alexnet_dist.base.durable import disk_errors_named, tidy_folder
 from alexnet_dist.base.errors import DataError, MachineError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.files.containers import Containers
-from alexnet_dist.data.files.index_files import FileRules, warn_about_classes
-from alexnet_dist.data.files.kept_index import keep_index, recall_index
-from alexnet_dist.data.files.scan import FileSet, FoundFile, Header, hash_place, read_headers
-from alexnet_dist.data.files.sealed import join_names, read_sealed, split_names, write_sealed
-from alexnet_dist.data.files.verify import read_verdicts
-from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.files.index_files import FileRules
+from alexnet_dist.data.files.kept_index import find_folder
+from alexnet_dist.data.files.names import Names
+from alexnet_dist.data.files.scan import FileSet, FoundFile, Header, read_headers
+from alexnet_dist.data.files.sealed import read_arrays, write_arrays
 from alexnet_dist.data.sources.tar_labels import Kind, Row, find_kind, pair_members
 from alexnet_dist.data.sources.tar_members import INNER, Contents, Member, list_inner, list_members
 from alexnet_dist.data.sources.tar_wds import begins_a_picture, read_wds_index
 
 logger = logging.getLogger("alexnet_dist")
 
-_TITLE = "alexnet_dist archives 1"  # the number changes when the meaning of an array does
+_TITLE = "alexnet_dist archives 2"  # the number changes when the meaning of an array does
 _SUFFIX = ".index"
 _NUM_THREADS = min(32, 4 * (os.cpu_count() or 1))  # reading headers waits for the disk or the network
 _SPOT_CHECKS = 16
@@ -61,10 +60,15 @@ class ArchiveSet:
     json_key: str = ""
 
     @property
-    def file_name(self) -> str:
-        """Of the kept list: the same wherever the archives lie."""
+    def stem(self) -> str:
+        """Tells the set from others: the same wherever the archives lie."""
         facts = "\0".join([self.folder, str(self.labels), self.json_key, *self.names])
-        return f"archives-{hashlib.sha256(os.fsencode(facts)).hexdigest()[:12]}{_SUFFIX}"
+        return f"archives-{hashlib.sha256(os.fsencode(facts)).hexdigest()[:12]}"
+
+    @property
+    def file_name(self) -> str:
+        """Of the kept list."""
+        return self.stem + _SUFFIX
 
     def look_up(self) -> list[tuple[int, int]]:
         """Bytes and time of change of each archive.
@@ -120,35 +124,6 @@ class Listing:
         return Containers(self.names, self.byte_sizes, self.modified_ns, self.numbers[positions], offsets[positions])
 
 
-def make_once(
-    wanted: ArchiveSet, rules: FileRules, facts: object, make: Callable[[], SampleIndex], name: Path
-) -> SampleIndex:
-    """The index of a set that is kept where nothing has changed and nothing is bad, or a new one, which is then kept.
-
-    Args:
-        wanted: the archives.
-        rules: how they are looked at.
-        facts: what else the index depends on, by its `repr`.
-        make: gives a new one.
-        name: of the set, for messages.
-    """
-    state = repr((wanted.look_up(), facts, rules.max_pixels)).encode("utf-8", "surrogateescape")
-    stem = wanted.file_name.removesuffix(_SUFFIX)
-    folder = rules.cache_dir / "archives" / hash_place(wanted.root)
-    place = folder / f"{stem}-{hashlib.sha256(state).hexdigest()[:12]}.set"
-    if read_verdicts(wanted.root, rules.cache_dir):
-        return make()
-    index = recall_index(place, wanted.root)
-    if index is not None:
-        warn_about_classes(index, name)
-        return index
-    index = make()
-    for other in folder.glob(f"{stem}-*.set"):  # of archives that are no more as they were
-        other.unlink(missing_ok=True)
-    keep_index(place, index)
-    return index
-
-
 def list_pictures(wanted: ArchiveSet, rules: FileRules) -> tuple[Listing, list[Header]]:
     """The pictures of a set of archives with their headers, from what is kept of them as far as it is true.
 
@@ -156,7 +131,7 @@ def list_pictures(wanted: ArchiveSet, rules: FileRules) -> tuple[Listing, list[H
         DataError: an archive is damaged under `on_bad_file: fail`, or is none; or a name stands twice in one.
     """
     facts = wanted.look_up()
-    place = rules.cache_dir / "archives" / hash_place(wanted.root) / wanted.file_name
+    place = find_folder(rules.cache_dir, wanted.root) / wanted.file_name
     kept = _read_kept(place) or _read_beside(wanted)
     is_same = kept is not None and kept.names == wanted.names and _list_facts(kept) == facts
     listing = kept if kept is not None and is_same else _list_again(wanted, facts, kept, rules)
@@ -245,23 +220,24 @@ def write_listing(path: Path, listing: Listing) -> None:
         "lengths": np.array([row.byte_size for row in rows], np.int64),
         "sizes": listing.sizes,
         "is_plain": listing.is_plain,
-        "archives": join_names(listing.names),
-        "names": join_names(row.name for row in rows),
-        "labels": join_names(row.label for row in rows),
-        "reasons": join_names(row.reason for row in rows),
-        "kind": join_names([listing.kind]),
+        "archives": Names.of(listing.names).blob,
+        "names": Names.of(row.name for row in rows).blob,
+        "labels": Names.of(row.label for row in rows).blob,
+        "reasons": Names.of(row.reason for row in rows).blob,
+        "kind": Names.of([listing.kind]).blob,
     }
-    write_sealed(path, _TITLE, arrays)
+    write_arrays(path, _TITLE, arrays)
 
 
 def _read_kept(path: Path) -> Listing | None:
     """What `write_listing` wrote; None where it is missing, damaged or of another version."""
-    arrays = read_sealed(path, _TITLE)
+    arrays = read_arrays(path, _TITLE)
     if arrays is None:
         return None
-    columns = (split_names(arrays["names"]), arrays["offsets"].tolist(), arrays["lengths"].tolist())
-    rows = list(map(Row, *columns, split_names(arrays["labels"]), split_names(arrays["reasons"])))
-    names, kind = tuple(split_names(arrays["archives"])), split_names(arrays["kind"])[0]
+    texts = {key: Names.joined(arrays[key]) for key in ("archives", "names", "labels", "reasons", "kind")}
+    places = arrays["offsets"].tolist(), arrays["lengths"].tolist()
+    rows = list(map(Row, texts["names"], *places, texts["labels"], texts["reasons"]))
+    names, kind = tuple(texts["archives"]), texts["kind"][0]
     bounds, facts = arrays["bounds"], (arrays["byte_sizes"], arrays["modified_ns"])
     headers = arrays["sizes"], arrays["is_plain"]
     is_sound = {len(names), len(facts[0]), len(facts[1])} == {len(bounds) - 1} and {*map(len, headers)} == {len(rows)}

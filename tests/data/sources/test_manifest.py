@@ -424,7 +424,7 @@ def test_a_part_of_the_training_manifest_can_be_held_out(root: Path) -> None:
     splits = split(root, val_fraction=0.5)
     assert splits.is_held_out
     assert splits.val is not None
-    assert sorted(splits.train.paths + splits.val.paths) == sorted(PICTURES[:4])
+    assert sorted([*splits.train.paths, *splits.val.paths]) == sorted(PICTURES[:4])
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------

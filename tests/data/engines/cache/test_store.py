@@ -28,6 +28,7 @@ from alexnet_dist.data.engines.cache import store as cache_store
 from alexnet_dist.data.engines.cache.build import build_store, iterate_build
 from alexnet_dist.data.engines.cache.store import Layout, check_cacheable, iterate_checks, lay_out, open_store
 from alexnet_dist.data.engines.torchvision import resize_pixels
+from alexnet_dist.data.files.names import Names
 from alexnet_dist.data.index import BadFilesError, SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
 from alexnet_dist.data.sources.folders import scan_folder
@@ -177,7 +178,7 @@ def test_key_stands_for_all_that_pixels_depend_on(root: Path) -> None:
     changed = [
         replace(index, sizes=sizes),
         replace(index, byte_sizes=byte_sizes),
-        replace(index, paths=(*index.paths[:-1], "dog/other.jpg")),
+        replace(index, paths=Names.of([*index.paths[:-1], "dog/other.jpg"])),
         replace(index, pixels=OtherPixels()),
         index.subset(range(11)),
     ]

@@ -29,6 +29,7 @@ from alexnet_dist.data.engines.dali import engine as dali_engine
 from alexnet_dist.data.engines.dali import feed as dali_source
 from alexnet_dist.data.engines.dali.engine import find_dali
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
+from alexnet_dist.data.files.names import Names
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan, StepPlan
 from alexnet_dist.data.sources.folders import scan_folder
@@ -714,4 +715,4 @@ def test_photographs_equal_the_reference(
 def test_unreadable_is_unreadable_for_both(index: SampleIndex) -> None:
     """The check of `make_both` would pass if no image came through."""
     with pytest.raises(UnreadableImageError):
-        replace(index, paths=("nothing",) * len(index)).load_pixels(0)
+        replace(index, paths=Names.of(["nothing"] * len(index))).load_pixels(0)
