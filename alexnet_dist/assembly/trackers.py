@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from alexnet_dist.base.run_record import METRICS
 from alexnet_dist.settings.reader import dump_config
@@ -17,7 +19,14 @@ def check_mirrors(tracking: TrackingConfig, folder: Path) -> None:
     mirrors.check_mirrors(dataclasses.asdict(tracking), folder)
 
 
-def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: str, is_main: bool = True) -> Trackers:
+def open_trackers(
+    config: Config,
+    folder: Path,
+    metrics_bytes: int,
+    wandb_id: str,
+    is_main: bool = True,
+    facts: Mapping[str, Any] | None = None,
+) -> Trackers:
     """metrics.jsonl, its tables and what `tracking` asks for; in other processes than the main one what each has.
 
     Args:
@@ -26,10 +35,11 @@ def open_trackers(config: Config, folder: Path, metrics_bytes: int, wandb_id: st
         metrics_bytes: size of metrics.jsonl at the restored step; the rest is cut off.
         wandb_id: the same at each start of the run.
         is_main: whether this process writes the run's files.
+        facts: what trackers may tell of the run beside its settings.
 
     Raises:
         MachineError: metrics.jsonl cannot be written, or a package that was asked for is not installed.
     """
-    run = Run(folder, wandb_id, dataclasses.asdict(config), dump_config(config))
+    run = Run(folder, wandb_id, dataclasses.asdict(config), dump_config(config), facts or {})
     starts = mirrors.prepare_mirrors(run, is_main)
     return Trackers(MetricsFile(folder / METRICS, metrics_bytes) if is_main else None, starts)

@@ -128,12 +128,14 @@ def _explain_taken(config: Config) -> str:
 def configure_fold(config: Config, fold: int) -> Config:
     """The settings of the run that leaves one fold out, counted from 1."""
     out = Path(config.output_dir or "crossval")
-    name = f"{config.tracking.name or out.name}-fold-{fold}"
+    tracking = config.tracking
+    name = f"{tracking.name or out.name}-fold-{fold}"
+    group, job_type = tracking.group or escape_text(out.name), tracking.job_type or "fold"
     return dataclasses.replace(
         config,
         output_dir=str(out / f"fold-{fold}"),
         data=dataclasses.replace(config.data, fold=fold),
-        tracking=dataclasses.replace(config.tracking, name=name),
+        tracking=dataclasses.replace(tracking, name=name, group=group, job_type=job_type),
     )
 
 
@@ -200,9 +202,10 @@ def _train_fold(run: Config, num_folds: int, runtime: Runtime, stop: StopRequest
     if runtime.is_main:
         show(f"fold {run.data.fold} of {num_folds}: {escape_text(str(run.output_dir))}")
     with _folds_alike():
-        _, summary = run_session(run, runtime.renew(), stop)
+        end = run_session(run, runtime.renew(), stop)
+    end.trackers.finish(end.summary)
     if runtime.is_main:
-        say_result(summary)
+        say_result(end.summary)
     gc.collect()  # the parts of a run refer to one another; the next fold needs the device's memory
 
 

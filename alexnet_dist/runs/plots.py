@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -38,8 +38,10 @@ from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import PLOTS, relative_path
 from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_here, is_own_table, mark_folder
+from alexnet_dist.runs.pictures import CONV1, count_towers
 from alexnet_dist.runs.start import Start
 from alexnet_dist.settings.schema import Config
+from alexnet_dist.tracking.pictures import Judgment
 from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
@@ -47,7 +49,6 @@ from alexnet_dist.training.predictions import Predictions, find_worst, join_pred
 
 logger = logging.getLogger("alexnet_dist")
 
-CONV1 = "features.0.weight"
 NUM_PICTURES = 24  # on a contact sheet
 LONGEST_CLASS, LONGEST_FILE = 15, 26  # characters below a picture; beside a class stand a word and a probability
 PREDICTION_COLUMNS = (
@@ -67,11 +68,13 @@ class Judged:
         split: val or test.
         index: the set.
         predictions: a row for each of its images.
+        worst: the worst of them, once they are drawn.
     """
 
     split: str
     index: SampleIndex
     predictions: Predictions
+    worst: list[Judgment] = field(default_factory=list)
 
 
 def show_class(name: str) -> str:
@@ -109,7 +112,7 @@ class Subject:
         return show_class(name_class(self.card, label))
 
 
-def draw_after_training(start: Start, step: int) -> None:
+def draw_after_training(start: Start, step: int) -> list[Judgment]:
     """Draw a finished run, in the main process after the others have been let go. Whatever fails costs a warning.
 
     The validation set, or without one the test set, is looked at once more, with the weights of model/. Where the run
@@ -118,16 +121,20 @@ def draw_after_training(start: Start, step: int) -> None:
     Args:
         start: of the run.
         step: at which it has ended.
+
+    Returns:
+        The worst predictions that were drawn.
     """
-    names = _list_missing(start, step)
+    names, judged = _list_missing(start, step), list[Judged]()
     if not names:
-        return
+        return []
     try:
         check_matplotlib()
     except MachineError as error:
         logger.info("no figures: %s", error)
-        return
-    _guard(f"{PLOTS}/", lambda: _draw_run(start, step, names))
+        return []
+    _guard(f"{PLOTS}/", lambda: _draw_run(start, step, names, judged))
+    return judged[0].worst if judged else []
 
 
 def _list_missing(start: Start, step: int) -> set[str]:
@@ -147,12 +154,11 @@ def _hash_source(run: Path, model: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _draw_run(start: Start, step: int, names: Collection[str]) -> None:
+def _draw_run(start: Start, step: int, names: Collection[str], judged: list[Judged]) -> None:
     model, splits, stop = start.folder / "model", start.splits, start.stop
     runtime = start.runtime.alone()
     subject = Subject(start.folder, model, read_card(model), start.config, runtime, start.engine.name)
     split, index = ("val", splits.val) if splits.val is not None else ("test", splits.test)
-    judged: list[Judged] = []
     if index is not None and not OF_A_SET.isdisjoint(names):
         logger.info("drawing figures, with one more pass over the %s set", NAMES[split])
         predictions = partial(judge_set, subject, index, start.sizes.micro, stop)
@@ -276,7 +282,7 @@ def describe_recipe(config: Config) -> str:
 
 def _draw_conv1(subject: Subject, path: Path) -> None:
     weights = read_model_weights(subject.model)[CONV1]  # (filters, C, 11, 11)
-    num_towers = 2 if subject.card.spec.conv_groups[1] == 2 else 1  # conv2 reads each half of the filters apart
+    num_towers = count_towers(subject.card.spec)
     title = f"{subject.name}: the {len(weights)} filters of conv1 (gray: 0)"
     draw_filters(path, weights.float().numpy(), num_towers, title)
 
@@ -296,8 +302,7 @@ def _write_classes(subject: Subject, judged: Judged, path: Path) -> None:
 
 def _write_predictions(subject: Subject, judged: Judged, path: Path) -> None:
     """A row for each image, in the order of the set; paths are those below data.root, where there are files."""
-    place = PurePosixPath(relative_path(judged.index.root, find_root(subject.config.data)))
-    rows = []
+    place, rows = _find_place(subject, judged), []
     for sample, label, predicted, confidence, truth in zip(*judged.predictions, strict=True):
         names = [name_class(subject.card, number) for number in (label, predicted)]
         picture = str(place / judged.index.paths[sample])
@@ -305,6 +310,11 @@ def _write_predictions(subject: Subject, judged: Judged, path: Path) -> None:
         words = [find_words(name) or "" for name in names]
         rows.append((picture, *names, f"{confidence:.6f}", f"{truth:.6f}", is_right, *words))
     write_csv(path, PREDICTION_COLUMNS, rows)
+
+
+def _find_place(subject: Subject, judged: Judged) -> PurePosixPath:
+    """Where the files of a set lie below data.root."""
+    return PurePosixPath(relative_path(judged.index.root, find_root(subject.config.data)))
 
 
 def _draw_confusion(subject: Subject, judged: Judged, path: Path) -> None:
@@ -335,7 +345,14 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     most = f"the worst of {images}; {num_wrong:,} wrong"
     title = most if "right" not in marks else f"the {num_wrong} wrong of {images}, then the least sure right ones"
     # The cache engine has no cache of this small set.
-    _draw_batch(path, _build_loader(subject, index, plan, REFERENCE), captions, f"{subject.name}: {title}", marks)
+    shown = _draw_batch(
+        path, _build_loader(subject, index, plan, REFERENCE), captions, f"{subject.name}: {title}", marks
+    )
+    place = _find_place(subject, judged)
+    for number, pixels in shown.items():
+        _, label, predicted, confidence, truth = (column[worst[number]] for column in rows)
+        names = (subject.name_class(int(label)), subject.name_class(int(predicted)))
+        judged.worst.append(Judgment(pixels, str(place / index.paths[number]), *names, float(confidence), float(truth)))
 
 
 def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
@@ -354,14 +371,15 @@ def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
 
 def _draw_batch(
     path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str, marks: Sequence[str] | None = None
-) -> None:
-    """A sheet of a loader's first batch, without what could not be decoded."""
+) -> dict[int, npt.NDArray[np.uint8]]:
+    """A sheet of a loader's first batch, without what could not be decoded; the pictures by their place in it."""
     batch = next(iter(loader.batches(0, 1)))
     is_there = batch.mask.bool().cpu()
     pictures = show_images(batch.images[is_there.to(batch.images.device)], loader.normalization)
     kept = is_there.nonzero()[:, 0].tolist()
     kept_marks = None if marks is None else [marks[number] for number in kept]
     draw_contact_sheet(path, pictures, [captions[number] for number in kept], title, kept_marks)
+    return dict(zip(kept, pictures, strict=True))
 
 
 def _build_loader(subject: Subject, index: SampleIndex, plan: Plan, engine: str) -> Loader:

@@ -25,6 +25,9 @@ from alexnet_dist.training.loop import Trainer
 logger = logging.getLogger("alexnet_dist")
 
 MODEL = "model"
+# Of run.json, what may leave the machine: no path, and no name of a machine or a user.
+TOLD = ("versions", "machine", "git_commit", "processes", "strategy", "device", "precision", "engine", "batch")
+TOLD_OF_DATA = ("fingerprint", "num_train", "num_val", "num_test", "num_classes")
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,14 @@ class Recording:
         wandb_id: the same at each start of the run.
         test_row: on the test set, of a run that had ended before.
         verdicts: which checkpoints are intact, as far as that is known.
+        told: what trackers may tell of the run beside its settings.
     """
 
     metrics_bytes: int
     wandb_id: str
     test_row: Row | None = None
     verdicts: dict[Path, bool] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def begin_recording(start: Start, network: Network, step: int, loaded: Checkpoint | None) -> Recording:
@@ -60,7 +65,8 @@ def begin_recording(start: Start, network: Network, step: int, loaded: Checkpoin
     test_row = next((row for row in rows if row["event"] == "test"), None)  # before it is cut off
     verdicts: dict[Path, bool] = {}
     metrics_bytes = _settle_line(start, step, loaded, verdicts) if loaded and start.resumption.goes_on else 0
-    return Recording(metrics_bytes, _record_start(start, network, step)["wandb_id"], test_row, verdicts)
+    record = _record_start(start, network, step)
+    return Recording(metrics_bytes, record["wandb_id"], test_row, verdicts, _pick_told(start, network, record))
 
 
 def _settle_line(start: Start, step: int, loaded: Checkpoint, verdicts: dict[Path, bool]) -> int:
@@ -116,6 +122,12 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
     return values
 
 
+def _pick_told(start: Start, network: Network, record: dict[str, Any]) -> dict[str, Any]:
+    told = {key: record[key] for key in TOLD}
+    data = {key: value for key, value in record["data"].items() if key in TOLD_OF_DATA}
+    return {**told, "parameters": network.partition.count_parameters(network.model), "data": data}
+
+
 def _keep_image_list(start: Start) -> str | None:
     """See to it that the list of images is there and whole; its sha256."""
     digest = start.resumption.images.get("list") if start.has_same_images else None
@@ -137,7 +149,7 @@ def describe_model(start: Start, network: Network, note: dict[str, Any]) -> Mode
 
 
 def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dict[str, Any]:
-    """Write summary.json and close the trackers; what it holds.
+    """Write summary.json and close metrics.jsonl; what it holds. The mirrors are left open.
 
     Args:
         start: of the run.
@@ -171,5 +183,5 @@ def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dic
         if status == "finished":
             trainer.trackers.sync()
         write_summary(start.folder, summary)
-    trainer.trackers.finish(summary)
+    trainer.trackers.close_metrics()
     return summary

@@ -38,7 +38,13 @@ from alexnet_dist.data.engines.cache.store import check_cacheable
 from alexnet_dist.data.engines.choose import REFERENCE, check_engine, choose_engine
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.data.index import BadFilesError
-from alexnet_dist.inference.model_folder import find_model_step, pack_card, read_model_weights, save_model_folder
+from alexnet_dist.inference.model_folder import (
+    find_model_step,
+    pack_card,
+    read_card,
+    read_model_weights,
+    save_model_folder,
+)
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.peers import check_versions, introduce
 from alexnet_dist.parallel.processes.guard import is_elastic
@@ -54,15 +60,17 @@ from alexnet_dist.runs.folder import (
 )
 from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_folder
+from alexnet_dist.runs.pictures import picture_filters, picture_plots
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.shared_folder import check_folder_is_shared
-from alexnet_dist.runs.start import Network, Start
+from alexnet_dist.runs.start import End, Network, Start
 from alexnet_dist.runs.targets import check_output_dir
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.schema import Config
+from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Row, Trackers
 from alexnet_dist.training.checkpoint import Checkpoint, check_same_classes, drop_checkpoints, load_checkpoint
 from alexnet_dist.training.evaluate import evaluate
@@ -109,20 +117,21 @@ def train(
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
         config = replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
-        start, summary = run_session(config, runtime, StopRequest(stop), new, resume_from)
-    if config.log.plots and runtime.is_main:
-        from alexnet_dist.runs.plots import draw_after_training  # only a run that has ended needs it
-
-        draw_after_training(start, summary["step"])
+        end = run_session(config, runtime, StopRequest(stop), new, resume_from)
+    try:
+        if runtime.is_main:
+            _show_results(end)
+    finally:
+        end.trackers.finish(end.summary)
     if runtime.is_main:
-        say_goodbye(start, summary)
-    return summary
+        say_goodbye(end.start, end.summary)
+    return end.summary
 
 
 def run_session(
     config: Config, runtime: Runtime, stop: StopRequest, new: bool = False, resume_from: str | None = None
-) -> tuple[Start, dict[str, Any]]:
-    """Go through one start of a run; what it was made of, and its summary. The processes stay together.
+) -> End:
+    """Go through one start of a run; what it came to. The processes stay together.
 
     Args:
         config: the settings; output_dir must be set.
@@ -171,7 +180,7 @@ def run_session(
         summary = summarize(start, trainer, "finished", test_row)
         if config.checkpoint.keep == 0:
             runtime.on_main(lambda: drop_checkpoints(folder / CHECKPOINTS, resumption.run_id))
-    return start, summary
+    return End(start, summary, trackers)
 
 
 # -- before the first update ------------------------------------------------------------------------------------------
@@ -271,7 +280,7 @@ def _restore(start: Start, network: Network, optimizer: Optimizer, loaded: Check
 def _open_trackers(start: Start, recording: Recording) -> Trackers:
     opened: list[Trackers] = []
     open_here = partial(open_trackers, start.config, start.folder, recording.metrics_bytes, recording.wandb_id)
-    start.runtime.on_main(lambda: opened.append(open_here()))
+    start.runtime.on_main(lambda: opened.append(open_here(facts=recording.told)))
     return opened[0] if opened else open_here(is_main=False)
 
 
@@ -308,7 +317,7 @@ def _build_trainer(
         gate=BatchGate(runtime, config.data.on_bad_file == "skip", start.stop, bad_files, start.root),
         folder=folder,
         trackers=trackers,
-        save_model=lambda weights, note: _save_model(start, network, weights, note),
+        save_model=lambda weights, note: _save_model(start, network, trackers, weights, note),
         describe_model=lambda note: pack_card(describe_model(start, network, note)),
         find_model_step=lambda: find_model_step(folder / MODEL),
         list_bad_files=partial(write_bad_files, folder, root=start.root),
@@ -319,8 +328,13 @@ def _build_trainer(
     )
 
 
-def _save_model(start: Start, network: Network, weights: dict[str, Tensor], note: dict[str, Any]) -> None:
+def _save_model(
+    start: Start, network: Network, trackers: Trackers, weights: dict[str, Tensor], note: dict[str, Any]
+) -> None:
     save_model_folder(start.folder / MODEL, weights, describe_model(start, network, note))
+    if trackers.has_gallery:
+        trackers.show(Pictures(note["step"], picture_filters(weights, start.spec)))
+    trackers.keep(start.folder / MODEL, note, is_last=False)
 
 
 # -- after the last one -----------------------------------------------------------------------------------------------
@@ -333,8 +347,22 @@ def _ending_recorded(start: Start, trainer: Trainer) -> Iterator[None]:
         yield
     except AlexNetDistError as error:
         status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
-        summarize(start, trainer, status, test_row={})
+        trainer.trackers.finish(summarize(start, trainer, status, test_row={}))
         raise
+
+
+def _show_results(end: End) -> None:
+    """Draw the run, and give what there is to see, and model/, to the trackers. For the main process, alone."""
+    start, step = end.start, end.summary["step"]
+    if start.config.log.plots:
+        from alexnet_dist.runs.plots import draw_after_training  # only a run that has ended needs it
+
+        worst = draw_after_training(start, step)
+        end.trackers.show(Pictures(step, picture_plots(start.folder), worst))
+    with contextlib.suppress(AlexNetDistError):  # model/ may have gone meanwhile: the run has ended well
+        source = read_card(start.folder / MODEL).source
+        facts: Row = {key: source[key] for key in ("step", "epoch", "val_top1") if key in source}
+        end.trackers.keep(start.folder / MODEL, facts, is_last=True)
 
 
 def _test(start: Start, trainer: Trainer, earlier: Row | None) -> Row:

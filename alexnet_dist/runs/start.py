@@ -20,6 +20,7 @@ from alexnet_dist.runs.changed_images import describe_images, find_newest
 from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.runs.resume import Choice, Resumption
 from alexnet_dist.settings.schema import Config
+from alexnet_dist.tracking.trackers import Trackers
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,21 @@ class Start:
     def has_same_images(self) -> bool:
         """Whether the images are those that the run began with."""
         return bool(self.resumption.images.get("fingerprint") == self.splits.fingerprint)
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """What a start of a run came to.
+
+    Args:
+        start: what it was made of.
+        summary: what summary.json holds.
+        trackers: mirrors of metrics.jsonl that are still open: somebody finishes them with the summary.
+    """
+
+    start: Start
+    summary: dict[str, Any]
+    trackers: Trackers
 
 
 @dataclass(frozen=True, eq=False)

@@ -374,6 +374,18 @@ class TrackingConfig:
     """display name of the run; null = W&B's own settings, or the run folder's name"""
     tags: list[str] = field(default_factory=list)
     """W&B tags; without any, those of W&B's own settings"""
+    group: str | None = None
+    """W&B group; null = W&B's own settings; `crossval` groups its folds by their folder's name"""
+    job_type: str | None = None
+    """W&B job type; null = W&B's own settings, or train; folds of `crossval`: fold"""
+    notes: str | None = None
+    """W&B notes; null = W&B's own settings"""
+    log_model: Literal[False, "end", "best"] = False
+    """model/ as an artifact of W&B with the aliases best and latest; end: when the run has ended; best: also each time
+    that it gets better weights"""
+    privacy: Literal["minimal", "standard", "full"] = "standard"
+    """what W&B gets; minimal: numbers, settings and filters; standard: also pictures, names of classes and files, and
+    what the device does; full: also host name, git and the package's code; see docs/tracking.md"""
 
 
 @dataclass(frozen=True)

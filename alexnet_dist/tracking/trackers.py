@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from alexnet_dist.base.durable import disk_errors_named, format_json, parse_json, refuse_link, write_file
 from alexnet_dist.base.errors import MachineError
+from alexnet_dist.tracking.pictures import Pictures
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -29,6 +30,28 @@ class Tracker(Protocol):
         """Take the run's summary; nothing follows."""
 
 
+@runtime_checkable
+class Gallery(Tracker, Protocol):
+    """A tracker that shows pictures, too."""
+
+    def show(self, pictures: Pictures) -> None:
+        """Take what there is to see of a step."""
+
+
+@runtime_checkable
+class Keeper(Tracker, Protocol):
+    """A tracker that keeps models, too."""
+
+    def keep(self, model: Path, facts: Row, is_last: bool) -> None:
+        """Take a model folder, which may be replaced as soon as this returns unless `is_last`.
+
+        Args:
+            model: the folder.
+            facts: which weights it holds.
+            is_last: whether the run has ended.
+        """
+
+
 Start = Callable[[list[Row]], Tracker]  # makes a tracker from the rows that metrics.jsonl holds already
 
 
@@ -41,12 +64,14 @@ class Run:
         run_id: the same at each start of the run; eight letters and digits.
         settings: all of the run, nested.
         settings_text: the same as YAML.
+        facts: of run.json, those that may be told: no path, no name of a machine or a user.
     """
 
     folder: Path
     run_id: str
     settings: Mapping[str, Any]
     settings_text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tracking(self) -> Mapping[str, Any]:
@@ -149,13 +174,14 @@ class MetricsFile:
         return rows
 
     def close(self) -> None:
-        """Make the rows durable and close the file.
+        """Make the rows durable and close the file, unless that was done.
 
         Raises:
             MachineError: see `sync`.
         """
-        self.sync()
-        self._file.close()
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -254,12 +280,37 @@ class Trackers:
         assert self._metrics is not None
         return self._metrics.sync()
 
+    @property
+    def has_gallery(self) -> bool:
+        """Whether a mirror shows pictures."""
+        return any(isinstance(mirror, Gallery) for mirror in self._mirrors.values())
+
+    def show(self, pictures: Pictures) -> None:
+        """Show pictures wherever there is a place for them."""
+        for name, mirror in list(self._mirrors.items()):
+            if isinstance(mirror, Gallery):
+                self._guard(name, partial(mirror.show, pictures))
+
+    def keep(self, model: Path, facts: Row, is_last: bool) -> None:
+        """Give a model folder to each mirror that keeps models; see `Keeper.keep`."""
+        for name, mirror in list(self._mirrors.items()):
+            if isinstance(mirror, Keeper):
+                self._guard(name, partial(mirror.keep, model, facts, is_last))
+
+    def close_metrics(self) -> None:
+        """Close metrics.jsonl: no row follows.
+
+        Raises:
+            MachineError: see `MetricsFile.sync`.
+        """
+        if self._metrics is not None:
+            self._metrics.close()
+
     def finish(self, summary: Row) -> None:
         """Give the mirrors the run's summary and close everything; nothing follows."""
         for name, mirror in list(self._mirrors.items()):
             self._guard(name, partial(mirror.finish, summary))
-        if self._metrics is not None:
-            self._metrics.close()
+        self.close_metrics()
 
     def _guard(self, name: str, action: Callable[[], T]) -> T | None:
         """The result of something done with a mirror; None, and no such mirror from now on, if it failed."""

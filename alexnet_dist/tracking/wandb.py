@@ -12,23 +12,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from alexnet_dist.base.deadlines import call_with_deadline
-from alexnet_dist.base.text import escape_text, escape_values, quote_word
+from alexnet_dist.base.deadlines import Aside, call_with_deadline
+from alexnet_dist.base.text import escape_values, quote_word
+from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Kind, Row, Run, Start, rename_for_display
 from alexnet_dist.tracking.wandb_account import (
     choose_wandb_mode,
     explain,
+    hide_places,
     import_wandb,
     list_overruled,
     quiet_settings,
     read_settings,
     settle_names,
 )
+from alexnet_dist.tracking.wandb_media import clear_staged, log_code, log_model, log_pictures, stage_model
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -36,6 +40,7 @@ WANDB_BUDGET_SECONDS = 9.5  # what all slow calls together may cost a run, besid
 ONLINE_SECONDS = 6.0  # of these, for the first word with the server
 RESTART_SECONDS = 1.5
 SLOW_SECONDS = 0.1  # calls below this do not count
+PICTURE_SECONDS, MODEL_SECONDS = 20.0, 600.0  # after the end of the run, to upload what there is of them
 EXIT_SECONDS = 2.0  # beside what is left of the budget, for W&B's service to end
 SERVICE = "wandb-core"
 
@@ -43,16 +48,17 @@ SERVICE = "wandb-core"
 class WandbMirror:
     """Weights & Biases. It never fails or delays a run by more than 15 seconds.
 
-    A run that cannot begin online is recorded offline, so that nothing is lost.
+    A run that cannot begin online is recorded offline, so that nothing is lost. Pictures and models are logged aside,
+    in a thread of their own, and waited for when the run has ended.
 
     Args:
         folder: the run folder; W&B writes below its wandb/.
         mode: offline or online.
         run_id: the same after a resume.
-        settings: the run's settings, nested.
+        config: what W&B shows as the run's configuration, nested.
         rows: what metrics.jsonl holds already. An offline mirror is made anew from them, so that it equals the file
             also after a kill.
-        tracking: project, entity, name and tags of `TrackingConfig`.
+        tracking: settings of `TrackingConfig`, by name.
         start: makes W&B's run from arguments of `wandb.init`.
         call: runs a function for some seconds at most.
     """
@@ -63,7 +69,7 @@ class WandbMirror:
         folder: Path,
         mode: str,
         run_id: str,
-        settings: Mapping[str, Any],
+        config: Mapping[str, Any],
         rows: list[Row],
         tracking: Mapping[str, Any],
         start: Callable[..., Any] | None = None,
@@ -72,14 +78,16 @@ class WandbMirror:
         self._call, self._budget = call, WANDB_BUDGET_SECONDS
         self._folder, self._mode, self._is_finished = folder, mode, False
         self._run: Any = None
+        self._run_id, self._tracking = run_id, tracking
+        self._aside, self._grace, self._kept_step = Aside("wandb-pictures"), 0.0, -1
         threading.Thread(target=self._limit_exit, daemon=True, name="wandb-exit").start()
 
         def begin(mode: str) -> Any:
             names = settle_names(tracking, folder, read_settings())
             words = {"dir": str(folder), "id": run_id, "resume": "allow", "mode": mode, **names}
-            words["settings"] = quiet_settings(ONLINE_SECONDS - 1)
-            with _printable_command_line():
-                return _describe((start or _start_run)(**words), settings)
+            words["settings"] = quiet_settings(ONLINE_SECONDS - 1, tracking["privacy"])
+            with _no_command_line():
+                return _describe((start or _start_run)(**words), config)
 
         if mode == "online":
             self._run = self._guard("online", lambda: begin("online"), "offline from here on", ONLINE_SECONDS)
@@ -91,16 +99,39 @@ class WandbMirror:
                     _kill_service()
         if self._mode == "offline":
             _remove_offline_runs(folder / "wandb", run_id)
+            clear_staged(folder / "wandb")
             self._run = self._guard("start", lambda: begin("offline"))
         atexit.register(self._leave_service)  # after W&B's own handler, hence called before it
         if self._mode == "offline":
             for row in rows:
                 self.log(row)
+        elif self._run is not None:
+            logger.info("W&B: %s", self._run.url)
+        if tracking["privacy"] == "full":
+            self._log_aside("code", partial(log_code, folder=folder / "wandb", package=Path(__file__).parents[1]))
 
     def log(self, row: Row) -> None:
         """Mirror a row; our own `step` is the x-axis, so W&B drops nothing that a resumed run logs again."""
         if self._run is not None:
             self._guard("log", lambda: self._run.log(rename_for_display(row)))
+
+    def show(self, pictures: Pictures) -> None:
+        """Log pictures, aside."""
+        may_tell = self._tracking["privacy"] != "minimal"
+        self._grace = max(self._grace, PICTURE_SECONDS)
+        log = partial(log_pictures, folder=self._folder / "wandb", pictures=pictures, tells_of_images=may_tell)
+        self._log_aside("pictures", log)
+
+    def keep(self, model: Path, facts: Row, is_last: bool) -> None:
+        """Log model/ as an artifact, aside, if `tracking.log_model` wants it now."""
+        wanted, step = self._tracking["log_model"], facts["step"]
+        if self._run is None or not wanted or (wanted == "end" and not is_last) or step == self._kept_step:
+            return
+        self._kept_step, self._grace, folder = step, MODEL_SECONDS, self._folder / "wandb"
+        staged = self._guard("model", lambda: stage_model(model, folder, step))
+        if staged is not None:
+            log = partial(log_model, folder=folder, staged=staged, run_id=self._run_id, facts=facts)
+            self._log_aside("model", log)
 
     def finish(self, summary: Row) -> None:
         """End the W&B run and say how to upload what did not go online."""
@@ -109,35 +140,62 @@ class WandbMirror:
         wanted = {key: value for key, value in summary.items() if value is not None}
 
         def end() -> bool:
+            self._aside.wait()
             self._run.summary.update({"final": wanted})
             self._run.finish()
             return True
 
-        self._is_finished = bool(self._guard("finish", end))
+        self._is_finished = bool(self._guard("finish", end, extra=self._grace))
         if self._mode == "online" and self._is_finished:
+            clear_staged(self._folder / "wandb")
             return
         runs = sorted((self._folder / "wandb").glob("*run-*"), key=lambda path: path.name[-24:])  # by time and id
         if runs:
             logger.info("W&B %s; upload with: wandb sync %s", self._mode, quote_word(runs[-1]))
 
+    def _log_aside(self, what: str, log: Callable[[Any], None]) -> None:
+        """Log something to W&B's run while training goes on; after a failure the run goes on without W&B."""
+        run = self._run
+
+        def act() -> None:
+            try:
+                if self._run is not None:
+                    log(run)
+            except Exception as error:  # noqa: BLE001 (W&B must not end a run, whatever it raises)
+                self._give_up(what, explain(error))
+
+        if run is not None and not self._aside.do(act):
+            logger.warning("W&B is slow: %s not logged", what)
+
     def _guard(
-        self, what: str, action: Callable[[], Any], then: str = "the run goes on", limit: float = WANDB_BUDGET_SECONDS
+        self,
+        what: str,
+        action: Callable[[], Any],
+        then: str = "the run goes on",
+        limit: float = WANDB_BUDGET_SECONDS,
+        extra: float = 0.0,
     ) -> Any:
-        """Do something with W&B in bounded time; after a failure the run goes on without it."""
-        began, seconds = time.monotonic(), max(0.0, min(self._budget, limit))
+        """Do something with W&B in bounded time; after a failure the run goes on without it.
+
+        `extra` seconds are free: the budget does not pay for them.
+        """
+        began, seconds = time.monotonic(), max(0.0, min(self._budget, limit)) + extra
         try:
             done = self._call(lambda: (action(),), seconds)
         except Exception as error:  # noqa: BLE001 (W&B must not end a run, whatever it raises)
             done, why = None, explain(error)
         else:
             why = f"no answer in {seconds:.0f} s"
-        elapsed = time.monotonic() - began
+        elapsed = max(0.0, time.monotonic() - began - extra)
         self._budget -= elapsed if elapsed > SLOW_SECONDS else 0.0
         if done is not None:
             return done[0]
+        self._give_up(what, why, then)
+        return None
+
+    def _give_up(self, what: str, why: str, then: str = "the run goes on") -> None:
         self._run = None
         logger.warning("W&B %s failed (%s); %s, metrics.jsonl has everything", what, why, then)
-        return None
 
     def _leave_service(self) -> bool:
         """Let W&B's service go, when the process ends or no server was found.
@@ -180,10 +238,10 @@ def _remove_offline_runs(folder: Path, run_id: str) -> None:
 
 
 @contextlib.contextmanager
-def _printable_command_line() -> Iterator[None]:
-    """W&B sends the command line to its service, although it then keeps it out of its files, and takes UTF-8 alone."""
+def _no_command_line() -> Iterator[None]:
+    """W&B sends the command line to its service, although it then keeps it out of its files."""
     before = sys.argv
-    sys.argv = [escape_text(word) for word in before]
+    sys.argv = ["alexnet-dist"]
     try:
         yield
     finally:
@@ -196,9 +254,9 @@ def _start_run(**arguments: Any) -> Any:
     return wandb.init(**arguments)
 
 
-def _describe(run: Any, settings: Mapping[str, Any]) -> Any:
-    """Give a started run the settings, our x-axis and which value of a metric is the best."""
-    run.config.update(dict(settings), allow_val_change=True)
+def _describe(run: Any, config: Mapping[str, Any]) -> Any:
+    """Give a started run its configuration, our x-axis and which value of a metric is the best."""
+    run.config.update(dict(config), allow_val_change=True)
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     run.define_metric("val/top1", step_metric="step", summary="max")
@@ -208,7 +266,8 @@ def _describe(run: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def _prepare(run: Run) -> Start | None:
-    tracking, settings = escape_values(run.tracking), escape_values(run.settings)
+    tracking = escape_values(run.tracking)
+    config = hide_places(escape_values({**run.settings, "run": dict(run.facts)}), tracking["privacy"])
     mode, reason = choose_wandb_mode(tracking["wandb"])
     if tracking["wandb"] != "disabled":
         logger.info("W&B: %s (%s)", mode, reason)
@@ -217,7 +276,7 @@ def _prepare(run: Run) -> Start | None:
         logger.info("W&B: without effect: %s", ", ".join(overruled))
     if mode == "disabled":
         return None
-    facts = {"folder": run.folder, "mode": mode, "run_id": run.run_id, "settings": settings, "tracking": tracking}
+    facts = {"folder": run.folder, "mode": mode, "run_id": run.run_id, "config": config, "tracking": tracking}
     return lambda rows: WandbMirror(**facts, rows=rows)
 
 

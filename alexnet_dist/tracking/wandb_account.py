@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from alexnet_dist.base.text import escape_text
 PROJECT = "alexnet_dist"  # the setting's default, which yields to W&B's own
 ASK_SECONDS = 3.0  # for W&B's word on account and network
 PROBE_SECONDS = 1.5
+NAMES = ("entity", "name", "tags", "job_type", "notes")  # which W&B's variables have, too
 _SECRETS = ("WANDB_API_KEY",)
 
 # W&B's variables that never have an effect, and what goes before them.
@@ -121,7 +123,7 @@ def _is_out_of_reach(settings: Any) -> bool:
 
 
 def settle_names(tracking: Mapping[str, Any], folder: Path, settings: Any) -> dict[str, Any]:
-    """Project, entity, name and tags: the run's own settings, or else W&B's, or else ours.
+    """What a run is called and where it belongs: its own settings, or else W&B's, or else ours.
 
     Args:
         tracking: `TrackingConfig`, as a dict.
@@ -134,6 +136,9 @@ def settle_names(tracking: Mapping[str, Any], folder: Path, settings: Any) -> di
         "entity": tracking["entity"] or settings.entity,
         "name": tracking["name"] or settings.run_name or escape_text(folder.name),
         "tags": list(tracking["tags"] or settings.run_tags or ()),
+        "group": tracking["group"] or settings.run_group,
+        "job_type": tracking["job_type"] or settings.run_job_type or "train",
+        "notes": tracking["notes"] or settings.run_notes,
     }
 
 
@@ -142,32 +147,70 @@ def list_overruled(tracking: Mapping[str, Any]) -> list[str]:
     if tracking["wandb"] == "disabled":
         asks = os.environ.get("WANDB_MODE", "disabled") != "disabled"
         return ["WANDB_MODE (tracking.wandb goes first)"] if asks else []
-    ours = {f"WANDB_{name.upper()}": f"tracking.{name}" for name in ("entity", "name", "tags") if tracking[name]}
+    own = {"group": "WANDB_RUN_GROUP", **{name: f"WANDB_{name.upper()}" for name in NAMES}}
+    ours = {variable: f"tracking.{name}" for name, variable in own.items() if tracking[name]}
     if tracking["project"] != PROJECT:
         ours["WANDB_PROJECT"] = "tracking.project"
     if tracking["wandb"] != "auto":
         ours |= dict.fromkeys(("WANDB_MODE", "WANDB_DISABLED"), "tracking.wandb")
-    ours |= _FIXED | dict.fromkeys(_QUIET, "privacy")
+    ours |= _FIXED | dict.fromkeys(_QUIET, "tracking.privacy")
     return [f"{name} ({owner} goes first)" for name, owner in ours.items() if os.environ.get(name)]
 
 
-def quiet_settings(init_seconds: float) -> Any:
-    """W&B settings under which its files hold no command line, environment, code, host or console output."""
+def quiet_settings(init_seconds: float, privacy: str) -> Any:
+    """W&B settings under which its files hold no command line, environment or console output.
+
+    W&B's own collection of host, paths, user and command line stays off: it cannot be had in part. What `full` adds is
+    given one by one.
+    """
     import wandb
 
     return wandb.Settings(
         console="off",
-        disable_code=True,
-        disable_git=True,
-        host="",
+        disable_code=privacy != "full",
         init_timeout=init_seconds,
         save_code=False,
         silent=True,
-        x_disable_machine_info=True,
+        x_disable_machine_info=privacy == "minimal",
         x_disable_meta=True,
-        x_disable_stats=True,
+        x_disable_stats=privacy == "minimal",
         x_save_requirements=False,
+        x_stats_disk_paths=(),
+        **(_describe_origin() if privacy == "full" else {"disable_git": True, "host": ""}),
     )
+
+
+def _describe_origin() -> dict[str, Any]:
+    """Host name, and commit and address of the repository in the current folder, without its user and password."""
+    from wandb.sdk.lib.gitlib import GitRepo
+
+    found: dict[str, Any] = {"host": socket.gethostname()}
+    try:
+        repository = GitRepo(lazy=False)
+        address, commit = repository.remote_url, repository.last_commit
+    except Exception:  # noqa: BLE001 (no git, no repository, or none with a commit)
+        address = commit = None
+    if commit is None:
+        return {**found, "disable_git": True}
+    return {**found, "git_commit": commit, "git_remote_url": address and _strip_user(address)}
+
+
+def _strip_user(address: str) -> str:
+    """An address without user and password, in either of git's forms: https://user:password@host/, user@host:path."""
+    return re.sub(r"^(\w+://)?[^/]*@", r"\1", address)
+
+
+def hide_places(value: Any, privacy: str) -> Any:
+    """Nested settings as W&B gets them: the home folder is `~`; in `minimal` a whole path is its last name."""
+    if isinstance(value, Mapping):
+        return {key: hide_places(part, privacy) for key, part in value.items()}
+    if isinstance(value, list):
+        return [hide_places(part, privacy) for part in value]
+    if not isinstance(value, str):
+        return value
+    home = str(Path.home())
+    text = value if home == "/" else value.replace(home, "~")
+    return Path(text).name if privacy == "minimal" and text.startswith(("/", "~")) else text
 
 
 def explain(error: Exception) -> str:

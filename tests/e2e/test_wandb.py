@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -13,7 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +25,8 @@ from unittest.mock import MagicMock
 import pytest
 from helpers.dist_helper import run_processes, start_processes
 from helpers.tiny import tiny_config
+from PIL import Image
+from safetensors import safe_open
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.settings.schema import TrackingConfig
@@ -38,7 +43,8 @@ def train_with_wandb(folder: Path) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
     sys.argv.append(f"--token={CANARY}")
     os.environ["SECRET_TOKEN"] = CANARY
-    train(tiny_config(folder, tracking__wandb="offline", tracking__tags=["tiny"]))
+    tracking = {"wandb": "offline", "tags": ["tiny"], "group": "toys", "notes": "a note"}
+    train(tiny_config(folder, **{f"tracking__{key}": value for key, value in tracking.items()}))
 
 
 def read_blocks(data: bytes) -> Iterator[bytes]:
@@ -70,9 +76,20 @@ def read_offline_run(folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
     rows = []
     for record in records:
         if record.WhichOneof("record_type") == "history":
-            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                *places, last = [item.key] if item.key else item.nested_key
+                part = row
+                for place in places:
+                    part = part.setdefault(place, {})
+                part[last] = json.loads(item.value_json)
+            rows.append({key: value for key, value in row.items() if not key.startswith("_")})
     return rows, records
+
+
+def is_media(row: dict[str, Any]) -> bool:
+    """Whether a row holds pictures or tables, and no numbers."""
+    return any(isinstance(value, dict) for value in row.values())
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +110,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_offline_log_equals_metrics_row_by_row(killed_run: Path) -> None:
     rows, _ = read_offline_run(killed_run)
+    rows = [row for row in rows if not is_media(row)]
     assert rows == [rename_for_display(row) for row in read_rows(killed_run / "metrics.jsonl")]
     assert {"train/loss", "train/top1", "lr", "perf/images_per_second", "perf/data_wait_fraction"} <= rows[0].keys()
     assert any({"val/loss", "val/top1", "val/top5"} <= row.keys() for row in rows)
@@ -103,11 +121,16 @@ def test_run_keeps_its_id_settings_and_axis(killed_run: Path) -> None:
     wandb_id = json.loads((killed_run / "run.json").read_text())["wandb_id"]
     runs = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert {run.run_id for run in runs} == {wandb_id}
-    assert list(runs[0].tags) == ["tiny"]
-    assert {run.host for run in runs} == {""}
+    (run,) = runs
+    assert (run.tags, run.run_group, run.job_type, run.notes, run.host) == (["tiny"], "toys", "train", "a note", "")
     settings = {item.key: item.value_json for record in records for item in record.config.update}
     settings |= {item.key: item.value_json for run in runs for item in run.config.update}
     assert json.loads(settings["optimizer"])["lr"] == 0.01
+    facts, recorded = json.loads(settings["run"]), json.loads((killed_run / "run.json").read_text())
+    assert facts["data"]["fingerprint"] == recorded["data"]["fingerprint"]
+    assert facts["versions"] == recorded["versions"]
+    with safe_open(killed_run / "model" / "model.safetensors", "np") as weights:
+        assert facts["parameters"] == sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118
     metrics = {record.metric.name or record.metric.glob_name: record.metric for record in records if record.metric}
     assert metrics["val/top1"].step_metric == "step"
     assert metrics["val/top1"].summary.max
@@ -118,6 +141,136 @@ def test_files_hold_no_command_line_environment_or_secret(killed_run: Path) -> N
     assert [str(path) for path in files if CANARY.encode() in path.read_bytes()] == []
     checkout = str(Path(wandb_mirror.__file__).parents[2]).encode()
     assert [str(path) for path in files if "wandb" in path.parts and checkout in path.read_bytes()] == []
+
+
+SECRETS = {
+    "variable": "OTHER_SECRET",
+    "token": "HF_TOKEN",
+    "store": "AWS_SECRET_ACCESS_KEY",
+    "key": "WANDB_API_KEY",
+    "user": "LOGNAME",
+    "agent": "SSH_AUTH_SOCK",
+}
+PASSED_ON = ("command", "home", "host", "remote", "email", "netrc")  # in other ways than by a variable
+LEVELS = (pytest.param("minimal", marks=pytest.mark.slow), "standard", pytest.param("full", marks=pytest.mark.slow))
+
+
+def canary(name: str) -> str:
+    return f"canary{name}5f1c2e"
+
+
+def train_among_secrets(folder: Path, level: str) -> None:
+    """In a git repository, below a home folder, and with variables that all hold secrets."""
+    home, project = folder / canary("home"), folder / "project"
+    home.mkdir(parents=True)
+    remote = f"https://me:{canary('remote')}@example.org/toy.git"
+    words = ("-c", "user.name=me", "-c", f"user.email={canary('email')}@example.org")
+    subprocess.run(["git", "init", "-q", str(project)], check=True)
+    os.chdir(project)
+    subprocess.run(["git", *words, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    subprocess.run(["git", "remote", "add", "origin", remote], check=True)
+    (home / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {canary('netrc')}\n")
+    os.environ.update({variable: canary(name) for name, variable in SECRETS.items()}, HOME=str(home))
+    os.environ["XDG_CACHE_HOME"] = str(home / ".cache")
+    sys.argv.append(f"--token={canary('command')}")
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
+    socket.gethostname = lambda: canary("host")
+    tracking = {"wandb": "offline", "privacy": level, "log_model": "best"}
+    settings = {f"tracking__{key}": value for key, value in tracking.items()}
+    train(tiny_config(folder / "run", train__epochs=2, log__plots=True, **settings))
+
+
+@pytest.fixture(scope="module")
+def runs_among_secrets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a run at a level of `tracking.privacy`, which is trained when it is first asked for."""
+
+    @functools.cache
+    def train_once(level: str) -> Path:
+        folder = tmp_path_factory.mktemp(level)
+        run_processes(1, train_among_secrets, folder, level)
+        return folder / "run"
+
+    return train_once
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_secret_is_in_a_file_at_any_level(runs_among_secrets: Callable[[str], Path], level: str) -> None:
+    run = runs_among_secrets(level)
+    files = {
+        path: path.read_bytes()
+        for place in (run, run.parent / canary("home"))
+        for path in place.rglob("*.*")
+        if path.is_file() and path.name != ".netrc"
+    }
+    assert any(path.suffix == ".wandb" for path in files)
+    found = {name for name in (*SECRETS, *PASSED_ON) if any(canary(name).encode() in data for data in files.values())}
+    assert found == ({"host"} if level == "full" else set())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_tells_what_the_page_says(runs_among_secrets: Callable[[str], Path], level: str) -> None:
+    rows, records = read_offline_run(runs_among_secrets(level))
+    shown = {key for row in rows if is_media(row) for key in row} - {"step"}
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    kinds = {record.WhichOneof("record_type") for record in records}
+    assert {"conv1/tower_1", "conv1/tower_2", "plots/curves", "plots/conv1"} <= shown
+    assert ("plots/worst" in shown, "worst_predictions" in shown) == (level != "minimal",) * 2
+    assert ("stats" in kinds) == (level != "minimal")
+    assert "environment" not in kinds
+    git = ("https://example.org/toy.git", True) if level == "full" else ("", False)
+    assert (run.git.remote_url, bool(run.git.commit)) == git
+    assert run.host == (canary("host") if level == "full" else "")
+    assert bool(find_artifacts(records, "code")) == (level == "full")
+    settings = {item.key: item.value_json for record in records for item in record.config.update}
+    assert json.loads(settings["output_dir"]) == ("run" if level == "minimal" else str(runs_among_secrets(level)))
+
+
+def test_pictures_and_tables_are_there_and_can_be_opened(runs_among_secrets: Callable[[str], Path]) -> None:
+    """As what they name says: W&B's file has their sha256, the table's pictures lie where its artifact says."""
+    whole = runs_among_secrets("standard")
+    rows, records = read_offline_run(whole)
+    (folder,) = whole.glob("wandb/offline-run-*/files")
+    shown = {key: value for row in rows if is_media(row) for key, value in row.items() if key != "step"}
+    names = {f"plots/{name}" for name in ("confusion", "inputs", "worst", "curves", "conv1")}
+    assert shown.keys() == {"conv1/tower_1", "conv1/tower_2", *names, "worst_predictions"}
+    for value in shown.values():
+        content = (folder / value["path"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == value["sha256"]
+    with Image.open(folder / shown["conv1/tower_1"]["path"]) as filters:
+        assert min(filters.size) >= 92  # 11 weights and a line, twice, 4 pixels each
+    for name in ("confusion", "worst"):
+        drawn = (whole / "plots" / f"{name}.png").read_bytes()
+        assert (folder / shown[f"plots/{name}"]["path"]).read_bytes() == drawn
+    columns = ["picture", "truth", "prediction", "confidence", "true_confidence", "file"]
+    staged = {entry.path: entry.local_path for _, entries in find_artifacts(records, "run_table") for entry in entries}
+    table = json.loads(Path(staged["worst_predictions.table.json"]).read_text())
+    assert (table["columns"], bool(table["data"])) == (columns, True)
+    for picture, *_ in table["data"]:
+        with Image.open(staged[picture["path"]]) as image:
+            assert image.size == (64, 64)
+
+
+def test_models_are_versions_that_stay_as_they_were(runs_among_secrets: Callable[[str], Path]) -> None:
+    whole = runs_among_secrets("standard")
+    _, records = read_offline_run(whole)
+    versions = find_artifacts(records, "model")
+    assert [set(artifact.aliases) for artifact, _ in versions] == [{"best", "latest"}] * len(versions)
+    steps = [json.loads(artifact.metadata)["step"] for artifact, _ in versions]
+    assert steps == sorted(set(steps))
+    summary = json.loads((whole / "summary.json").read_text())
+    assert json.loads(versions[-1][0].metadata)["val_top1"] == summary["best_top1"]
+    for _, entries in versions:
+        for entry in entries:
+            digest = base64.b64encode(hashlib.md5(Path(entry.local_path).read_bytes()).digest())
+            assert digest.decode() == entry.digest
+    weights = {entry.path: Path(entry.local_path).read_bytes() for entry in versions[-1][1]}["model.safetensors"]
+    assert weights == (whole / "model" / "model.safetensors").read_bytes()
+
+
+def find_artifacts(records: list[Any], kind: str) -> list[tuple[Any, list[Any]]]:
+    """The artifacts of a kind in their order, each with its files."""
+    found = [record.artifact for record in records if record.WhichOneof("record_type") == "artifact"]
+    return [(artifact, list(artifact.manifest.contents)) for artifact in found if artifact.type == kind]
 
 
 class BrokenTracker:
@@ -164,7 +317,7 @@ def test_a_run_that_cannot_begin_online_is_recorded_offline(tmp_path: Path) -> N
 
 
 def open_mirror(folder: Path, start: Any, **changes: Any) -> WandbMirror:
-    words: dict[str, Any] = {"folder": folder, "mode": "offline", "run_id": "5e6f7a8b", "settings": {}, "rows": []}
+    words: dict[str, Any] = {"folder": folder, "mode": "offline", "run_id": "5e6f7a8b", "config": {}, "rows": []}
     tracking = dataclasses.asdict(TrackingConfig(wandb="online"))
     return WandbMirror(start=start, call=lambda action, _: action(), **{**words, "tracking": tracking, **changes})
 
@@ -178,7 +331,7 @@ from alexnet_dist.tracking import wandb_account
 from alexnet_dist.tracking import wandb as wandb_mirror
 wandb_mirror.WANDB_BUDGET_SECONDS, wandb_mirror.EXIT_SECONDS = 6.0, 0.5
 mirror = wandb_mirror.WandbMirror(folder=Path(sys.argv[1]), mode="offline",
-    run_id="5e6f7a8b", settings={}, rows=[], tracking=vars(TrackingConfig()))
+    run_id="5e6f7a8b", config={}, rows=[], tracking=vars(TrackingConfig()))
 mirror._budget = 1.0
 (service,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
 service.send_signal(int(sys.argv[2]))
@@ -273,24 +426,28 @@ def test_errors_of_wandb_are_told_without_secrets(monkeypatch: pytest.MonkeyPatc
     assert wandb_account.explain(RuntimeError(f"bad key {KEY}\nof W&B")) == "RuntimeError: bad key *** of W&B"
 
 
+THEIRS = {"project": "theirs", "entity": "team", "name": "named", "tags": ["a", "b"]}
+THEIRS |= {"group": "g", "job_type": "j", "notes": "n"}
+OURS = {"project": "ours", "entity": "us", "name": "n", "tags": ["c"], "group": "h", "job_type": "k", "notes": "m"}
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"project": "theirs", "entity": "team", "name": "named", "tags": ["a", "b"]}),
-        (
-            {"project": "ours", "entity": "us", "name": "n", "tags": ["c"]},
-            {"project": "ours", "entity": "us", "name": "n", "tags": ["c"]},
-        ),
+        ({}, THEIRS),
+        (OURS, OURS),
     ],
     ids=["theirs", "ours"],
 )
 def test_the_runs_own_names_go_before_wandbs(tmp_path: Path, given: dict[str, Any], expected: dict[str, Any]) -> None:
     tracking = dataclasses.asdict(TrackingConfig(**given))
-    theirs = SimpleNamespace(project="theirs", entity="team", run_name="named", run_tags=("a", "b"))
+    words = {key if key in ("project", "entity") else f"run_{key}": value for key, value in THEIRS.items()}
+    theirs = SimpleNamespace(**words)
     assert wandb_account.settle_names(tracking, tmp_path, theirs) == expected
-    nothing = SimpleNamespace(project=None, entity=None, run_name=None, run_tags=None)
+    nothing = SimpleNamespace(**dict.fromkeys([*words, "run_name"]))
     names = wandb_account.settle_names(dataclasses.asdict(TrackingConfig()), tmp_path, nothing)
-    assert names == {"project": "alexnet_dist", "entity": None, "name": tmp_path.name, "tags": []}
+    own = {"project": "alexnet_dist", "entity": None, "name": tmp_path.name, "tags": []}
+    assert names == {**own, "group": None, "job_type": "train", "notes": None}
 
 
 @pytest.mark.parametrize(

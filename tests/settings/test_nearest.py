@@ -64,7 +64,7 @@ def test_habits_and_slips_name_the_setting(word: str, meant: str) -> None:
         "--deterministic",
         "--version",
         "--dry_run",
-        "--tracking.log_model",
+        "--tracking.save_code",
         "--model.nonsense",
         "--mixup",
         "--clip-grad",
