@@ -41,7 +41,7 @@ from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_he
 from alexnet_dist.runs.pictures import CONV1, count_towers
 from alexnet_dist.runs.start import Start
 from alexnet_dist.settings.schema import Config
-from alexnet_dist.tracking.pictures import Judgment
+from alexnet_dist.tracking.pictures import Judgment, Pixels
 from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
@@ -371,7 +371,7 @@ def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
 
 def _draw_batch(
     path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str, marks: Sequence[str] | None = None
-) -> dict[int, npt.NDArray[np.uint8]]:
+) -> dict[int, Pixels]:
     """A sheet of a loader's first batch, without what could not be decoded; the pictures by their place in it."""
     batch = next(iter(loader.batches(0, 1)))
     is_there = batch.mask.bool().cpu()
