@@ -12,7 +12,7 @@ batch.
 - ceiling: a product of square matrices in each precision, and a copy. `percent` is the network's share of the former:
   its FLOPs are those of convolutions and fully connected layers, the backward pass taken as twice the forward pass.
 - trainer_step/minimal_loop: two networks with equal first weights, on the same batch, in the same precision and layout,
-  both with fused SGD; one is driven as `Trainer` does it, the other by the loop of `minimal_step` below. 9 rounds of
+  both with fused SGD; one is driven as `Trainer` does it, the other by the loop of `minimal_step` below. 7 rounds of
   windows of at least 10 steps, so that each window has a log point. Beside them trainer_compiled, the trainer's step on
   a network under torch.compile, and minimal_graph, the minimal loop as one CUDA graph.
 
@@ -370,7 +370,7 @@ def compare_with_minimal_loop(
         extra = {"compile_seconds": time.perf_counter() - began}
     if not missing["minimal_graph"]:
         calls["minimal_graph"] = build_graph_loop(network(), batch, runtime.precision, device)
-    protocol = pick_effort(options, full=Protocol(9, 1.0, 10), quick=Protocol(3, 0.0, 3), tiny=Protocol(2, 0.0, 10))
+    protocol = pick_effort(options, full=Protocol(7, 1.0, 10), quick=Protocol(3, 0.0, 3), tiny=Protocol(2, 0.0, 10))
     figures = time_calls(calls, protocol, device)
     for name, seconds in figures.items():
         row = describe_row(replace(setting, work=name), seconds, ceilings, options.tiny)

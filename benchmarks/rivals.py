@@ -4,7 +4,7 @@ Protocol: every arm is a program in a process of its own (benchmarks/plain for t
 It trains on a folder of pictures, and is stopped when its window is long enough; the programs take turns, A B C A B C.
 The window begins after the batches that its loader had made ahead, and two more. Speed is the images trained in it over
 its seconds: reading, decoding, network and update, without start, evaluation and saving. A full run has 3 rounds of
-windows of at least 5 s and 3 updates. A row is the median over the rounds; a ratio is of images per second, round by
+windows of at least 4 s and 3 updates. A row is the median over the rounds; a ratio is of images per second, round by
 round. Each arm has a batch of 64, but the published ways have their own.
 
 - imagenet_fp32, imagenet_bf16: PyTorch's ImageNet recipe; torchvision's AlexNet, ImageFolder, DataLoader with a worker
@@ -152,8 +152,8 @@ def measure(options: argparse.Namespace) -> Report:
     cores = available_cores()
     effort = pick_effort(
         options,
-        full=Effort(3, 5.0, 3, limit=300, num_images=8000, side=256),
-        quick=Effort(1, 2.0, 2, limit=120, num_images=2000, side=256),
+        full=Effort(3, 4.0, 3, limit=300, num_images=4000, side=256),
+        quick=Effort(1, 2.0, 2, limit=200, num_images=2000, side=256),
         tiny=Effort(1, 0.0, 1, limit=300, num_images=64, side=64),
     )
     report = Report(describe_environment(options, find_device("auto")))

@@ -24,6 +24,12 @@ from torchvision.datasets import ImageFolder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EPOCHS, STEP_EPOCHS = 90, 30  # of PyTorch's ImageNet recipe
+WHOLE, CENTER = [transforms.Resize((224, 224))], [transforms.Resize(256), transforms.CenterCrop(224)]
+CROPS: dict[str, tuple[list[Any], list[Any]]] = {  # of training pictures, and of the others
+    "random_resized": ([transforms.RandomResizedCrop(224)], CENTER),
+    "random": ([transforms.Resize(256), transforms.RandomCrop(224)], CENTER),
+    "whole": (WHOLE, WHOLE),
+}
 
 
 def new_parser(what: str) -> argparse.ArgumentParser:
@@ -37,7 +43,7 @@ def new_parser(what: str) -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=0.01, help="default: what PyTorch's recipe advises for AlexNet")
     parser.add_argument("--cosine", action="store_true", help="the rate goes to 0 in a cosine, not in three steps")
     parser.add_argument("--kaiming", action="store_true", help="first weights by Kaiming's rule, not by PyTorch's")
-    parser.add_argument("--squash", action="store_true", help="whole pictures as 224 x 224, not random resized crops")
+    parser.add_argument("--crops", choices=CROPS, default="random_resized", help="default: PyTorch's recipe's")
     parser.add_argument("--adam", action="store_true", help="Adam, not SGD with momentum")
     parser.add_argument("--evaluate", action="store_true", help="top-1 of the val folder after each epoch")
     parser.add_argument("--val", default="val", help="its name")
@@ -56,15 +62,18 @@ def autocast(precision: str, device: torch.device) -> Callable[[], AbstractConte
 
 def open_train(options: argparse.Namespace, ways: list[Any] | None = None) -> DataLoader[Any]:
     """The training folder in random order; `ways` are the transforms of PyTorch's ImageNet recipe or others."""
-    crop = [transforms.Resize((224, 224))] if options.squash else [transforms.RandomResizedCrop(224)]
-    usual = [*crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    usual = [
+        *CROPS[options.crops][0],
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
     return _open(options, "train", ways or usual, shuffle=True)
 
 
 def open_val(options: argparse.Namespace, ways: list[Any] | None = None) -> DataLoader[Any]:
     """The validation folder in its order; `ways` are the transforms of PyTorch's ImageNet recipe or others."""
-    crop = [transforms.Resize((224, 224))] if options.squash else [transforms.Resize(256), transforms.CenterCrop(224)]
-    usual = [*crop, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    usual = [*CROPS[options.crops][1], transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     return _open(options, options.val, ways or usual, shuffle=False)
 
 
