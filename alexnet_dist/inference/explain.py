@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.models import LAYER_NAMES, AlexNet, split_behind
-
-CONVOLUTIONS = LAYER_NAMES[:5]
+from alexnet_dist.inference.features import CONVOLUTIONS
+from alexnet_dist.models import AlexNet, split_behind
 
 
 def explain_classes(model: AlexNet, images: Tensor, labels: Tensor | None = None, layer: str = "conv5") -> Tensor:

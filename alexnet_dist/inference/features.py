@@ -16,6 +16,7 @@ from alexnet_dist.inference.model_folder import ModelCard
 from alexnet_dist.inference.predict import NOT_FINITE, load_pictures
 from alexnet_dist.models import LAYER_NAMES, AlexNet, split_behind
 
+CONVOLUTIONS = LAYER_NAMES[:5]
 LOGITS = LAYER_NAMES[-1]  # the one layer without a ReLU behind it
 
 
@@ -27,14 +28,14 @@ class FeatureBatch(NamedTuple):
     left_out: list[tuple[str, str, int]]  # the others: path, reason, exit code
 
 
-def check_layer(layer: str) -> None:
+def check_layer(layer: str, option: str = "--features") -> None:
     """Refuse the name of a layer that is none of the eight.
 
     Raises:
         UsageError: those that there are are named.
     """
     if layer not in LAYER_NAMES:
-        raise UsageError(f"no layer {layer!r}", where="--features", remedy=f"give one of {', '.join(LAYER_NAMES)}")
+        raise UsageError(f"no layer {layer!r}", where=option, remedy=f"give one of {', '.join(LAYER_NAMES)}")
 
 
 @torch.no_grad()

@@ -25,10 +25,11 @@ parity    compare engines on your images, stage by stage
 manifest  list class folders in files of `path label` lines
 subset    pick classes and images of a large set into such files
 pack      write pictures as WebDataset shards
+similar   find near-duplicates between training, validation and test images
 
 Each has its --help."""
 
-KINDS = ("verify", "fetch", "index", "cache", "parity", "manifest", "subset", "pack")
+KINDS = ("verify", "fetch", "index", "cache", "parity", "manifest", "subset", "pack", "similar")
 
 
 def main(argv: Sequence[str]) -> int:
