@@ -29,6 +29,7 @@ from alexnet_dist.base.bounds import (
 from alexnet_dist.base.text import shorten
 from alexnet_dist.models.grouped_linear import GroupedLinear
 from alexnet_dist.models.normalization import LocalResponseNorm, MapResponseNorm
+from alexnet_dist.models.pooling import MaxPooling
 
 DropoutPosition = Literal["after_fc", "before_fc"]
 Initialization = Literal["source2012", "paper_text", "torch", "kaiming"]
@@ -386,7 +387,7 @@ def _modules_after_conv(spec: AlexNetSpec, index: int) -> list[nn.Module]:
     relu = nn.ReLU(inplace=True)
     if index not in _POOLED:
         return [relu]
-    rest = [*_normalization(spec, index), nn.MaxPool2d(spec.pool_kernel, spec.pool_stride)]
+    rest = [*_normalization(spec, index), MaxPooling(spec.pool_kernel, spec.pool_stride)]
     return [*rest, relu] if spec.relu_after_pool[_POOLED.index(index)] else [relu, *rest]
 
 

@@ -3,7 +3,8 @@
 Shapes: B images, G groups (towers), C channels of one group, `...` the map. PyTorch's own LRN goes through a padded
 3-d average pooling and `pow`, which copies channels-last maps to NCHW and dominates AlexNet's time on a CPU. Here the
 window is a sum of shifted slices, and the backward pass recomputes the denominator, so only the input is kept. A GPU
-has kernels of its own for LRN (normalization_kernel.py), where Triton can build them.
+has kernels of its own for LRN, where Triton can build them: one for the network's own shapes
+(normalization_vectors_kernel.py), one for any (normalization_kernel.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
-from alexnet_dist.base.machine import can_build_kernels
+from alexnet_dist.models.vectors import fits_vectors, runs_kernels
 
 # Elements that one thread handles per round on a CPU: small enough for the scratch tensors to stay in its L2 cache.
 _ELEMENTS_PER_THREAD = 1 << 17
@@ -51,9 +52,11 @@ class LocalResponseNorm(nn.Module):
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups}")
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
+        self.uses_vectors = True  # see `vectors.use_vectors`
 
     def forward(self, maps: Tensor) -> Tensor:
-        return normalize_channels(maps, self.groups, self.size // 2, self.alpha / self.size, self.beta, self.k)
+        reach, weight = self.size // 2, self.alpha / self.size
+        return normalize_channels(maps, self.groups, reach, weight, self.beta, self.k, self.uses_vectors)
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
@@ -91,7 +94,9 @@ class MapResponseNorm(nn.Module):
 
 
 @torch.fx.wrap  # one step in a graph of torch.fx: a tracer has no answer to what is asked of the maps here
-def normalize_channels(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
+def normalize_channels(
+    maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float, uses_vectors: bool = True
+) -> Tensor:
     """What `LocalResponseNorm` computes, by the means that the device has and a recorder can follow.
 
     Args:
@@ -101,16 +106,19 @@ def normalize_channels(maps: Tensor, groups: int, reach: int, weight: float, bet
         weight: of the squares.
         beta: exponent.
         k: constant term.
+        uses_vectors: take the kernel for eight channels at a time, where the maps fit.
 
     Raises:
         ValueError: `groups` does not divide the channels.
     """
+    if not is_scripting() and uses_vectors and runs_kernels(maps) and has_vectors(maps, groups, reach, beta):
+        return _normalize_vectors(maps, groups, weight, k)
     if is_scripting() or _is_recorded():
         towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...), a view in every memory format
         return _normalize_plainly(towers, reach, weight, beta, k).flatten(1, 2)  # (B, G*C, ...)
     if maps.shape[1] % groups:
         raise ValueError(f"{maps.shape[1]} channels cannot be normalized in {groups} equal groups")
-    if maps.device.type == "cuda" and maps.dtype != torch.float64 and can_build_kernels():
+    if maps.dtype != torch.float64 and runs_kernels(maps):
         return _normalize_on_device(maps, groups, reach, weight, beta, k)
     towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...)
     normalized: Tensor = _Normalize.apply(towers, reach, weight, beta, k)
@@ -132,6 +140,22 @@ def _is_recorded() -> bool:
     rounds, and a compiler fuses by itself.
     """
     return torch.compiler.is_compiling() or is_tracing()
+
+
+def has_vectors(maps: Tensor, groups: int, reach: int, beta: float) -> bool:
+    """Whether the kernel for eight channels at a time normalizes such maps, in such windows."""
+    channels = maps.shape[1]
+    return (reach, beta) == (2, 0.75) and channels % groups == 0 and fits_vectors(maps, channels // groups)
+
+
+def _normalize_vectors(maps: Tensor, groups: int, weight: float, k: float) -> Tensor:
+    from alexnet_dist.models.normalization_vectors_kernel import NormalizeVectors, normalize_vectors
+
+    if torch.compiler.is_compiling():
+        recorded: Tensor = normalize_vectors(maps, groups, weight, k)
+        return recorded
+    normalized: Tensor = NormalizeVectors.apply(maps, groups, weight, k)
+    return normalized
 
 
 def _normalize_on_device(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:

@@ -30,6 +30,7 @@ from alexnet_dist.models import (
     spec_to_dict,
     split_behind,
 )
+from alexnet_dist.models.pooling import MaxPooling
 
 SMALL: dict[str, Any] = {"fc_width": 32, "num_classes": 7}
 
@@ -164,7 +165,7 @@ def test_memory_format_does_not_change_the_logits(variant: str) -> None:
 
 # The order of the layers ----------------------------------------------------------------------------------------------
 
-CONV, RELU, LRN, POOL, FC, DROP = nn.Conv2d, nn.ReLU, LocalResponseNorm, nn.MaxPool2d, nn.Linear, nn.Dropout
+CONV, RELU, LRN, POOL, FC, DROP = nn.Conv2d, nn.ReLU, LocalResponseNorm, MaxPooling, nn.Linear, nn.Dropout
 BOTH = nn.Sequential  # LRN, then the normalization within maps
 
 

@@ -1,21 +1,18 @@
-"""The GPU's kernels against the eager code: on a GPU where there is one, else in Triton's interpreter on the CPU."""
+"""The GPU's kernel for crops against the eager code: on a GPU where there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alexnet_dist.data.engines.finish import Places, cut_crops, locate_crops
-from alexnet_dist.models import LocalResponseNorm
 
 pytest.importorskip("triton")
 from alexnet_dist.data.engines import crop_kernel
-from alexnet_dist.models.normalization_kernel import NormalizeOnDevice, lay_dense
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIDE = 9
@@ -115,82 +112,3 @@ def test_a_wrong_number_is_noticed(defect: str) -> None:
     wrong = crops._replace(**{defect: ~part if defect == "flips" else part + 3})
     made = crop_kernel.cut_crops(pixels, wrong, SIDE, scale, bias, torch.float32)
     assert not torch.allclose(made.cpu(), cut_by_hand(pixels, crops, scale, bias), atol=1e-2)
-
-
-# -- normalization across channels ------------------------------------------------------------------------------------
-
-
-class Kernel(nn.Module):
-    """The kernel with the settings of a layer, whatever that would choose."""
-
-    def __init__(self, layer: LocalResponseNorm) -> None:
-        super().__init__()
-        self.settings = (layer.groups, layer.size // 2, layer.alpha / layer.size, layer.beta, layer.k)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        made: Tensor = NormalizeOnDevice.apply(lay_dense(maps), *self.settings)
-        return made
-
-
-def draw_maps(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Values of the size that conv1 gives on the 0-255 scale, where the normalization does something."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 100
-
-
-def run_both_ways(layer: nn.Module, maps: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = maps.detach().requires_grad_()
-    output = layer(leaf)
-    (gradient,) = torch.autograd.grad(output, leaf, grad)
-    return output.detach(), gradient
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(
-    "settings",
-    [{"k": 2.0}, {"beta": 0.6}, {"size": 3, "alpha": 5e-4}, {"size": 1}, {"size": 9, "k": 1.0, "beta": 1.0}],
-    ids=["2012", "beta", "size3", "size1", "size9"],
-)
-def test_lrn_is_the_eager_one(settings: dict[str, Any], groups: int, memory_format: torch.memory_format) -> None:
-    layer = LocalResponseNorm(**settings, groups=groups)
-    maps, grad = (draw_maps((2, 16, 7, 11), seed).contiguous(memory_format=memory_format) for seed in (0, 1))
-    expected = run_both_ways(layer, maps.double(), grad.double())
-    output, gradient = run_both_ways(Kernel(layer), maps.to(DEVICE), grad.to(DEVICE))
-    assert output.stride() == maps.stride()
-    torch.testing.assert_close(output.cpu().double(), expected[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient.cpu().double(), expected[1], rtol=1e-5, atol=1e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lrn_rounds_once(dtype: torch.dtype) -> None:
-    """Half precision goes in and out; in between it is float32."""
-    layer = LocalResponseNorm(groups=2)
-    maps, grad = draw_maps((2, 16, 5, 5), 0).to(dtype), draw_maps((2, 16, 5, 5), 1).to(dtype)
-    expected = run_both_ways(layer, maps.double(), grad.double())
-    made = run_both_ways(Kernel(layer), maps.to(DEVICE), grad.to(DEVICE))
-    for one, other in zip(made, expected, strict=True):
-        assert one.dtype == dtype
-        torch.testing.assert_close(one.cpu().double(), other, rtol=torch.finfo(dtype).eps, atol=1e-3)
-
-
-def test_lrn_of_a_gradient_in_another_format() -> None:
-    layer, maps = LocalResponseNorm(groups=2), draw_maps((2, 16, 5, 7), 0).contiguous(memory_format=torch.channels_last)
-    grad = draw_maps((2, 16, 5, 7), 1)
-    expected = run_both_ways(layer, maps, grad)
-    made = run_both_ways(Kernel(layer), maps.to(DEVICE), grad.to(DEVICE))
-    torch.testing.assert_close(made[1].cpu(), expected[1], rtol=1e-5, atol=1e-3)
-
-
-def test_lrn_joined_over_the_towers_is_noticed() -> None:
-    maps, grad = draw_maps((2, 16, 5, 5), 0), draw_maps((2, 16, 5, 5), 1)
-    expected = run_both_ways(LocalResponseNorm(groups=2), maps, grad)
-    joined = run_both_ways(Kernel(LocalResponseNorm(groups=1)), maps.to(DEVICE), grad.to(DEVICE))
-    assert all(not torch.allclose(one.cpu(), other, rtol=1e-3) for one, other in zip(joined, expected, strict=True))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_lrn_of_no_images_is_none(memory_format: torch.memory_format) -> None:
-    maps = torch.empty(0, 8, 3, 3, device=DEVICE).contiguous(memory_format=memory_format).requires_grad_()
-    made = NormalizeOnDevice.apply(lay_dense(maps), 2, 2, 1e-4, 0.75, 2.0)
-    made.sum().backward()
-    assert made.shape == maps.grad.shape == (0, 8, 3, 3)  # type: ignore[union-attr]

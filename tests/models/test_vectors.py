@@ -1,0 +1,100 @@
+"""The kernels for eight channels at a time, as a GPU gets them: built for one, and kept by who records a network.
+
+Both without a GPU, in a process in which Triton compiles: the other tests have its interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from alexnet_dist.models import LocalResponseNorm, build_on_meta, make_spec
+from alexnet_dist.models.pooling import MaxPooling
+from alexnet_dist.models.vectors import use_vectors
+
+BUILD = """
+import re, triton
+from collections import Counter
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from alexnet_dist.models import normalization_vectors_kernel as normalization, pooling_kernel as pooling
+
+def build(kernel, **constants):
+    names, types = kernel.arg_names, {"position_ptr": "*u8", "vectors": "i32", "weight": "fp32", "k": "fp32"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "*bf16") for name in names}
+    places = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name.endswith("_ptr")}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=places)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    moves = Counter(re.findall(r"(?:ld|st)[.]global[.v0-9b]*", made.asm["ptx"]))
+    print(made.metadata.shared, ".local" in made.asm["ptx"], *(f"{name} {moves[name]}" for name in sorted(moves)))
+
+sides = dict(height=55, width=55, pooled_height=27, pooled_width=27, per_pixel=12, block=128)
+build(normalization._forward, per_group=6, block=128)
+build(normalization._backward, per_group=6, block=128)
+build(pooling._forward, **sides)
+build(pooling._backward, **sides)
+"""
+
+RECORD = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from alexnet_dist.models import LocalResponseNorm
+from alexnet_dist.models.pooling import MaxPooling
+from alexnet_dist.models.vectors import use_vectors
+
+def name_calls(graph):
+    names = [str(node.target) for node in graph.nodes]
+    return " ".join(name for name in names if "dist" in name or "pool" in name)
+
+def keep(graph, _):
+    print("compile", name_calls(graph.graph))
+    return graph.forward
+
+network, mode = torch.nn.Sequential(LocalResponseNorm(groups=2), MaxPooling(3, 2)), FakeTensorMode()
+with mode:
+    maps = torch.empty(4, 16, 15, 15, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+    print("export", name_calls(torch.export.export(network, (maps,)).graph))
+    torch.compile(network, backend=keep, fullgraph=True)(maps)
+    use_vectors(network, False)
+    print("export", name_calls(torch.export.export(network, (maps,)).graph))
+"""
+
+
+def run(program: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow  # ten seconds of compiling
+def test_a_gpu_loads_16_bytes_at_a_time_and_keeps_all_in_registers() -> None:
+    """No shared memory, nothing spilled; a vector of positions has 8 bytes."""
+    pytest.importorskip("triton")
+    assert run(BUILD) == [
+        "0 False ld.global.v4.b32 3 st.global.v4.b32 1",
+        "0 False ld.global.v4.b32 6 st.global.v4.b32 1",
+        "0 False ld.global.v4.b32 9 st.global.v2.b32 1 st.global.v4.b32 1",
+        "0 False ld.global.v2.b32 4 ld.global.v4.b32 4 st.global.v4.b32 1",
+    ]
+
+
+@pytest.mark.slow
+def test_compile_and_export_keep_the_kernels() -> None:
+    pytest.importorskip("triton")
+    kept = "alexnet_dist.normalize_vectors.default alexnet_dist.pool_vectors.default"
+    assert run(RECORD) == [f"export {kept}", f"compile {kept}", "export aten.max_pool2d.default"]
+
+
+def test_a_network_can_be_kept_from_them() -> None:
+    model = build_on_meta(make_spec("source2012"))
+    for wanted in (False, True):
+        use_vectors(model, wanted)
+        found = [module for module in model.modules() if isinstance(module, LocalResponseNorm | MaxPooling)]
+        assert [module.uses_vectors for module in found] == [wanted] * 5
+        assert all(isinstance(module, nn.MaxPool2d) or module.groups == 2 for module in found)
