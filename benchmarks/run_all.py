@@ -17,6 +17,7 @@ BENCHMARKS = (
         "startup",
         "model",
         "normalization",
+        "convolutions",
         "original",
         "loader",
         "curves",

@@ -91,12 +91,19 @@ def _has_form(pattern: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
+def _is_kernels(value: Any) -> bool:
+    forms = {"maps": "vectors|reference", "groups": "grouped|apart|dense", "conv1": "direct|space_to_depth"}
+    return isinstance(value, dict) and all(_has_form(form)(value.get(name)) for name, form in forms.items())
+
+
 # What later starts believe of run.json.
 FORMS: dict[str, Callable[[Any], bool]] = {
     "run_id": _has_form("[0-9a-f]{16}"),
     "wandb_id": _has_form("[0-9a-z]{8}"),
     "precision": _has_form("fp32|tf32|bf16|fp16"),
     "engine": _has_form("dali|torchvision|cache"),
+    "device": _has_form("cpu|cuda"),
+    "kernels": _is_kernels,
     "pretrained": lambda value: isinstance(value, dict),
     "held_out": lambda value: isinstance(value, dict),
     "data": _is_data,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_dist.models.alexnet import LAYER_NAMES, AlexNet, named_layers
+from alexnet_dist.models.alexnet import AlexNet
 from alexnet_dist.models.normalization import LocalResponseNorm, normalize_channels
 
 GroupsForm = Literal["grouped", "apart", "dense"]
@@ -42,13 +42,12 @@ def take_forms(model: AlexNet, groups: GroupsForm, conv1: Conv1Form) -> None:
         conv1: of conv1, where it has one group.
     """
     # A layer of another class keeps its tensors, its hooks and its number, as PyTorch's lazy modules do.
-    layer = named_layers(model)[LAYER_NAMES[0]]
-    if conv1 == "space_to_depth" and layer.groups == 1:
-        layer.__class__ = SpaceToDepthConv2d
-    if groups == "dense":
-        for module in model.features.modules():
-            if type(module) is nn.Conv2d and module.groups > 1:
-                module.__class__ = DenseConv2d
+    layers = [module for module in model.features.modules() if isinstance(module, nn.Conv2d)]
+    if conv1 == "space_to_depth" and layers[0].groups == 1:
+        layers[0].__class__ = SpaceToDepthConv2d
+    for layer in layers if groups == "dense" else ():
+        if layer.groups > 1:
+            layer.__class__ = DenseConv2d
     if groups == "apart" and has_groups(model):
         model.features.__class__ = TowersApart
 
@@ -89,11 +88,18 @@ class SpaceToDepthConv2d(nn.Conv2d):
         for side in (images.shape[3], images.shape[2]):
             windows = (side + 2 * padding - self.kernel_size[0]) // stride + 1
             ends += [padding, (windows - 1 + blocks) * stride - side - padding]
-        is_last = images.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        deep = F.pixel_unshuffle(F.pad(images, ends), stride).contiguous(memory_format=layout)  # (B, C s s, h, w)
-        weight = F.pixel_unshuffle(F.pad(self.weight, (0, spare, 0, spare)), stride)  # (O, C s s, blocks, blocks)
-        return F.conv2d(deep, weight.contiguous(memory_format=layout), self.bias)
+        deep = _move_to_depth(F.pad(images, ends), stride)  # (B, C s s, h, w)
+        weight = _move_to_depth(F.pad(self.weight, (0, spare, 0, spare)), stride)  # (O, C s s, blocks, blocks)
+        return F.conv2d(deep, weight, self.bias)
+
+
+def _move_to_depth(maps: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) as (B, C side side, H / side, W / side), in the memory format of the maps, with one copy."""
+    height, width = maps.shape[2] // side, maps.shape[3] // side
+    cells = torch.unflatten(torch.unflatten(maps, 3, (width, side)), 2, (height, side))  # (B, C, h, side, w, side)
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).permute(0, 3, 1, 2)
+    return cells.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 class TowersApart(nn.Sequential):

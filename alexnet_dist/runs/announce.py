@@ -48,6 +48,7 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         f"device    {runtime.world_size} x {runtime.device.type} ({runtime.mesh}), {layout}, "
         f"{threads} thread{'s' if threads > 1 else ''}",
         f"precision {runtime.precision} ({runtime.precision_reason})",
+        *([f"kernels   {start.kernels} ({start.kernels.reason})"] if start.kernels.are_special else []),
         f"run       {start.folder}, {start.resumption.describe(trainer.state.step)}",
     ]
     if network.signal is not None and network.signal["fc8"] < LEAST_SIGNAL:

@@ -109,6 +109,7 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
         "precision_reason": runtime.precision_reason,
         "engine": start.engine.name,
         "engine_reason": start.engine.reason,
+        "kernels": dataclasses.asdict(start.kernels),
         "batch": str(start.sizes),
         "pretrained": network.pretrained,
         "data": {**start.data, "list": _keep_image_list(start)},

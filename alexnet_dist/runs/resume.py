@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alexnet_dist.assembly.kernels import PLAIN, Kernels
 from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.durable import read_object
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
@@ -51,7 +52,7 @@ CHANGEABLE = {
     "parallel.shard_size",
     "parallel.hybrid_schedule",
 }
-CHANGEABLE_SECTIONS = ("checkpoint.", "log.", "tracking.")
+CHANGEABLE_SECTIONS = ("checkpoint.", "kernels.", "log.", "tracking.")
 # These may change as well, and take effect from there on: the run is then no longer that of one configuration.
 FROM_HERE_ON = ("optimizer.lr", "schedule.", "train.early_stop")
 
@@ -86,6 +87,8 @@ class Resumption:
         changed: the settings that differ from those until now.
         images: what is known of the images that the run began with: a fingerprint, and of run.json the counts.
         engine: the engine that `auto` meant before, or what takes its place; None = to be chosen.
+        kernels: what the run computed with until now; None = to be chosen.
+        device: where that was: cpu or cuda.
         pretrained: what run.json says of the weights that the run began with.
         was_finished: whether the run had ended.
         ended_at: the step at which it had, where it says so.
@@ -99,6 +102,8 @@ class Resumption:
     changed: Changed = field(default_factory=dict)
     images: Mapping[str, Any] = field(default_factory=dict)
     engine: Choice | None = None
+    kernels: Kernels | None = None
+    device: str | None = None
     pretrained: dict[str, Any] | None = None
     was_finished: bool = False
     ended_at: int | None = None
@@ -118,6 +123,10 @@ class Resumption:
     def goes_on(self) -> bool:
         """Whether the updates that follow are the same run's as those before."""
         return self.checkpoint is not None and not self.is_foreign
+
+    def keep_kernels(self, device: str) -> Kernels | None:
+        """What the run goes on computing with on a cpu or cuda; None = to be chosen, there for the first time."""
+        return self.kernels if device == self.device else None
 
     def describe(self, step: int) -> str:
         """Where the run begins, for people; `step` is the checkpoint's."""
@@ -159,6 +168,8 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
         changed=compare_settings(folder, config) if goes_on else {},
         images=find_images_before(folder, filter(None, [origin.checkpoint])) if goes_on else {},
         engine=keep_engine(config.data.engine, facts.get("engine"), config.augment.crop),
+        kernels=find_kernels_before(facts.get("kernels"), goes_on),
+        device=facts.get("device"),
         pretrained=facts.get("pretrained"),
         was_finished=was_finished,
         ended_at=summary.get("step") if was_finished else None,
@@ -275,6 +286,18 @@ def keep_engine(requested: str, kept: str | None, crop: str) -> Choice | None:
         return Choice(kept, KEPT)
     logger.warning("engine %s cannot go on with this run (%s): %s does", kept, obstacle, REFERENCE)
     return Choice(REFERENCE, f"{kept} cannot go on: {obstacle}")
+
+
+def find_kernels_before(recorded: Mapping[str, str] | None, goes_on: bool) -> Kernels | None:
+    """What a run computed with; older versions had one way, and did not say so.
+
+    Args:
+        recorded: run.json's `kernels`, if any.
+        goes_on: whether there are updates of the run.
+    """
+    if recorded is None:
+        return Kernels(*PLAIN, KEPT) if goes_on else None
+    return Kernels(recorded["maps"], recorded["groups"], recorded["conv1"], KEPT)
 
 
 def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> Changed:

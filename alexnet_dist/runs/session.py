@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
+from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, check_kernels, choose_kernels, settle_cudnn
 from alexnet_dist.assembly.learning import build_cadence, build_rule, build_schedule
 from alexnet_dist.assembly.loaders import (
     BatchSizes,
@@ -157,7 +158,9 @@ def run_session(
         feed = build_feed(config, runtime, splits.named(), spec, sizes)
         with phase("comparing data loaders", runtime.is_main):
             engine = resumption.engine or Choice(*runtime.on_main(partial(_choose_engine, config, feed)))
-        start = Start(config, folder, runtime, stop, resumption, splits, changes, sizes, spec, feed, engine)
+        with phase("comparing kernels", runtime.is_main):
+            kernels = _settle_kernels(config, runtime, spec, sizes, resumption)
+        start = Start(config, folder, runtime, stop, resumption, splits, changes, sizes, spec, feed, engine, kernels)
 
         loaded = load_checkpoint(resumption.checkpoint) if resumption.checkpoint is not None else None
         with phase("building the network", runtime.is_main):
@@ -191,6 +194,7 @@ def _check_machine(config: Config, runtime: Runtime) -> None:
     if runtime.world_size > runtime.processes_here:
         check_versions(introduce(runtime))
     check_engine(config.data.engine)
+    check_kernels(config.kernels, runtime.device)
     if config.compile:
         check_compiler(runtime.device.type == "cuda")
     if config.data.engine == "cache":
@@ -254,6 +258,16 @@ def _choose_engine(config: Config, feed: Feed) -> tuple[str, str]:
     return choose_engine(config.data.engine, feed.load("train", REFERENCE))
 
 
+def _settle_kernels(
+    config: Config, runtime: Runtime, spec: AlexNetSpec, sizes: BatchSizes, resumption: Resumption
+) -> Kernels:
+    """What the network is computed with, the same in each process."""
+    settle_cudnn(config.kernels.cudnn_benchmark)
+    kept = resumption.keep_kernels(runtime.device.type)
+    subject = Subject(spec, runtime.device, runtime.precision, config.channels_last, sizes.micro)
+    return runtime.on_main(lambda: choose_kernels(config.kernels, subject, kept, config.parallel.strategy))
+
+
 def _build_network(start: Start, is_fresh: bool) -> Network:
     """The network on its device; with its first weights, where the run begins afresh."""
     config, runtime = start.config, start.runtime
@@ -265,6 +279,7 @@ def _build_network(start: Start, is_fresh: bool) -> Network:
         signal = runtime.on_main(lambda: check_signal(model, start.feed.load("train", REFERENCE)))
     partition = cut_network(config.parallel, model, runtime)
     place_model(model, runtime, config.channels_last)
+    apply_kernels(model, start.kernels, config.parallel.strategy)
     return Network(model, partition, pretrained, signal)
 
 

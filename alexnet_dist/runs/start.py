@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alexnet_dist.assembly.kernels import Kernels
 from alexnet_dist.assembly.loaders import BatchSizes, Feed
 from alexnet_dist.assembly.sets import Splits, find_root
 from alexnet_dist.base.signals import StopRequest
@@ -39,6 +40,7 @@ class Start:
         spec: the whole network.
         feed: what loaders are made from.
         engine: what carries the plans out.
+        kernels: what the network is computed with.
     """
 
     config: Config
@@ -52,6 +54,7 @@ class Start:
     spec: AlexNetSpec
     feed: Feed
     engine: Choice
+    kernels: Kernels
 
     @property
     def steps_per_epoch(self) -> int:

@@ -389,6 +389,24 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class KernelsConfig:
+    """How the network is computed: every choice computes the same function. What `auto` chose is kept on resume."""
+
+    maps: Literal["auto", "vectors", "reference"] = "auto"
+    """normalization and pooling on a GPU; vectors: eight channels a thread, for maps that lie so; reference: the
+    kernels for any maps; auto: vectors on CUDA"""
+    groups: Literal["auto", "grouped", "apart", "dense"] = "auto"
+    """the convolutions in groups; grouped: as they are; apart: dense ones, on towers that lie apart in memory; dense:
+    one, with zeros between the towers; auto: the fastest on CUDA, grouped on a CPU"""
+    conv1: Literal["auto", "direct", "space_to_depth"] = "auto"
+    """the first convolution; direct: as it is; space_to_depth: 4x4 pixels become channels; auto: the fastest on CUDA,
+    direct on a CPU"""
+    cudnn_benchmark: bool = False
+    """let cuDNN choose its algorithms by timing: each start may choose others, and a killed run then ends with other
+    last bits"""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -405,6 +423,7 @@ class Config:
     """memory layout of the network and its batches"""
     compile: bool = False
     """torch.compile the network"""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -12,6 +12,7 @@ import pytest
 from helpers.refusals import refused
 from helpers.tiny import tiny_config
 
+from alexnet_dist.assembly.kernels import Kernels
 from alexnet_dist.base.errors import CheckpointError, UsageError
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.run_record import find_run
@@ -23,6 +24,7 @@ from alexnet_dist.runs.resume import (
     Resumption,
     compare_settings,
     decide,
+    find_kernels_before,
     find_origin,
     is_over,
     keep_engine,
@@ -117,6 +119,8 @@ def run(tmp_path: Path) -> Path:
         "engine": "torchvision",
         "precision": "bf16",
         "pretrained": {"weights": "x"},
+        "device": "cpu",
+        "kernels": {"maps": "reference", "groups": "apart", "conv1": "direct", "reason": "asked for"},
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "summary.json").write_text(json.dumps({"status": "finished", "step": 3}))
@@ -132,6 +136,8 @@ def test_all_that_a_start_needs_to_know_is_in_one_record(run: Path) -> None:
         changed={"optimizer.lr": (0.01, 0.5)},
         images=DATA,
         engine=resume.Choice("torchvision", KEPT),
+        kernels=Kernels("reference", "apart", "direct", KEPT),
+        device="cpu",
         pretrained={"weights": "x"},
         was_finished=True,
         ended_at=3,
@@ -166,6 +172,21 @@ def test_an_ended_run_without_checkpoints_is_not_begun_again(run: Path, tmp_path
 
 
 # -- with what --------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_stay_what_they_were_on_a_device_of_that_kind(run: Path) -> None:
+    found = decide(run, tiny_config(run))
+    assert found.keep_kernels("cpu") == Kernels("reference", "apart", "direct", KEPT)
+    assert found.keep_kernels("cuda") is None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_runs_of_older_versions_go_on_with_the_kernels_that_those_had(run: Path, device: str) -> None:
+    record = json.loads((run / "run.json").read_text())
+    del record["kernels"]
+    (run / "run.json").write_text(json.dumps(record | {"device": device}))
+    assert decide(run, tiny_config(run)).keep_kernels(device) == Kernels("reference", "grouped", "direct", KEPT)
+    assert find_kernels_before(None, goes_on=False) is None
 
 
 @pytest.mark.parametrize(("requested", "expected"), [("auto", ("bf16", KEPT)), ("fp32", None)])

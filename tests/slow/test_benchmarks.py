@@ -39,6 +39,11 @@ RATIOS = {
         *["trainer_compiled/minimal_loop"] * HAS_COMPILER,
         *["minimal_graph/minimal_loop"] * ON_GPU,
     },
+    "convolutions": {
+        f"{ratio}@{precision}"
+        for ratio in ("apart/grouped", "dense/grouped", "space_to_depth/direct")
+        for precision in ("bf16", "fp32")
+    },
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
     "loader": {
         *(f"{name}/standard" for name in (*ENGINES, *RIVALS)),

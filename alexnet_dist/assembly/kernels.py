@@ -1,0 +1,222 @@
+"""From kernels.* to what a network is computed with: one choice a run, which run.json holds and later starts keep.
+
+Every choice computes the same function and rounds differently, so a run that changed it on its way would not end with
+the bits of one that was never killed. On a GPU `auto` measures; on a CPU it goes by a table, which
+benchmarks/convolutions.py measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.machine import can_build_kernels
+from alexnet_dist.models import AlexNet, AlexNetSpec, build_on_meta
+from alexnet_dist.models.convolutions import CONV1_FORMS, GROUPS_FORMS, Conv1Form, GroupsForm, has_groups, take_forms
+from alexnet_dist.models.vectors import use_vectors
+from alexnet_dist.settings.schema import KernelsConfig
+
+logger = logging.getLogger("alexnet_dist")
+
+PLAIN = ("reference", "grouped", "direct")  # the network as it is written down
+CPU_FORMS = PLAIN[1:]  # no other form was faster in bf16 or fp32, with AMX or without
+MOST_IMAGES = 256  # in a measurement
+ROUNDS = 5
+LEAST_GAIN = 0.95  # of the plain form's time: another one must take less
+
+Clock = Callable[[], float]
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a network is computed with, and why.
+
+    Args:
+        maps: normalization and pooling: vectors or reference.
+        groups: the convolutions in groups: grouped, apart or dense.
+        conv1: direct or space_to_depth.
+        reason: in words.
+    """
+
+    maps: str
+    groups: str
+    conv1: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"convolutions {self.groups}, conv1 {self.conv1}, maps by {self.maps}"
+
+    @property
+    def are_special(self) -> bool:
+        """Whether something is not as the network is written down."""
+        return (self.maps, self.groups, self.conv1) != PLAIN
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network as it will be computed.
+
+    Args:
+        spec: the whole network.
+        device: where it lives.
+        precision: fp32, tf32, bf16 or fp16.
+        channels_last: the layout of its maps.
+        num_images: in a forward.
+    """
+
+    spec: AlexNetSpec
+    device: torch.device
+    precision: str
+    channels_last: bool
+    num_images: int
+
+
+Measure = Callable[[Subject, Mapping[str, tuple[GroupsForm, Conv1Form]]], Mapping[str, float]]
+
+
+def settle_cudnn(benchmark: bool) -> None:
+    """Say to cuDNN whether it may choose algorithms by timing them. What it chose cannot be kept for a later start."""
+    torch.backends.cudnn.benchmark = benchmark
+
+
+def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
+    """Refuse kernels that this machine cannot have.
+
+    Raises:
+        MachineError: kernels.maps is vectors, and there is no GPU, or nothing that builds kernels for it.
+    """
+    if settings.maps == "vectors" and not _has_vectors(device):
+        why = "there is no CUDA device" if device.type != "cuda" else "Triton or its C compiler is missing"
+        raise MachineError("kernels.maps vectors needs kernels on a GPU", why=why, remedy="set --kernels.maps auto")
+
+
+def choose_kernels(
+    settings: KernelsConfig,
+    subject: Subject,
+    kept: Kernels | None = None,
+    strategy: str = "ddp",
+    measure: Measure | None = None,
+) -> Kernels:
+    """Choose what the settings leave open: as before in a run that goes on, else by table or by measuring.
+
+    Args:
+        settings: of the kernels.
+        subject: the network.
+        kept: what the run has computed with on such a device.
+        strategy: ddp, towers or hybrid.
+        measure: see `measure_forms`.
+    """
+    asked = {name: value for name in ("maps", "groups", "conv1") if (value := getattr(settings, name)) != "auto"}
+    if len(asked) == 3:
+        return Kernels(**asked, reason="asked for")
+    chosen = kept or _choose(subject, asked, strategy, measure or measure_forms)
+    reason = f"{' and '.join(asked)} asked for, else {chosen.reason}" if asked else chosen.reason
+    return replace(chosen, **asked, reason=reason)
+
+
+def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
+    """Let a network, or this process's part of it, be computed so, in place.
+
+    Args:
+        model: on its device.
+        kernels: what was chosen.
+        strategy: under towers each process has one tower, and no layer whose towers could lie apart.
+    """
+    groups = "grouped" if strategy == "towers" else kernels.groups
+    take_forms(model, cast(GroupsForm, groups), cast(Conv1Form, kernels.conv1))
+    use_vectors(model, kernels.maps == "vectors")
+
+
+def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure) -> Kernels:
+    maps = "vectors" if _has_vectors(subject.device) else "reference"
+    if subject.device.type == "cpu":
+        return Kernels(maps, *CPU_FORMS, "the fastest on CPUs")
+    groups, conv1, words = "grouped", "direct", []
+    if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
+        seconds = measure(subject, {form: (form, "direct") for form in GROUPS_FORMS})
+        groups = pick_fastest(seconds)
+        words.append(describe_times(seconds))
+    if "conv1" not in asked:
+        form = cast(GroupsForm, groups)
+        seconds = measure(subject, {conv1: (form, conv1) for conv1 in CONV1_FORMS})
+        conv1 = pick_fastest(seconds)
+        words.append(describe_times(seconds))
+    return Kernels(maps, groups, conv1, f"measured: {'; '.join(words)}" if words else "for a GPU")
+
+
+def _has_vectors(device: torch.device) -> bool:
+    return device.type == "cuda" and can_build_kernels()
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure_forms(
+    subject: Subject, forms: Mapping[str, tuple[GroupsForm, Conv1Form]], clock: Clock = time.perf_counter
+) -> dict[str, float]:
+    """Seconds for a forward and a backward of the convolutions in each form; the least of some rounds, A B A B ...
+
+    Args:
+        subject: the network.
+        forms: to measure, by name.
+        clock: in seconds.
+    """
+    calls = {name: _build_call(subject, *form) for name, form in forms.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(ROUNDS + 2):
+        for name, call in calls.items():
+            began = _read(clock, subject.device)
+            call()
+            if number >= 2:  # the first ones allocate and choose
+                times[name].append(_read(clock, subject.device) - began)
+    return {name: min(seconds) for name, seconds in times.items()}
+
+
+def _build_call(subject: Subject, groups: GroupsForm, conv1: Conv1Form) -> Callable[[], None]:
+    device, dtype = subject.device, DTYPES[subject.precision]
+    layout = torch.channels_last if subject.channels_last else torch.contiguous_format
+    generator = torch.Generator(device).manual_seed(0)  # PyTorch's global random state stays as it is
+    model = build_on_meta(subject.spec)
+    model.classifier = nn.Sequential()
+    model.to_empty(device=device).to(memory_format=layout)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.01, generator=generator)
+    take_forms(model, groups, conv1)
+    use_vectors(model, _has_vectors(device))
+    side = subject.spec.image_size
+    shape = (min(subject.num_images, MOST_IMAGES), subject.spec.in_channels, side, side)
+    images: Tensor = torch.randn(shape, device=device, generator=generator).to(dtype=dtype, memory_format=layout)
+
+    def call() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            maps = model(images)  # (B, C5 * 6 * 6): there is no classifier
+        maps.backward(torch.ones_like(maps))
+
+    return call
+
+
+def _read(clock: Clock, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock()
+
+
+def pick_fastest(seconds: Mapping[str, float]) -> str:
+    """The fastest form; the first, which is the plain one, unless another takes clearly less."""
+    plain, fastest = next(iter(seconds)), min(seconds, key=lambda name: seconds[name])
+    return fastest if seconds[fastest] < LEAST_GAIN * seconds[plain] else plain
+
+
+def describe_times(seconds: Mapping[str, float]) -> str:
+    """The times in words."""
+    return ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())

@@ -1,0 +1,159 @@
+"""What a network is computed with: asked for, kept, by the CPU's table, or by measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny import tiny_spec
+from torch import nn
+
+from alexnet_dist.assembly import kernels
+from alexnet_dist.assembly.kernels import (
+    PLAIN,
+    Kernels,
+    Subject,
+    apply_kernels,
+    check_kernels,
+    choose_kernels,
+    measure_forms,
+    pick_fastest,
+)
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.models import build_model, named_layers
+from alexnet_dist.models.convolutions import DenseConv2d, SpaceToDepthConv2d, TowersApart
+from alexnet_dist.settings.schema import KernelsConfig
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+KEPT = Kernels("reference", "dense", "direct", "chosen when the run began")
+SECONDS = {"grouped": 0.03, "apart": 0.01, "dense": 0.02, "direct": 0.03, "space_to_depth": 0.02}
+
+
+def make_subject(device: torch.device, **overrides: Any) -> Subject:
+    return Subject(tiny_spec(**overrides), device, "bf16", channels_last=True, num_images=2)
+
+
+def measure(subject: Subject, forms: Mapping[str, Any]) -> dict[str, float]:
+    return {name: SECONDS[name] for name in forms}
+
+
+def never(subject: Subject, forms: Mapping[str, Any]) -> dict[str, float]:
+    raise AssertionError("nothing is to be measured")
+
+
+@pytest.fixture(autouse=True)
+def _with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "can_build_kernels", lambda: True)
+
+
+def test_a_cpu_goes_by_its_table() -> None:
+    chosen = choose_kernels(KernelsConfig(), make_subject(CPU), measure=never)
+    assert (chosen.maps, chosen.groups, chosen.conv1) == PLAIN
+    assert not chosen.are_special
+
+
+def test_a_gpu_takes_what_was_fastest_and_says_why() -> None:
+    chosen = choose_kernels(KernelsConfig(), make_subject(GPU), measure=measure)
+    assert (chosen.maps, chosen.groups, chosen.conv1) == ("vectors", "apart", "space_to_depth")
+    assert chosen.reason == (
+        "measured: grouped 30.00 ms, apart 10.00 ms, dense 20.00 ms; direct 30.00 ms, space_to_depth 20.00 ms"
+    )
+    assert str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors"
+
+
+def test_conv1_is_measured_in_the_form_of_the_others() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def note(subject: Subject, forms: Mapping[str, Any]) -> dict[str, float]:
+        seen.extend(forms.values())
+        return measure(subject, forms)
+
+    choose_kernels(KernelsConfig(), make_subject(GPU), measure=note)
+    assert seen[-2:] == [("apart", "direct"), ("apart", "space_to_depth")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"groups": "dense"}, ("vectors", "dense", "space_to_depth")),
+        ({"conv1": "direct"}, ("vectors", "apart", "direct")),
+        ({"maps": "reference"}, ("reference", "apart", "space_to_depth")),
+        ({"groups": "dense", "conv1": "direct"}, ("vectors", "dense", "direct")),
+    ],
+)
+def test_what_is_asked_for_is_taken(settings: dict[str, Any], expected: tuple[str, ...]) -> None:
+    chosen = choose_kernels(KernelsConfig(**settings), make_subject(GPU), measure=measure)
+    assert (chosen.maps, chosen.groups, chosen.conv1) == expected
+
+
+def test_nothing_is_measured_where_all_is_asked_for() -> None:
+    settings = KernelsConfig(maps="reference", groups="apart", conv1="direct")
+    for kept in (None, KEPT):
+        chosen = choose_kernels(settings, make_subject(GPU), kept, measure=never)
+        assert chosen == Kernels("reference", "apart", "direct", "asked for")
+
+
+def test_a_run_that_goes_on_keeps_what_it_has() -> None:
+    assert choose_kernels(KernelsConfig(), make_subject(GPU), KEPT, measure=never) == KEPT
+    chosen = choose_kernels(KernelsConfig(conv1="space_to_depth"), make_subject(GPU), KEPT, measure=never)
+    assert (chosen.groups, chosen.conv1) == ("dense", "space_to_depth")
+    assert chosen.reason == "conv1 asked for, else chosen when the run began"
+
+
+@pytest.mark.parametrize("case", ["towers", "no groups"])
+def test_groups_are_not_measured_where_there_are_none(case: str) -> None:
+    subject = make_subject(GPU, **({"conv_groups": (1, 1, 1, 1, 1)} if case == "no groups" else {}))
+    strategy = "towers" if case == "towers" else "ddp"
+    chosen = choose_kernels(KernelsConfig(), subject, strategy=strategy, measure=measure)
+    assert (chosen.groups, chosen.conv1) == ("grouped", "space_to_depth")
+    assert chosen.reason == "measured: direct 30.00 ms, space_to_depth 20.00 ms"
+
+
+@pytest.mark.parametrize(("other", "expected"), [(0.97, "plain"), (0.94, "other")])
+def test_another_form_must_be_clearly_faster(other: float, expected: str) -> None:
+    assert pick_fastest({"plain": 1.0, "other": other, "slow": 2.0}) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_measuring_computes_each_form_and_touches_no_random_state(precision: str) -> None:
+    subject = Subject(tiny_spec(), CPU, precision, channels_last=True, num_images=2)
+    state, now = torch.get_rng_state(), iter(range(1000))
+    forms: Any = {"grouped": ("grouped", "direct"), "apart": ("apart", "space_to_depth")}
+    assert measure_forms(subject, forms, lambda: float(next(now))) == {"grouped": 1.0, "apart": 1.0}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("kernels_", "strategy", "features", "conv1", "conv2"),
+    [
+        (("reference", "grouped", "direct"), "ddp", nn.Sequential, nn.Conv2d, nn.Conv2d),
+        (("vectors", "apart", "space_to_depth"), "ddp", TowersApart, SpaceToDepthConv2d, nn.Conv2d),
+        (("vectors", "dense", "direct"), "hybrid", nn.Sequential, nn.Conv2d, DenseConv2d),
+        (("vectors", "apart", "space_to_depth"), "towers", nn.Sequential, SpaceToDepthConv2d, nn.Conv2d),
+    ],
+)
+def test_a_network_is_computed_as_chosen(
+    kernels_: tuple[str, str, str], strategy: str, features: type, conv1: type, conv2: type
+) -> None:
+    model = build_model(tiny_spec(), seed=0)
+    apply_kernels(model, Kernels(*kernels_, reason=""), strategy)
+    layers = named_layers(model)
+    assert (type(model.features), type(layers["conv1"]), type(layers["conv2"])) == (features, conv1, conv2)
+    wanted = [module.uses_vectors for module in model.modules() if hasattr(module, "uses_vectors")]
+    assert wanted == [kernels_[0] == "vectors"] * 5
+
+
+@pytest.mark.parametrize(
+    ("device", "can_build", "why"), [(CPU, True, "no CUDA device"), (GPU, False, "Triton or its C compiler")]
+)
+def test_kernels_that_cannot_be_are_refused(
+    device: torch.device, can_build: bool, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build: Callable[[], bool] = lambda: can_build  # noqa: E731
+    monkeypatch.setattr(kernels, "can_build_kernels", build)
+    check_kernels(KernelsConfig(), device)
+    check_kernels(KernelsConfig(maps="reference", groups="apart"), device)
+    with pytest.raises(MachineError, match=why):
+        check_kernels(KernelsConfig(maps="vectors"), device)
