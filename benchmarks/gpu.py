@@ -312,6 +312,7 @@ SECTIONS: dict[str, Section] = {
     "steps": (steps, 50),
     "profile": (profile, 15),
     "convolutions": (convolutions, 10),
+    "forms": benchmark("convolutions", 40, reads=False),
     "graphs": (graphs, 30),
     "end_to_end": (end_to_end, 60),
     "normalization": benchmark("normalization", 40, reads=False),

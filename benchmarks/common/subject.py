@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, choose_kernels
 from alexnet_dist.assembly.learning import build_rule, build_schedule
 from alexnet_dist.assembly.loaders import place_model
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.settings.schema import OptimizerConfig, ScheduleConfig
+from alexnet_dist.settings.schema import KernelsConfig, OptimizerConfig, ScheduleConfig
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.optim import set_lr
 from alexnet_dist.training.schedule import PlateauState, Schedule
@@ -35,10 +37,16 @@ def pick_spec(variant: str, tiny: bool, **overrides: Any) -> AlexNetSpec:
 
 
 def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> nn.Module:
-    """A network on the device in training mode; equal specs give equal weights."""
+    """A network on the device in training mode, computed as a run would; equal specs give equal weights."""
     model = build_model(spec, SEED)
     place_model(model, runtime, channels_last)
+    apply_kernels(model, _choose_kernels(spec, runtime.device, runtime.precision, channels_last), "ddp")
     return model.train()
+
+
+@functools.cache  # all arms of a benchmark are computed alike
+def _choose_kernels(spec: AlexNetSpec, device: torch.device, precision: str, channels_last: bool) -> Kernels:
+    return choose_kernels(KernelsConfig(), Subject(spec, device, precision, channels_last, num_images=256))
 
 
 def build_sgd(model: nn.Module) -> Optimizer:
