@@ -111,11 +111,12 @@ def normalize_channels(
     Raises:
         ValueError: `groups` does not divide the channels.
     """
-    if not is_scripting() and uses_vectors and runs_kernels(maps) and has_vectors(maps, groups, reach, beta):
+    if is_scripting():  # TorchScript reads nothing behind this line
+        return _normalize_plainly(maps, groups, reach, weight, beta, k)
+    if uses_vectors and runs_kernels(maps) and has_vectors(maps, groups, reach, beta):
         return _normalize_vectors(maps, groups, weight, k)
-    if is_scripting() or _is_recorded():
-        towers = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...), a view in every memory format
-        return _normalize_plainly(towers, reach, weight, beta, k).flatten(1, 2)  # (B, G*C, ...)
+    if _is_recorded():
+        return _normalize_plainly(maps, groups, reach, weight, beta, k)
     if maps.shape[1] % groups:
         raise ValueError(f"{maps.shape[1]} channels cannot be normalized in {groups} equal groups")
     if maps.dtype != torch.float64 and runs_kernels(maps):
@@ -165,14 +166,15 @@ def _normalize_on_device(maps: Tensor, groups: int, reach: int, weight: float, b
     return normalized
 
 
-def _normalize_plainly(x: Tensor, reach: int, weight: float, beta: float, k: float) -> Tensor:
-    """The definition, for those who record it; as `_Normalize`."""
+def _normalize_plainly(maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float) -> Tensor:
+    """The definition, for those who record it."""
+    x = torch.unflatten(maps, 1, (groups, -1))  # (B, G, C, ...), a view in every memory format
     wide = _widen(x)  # (B, G, C, ...)
     padded = F.pad(wide.square(), [0] * (2 * (x.dim() - 3)) + [reach, reach])  # (B, G, C + 2 * reach, ...)
     window = padded.narrow(2, 0, x.shape[2])  # (B, G, C, ...)
     for start in range(1, 2 * reach + 1):
         window = window + padded.narrow(2, start, x.shape[2])
-    return (wide * (k + weight * window) ** -beta).to(x.dtype)
+    return (wide * (k + weight * window) ** -beta).to(x.dtype).flatten(1, 2)  # (B, G*C, ...)
 
 
 class _Normalize(torch.autograd.Function):

@@ -40,7 +40,9 @@ def pool_maps(maps: Tensor, kernel: int, stride: int, uses_vectors: bool = True)
         stride: pixels between them.
         uses_vectors: take the kernel for eight channels at a time, where the maps fit.
     """
-    if not is_scripting() and uses_vectors and runs_kernels(maps) and is_poolable(maps, kernel, stride):
+    if is_scripting():  # TorchScript reads nothing behind this line
+        return F.max_pool2d(maps, kernel, stride)
+    if uses_vectors and runs_kernels(maps) and is_poolable(maps, kernel, stride):
         return _pool_on_device(maps)
     return F.max_pool2d(maps, kernel, stride)
 
