@@ -133,6 +133,16 @@ def tune_allocator() -> None:
             mallopt(parameter, 2**31 - 1)
 
 
+def measure_memory(device: torch.device) -> dict[str, float]:
+    """Memory of this process in MiB: on a GPU the most that its tensors have taken there, else what is resident now."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return {"gpu_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
+    return {"resident_memory_mib": round(psutil.Process().memory_info().rss / 2**20, 1)}
+
+
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory and GPUs. No host name and no path: the text may be published."""
     import torch

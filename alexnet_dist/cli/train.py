@@ -15,7 +15,14 @@ from alexnet_dist.base.progress import say, set_level
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.streams import writes_unicode
 from alexnet_dist.base.text import join_names
-from alexnet_dist.cli.options import add_options, find_folder, import_shown, refuse_two_places, say_start
+from alexnet_dist.cli.options import (
+    add_options,
+    check_at_least_one,
+    find_folder,
+    import_shown,
+    refuse_two_places,
+    say_start,
+)
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.reader import (
@@ -48,14 +55,16 @@ def main(argv: Sequence[str]) -> int:
     parser = new_parser("train", EXAMPLES, "[DATA_FOLDER] [--config NAME] [options] [--SETTING VALUE ...]")
     add_images(parser)
     parser.add_argument("--new", action="store_true", help="keep an earlier run as NAME.1 and start afresh")
-    parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest intact one)")
+    parser.add_argument("--resume_from", type=str, help="checkpoint to go on from (default: the newest)")
+    parser.add_argument("--profile", metavar="N", type=int, help="show where the time of N updates goes")
     add_options(parser, "print_config", "quiet", "debug")
     arguments = parse_arguments(argv, parser)
+    check_at_least_one(arguments.options, "profile")
     options, config = arguments.options, begin_run("train", arguments)
     if config is None:
         return 0
     may_move = not names_output_dir(options.config, arguments.given)
-    train(config, new=options.new, resume_from=options.resume_from, may_move=may_move)
+    train(config, options.new, options.resume_from, may_move, options.profile)
     return 0
 
 
@@ -126,7 +135,13 @@ def _name_run(place: Path) -> str:
     return place.stem if place.is_file() else place.name
 
 
-def train(config: Config, new: bool = False, resume_from: str | None = None, may_move: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    new: bool = False,
+    resume_from: str | None = None,
+    may_move: bool = False,
+    profile: int | None = None,
+) -> dict[str, Any]:
     """As `runs.session.train`, whose import is shown: it takes a second and a half."""
     check_fold_is_chosen(config.data)
     if config.data.workers != 0:
@@ -134,4 +149,4 @@ def train(config: Config, new: bool = False, resume_from: str | None = None, may
     import_shown("alexnet_dist.runs.session")
     from alexnet_dist.runs import session  # a mistyped key should not wait for it
 
-    return session.train(config, new, resume_from, may_move)
+    return session.train(config, new, resume_from, may_move, profile=profile)

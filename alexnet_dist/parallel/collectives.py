@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alexnet_dist.base.spans import COMMUNICATION, span
+
 ROWS, COLUMNS = 0, 1
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since PyTorch 2.14
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,7 +85,8 @@ class _Flight:
         """Wait for what arrives, join it, and turn round for the way back."""
         assert self.work is not None
         assert self.received is not None
-        self.work.wait()
+        with span(COMMUNICATION):
+            self.work.wait()
         if self.join is None:
             # In the order of the ranks and in at least float32: all processes get the same bits.
             wide = torch.promote_types(self.received.dtype, torch.float32)

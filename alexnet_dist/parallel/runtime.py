@@ -28,6 +28,7 @@ from alexnet_dist.base.ranks import (
     rank_from_environment,
     world_size_from_environment,
 )
+from alexnet_dist.base.spans import COMMUNICATION, span
 from alexnet_dist.parallel.mesh import Mesh, build_mesh
 from alexnet_dist.parallel.precision import (
     MIXED_PRECISION,
@@ -131,13 +132,15 @@ class Runtime:
     def sum_over_replicas(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the replicas, in place."""
         if self.mesh.dp_group is not None:
-            dist.all_reduce(values, group=self.mesh.dp_group)
+            with span(COMMUNICATION):
+                dist.all_reduce(values, group=self.mesh.dp_group)
         return values
 
     def sum_over_parts(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the processes that hold one network together, in place."""
         if self.mesh.part_group is not None:
-            dist.all_reduce(values, group=self.mesh.part_group)
+            with span(COMMUNICATION):
+                dist.all_reduce(values, group=self.mesh.part_group)
         return values
 
     def count_once(self, count: int) -> int:
@@ -149,7 +152,8 @@ class Runtime:
         if self.host_group is None:
             return list(counts)
         sums = torch.tensor(counts, dtype=torch.int64)
-        dist.all_reduce(sums, group=self.host_group)
+        with span(COMMUNICATION):
+            dist.all_reduce(sums, group=self.host_group)
         return [int(value) for value in sums]
 
     def sum_on_host(self, values: Tensor) -> Tensor:

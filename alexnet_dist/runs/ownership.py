@@ -49,7 +49,7 @@ OWN_FILES: dict[str, tuple[str, ...]] = {
     "plots": (),
 }
 OWN_FOLDERS: dict[str, tuple[str, ...]] = {
-    "run": (CHECKPOINTS, "model", "plots", "tensorboard", "wandb"),
+    "run": (CHECKPOINTS, "model", "plots", "profile", "tensorboard", "wandb"),
     "crossval": (),
     "plots": (),
 }

@@ -32,6 +32,7 @@ def train(
     new: bool = False,
     resume_from: str | Path | None = None,
     stop: Event | Callable[[], object] | None = None,
+    profile: int | None = None,
 ) -> dict[str, Any]:
     """Train as the verb `train` does, or go on with the run in `output_dir`; what its summary.json holds.
 
@@ -48,6 +49,7 @@ def train(
         stop: an event, or a function without arguments that is called before each batch, in this thread. Once the event
             is set, or the function gives something true, in any of the processes, the run is saved and
             InterruptedRunError raised.
+        profile: updates whose times are taken, and written to profile/ of the run folder; None = no profile.
 
     Raises:
         UsageError: a setting that is unknown or cannot be meant, or no output_dir.
@@ -61,6 +63,8 @@ def train(
     settings = settle_config(config, changes or {}, "train()")
     if settings.output_dir is None:
         raise UsageError("output_dir is missing", where="train()", remedy='give it, as in "output_dir": "runs/name"')
+    if profile is not None and profile < 1:
+        raise UsageError(f"profile is {profile}", where="train()", remedy="give a number of updates, 1 or more")
     is_wanted = getattr(stop, "is_set", stop)  # multiprocessing has events, too
     if is_wanted is not None and not callable(is_wanted):
         raise TypeError(f"stop is an event or a function; got {type(stop).__name__}")
@@ -69,7 +73,7 @@ def train(
     with _program_kept():
         try:
             named = None if resume_from is None else os.fspath(resume_from)
-            return session.train(settings, new, named, stop=is_wanted)
+            return session.train(settings, new, named, stop=is_wanted, profile=profile)
         except AlexNetDistError:
             raise
         except Exception as error:

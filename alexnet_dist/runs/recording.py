@@ -18,7 +18,7 @@ from alexnet_dist.runs.folder import store_settings, update_run_json, write_summ
 from alexnet_dist.runs.held_out import write_held_out
 from alexnet_dist.runs.image_list import iterate_images, keep_image_list
 from alexnet_dist.runs.start import Network, Start
-from alexnet_dist.tracking.trackers import Row, find_rows_until, read_rows
+from alexnet_dist.tracking.trackers import Row, find_most_memory, find_rows_until, read_rows
 from alexnet_dist.training.checkpoint import ABANDONED, Checkpoint, prune_checkpoints, set_aside_newer
 from alexnet_dist.training.loop import Trainer
 
@@ -179,6 +179,7 @@ def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dic
         "strategy": start.config.parallel.strategy,
         "precision": start.runtime.precision,
         "engine": start.engine.name,
+        **find_most_memory(read_rows(start.folder / METRICS)),
     }
     if start.runtime.is_main:
         if status == "finished":

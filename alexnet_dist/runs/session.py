@@ -63,6 +63,7 @@ from alexnet_dist.runs.image_list import Changes
 from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_folder
 from alexnet_dist.runs.pictures import picture_filters, picture_plots
 from alexnet_dist.runs.preflight import check_signal
+from alexnet_dist.runs.profile import build_profiler
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
@@ -87,6 +88,7 @@ def train(
     resume_from: str | None = None,
     may_move: bool = False,
     stop: Callable[[], object] | None = None,
+    profile: int | None = None,
 ) -> dict[str, Any]:
     """Train as the settings say; what summary.json holds. `launch/train.py` and `alexnet_dist.train` call it.
 
@@ -99,6 +101,7 @@ def train(
         resume_from: checkpoint to go on from; None = the newest intact one.
         may_move: nobody chose output_dir: where it is a run with other settings, take the next free name.
         stop: says before each batch whether the program wants the run to stop.
+        profile: updates of which a profile is taken; None = no profile.
 
     Raises:
         AlexNetDistError: whatever a user can mend; see base/errors.py.
@@ -118,7 +121,7 @@ def train(
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
         config = replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
-        end = run_session(config, runtime, StopRequest(stop), new, resume_from)
+        end = run_session(config, runtime, StopRequest(stop), new, resume_from, profile)
     try:
         if runtime.is_main:
             _show_results(end)
@@ -130,7 +133,12 @@ def train(
 
 
 def run_session(
-    config: Config, runtime: Runtime, stop: StopRequest, new: bool = False, resume_from: str | None = None
+    config: Config,
+    runtime: Runtime,
+    stop: StopRequest,
+    new: bool = False,
+    resume_from: str | None = None,
+    profile: int | None = None,
 ) -> End:
     """Go through one start of a run; what it came to. The processes stay together.
 
@@ -140,6 +148,7 @@ def run_session(
         stop: the signals this process received.
         new: keep an earlier run under another name and start afresh.
         resume_from: the checkpoint to go on from; None = the newest intact one.
+        profile: updates of which a profile is taken; None = no profile.
 
     Raises:
         CheckpointError: the checkpoint is damaged or another run's, or there are some and none is intact.
@@ -167,13 +176,12 @@ def run_session(
             network = _build_network(start, is_fresh=loaded is None)
         if engine.name == "cache":
             build_caches(runtime, config.data, feed.load_all(engine.name), stop)
-        optimizer = build_rule(
-            config.optimizer, network.model, merged_norms(network.find_cut(), runtime.sum_over_parts)
-        )
+        norms = merged_norms(network.find_cut(), runtime.sum_over_parts)
+        optimizer = build_rule(config.optimizer, network.model, norms)
         state = _restore(start, network, optimizer, loaded)
         recording = runtime.on_main(lambda: begin_recording(start, network, state.step, loaded))
         trackers = _open_trackers(start, recording)
-        trainer = _build_trainer(start, network, optimizer, state, recording, trackers)
+        trainer = _build_trainer(start, network, optimizer, state, recording, trackers, profile)
 
         announce(start, network, trainer)
         stop.listen()  # from here on there is something to save
@@ -306,6 +314,7 @@ def _build_trainer(
     state: TrainState,
     recording: Recording,
     trackers: Trackers,
+    profile: int | None,
 ) -> Trainer:
     config, runtime, feed, folder = start.config, start.runtime, start.feed, start.folder
     forward = replicate_network(
@@ -317,6 +326,7 @@ def _build_trainer(
         runtime=runtime,
     )
     bad_files = start.bad_files if runtime.is_main else set()  # once: each process would name the same ones
+    loader = feed.load("train", start.engine.name)
     return Trainer(
         runtime=runtime,
         model=network.model,
@@ -324,7 +334,7 @@ def _build_trainer(
         partition=network.partition,
         optimizer=optimizer,
         schedule=build_schedule(config.schedule, config.optimizer.lr, start.steps_per_epoch, start.total_steps),
-        loader=feed.load("train", start.engine.name),
+        loader=loader,
         val_loader=feed.load("val", start.engine.name) if start.splits.val is not None else None,
         cadence=build_cadence(config, start.total_steps),
         micro_batch_size=start.sizes.micro,
@@ -340,6 +350,7 @@ def _build_trainer(
         is_restored=start.resumption.checkpoint is not None,
         verdicts=recording.verdicts,
         state=state,
+        profiler=build_profiler(start, network, profile, loader.workers),
     )
 
 

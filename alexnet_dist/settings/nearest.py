@@ -65,6 +65,7 @@ HABITS = {
     "model": ("ckpt", "ckpt_path", "checkpoint", "run"),
     "config": ("c", "cfg", "conf", "recipe"),
     "topk": ("k", "top_k"),
+    "profile": ("profiler",),
     "print_config": ("show_config", "dry_run"),
 }
 # What is no option here, and where it is told instead.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alexnet_dist.base.durable import disk_errors_named, write_file
-from alexnet_dist.tracking.trackers import Kind, Row, Run, Start
+from alexnet_dist.tracking.trackers import MEMORY, Kind, Row, Run, Start
 
 COLUMNS = (
     "event",
@@ -24,6 +24,7 @@ COLUMNS = (
     "images_per_second",
     "data_wait_seconds",
     "data_wait_fraction",
+    *MEMORY,
     "train_loss",
     "train_top1",
     "val_loss",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from alexnet_dist.tracking.pictures import Pictures
 logger = logging.getLogger("alexnet_dist")
 
 Row = dict[str, Any]
+MEMORY = ("gpu_memory_mib", "resident_memory_mib")  # a row of a log point has one of them
 T = TypeVar("T")
 
 
@@ -206,6 +207,12 @@ def parse_rows(source: Path | bytes) -> tuple[list[Row], list[int]]:
     return rows, damaged
 
 
+def find_most_memory(rows: Sequence[Row]) -> Row:
+    """The most memory of any of these rows, under the names that they have for it; the others have none."""
+    found = {key: [row[key] for row in rows if key in row] for key in MEMORY}
+    return {key: max(values) for key, values in found.items() if values}
+
+
 def find_rows_until(path: Path, size: int, step: int) -> tuple[int, str | None]:
     """How much of metrics.jsonl a checkpoint stands for: whole lines, none of them of a later step.
 
@@ -327,6 +334,6 @@ def rename_for_display(row: Row) -> Row:
     """A row of metrics.jsonl under W&B's and TensorBoard's names: `loss` of a train row becomes `train/loss`."""
     prefix = {"train": "train", "epoch": "epoch"}.get(row["event"], row.get("split", row["event"]))
     shared = {"step": "step", "epoch": "epoch", "samples_seen": "samples_seen", "lr": "lr"}
-    performance = ("images_per_second", "data_wait_seconds", "data_wait_fraction")
+    performance = ("images_per_second", "data_wait_seconds", "data_wait_fraction", *MEMORY)
     shared |= {name: f"perf/{name}" for name in performance}
     return {shared.get(key, f"{prefix}/{key}"): value for key, value in row.items() if key not in ("event", "split")}

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet_dist.base.errors import DataError, DivergedError, InterruptedRunError
+from alexnet_dist.base.machine import measure_memory
 from alexnet_dist.base.progress import FILE_ALONE, Fact, Progress, View, format_seconds, is_debug, phase
 from alexnet_dist.base.run_record import CHECKPOINTS, METRICS
+from alexnet_dist.base.spans import DATA_WAIT, span
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.inference.checkpoints import step_of
@@ -30,6 +32,7 @@ from alexnet_dist.training.evaluate import Evaluation, check_outputs, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import optimizer_tensors, set_lr
+from alexnet_dist.training.profile import Profiler
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.state import TrainState
 from alexnet_dist.training.step import DeviceCounters, train_step
@@ -60,7 +63,11 @@ def list_facts(row: dict[str, Any], times: Fact) -> list[Fact]:
     """A row of a log point as it is shown, the most important first; `times` are those to go."""
     loss, top1, lr = f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1%}", f"lr {row['lr']:.2g}"
     speed, wait = f"{row['images_per_second']:,.0f}", f"wait {row['data_wait_fraction']:.0%}"
-    return [(loss, loss), (top1, top1), (f"{speed}/s", f"{speed} images/s"), times, (lr, lr), (wait, f"data {wait}")]
+    facts = [(loss, loss), (top1, top1), (f"{speed}/s", f"{speed} images/s"), times, (lr, lr), (wait, f"data {wait}")]
+    if "gpu_memory_mib" in row:
+        memory = f"{row['gpu_memory_mib'] / 1024:.1f} GiB"
+        facts.append((memory, f"GPU memory {memory}"))
+    return facts
 
 
 @dataclass(eq=False)
@@ -90,6 +97,7 @@ class Trainer:
         is_restored: whether the state is a checkpoint's.
         verdicts: which checkpoints are intact, as far as that is known.
         state: where the run stands.
+        profiler: records some updates; None = none are wanted, or another process does it.
     """
 
     runtime: Runtime
@@ -114,6 +122,7 @@ class Trainer:
     is_restored: bool = False
     verdicts: dict[Path, bool] = field(default_factory=dict)
     state: TrainState = field(default_factory=TrainState)
+    profiler: Profiler | None = None
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
@@ -159,7 +168,7 @@ class Trainer:
             "training", total, "steps", done=done, shown=shown, describe=self._describe, patience=0.0
         )
         with self._divergence_settled():
-            with self._progress:
+            with self._progress, self.profiler or nullcontext():
                 self._train_on()
             self._keep_a_model()
             if self._saved != self._position:
@@ -178,9 +187,13 @@ class Trainer:
             self.forward.train()
             self._restart_clock()
             stop = self.state.step if self.is_over else self.cadence.total_steps
+            if self.profiler is not None:
+                self.profiler.choose_updates(self.state.step, stop)
             for batch in self._timed(self.loader.batches(self.state.step, stop)):
                 num_images = self.gate.admit(batch)
                 self._update(batch, num_images)
+                if self.profiler is not None:
+                    self.profiler.end_update()
                 self._after_update(batch)
                 if self.stopped_early:
                     break
@@ -211,8 +224,11 @@ class Trainer:
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
+            if self.profiler is not None:
+                self.profiler.begin_update(self.state.step)
             began = time.perf_counter()
-            batch = next(batches, None)
+            with span(DATA_WAIT):
+                batch = next(batches, None)
             if batch is None:
                 return
             self.state.window.wait_seconds += time.perf_counter() - began
@@ -267,13 +283,15 @@ class Trainer:
             "images_per_second": window.images_per_second,
             "data_wait_seconds": window.wait_seconds / max(window.num_steps, 1),
             "data_wait_fraction": window.wait_seconds / window.seconds if window.seconds else 0.0,
+            **measure_memory(self.runtime.device),
         }
         self.log(row)
         is_first, self._last_row = not self._last_row, row
         if self.runtime.is_main:
             logger.info(
                 f"step {state.step}/{self.cadence.total_steps}  loss {row['loss']:.4f}  top-1 {row['top1']:.1%}  lr "
-                f"{row['lr']:.3g}  {row['images_per_second']:.0f} images/s  data wait {row['data_wait_fraction']:.0%}",
+                f"{row['lr']:.3g}  {row['images_per_second']:.0f} images/s  data wait {row['data_wait_fraction']:.0%}  "
+                f"memory {row.get('gpu_memory_mib', row.get('resident_memory_mib')):,.0f} MiB",
                 extra=FILE_ALONE,
             )
         if is_first or is_debug():

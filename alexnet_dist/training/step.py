@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from alexnet_dist.base.spans import BACKWARD, FORWARD, LOSS, UPDATE, span
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.parallel.replicas import hold_gradients
 from alexnet_dist.parallel.runtime import Runtime
@@ -59,16 +60,19 @@ def train_step(
     for micro_step in range(len(images)):
         is_last = micro_step == len(images) - 1
         with torch.enable_grad() if is_last else hold_gradients(model):
-            with runtime.autocast():
+            with span(FORWARD), runtime.autocast():
                 logits = model(images[micro_step])  # (b, classes)
-            loss_sum = (cross_entropy(logits, labels[micro_step]) * mask[micro_step]).sum()
-            # DDP averages over the replicas; what is wanted is the sum.
-            runtime.backward(loss_sum * (runtime.dp_size / num_images))
+            with span(LOSS):
+                loss_sum = (cross_entropy(logits, labels[micro_step]) * mask[micro_step]).sum()
+            with span(BACKWARD):
+                # DDP averages over the replicas; what is wanted is the sum.
+                runtime.backward(loss_sum * (runtime.dp_size / num_images))
         correct = count_correct(logits.detach(), labels[micro_step], 1) * mask[micro_step]
         sums += torch.stack([loss_sum.detach(), correct.sum()])
 
     counters.sums.add_(runtime.sum_over_replicas(sums))
     # A sum that is not finite stays so, and 0 times it is not 0: two kernels, where torch.isfinite takes six.
     torch.ne(counters.sums[0] * 0, 0, out=counters.diverged)
-    runtime.update(optimizer, counters.diverged)
-    optimizer.zero_grad(set_to_none=True)
+    with span(UPDATE):
+        runtime.update(optimizer, counters.diverged)
+        optimizer.zero_grad(set_to_none=True)

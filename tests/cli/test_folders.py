@@ -208,7 +208,9 @@ def test_a_model_that_is_no_run_lists_the_runs_beside_it(
         ),
         ("train -b 32", "unknown option -b@; did you mean --train.global_batch_size?"),
         ("evaluate m --batch-size 32", "unknown option --batch-size@; did you mean --batch_size?"),
-        ("train --profile", "unknown option --profile@; see --help all"),
+        ("train --profiler", "unknown option --profiler@; did you mean --profile?"),
+        ("train --profile 0", "--profile must be 1 or more"),
+        ("train --fancy", "unknown option --fancy@; see --help all"),
         ("doctor nowhere", "unexpected word 'nowhere'@; see --help"),
         (
             "doctor /",

@@ -8,7 +8,7 @@ from alexnet_dist.settings.nearest import ELSEWHERE, HABITS, explain_elsewhere, 
 from alexnet_dist.settings.schema import Config, walk_fields
 
 KEYS = [key for key, _ in walk_fields(Config)]
-OPTIONS = {"config", "new", "resume_from", "print_config", "model", "out", "batch_size", "topk", "weights"}  # of verbs
+OPTIONS = {"config", "new", "resume_from", "profile", "print_config", "model", "out", "batch_size", "topk", "weights"}
 SECTIONS = ["model", "data", "optimizer"]
 
 

@@ -14,10 +14,11 @@ from alexnet_dist.tracking.trackers import Row
 
 def make_epoch(epoch: int, top1: float | None, loss: float = 1.0) -> list[Row]:
     """The rows of an epoch of two updates of 10 images each, with one log point in its middle."""
-    logged = [
+    logged: list[Row] = [
         {"event": "train", "step": step, "epoch": step // 2, "samples_seen": 10 * step, "loss": 0.1, "lr": 0.1 / step}
         for step in (2 * epoch - 1, 2 * epoch)
     ]
+    logged[0]["resident_memory_mib"], logged[1]["resident_memory_mib"] = 9.0 - epoch, 8.0 - epoch
     ended: Row = {"event": "epoch", "epoch": epoch, "step": 2 * epoch, "train_loss": 0.2, "train_top1": 1 / 3}
     if top1 is None:
         return [*logged, {**ended, "seconds": 4.0}]
@@ -52,8 +53,11 @@ def test_a_row_has_all_that_is_known_of_an_epoch(tmp_path: Path) -> None:
         "seconds": "4.0",
         "images_per_second": "5.0",
         "is_best": "True",
+        "gpu_memory_mib": "",
+        "resident_memory_mib": "8.0",
     }
     assert (two["lr"], two["images_per_second"], two["is_best"]) == ("0.025", "5.0", "False")
+    assert two["resident_memory_mib"] == "7.0"
 
 
 @pytest.mark.parametrize("kept", range(len(ROWS)))

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from alexnet_dist.training.loop import Trainer
+from alexnet_dist.base.machine import measure_memory
+from alexnet_dist.training.loop import Trainer, list_facts
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,17 @@ def test_an_epoch_lasts_until_it_is_evaluated(step: int, evaluated: int, name: s
     view = Trainer._describe(trainer)
     assert (view.name, view.done, view.total) == (name, done, total)
     assert view.facts[0][0] == f"0:0{(total - done) // 2}/0:0{(10 - step) // 2} left"
+
+
+def test_the_memory_of_a_gpu_is_shown_where_there_is_one() -> None:
+    row = {"loss": 1.0, "top1": 0.5, "lr": 0.1, "images_per_second": 9.0, "data_wait_fraction": 0.5}
+    facts = list_facts({**row, "gpu_memory_mib": 2560.0}, ("0:01 left", "0:01 left"))
+    assert facts[-1] == ("2.5 GiB", "GPU memory 2.5 GiB")
+    assert list_facts({**row, "resident_memory_mib": 2560.0}, ("0:01 left", "0:01 left")) == facts[:-1]
+
+
+def test_memory_of_a_process_without_a_gpu_is_what_is_resident() -> None:
+    (key, before), *more = measure_memory(torch.device("cpu")).items()
+    kept = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert (key, more) == ("resident_memory_mib", [])
+    assert measure_memory(torch.device("cpu"))[key] - before > 50 * kept.numel() / 64 / 2**20

@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
+from alexnet_dist.base.spans import COPIES, span
 from alexnet_dist.data.crop_ops.operations import change_crop, changes_bytes
 from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.engines.finish import CutCrops, finish
@@ -174,11 +175,12 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     )
     on_gpu = loader.device.type == "cuda"
     for made in iterate_pixel_batches(source, start, stop, loader.workers):
-        pinned = made.pixels.pin_memory() if on_gpu else made.pixels
-        pixels, labels, mask = (
-            tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask)
-        )
-        images = finish(loader, CutCrops(pixels), made.rows, made.mask.numpy())
+        with span(COPIES):
+            pinned = made.pixels.pin_memory() if on_gpu else made.pixels
+            pixels, labels, mask = (
+                tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask)
+            )
+            images = finish(loader, CutCrops(pixels), made.rows, made.mask.numpy())
         num_images = int(made.mask.sum()) // loader.plan.augmentation.views
         yield Batch(images, labels, mask.float(), torch.from_numpy(made.rows.ids), num_images, made.bad_files)
 

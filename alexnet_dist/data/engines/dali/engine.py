@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
+from alexnet_dist.base.spans import COPIES, span
 from alexnet_dist.data.crop_ops.operations import change_rows, changes_bytes
 from alexnet_dist.data.engines.dali.feed import Feed, Feeder
 from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
@@ -188,16 +189,17 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
         outputs: for each view (n, S, S, C) or (n, C, S, S); none where there were no rows.
     """
     mask, device = torch.from_numpy(feed.mask), loader.device
-    images = finish(loader, _take_crops(loader, feed, outputs), feed.rows, feed.mask)
-    labels = torch.from_numpy(np.where(feed.mask, loader.index.labels[feed.rows.ids], 0))
-    return Batch(
-        images=images,
-        labels=labels.to(device, non_blocking=True),
-        mask=mask.float().to(device, non_blocking=True),
-        ids=torch.from_numpy(feed.rows.ids),
-        num_images=int(feed.mask.sum()) // loader.plan.augmentation.views,
-        bad_files=feed.bad_files,
-    )
+    with span(COPIES):
+        images = finish(loader, _take_crops(loader, feed, outputs), feed.rows, feed.mask)
+        labels = torch.from_numpy(np.where(feed.mask, loader.index.labels[feed.rows.ids], 0))
+        return Batch(
+            images=images,
+            labels=labels.to(device, non_blocking=True),
+            mask=mask.float().to(device, non_blocking=True),
+            ids=torch.from_numpy(feed.rows.ids),
+            num_images=int(feed.mask.sum()) // loader.plan.augmentation.views,
+            bad_files=feed.bad_files,
+        )
 
 
 def _take_crops(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Crops:
