@@ -33,6 +33,7 @@ HOMES = {
     "torch.distributed": ("alexnet_dist/parallel/", "alexnet_dist/costs/probe.py"),
     "wandb": "alexnet_dist/tracking/wandb",
     "tensorboard": "alexnet_dist/tracking/tensorboard",
+    "mlflow": "alexnet_dist/tracking/mlflow",
     "torch.utils.tensorboard": "alexnet_dist/tracking/tensorboard",
     "nvidia": ("alexnet_dist/data/engines/dali/", "benchmarks/"),
     "matplotlib": "alexnet_dist/figures/",

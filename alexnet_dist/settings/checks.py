@@ -17,6 +17,7 @@ from alexnet_dist.settings.schema import (
     LayerFactors,
     ParallelConfig,
     ScheduleConfig,
+    TrackingConfig,
     walk_fields,
 )
 
@@ -58,6 +59,7 @@ def check_config(config: Config, places: Mapping[str, str]) -> None:
     _check_schedule(config, places)
     _check_optimizer(config, places)
     _check_parallel(config, places)
+    _check_store(config.tracking, places)
     if (config.train.epochs is None) == (config.train.max_steps is None):
         raise UsageError(
             "exactly one of train.epochs and train.max_steps is needed",
@@ -109,6 +111,12 @@ def _check_addresses(data: DataConfig, places: Mapping[str, str]) -> None:
         if value is not None and is_address(value):
             why, remedy = "only data.root may be one", f"set --data.root to the address, and --data.{key} below it"
             raise UsageError(f"data.{key} is an address", where=places.get(f"data.{key}", ""), why=why, remedy=remedy)
+
+
+def _check_store(tracking: TrackingConfig, places: Mapping[str, str]) -> None:
+    key, why = "tracking.mlflow", "a run writes to a file store alone, which no network delays"
+    if is_address(tracking.mlflow):
+        raise UsageError(f"{key} is an address", where=places.get(key, ""), why=why, remedy="give a folder")
 
 
 def _check_folds(data: DataConfig, places: Mapping[str, str]) -> None:

@@ -40,7 +40,7 @@ SourceName: TypeAlias = Literal[tuple(SOURCES)]  # type: ignore[valid-type]
 
 PATH_KEYS = (
     *("output_dir", "model.pretrained", "data.root", "data.train", "data.val", "data.test", "data.classes"),
-    *("data.labels", "data.cache_dir", "data.image_dir"),
+    *("data.labels", "data.cache_dir", "data.image_dir", "tracking.mlflow"),
 )
 
 
@@ -366,8 +366,10 @@ class TrackingConfig:
     online with an account and a network, otherwise offline"""
     tensorboard: bool = False
     """TensorBoard's event files in the run folder's tensorboard/"""
+    mlflow: str | None = None
+    """folder of an MLflow file store, which may hold other runs; null = none"""
     project: str = "alexnet_dist"
-    """W&B project; the default yields to W&B's own settings (WANDB_PROJECT)"""
+    """W&B project, MLflow experiment; the default yields to W&B's own settings (WANDB_PROJECT)"""
     entity: str | None = None
     """W&B user or team; null = W&B's own settings, or the account's default"""
     name: str | None = None
@@ -381,8 +383,8 @@ class TrackingConfig:
     notes: str | None = None
     """W&B notes; null = W&B's own settings"""
     log_model: Literal[False, "end", "best"] = False
-    """model/ as an artifact of W&B with the aliases best and latest; end: when the run has ended; best: also each time
-    that it gets better weights"""
+    """model/ as an artifact of W&B, with the aliases best and latest, and of MLflow; end: when the run has ended; best:
+    W&B also gets it each time that it has better weights"""
     privacy: Literal["minimal", "standard", "full"] = "standard"
     """what W&B gets; minimal: numbers, settings and filters; standard: also pictures, names of classes and files, and
     what the device does; full: also host name, git and the package's code; see docs/tracking.md"""

@@ -9,6 +9,7 @@ from typing import Any
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.tracking.csv import CSV
 from alexnet_dist.tracking.epochs import EPOCHS
+from alexnet_dist.tracking.mlflow import MLFLOW
 from alexnet_dist.tracking.ray import RAY
 from alexnet_dist.tracking.tensorboard import TENSORBOARD
 from alexnet_dist.tracking.trackers import Kind, Run, Start
@@ -19,6 +20,7 @@ KINDS: dict[str, Kind] = {  # by its name in messages
     "epochs.csv": EPOCHS,
     "TensorBoard": TENSORBOARD,
     "W&B": WANDB,
+    "MLflow": MLFLOW,
     "Ray": RAY,
 }
 

@@ -337,3 +337,9 @@ def rename_for_display(row: Row) -> Row:
     performance = ("images_per_second", "data_wait_seconds", "data_wait_fraction", *MEMORY)
     shared |= {name: f"perf/{name}" for name in performance}
     return {shared.get(key, f"{prefix}/{key}"): value for key, value in row.items() if key not in ("event", "split")}
+
+
+def name_points(row: Row) -> Row:
+    """A row as values by curve. `step` is the x-axis; `epoch` is a curve of train rows alone, lest points coincide."""
+    left_out = {"step"} if row["event"] == "train" else {"step", "epoch"}
+    return {name: value for name, value in rename_for_display(row).items() if name not in left_out}

@@ -53,6 +53,7 @@ def test_a_package_that_is_broken_says_why(
     [
         ("wandb", ["train", "--config", "smoke", "--tracking.wandb", "offline"]),
         ("tensorboard", ["train", "--config", "smoke", "--tracking.tensorboard", "true"]),
+        ("mlflow", ["train", "--config", "smoke", "--tracking.mlflow", "mlruns"]),
         ("matplotlib", ["evaluate", "--model", "nowhere", "--plots"]),
     ],
 )

@@ -19,6 +19,7 @@ import pytest
 from helpers.dist_helper import run_processes, start_processes
 from helpers.tables import read_table
 from helpers.tiny import tiny_config
+from PIL import Image
 
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.train import train
@@ -26,10 +27,13 @@ from alexnet_dist.runs.folder import start_logging
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.tracking import epochs
 from alexnet_dist.tracking.csv import COLUMNS, CsvMirror
-from alexnet_dist.tracking.tensorboard import TensorboardMirror, name_points
-from alexnet_dist.tracking.trackers import MetricsFile, Row, Trackers, read_rows
+from alexnet_dist.tracking.pictures import Picture, Pictures
+from alexnet_dist.tracking.tensorboard import TensorboardMirror
+from alexnet_dist.tracking.trackers import MetricsFile, Row, Trackers, name_points, read_rows
 
 pytest.importorskip("tensorboard")
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
 CANARY = "canary-5f1c2e"
 Point = tuple[str, int, float]
 
@@ -102,6 +106,30 @@ def test_settings_are_a_text_of_the_one_run(killed_run: Path) -> None:
     (text,) = events.Tensors("settings/text_summary")
     lines = text.tensor_proto.string_val[0].decode().splitlines()
     assert [line.removeprefix("    ") for line in lines] == (killed_run / "config.yaml").read_text().splitlines()
+
+
+def test_settings_are_in_the_tab_of_hparams(killed_run: Path) -> None:
+    events = load_events(killed_run / "tensorboard")
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["optimizer.lr"].number_value == 0.01
+    assert start.hparams["model.variant"].string_value == "paper"
+    assert not [name for name in start.hparams if name.startswith("tracking.")]
+
+
+def test_pictures_are_shown_at_their_step(killed_run: Path, tmp_path: Path) -> None:
+    images = load_events(killed_run / "tensorboard").Tags()["images"]
+    assert set(images) <= {"conv1/tower_1", "conv1/tower_2"}  # they begin with the resume, and with better weights
+    mirror = TensorboardMirror(folder=tmp_path, run_id="5e6f7a8b", settings="", rows=[])
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    mirror.show(Pictures(7, [Picture("pixels", pixels), Picture("file", tmp_path / "a.png")]))
+    mirror.finish({})
+    events = load_events(tmp_path)
+    for name in ("pixels", "file"):
+        (shown,) = events.Images(name)
+        assert shown.step == 7
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), pixels)
 
 
 def test_files_hold_no_command_line_environment_or_host(killed_run: Path) -> None:

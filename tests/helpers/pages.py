@@ -28,7 +28,21 @@ PROGRAMS = {
         "cd",
         "tar",
     ),
-    *("ls", "sbatch", "srun", "scancel", "sacct", "wandb", "tensorboard", "jupyter", "aws", "export", "mpirun", "curl"),
+    *(
+        "ls",
+        "sbatch",
+        "srun",
+        "scancel",
+        "sacct",
+        "wandb",
+        "tensorboard",
+        "mlflow",
+        "jupyter",
+        "aws",
+        "export",
+        "mpirun",
+        "curl",
+    ),
 }
 NEEDS = re.compile(r"<!-- needs: (.+) -->")
 _SETTING = re.compile(r"[A-Z_]+=\S*$")  # of the environment, before a program
