@@ -32,8 +32,6 @@ from common.subject import TrainerStep, build_network, make_batch, pick_spec
 from common.timing import Protocol, Spread, divide, time_calls
 from end_to_end import Effort, measure_speed
 from model import build_graph_loop, build_minimal_loop
-from torch import nn
-from torch.nn import functional as F
 
 from alexnet_dist.assembly.loaders import INPUT_DTYPES
 from alexnet_dist.base.errors import AlexNetDistError, MachineError
@@ -46,11 +44,6 @@ ROWS = "rows.jsonl"
 VARIANTS = ("paper", "torchvision")
 PROFILED_STEPS, KERNELS_SHOWN = 3, 25
 LEAST_SECONDS = 20.0  # that a command is started with
-GROUPED = {  # layer: channels in and out, kernel, side of its maps; each in two groups
-    "conv2": (96, 256, 5, 27),
-    "conv4": (384, 384, 3, 13),
-    "conv5": (384, 256, 3, 13),
-}
 
 
 @dataclass(frozen=True)
@@ -201,27 +194,6 @@ def profile(lease: Lease) -> None:
             lease.say("profile", variant=variant, kernel=event.key[:100], us=us, count=count)
 
 
-def convolutions(lease: Lease) -> None:
-    """The grouped layers in three forms: grouped, two of a tower, dense with zeros."""
-    for layer, (inputs, outputs, kernel, side) in GROUPED.items():
-        images = torch.randn(lease.sizes[0], inputs, side, side, device=lease.runtime.device, dtype=torch.bfloat16)
-        maps = images.to(memory_format=torch.channels_last)  # (B, C, S, S)
-        for form, groups, channels in (("grouped", 2, inputs), ("tower", 1, inputs // 2), ("dense", 1, inputs)):
-            times = 2 if form == "tower" else 1
-            conv = nn.Conv2d(channels, outputs // times, kernel, padding=kernel // 2, groups=groups)
-            conv.to(maps.device, torch.bfloat16, memory_format=torch.channels_last)
-            given = maps[:, :channels].contiguous(memory_format=torch.channels_last).requires_grad_()
-            grad = torch.ones_like(conv(given))
-
-            def both(conv: nn.Conv2d = conv, given: torch.Tensor = given, grad: torch.Tensor = grad) -> None:
-                conv.zero_grad(set_to_none=True)
-                given.grad = None
-                F.relu(conv(given)).backward(grad)
-
-            seconds = Spread.of(lease.time({form: both}, 0.05)[form]).median * times
-            lease.say("convolutions", layer=layer, form=form, batch=lease.sizes[0], ms=1000 * seconds)
-
-
 def graphs(lease: Lease) -> None:
     """The hand-written loop as one CUDA graph, beside itself and the trainer."""
     if not lease.on_gpu:
@@ -311,8 +283,7 @@ SECTIONS: dict[str, Section] = {
     "ceilings": (ceilings, 5),
     "steps": (steps, 50),
     "profile": (profile, 15),
-    "convolutions": (convolutions, 10),
-    "forms": benchmark("convolutions", 40, reads=False),
+    "convolutions": benchmark("convolutions", 40, reads=False),
     "graphs": (graphs, 30),
     "end_to_end": (end_to_end, 60),
     "normalization": benchmark("normalization", 40, reads=False),

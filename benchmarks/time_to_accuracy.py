@@ -113,7 +113,7 @@ def main() -> int:
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all")
     parser.add_argument("--only", nargs="+", choices=RIVALS, default=list(USUAL), help=f"rivals; default: {USUAL}")
-    parser.add_argument("--times", type=float, default=1.5, help="as many times ours a rival may take; default: 1.5")
+    parser.add_argument("--times", type=float, default=1.3, help="as many times ours a rival may take; default: 1.3")
     parser.add_argument("--seed", type=int, default=0, help="of our runs; default: 0")
     return run_benchmark(parser, measure)
 

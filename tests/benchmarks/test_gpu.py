@@ -70,9 +70,3 @@ def test_what_cannot_be_measured_or_kept_is_refused_first(tmp_path: Path, tiny: 
     options = argparse.Namespace(out=tmp_path / "file", tiny=tiny, only=[], seconds=1, data_root=None)
     with pytest.raises(MachineError, match="cannot write the figures" if tiny else "no CUDA device"):
         gpu.measure(options)
-
-
-def test_convolutions_have_three_forms_of_each_grouped_layer(lease: gpu.Lease) -> None:
-    gpu.convolutions(lease)
-    found = {(row["layer"], row["form"]) for row in rows_of(lease) if row["ms"] > 0}
-    assert found == {(layer, form) for layer in gpu.GROUPED for form in ("grouped", "tower", "dense")}
