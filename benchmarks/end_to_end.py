@@ -47,14 +47,13 @@ from common.report import (
     add_device_options,
     describe_environment,
     describe_speed,
-    has_bf16,
     new_parser,
     pick_effort,
     run_benchmark,
 )
 from common.subject import SEED, TINY, TrainerStep, build_network, make_batch, pick_spec
 from common.timing import Protocol, Spread, Window, divide, interleave, measure_seconds, settle_window
-from common.verdict import Situation, judge
+from common.verdict import judge
 
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_normalization
 from alexnet_dist.base.machine import available_cores
@@ -63,7 +62,9 @@ from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Plan
 from alexnet_dist.models import AlexNetSpec
+from alexnet_dist.parallel.precision import computes_bf16
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.runs.advice import Setup
 from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,17 +148,15 @@ def measure_speed(report: Report, runtime: Runtime, options: argparse.Namespace,
         report.rows.append({"arm": arm, "engine": options.engine, "workers": workers, **describe_speed(speeds[arm])})
     add_limit(report, seconds, on_gpu, f"{options.variant}, {runtime.precision}, {options.engine}, batch {batch_size}")
     report.environment["images"] = describe_images(index, made=options.data_root is None)
-    found = Situation(
-        loader=speeds["loader"].median,
-        network=speeds["model"].median,
+    setup = Setup(
         on_gpu=on_gpu,
         engine=options.engine,
         workers=default.workers,
         cores=report.environment["cores"],
         precision=runtime.precision,
-        computes_bf16=on_gpu or has_bf16(report.environment),
+        computes_bf16=computes_bf16(on_gpu),
     )
-    report.notes.append(judge(found))
+    report.notes.append(judge(speeds["loader"].median, speeds["model"].median, setup))
 
 
 def build_windows(

@@ -35,6 +35,13 @@ def choose_precision(requested: str, on_gpu: bool) -> tuple[str, str]:
     return "fp32", "this CPU has no AMX"
 
 
+def computes_bf16(on_gpu: bool) -> bool:
+    """Whether the device has a unit that multiplies matrices in bf16."""
+    if on_gpu:
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def check_launcher_precision(chosen: str) -> None:
     """Refuse a launcher's --mixed_precision that contradicts the setting.
 

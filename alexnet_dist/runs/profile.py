@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from alexnet_dist.base.machine import share_of_cores
 from alexnet_dist.base.spans import BACKWARD, COMMUNICATION, COPIES, DATA_WAIT, FORWARD, LOSS, REST, UPDATE
 from alexnet_dist.base.text import align
 from alexnet_dist.models import LAYER_NAMES
+from alexnet_dist.parallel.precision import computes_bf16
+from alexnet_dist.runs.advice import Setup, find_faster_link, find_faster_loader, find_faster_network
 from alexnet_dist.runs.start import Network, Start
 from alexnet_dist.training.profile import Profile, Profiler
 
@@ -22,35 +23,6 @@ FOLDER, TABLE, TRACE = "profile", "profile.txt", "trace.json.gz"
 ROWS = (DATA_WAIT, COPIES, FORWARD, LOSS, BACKWARD, UPDATE, COMMUNICATION, REST)
 PARTS = (*LAYER_NAMES, "convolutions", "LRN", "pooling", "ReLU", "dropout", "other")  # of a forward pass
 LIMITING = 0.2  # a wait that takes more of an update is what to shorten first
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a verdict depends on beside the times.
-
-    Args:
-        on_gpu: whether the network runs on one.
-        processes: that train together.
-        engine: data loader backend.
-        workers: of it, for each process.
-        cores: of the machine, for each process.
-        is_cacheable: whether engine cache can carry the recipe out.
-        strategy: who holds what.
-        precision: in which the network computes.
-        is_compressed: whether what crosses between processes travels in half of float32's bytes.
-        is_compiled: by torch.compile.
-    """
-
-    on_gpu: bool = False
-    processes: int = 1
-    engine: str = "torchvision"
-    workers: int = 1
-    cores: int = 1
-    is_cacheable: bool = True
-    strategy: str = "ddp"
-    precision: str = "fp32"
-    is_compressed: bool = False
-    is_compiled: bool = False
 
 
 def build_profiler(start: Start, network: Network, num_updates: int | None, workers: int) -> Profiler | None:
@@ -69,6 +41,7 @@ def build_profiler(start: Start, network: Network, num_updates: int | None, work
         is_cacheable=config.augment.crop != "random_resized",
         strategy=parallel.strategy,
         precision=runtime.precision,
+        computes_bf16=computes_bf16(runtime.device.type == "cuda"),
         is_compressed=travels_as in ("bf16", "fp16"),
         is_compiled=config.compile,
     )
@@ -140,31 +113,8 @@ def judge(profile: Profile, setup: Setup) -> str:
         parts = {name: profile.share(name) for name in (FORWARD, BACKWARD, UPDATE)}
         largest = max(parts, key=parts.__getitem__)
         part = f"{1 - loading - crossing:.0%} of an update, {largest} {parts[largest]:.0%}"
-        return f"The network limits the speed ({part}): next is {_find_faster_network(setup)}."
+        return f"The network limits the speed ({part}): next is {find_faster_network(setup)}."
     if loading >= crossing:
-        return f"The data loader limits the speed ({loading:.0%} of an update): next is {_find_faster_loader(setup)}."
+        return f"The data loader limits the speed ({loading:.0%} of an update): next is {find_faster_loader(setup)}."
     part = f"{crossing:.0%} of an update waits for the other processes"
-    return f"The link between the processes limits the speed ({part}): next is {_find_faster_link(setup)}."
-
-
-def _find_faster_network(setup: Setup) -> str:
-    if not setup.on_gpu:
-        return "a GPU or more cores"
-    if setup.precision in ("fp32", "tf32"):
-        return "--precision bf16"
-    return "more GPUs" if setup.is_compiled else "--compile true"
-
-
-def _find_faster_loader(setup: Setup) -> str:
-    if setup.engine != "cache" and setup.is_cacheable:
-        return "--data.engine cache"
-    if setup.workers < setup.cores:
-        return f"--data.workers {setup.cores}"
-    return "smaller files, resized once, or more cores"
-
-
-def _find_faster_link(setup: Setup) -> str:
-    if setup.strategy == "ddp":
-        compression = "" if setup.is_compressed else " or --parallel.gradient_compression bf16"
-        return f"--parallel.strategy hybrid{compression}, which `estimate` compares"
-    return "a larger --train.global_batch_size" if setup.is_compressed else "--parallel.exchange bf16"
+    return f"The link between the processes limits the speed ({part}): next is {find_faster_link(setup)}."

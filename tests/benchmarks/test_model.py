@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from common.ceilings import count_flops, percent_of_ceiling
 from common.report import Report
-from common.verdict import Situation, judge
+from common.verdict import judge
 from model import add_ceilings, find_largest, has_room
 
 from alexnet_dist.models import make_spec
-
-ON_CPU = Situation(100.0, 50.0, False, "torchvision", 1, 2, "fp32", True)
-ON_GPU = Situation(100.0, 50.0, True, "dali", 8, 16, "bf16", True)
+from alexnet_dist.runs.advice import Setup
 
 
 def test_flops_are_those_of_the_papers_network() -> None:
@@ -49,19 +47,22 @@ def test_ceilings_have_their_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("speeds", "setup", "words"),
     [
-        (ON_CPU, ("The network takes 67%", "set --precision bf16")),
-        (replace(ON_CPU, precision="bf16"), ("a GPU or more cores",)),
-        (replace(ON_CPU, computes_bf16=False), ("a CPU that computes in bf16",)),
-        (replace(ON_CPU, loader=20.0), ("The loader takes 71%", "set --data.engine cache")),
-        (replace(ON_CPU, loader=20.0, engine="cache"), ("smaller pictures",)),
-        (ON_GPU, ("The network limits (loader 100 images/s, network 50)", "--compile true")),
-        (replace(ON_GPU, precision="fp32"), ("set --precision bf16",)),
-        (replace(ON_GPU, loader=20.0), ("The loader limits", "set --data.engine cache")),
-        (replace(ON_GPU, loader=20.0, engine="cache"), ("set --data.workers 16",)),
-        (replace(ON_GPU, loader=20.0, engine="cache", workers=16), ("smaller pictures",)),
+        ((100.0, 50.0), {}, "The network limits the speed (67% of the cores' time): next is a GPU or more cores."),
+        ((100.0, 50.0), {"computes_bf16": True}, "next is --precision bf16."),
+        ((20.0, 50.0), {}, "The data loader limits the speed (71% of the cores' time): next is --data.engine cache."),
+        ((50.0, 50.0), {"engine": "cache"}, "next is smaller files"),
+        (
+            (100.0, 50.0),
+            {"on_gpu": True},
+            "The network limits the speed (loader 100 images/s, network 50): next is --",
+        ),
+        ((50.0, 50.0), {"on_gpu": True, "is_compiled": True}, "next is more GPUs."),
+        ((20.0, 50.0), {"on_gpu": True}, "The data loader limits the speed (loader 20 images/s, network 50): next is"),
     ],
 )
-def test_verdict_names_what_limits_and_the_setting_to_change(found: Situation, words: tuple[str, ...]) -> None:
-    assert all(word in judge(found) for word in words), judge(found)
+def test_verdict_names_what_limits_and_the_setting_to_change(
+    speeds: tuple[float, float], setup: dict[str, Any], words: str
+) -> None:
+    assert words in judge(*speeds, Setup(**setup))

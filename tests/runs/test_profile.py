@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from alexnet_dist.runs.profile import Setup, format_profile, judge, report_profile
+from alexnet_dist.runs.advice import Setup
+from alexnet_dist.runs.profile import format_profile, judge, report_profile
 from alexnet_dist.training.profile import Profile
 
 SECONDS = {"data wait": 0.0, "forward": 0.01, "forward.LRN": 0.01, "forward.conv1": 0.02, "backward": 0.06}
@@ -23,7 +24,8 @@ def make_profile(**seconds: float) -> Profile:
     ("seconds", "setup", "expected"),
     [
         ({}, {}, "The network limits the speed (100% of an update, backward 60%): next is a GPU or more cores."),
-        ({}, {"on_gpu": True}, "next is --precision bf16."),
+        ({}, {"on_gpu": True, "computes_bf16": True}, "next is --precision bf16."),
+        ({}, {"computes_bf16": True}, "next is --precision bf16."),
         ({}, {"on_gpu": True, "precision": "bf16"}, "next is --compile true."),
         ({}, {"on_gpu": True, "precision": "bf16", "is_compiled": True}, "next is more GPUs."),
         ({"data_wait": 0.02}, {}, "The network limits"),
