@@ -38,7 +38,7 @@ def choose_precision(requested: str, on_gpu: bool) -> tuple[str, str]:
 def computes_bf16(on_gpu: bool) -> bool:
     """Whether the device has a unit that multiplies matrices in bf16."""
     if on_gpu:
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
