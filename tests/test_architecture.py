@@ -37,6 +37,7 @@ HOMES = {
     "torch.utils.tensorboard": "alexnet_dist/tracking/tensorboard",
     "nvidia": ("alexnet_dist/data/engines/dali/", "benchmarks/"),
     "matplotlib": "alexnet_dist/figures/",
+    "vl_convert": "alexnet_dist/figures/vega.py",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
     "huggingface_hub": ("alexnet_dist/inference/hub.py", "alexnet_dist/data/remote/hub.py"),
     "pyarrow": ("alexnet_dist/data/sources/parquet_packs.py", "alexnet_dist/inference/features_file.py", "benchmarks/"),

@@ -11,7 +11,7 @@ from alexnet_dist.base.run_record import METRICS
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.settings.schema import Config, TrackingConfig
 from alexnet_dist.tracking import mirrors
-from alexnet_dist.tracking.trackers import MetricsFile, Run, Trackers
+from alexnet_dist.tracking.trackers import MetricsFile, Run, Start, Trackers
 
 
 def check_mirrors(tracking: TrackingConfig, folder: Path) -> None:
@@ -26,6 +26,7 @@ def open_trackers(
     wandb_id: str,
     is_main: bool = True,
     facts: Mapping[str, Any] | None = None,
+    others: Mapping[str, Start] | None = None,
 ) -> Trackers:
     """metrics.jsonl, its tables and what `tracking` asks for; in other processes than the main one what each has.
 
@@ -36,10 +37,11 @@ def open_trackers(
         wandb_id: the same at each start of the run.
         is_main: whether this process writes the run's files.
         facts: what trackers may tell of the run beside its settings.
+        others: what starts trackers that know more of a run, by name.
 
     Raises:
         MachineError: metrics.jsonl cannot be written, or a package that was asked for is not installed.
     """
     run = Run(folder, wandb_id, dataclasses.asdict(config), dump_config(config), facts or {})
-    starts = mirrors.prepare_mirrors(run, is_main)
+    starts = {**mirrors.prepare_mirrors(run, is_main), **(others or {})}
     return Trackers(MetricsFile(folder / METRICS, metrics_bytes) if is_main else None, starts)

@@ -35,6 +35,7 @@ VERBS = {  # in the order of use
     "prepare": "find damaged images, build a cache, compare engines, write lists",
     "runs": "list your runs: how they ended, how good they are, what they take",
     "compare": "put runs beside each other: settings, results, curves",
+    "report": "write a page about a run, or about several",
     "crossval": "train once for each fold of the images, with a table of all",
     "doctor": "look at machines, links and images before a long training",
     "estimate": "predict speed and memory of each strategy on other machines",

@@ -24,7 +24,7 @@ from alexnet_dist.training.schedule import list_unreached
 
 logger = logging.getLogger("alexnet_dist")
 
-SEEN_FIRST = ("curves.png", "conv1.png")
+SEEN_FIRST = ("report.html", "plots/curves.png")
 MOST_CLASSES = 10  # in the start's lines
 
 
@@ -129,7 +129,7 @@ def say_goodbye(start: Start, summary: dict[str, Any]) -> None:
     """Print the result, where it lies, and what to try next: commands that can be pasted."""
     say_result(summary)
     logger.info("run folder: %s, %s MB", start.folder, f"{measure_size(start.folder) / 1e6:,.0f}")
-    drawn = [str(start.folder / "plots" / name) for name in SEEN_FIRST if (start.folder / "plots" / name).is_file()]
+    drawn = [str(start.folder / name) for name in SEEN_FIRST if (start.folder / name).is_file()]
     if drawn:
         logger.info("look at: %s", ", ".join(drawn))
     with contextlib.suppress(OSError, AlexNetDistError):  # the run has ended well, whatever is gone meanwhile

@@ -43,6 +43,8 @@ class PastRun:
         facts: of run.json.
         summary: of summary.json.
         notes: what is missing or damaged.
+        given_rows: of metrics.jsonl, where they are known; else they are read.
+        given_state: how it stands, where that is known.
     """
 
     folder: Path
@@ -51,12 +53,15 @@ class PastRun:
     facts: dict[str, Any]
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    given_rows: list[Row] | None = None
+    given_state: str | None = None
 
     @cached_property
     def rows(self) -> list[Row]:
         """Of metrics.jsonl: those that say their step, and of their values the finite numbers and words."""
         try:
-            rows, damaged = parse_rows(self.folder / METRICS)
+            given = self.given_rows
+            rows, damaged = (given, []) if given is not None else parse_rows(self.folder / METRICS)
         except OSError as error:
             self.notes.append(f"{METRICS} cannot be read ({error.strerror})")
             return []
@@ -83,6 +88,8 @@ class PastRun:
     @cached_property
     def state(self) -> str:
         """How it ended: finished, interrupted or failed; running; or killed, where nothing says how."""
+        if self.given_state is not None:
+            return self.given_state
         if is_held(self.folder):
             return "running"
         status, ended = self.summary.get("status"), _number(self.summary.get("step"))
@@ -142,12 +149,15 @@ class PastRun:
         return _name_recipe(self.settings)
 
 
-def read_past_run(folder: Path, name: str = "") -> PastRun:
+def read_past_run(
+    folder: Path, name: str = "", given_rows: list[Row] | None = None, given_state: str | None = None
+) -> PastRun:
     """What a run folder tells, whatever state it is in.
 
     Args:
         folder: the run folder.
         name: in tables; "" = the folder's.
+        given_rows, given_state: see `PastRun`.
     """
     notes: list[str] = []
     try:
@@ -166,7 +176,7 @@ def read_past_run(folder: Path, name: str = "") -> PastRun:
         notes.append(f"{SUMMARY} is damaged")
     if not _ends_well(folder / METRICS):
         notes.append(f"{METRICS} is missing, or ends in half a line")
-    return PastRun(folder, name or folder.resolve().name, settings, facts, summary, notes)
+    return PastRun(folder, name or folder.resolve().name, settings, facts, summary, notes, given_rows, given_state)
 
 
 def find_runs(folder: Path) -> list[PastRun]:

@@ -65,6 +65,8 @@ from alexnet_dist.runs.pictures import picture_filters, picture_plots
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.profile import build_profiler
 from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
+from alexnet_dist.runs.report import REPORT
+from alexnet_dist.runs.report_tracker import prepare_report
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
 from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.shared_folder import check_folder_is_shared
@@ -303,7 +305,8 @@ def _restore(start: Start, network: Network, optimizer: Optimizer, loaded: Check
 def _open_trackers(start: Start, recording: Recording) -> Trackers:
     opened: list[Trackers] = []
     open_here = partial(open_trackers, start.config, start.folder, recording.metrics_bytes, recording.wandb_id)
-    start.runtime.on_main(lambda: opened.append(open_here(facts=recording.told)))
+    others = {REPORT: prepare_report(start.folder)} if start.config.log.report else {}
+    start.runtime.on_main(lambda: opened.append(open_here(facts=recording.told, others=others)))
     return opened[0] if opened else open_here(is_main=False)
 
 

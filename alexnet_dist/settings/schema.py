@@ -323,6 +323,8 @@ class LogConfig:
     too; debug: every log point, and the seconds of each step of the start"""
     plots: bool = True
     """draw the figures of plots/ after training"""
+    report: bool = True
+    """write report.html, a page with curves, tables and figures, at the end of each epoch and of the run"""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.verbs import NOTHING_DRAWN
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
@@ -111,7 +112,7 @@ def test_a_limit_of_the_shell_is_one_line(tmp_path: Path, limit: str, value: int
         str(tmp_path / "r"),
     ]
     done = subprocess.run(
-        [*command, "--data.workers", "1", "--log.plots", "false"],
+        [*command, "--data.workers", "1", *NOTHING_DRAWN],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: resource.setrlimit(getattr(resource, limit), (value, value)),
         capture_output=True,

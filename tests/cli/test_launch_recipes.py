@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.ports import find_free_port
+from helpers.verbs import NOTHING_DRAWN
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -253,7 +254,7 @@ def test_two_pods_train_together(tmp_path: Path) -> None:
     mine = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     places = {"imagenet_subset": "smoke", "/runs/imagenet_subset": str(tmp_path / "run"), "/data": str(tmp_path)}
     words = [places.get(word, word) for word in COMMANDS["kubeflow"]]
-    quick = ["--train.max_steps", "2", "--data.workers", "0", "--log.plots", "false"]
+    quick = ["--train.max_steps", "2", "--data.workers", "0", *NOTHING_DRAWN]
     pods = [
         subprocess.Popen(
             [sys.executable, "-m", "alexnet_dist", *words, *quick],

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.verbs import NOTHING_DRAWN
 
 HEAVY = ["torch", "torchvision", "accelerate", "scipy", "sklearn", "matplotlib", "huggingface_hub", "wandb", "nvidia"]
 RARE = ["IPython", "asyncio", "onnx", "onnxruntime", "pandas", "pyarrow", "obstore", "ray", "tensorboard", "webdataset"]
@@ -83,7 +84,7 @@ def test_a_start_is_said_before_anything_heavy_is_imported(tmp_path: Path) -> No
 
 @pytest.mark.heavy
 def test_a_training_imports_only_what_it_uses(tmp_path: Path) -> None:
-    words = ["train", "--config", "smoke", "--data.workers", "0", "--log.plots", "false", "--model.fc_width", "8"]
+    words = ["train", "--config", "smoke", "--data.workers", "0", *NOTHING_DRAWN, "--model.fc_width", "8"]
     words += ["--train.max_steps", "1", "--output_dir", str(tmp_path / "run")]
     code = (
         "import sys\n"

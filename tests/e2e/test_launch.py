@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.dist_helper import wait_for_step
 from helpers.tiny import tiny_config
+from helpers.verbs import NOTHING_DRAWN
 from helpers.waiting import is_alive, wait_until
 from safetensors.torch import load_file
 
@@ -129,7 +130,7 @@ def test_a_launcher_that_gives_something_else_is_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "hybrid"])
 def test_smoke_reaches_what_it_promises_on_two_processes(tmp_path: Path, strategy: str) -> None:
-    words = ["--config", "smoke", "--parallel.strategy", strategy, "--log.plots", "false", "--data.workers", "0"]
+    words = ["--config", "smoke", "--parallel.strategy", strategy, *NOTHING_DRAWN, "--data.workers", "0"]
     process = launch([*TWO_PROCESSES, TRAIN, *words, "--output_dir", str(tmp_path / "run")])
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr

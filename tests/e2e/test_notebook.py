@@ -18,6 +18,7 @@ SETTINGS = {
     "model.conv_channels": [8, 8, 8, 8, 8],
     "data.workers": 0,
     "log.plots": False,
+    "log.report": False,
     "log.every_steps": 4,
     "precision": "fp32",
 }

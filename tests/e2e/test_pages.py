@@ -47,7 +47,7 @@ TINY = {
     "augment": {"resize": 72},
     "train": {"epochs": 1, "global_batch_size": 12},
     "schedule": {"warmup_steps": 0},
-    "log": {"plots": False},
+    "log": {"plots": False, "report": False},
 }
 
 

@@ -27,7 +27,7 @@ model: {variant: paper, image_size: 64, conv_channels: [8, 16, 16, 16, 16], fc_w
 data: {workers: 0, val: val}
 augment: {resize: 72}
 train: {epochs: 1, global_batch_size: 6}
-log: {plots: false}
+log: {plots: false, report: false}
 """
 
 

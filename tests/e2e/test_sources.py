@@ -19,7 +19,7 @@ from helpers.array_files import list_files, save_npy_folders, write_cifar10, wri
 from helpers.images import save_jpeg
 from helpers.pages import ROOT, read_code
 from helpers.tiny import tiny_config
-from helpers.verbs import call, call_well
+from helpers.verbs import NOTHING_DRAWN, call, call_well
 from PIL import Image
 
 from alexnet_dist.settings.reader import dump_config
@@ -157,7 +157,7 @@ def test_a_source_of_the_page_is_one_file_and_one_line(tmp_path: Path) -> None:
     commands = next(text for text in read_code("data-sources.md", "") if "--data.source npy" in text)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     train, evaluate = (shlex.split(command)[1:] for command in commands.splitlines())
-    sizes = ["--train.max_steps", "1", "--train.global_batch_size", "4", "--data.val", "val", "--log.plots", "false"]
+    sizes = ["--train.max_steps", "1", "--train.global_batch_size", "4", "--data.val", "val", *NOTHING_DRAWN]
     for words in ([*train, *sizes], evaluate):
         done = subprocess.run(
             [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200

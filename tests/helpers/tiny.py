@@ -54,6 +54,7 @@ def tiny_config(output_dir: Path, **overrides: Any) -> Config:
         "train.global_batch_size": 12,
         "log.every_steps": 2,
         "log.plots": False,  # two seconds a run
+        "log.report": False,
         "checkpoint.every_steps": 3,
         **{f"model.{key}": value for key, value in TINY_NETWORK.items()},
         **{key.replace("__", "."): value for key, value in overrides.items()},

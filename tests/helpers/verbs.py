@@ -8,6 +8,7 @@ import io
 from alexnet_dist.cli.main import run
 from helpers.dist_helper import run_processes
 
+NOTHING_DRAWN = ("--log.plots", "false", "--log.report", "false")  # a training that ends sooner
 Outcome = tuple[int, list[str], str]
 
 

@@ -1,0 +1,60 @@
+"""report.html of a run that goes on: written when an epoch ends, and when the run does."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.figures.vega import begin_vega, find_vega, load_vega
+from alexnet_dist.runs.past_runs import read_past_run
+from alexnet_dist.runs.report import REPORT, write_report
+from alexnet_dist.tracking.trackers import Row, Start
+
+logger = logging.getLogger("alexnet_dist")
+
+WAIT_SECONDS = 60  # at the run's end, for the script that draws charts
+
+
+class ReportTracker:
+    """Keeps report.html true. In the first seconds of a user's first run, the script for its charts is not there yet.
+
+    Args:
+        folder: the run folder.
+        rows: what metrics.jsonl holds already.
+    """
+
+    def __init__(self, folder: Path, rows: list[Row]) -> None:
+        self._folder, self._rows = folder, list(rows)
+        self._linking = begin_vega()
+
+    def log(self, row: Row) -> None:
+        """Take a row; one that ends an epoch makes the page new."""
+        self._rows.append(row)
+        if row["event"] == "epoch" and (self._linking is None or self._linking.poll() is not None):
+            self._write(find_vega(), "running")
+
+    def finish(self, summary: Row) -> None:
+        """Write the page of the end."""
+        if self._linking is not None:
+            try:
+                self._linking.wait(WAIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._linking.kill()
+                self._linking.wait()
+        try:
+            vega = load_vega()
+        except MachineError as error:
+            logger.info("%s has no charts: %s", REPORT, error)
+            vega = None
+        self._write(vega, str(summary["status"]))
+
+    def _write(self, vega: str | None, state: str) -> None:
+        run = read_past_run(self._folder, given_rows=self._rows, given_state=state)
+        write_report(self._folder / REPORT, [run], vega)
+
+
+def prepare_report(folder: Path) -> Start:
+    """What starts the tracker of a run."""
+    return lambda rows: ReportTracker(folder, rows)

@@ -1,0 +1,115 @@
+"""report.html of a run that goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.past_runs import list_rows, make_run
+from helpers.tiny import tiny_config
+
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.runs import report_tracker
+from alexnet_dist.runs.ownership import is_own_table, owns
+from alexnet_dist.runs.report_tracker import ReportTracker
+
+VEGA = "window.vegaEmbed=()=>0;window.vegaLite=0;"
+
+
+class Linking:
+    """A process that links the script, and is done when it is told to be."""
+
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def wait(self, seconds: float | None = None) -> int:
+        if self.code is None and seconds is not None:
+            raise subprocess.TimeoutExpired("link", seconds)
+        return 0
+
+    def kill(self) -> None:
+        self.code = -9
+
+
+@pytest.fixture
+def linking(monkeypatch: pytest.MonkeyPatch) -> Linking:
+    process = Linking()
+    monkeypatch.setattr(report_tracker, "begin_vega", lambda: process)
+    monkeypatch.setattr(report_tracker, "find_vega", lambda: VEGA)
+    monkeypatch.setattr(report_tracker, "load_vega", lambda: VEGA)
+    return process
+
+
+def test_the_page_is_made_at_the_end_of_epochs_and_of_the_run(tmp_path: Path, linking: Linking) -> None:
+    folder = make_run(tmp_path / "a", status=None)
+    page = folder / "report.html"
+    tracker = ReportTracker(folder, [])
+    first, second, third = (list_rows([0.5, 0.6, 0.7], 4)[part] for part in (slice(6), slice(6, 12), slice(12, 18)))
+    for row in first:
+        tracker.log(row)
+    assert not page.exists()  # the script for its charts is on its way
+    linking.code = 0
+    for row in second[:-1]:
+        tracker.log(row)
+    assert not page.exists()
+    tracker.log(second[-1])
+    assert "The run is going on, epoch 2 of 2." in page.read_text()
+    for row in third:
+        tracker.log(row)
+    tracker.finish({"status": "finished"})
+    assert "The run is finished" in page.read_text()
+    assert is_own_table(page)
+    assert owns(page)
+
+
+def test_a_page_without_charts_is_better_than_none(
+    tmp_path: Path, linking: Linking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise MachineError("not installed")
+
+    monkeypatch.setattr(report_tracker, "load_vega", fail)
+    folder = make_run(tmp_path / "a")
+    ReportTracker(folder, list_rows([0.5], 4)).finish({"status": "interrupted"})
+    assert linking.code == -9
+    assert "pip install vl-convert-python" in (folder / "report.html").read_text()
+
+
+def test_ninety_epochs_are_written_within_a_second(tmp_path: Path, linking: Linking) -> None:
+    linking.code = 0
+    rows = list_rows([0.5] * 90, 200)
+    tracker = ReportTracker(make_run(tmp_path / "a", status=None), rows[:-1])
+    began = time.process_time()
+    tracker.log(rows[-1])
+    assert time.process_time() - began < 1.0
+
+
+@pytest.mark.heavy
+def test_a_report_changes_no_bit_of_the_weights(tmp_path: Path, linking: Linking) -> None:
+    from alexnet_dist.runs.session import train
+
+    linking.code = 0
+    digests = []
+    for name, is_on in (("with", True), ("without", False)):
+        train(tiny_config(tmp_path / name, train__epochs=2, log__report=is_on))
+        assert (tmp_path / name / "report.html").exists() == is_on
+        digests.append(hashlib.sha256((tmp_path / name / "model" / "model.safetensors").read_bytes()).hexdigest())
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.heavy
+def test_a_stopped_run_has_a_page(tmp_path: Path, linking: Linking) -> None:
+    from alexnet_dist.base.errors import InterruptedRunError
+    from alexnet_dist.runs.session import train
+
+    linking.code = 0
+    calls: list[Any] = []
+    with pytest.raises(InterruptedRunError):
+        train(tiny_config(tmp_path / "a", log__report=True), stop=lambda: calls.append(0) or len(calls) > 6)
+    assert "The run is interrupted" in (tmp_path / "a" / "report.html").read_text()
