@@ -31,7 +31,7 @@ from alexnet_dist.assembly.loaders import (
 from alexnet_dist.assembly.sets import make_options
 from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.machine import find_device
-from alexnet_dist.base.places import default_cache_dir
+from alexnet_dist.base.places import find_cache_dir
 from alexnet_dist.base.ranks import local_world_size_from_environment, rank_from_environment
 from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.engine import find_layout
@@ -226,7 +226,7 @@ def make_index(
     _check_names("make_index", options, IndexOptions)
     values = {f"data.{'classes' if name == 'class_list' else name}": value for name, value in options.items()}
     if root is not None and is_address(str(root)):
-        root = fetch_copy(str(root), Path(options.get("cache_dir") or default_cache_dir()), shown=_is_first())
+        root = fetch_copy(str(root), find_cache_dir(options.get("cache_dir")), shown=_is_first())
     if root is not None and part is None:
         whole = Path(os.path.abspath(root))
         root, part = whole.parent, whole.name

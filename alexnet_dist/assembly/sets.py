@@ -17,7 +17,7 @@ import numpy as np
 
 from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.base.places import SET_NAMES, default_cache_dir
+from alexnet_dist.base.places import SET_NAMES, find_cache_dir
 from alexnet_dist.base.ranks import rank_from_environment
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import find_difference, quote_word
@@ -209,7 +209,7 @@ def fetch_once(address: str, folder: Path) -> Path:
 
 def cache_dir(data: DataConfig) -> Path:
     """Where prepared data goes."""
-    return Path(data.cache_dir) if data.cache_dir else default_cache_dir()
+    return find_cache_dir(data.cache_dir)
 
 
 def _name_unused_sets(data: DataConfig) -> None:

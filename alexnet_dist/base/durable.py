@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DivergedError, MachineError
-from alexnet_dist.base.text import escape_cell, unescape_cell
+from alexnet_dist.base.text import escape_cell, format_bytes, unescape_cell
 
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 8_000_000  # of a file; the largest of ours, for ten thousand classes, has a tenth of that
@@ -431,6 +431,27 @@ def disk_errors_named(path: Path, setting: str = "output_dir") -> Iterator[None]
         raise MachineError(
             f"cannot write {path.name}", where=os.path.abspath(path), why=name_reason(error), remedy=remedy
         ) from error
+
+
+def check_space(folder: Path, needed: int, what: str, setting: str) -> None:
+    """Hold what is to be written against what is free.
+
+    Args:
+        folder: where it goes; it need not be there.
+        needed: bytes.
+        what: cannot be done; for the message.
+        setting: the one that says where.
+
+    Raises:
+        MachineError: it does not fit, or the disk cannot be looked at.
+    """
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    with disk_errors_named(place, setting):
+        free = shutil.disk_usage(place).free
+    if free < needed:
+        why = f"{format_bytes(needed)} are needed, {format_bytes(free)} are free"
+        remedy = f"free some space, or set --{setting} to a larger disk"
+        raise MachineError(f"too little space {what}", where=str(folder), why=why, remedy=remedy)
 
 
 def _check_space(folder: Path, needed: int) -> None:

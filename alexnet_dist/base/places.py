@@ -36,8 +36,10 @@ def find_place(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
-def default_cache_dir() -> Path:
-    """alexnet_dist in the user's cache folder."""
+def find_cache_dir(given: str | os.PathLike[str] | None) -> Path:
+    """Where prepared data goes: the folder that data.cache_dir names, or alexnet_dist in the user's cache folder."""
+    if given:
+        return Path(given)
     settle_home()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "alexnet_dist"

@@ -102,12 +102,12 @@ def find_folder(word: str, cache_dir: str | None) -> Path:
         return Path(word)
     parse_address(word, "the address")
     from alexnet_dist.assembly.sets import fetch_once  # with much that only fetching needs
-    from alexnet_dist.base.places import default_cache_dir
+    from alexnet_dist.base.places import find_cache_dir
     from alexnet_dist.runs.folder import start_logging
 
     if rank_from_environment() == 0:
         start_logging(None)
-    return fetch_once(word, Path(cache_dir) if cache_dir else default_cache_dir())
+    return fetch_once(word, find_cache_dir(cache_dir))
 
 
 def settle_out(options: Namespace) -> Path | None:

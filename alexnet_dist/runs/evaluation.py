@@ -8,7 +8,7 @@ from typing import Any
 
 from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.sets import find_root, prepare_source
-from alexnet_dist.base.errors import CheckpointError, UsageError
+from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.base.run_record import find_run
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.manifest_read import normalize_name
@@ -91,8 +91,11 @@ def find_split(config: Config, card: ModelCard, split: str, progress: bool, run:
         raise _no_set_error(split)
     for names in source.read_class_lists(options, ("train", split)).values():
         check_classes(names, card)
-    check_classes(tuple(source.name_classes(options, split, card.classes)), card, only_known=True)
-    index = source.list_split(options, split, card.classes)
+    try:
+        index = source.list_split(options, split, card.classes)
+    except DataError:  # which may be for a class that the model has not: that is another error
+        check_classes(tuple(source.name_classes(options, split, card.classes)), card, only_known=True)
+        raise
     check_classes(index.classes, card)
     return index
 

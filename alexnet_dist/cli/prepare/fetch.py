@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from alexnet_dist.base.addresses import is_address
 from alexnet_dist.base.errors import DataError, UsageError
 from alexnet_dist.base.text import escape_text, join_names
 from alexnet_dist.cli.options import add_options
-from alexnet_dist.cli.prepare.verify import DataSettings
-from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.cli.prepare.data_settings import DataSettings, read_config
+from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 EXAMPLES = """Fetch pictures from object storage, a web server or the Hugging Face Hub, once for each machine.
 
@@ -41,9 +40,9 @@ def main(argv: Sequence[str]) -> int:
     options, given = arguments.options, arguments.given
     address = _find_address(options.addresses, given.get("data.root"))
     own = {"data.root": address} if address is not None else {}
-    stand_ins = {} if options.config else {"train.epochs": 1, "data.source": "folder"}
+    stand_ins = {} if options.config else {"data.source": "folder"}
     values = {**stand_ins, **given, **own}
-    data = (load_config(options.config, values) if options.config else build_config(values)).data
+    data = read_config(options.config, values).data
     if data.root is None or not is_address(data.root):
         remedy = "give s3://BUCKET/FOLDER or the like, or set --data.root to it"
         why = "" if data.root is None else f"data.root is the folder {data.root}"
@@ -66,12 +65,12 @@ def fetch(address: str, cache_dir: str | None) -> int:
         DataError: nothing is there.
         MachineError: no network, no permission, no space.
     """
-    from alexnet_dist.base.places import default_cache_dir
+    from alexnet_dist.base.places import find_cache_dir
     from alexnet_dist.data.remote.keep import fetch_copy
     from alexnet_dist.runs.folder import start_logging
 
     start_logging(None)
-    folder = fetch_copy(address, Path(cache_dir) if cache_dir else default_cache_dir(), shown=True, again=True)
+    folder = fetch_copy(address, find_cache_dir(cache_dir), shown=True, again=True)
     print(escape_text(folder))
     return 0
 
@@ -82,10 +81,10 @@ def check(address: str, cache_dir: str | None) -> int:
     Raises:
         DataError: nothing was fetched, or files are damaged; those are fetched again by the next `prepare fetch`.
     """
-    from alexnet_dist.base.places import default_cache_dir
+    from alexnet_dist.base.places import find_cache_dir
     from alexnet_dist.data.remote.keep import find_copy, find_damaged, forget, held, is_whole, read_rows
 
-    copy = find_copy(address, Path(cache_dir) if cache_dir else default_cache_dir())
+    copy = find_copy(address, find_cache_dir(cache_dir))
     remedy = "run prepare fetch without --check"
     if not copy.record.exists():
         raise DataError("nothing was fetched", where=address, why=f"{copy.folder} is not there", remedy=remedy)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import align, escape_text
 from alexnet_dist.cli.options import add_options
-from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.cli.prepare.data_settings import DataSettings, read_config
+from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import DataConfig
 
 EXAMPLES = """List the pictures of archives: where each lies, its size, its label. Training does the same at its start.
@@ -23,13 +23,6 @@ The list is kept in data.cache_dir. With --out it is also written into a folder:
 reads these archives takes it from there, after a look at some pictures of each. No archive is extracted or changed."""
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    """The settings that say which archives."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("prepare index", EXAMPLES, "[--config NAME] [options] [--SETTING VALUE ...]")
@@ -40,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
     add_options(parser, "quiet", "debug")
     arguments = parse_arguments(argv, parser, DataSettings)
     options = arguments.options
-    given = {"train.epochs": 1, **arguments.given}
-    config = load_config(options.config, arguments.given) if options.config else build_config(given)
+    config = read_config(options.config, arguments.given)
     if not SOURCES[config.data.source].reads_archives:
         why = f"source {config.data.source} reads no archives"
         raise UsageError("there is nothing to list", where="data.source", why=why, remedy="set --data.source tar")

@@ -1,38 +1,35 @@
-"""`prepare manifest`: lists class folders of images in text files, which source manifest reads."""
+"""`prepare manifest`: lists the images of a set in text files, which source manifest reads, or tar beside archives."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from jsonargparse import ArgumentParser, Namespace
 
-from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file
 from alexnet_dist.base.errors import DataError, UsageError
-from alexnet_dist.base.terminal import COMMAND_JOINT
-from alexnet_dist.base.text import align, escape_text, join_names, quote_word
-from alexnet_dist.cli.options import add_options, show
+from alexnet_dist.base.text import join_names
+from alexnet_dist.cli.options import add_options
+from alexnet_dist.cli.prepare.lists import Listed, Pictures, list_source, show_lists, write_lists
 from alexnet_dist.data.sources.folders import list_class_folders, list_images, match_folders
-from alexnet_dist.data.sources.manifest_read import CLASS_LIST
-from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
 from alexnet_dist.settings.reader import new_parser, parse_options
 
-EXAMPLES = """List class folders in manifests, files of `path label` lines, with a class list beside them.
+EXAMPLES = """List images in manifests, files of `path label` lines, with a class list beside them.
 
 examples:
   python launch/prepare.py manifest --data data/cat_dog --train train_data --test test_data --out lists
-  python launch/prepare.py manifest --data data/imagenet_subset --train train --val val --out lists
+  python launch/prepare.py manifest --data data/shards --source tar --train "train-*.tar" --val "val-*.tar" --out lists
   python launch/train.py --config imagenet_subset --data.source manifest --data.train "$PWD/lists/train.txt" ...
 
-OUT/train.txt, val.txt and test.txt are written, as far as they are asked for, and OUT/classes.txt. The classes are the
-folders of --train, sorted. Paths are relative to --data, which stays data.root. Training from the manifests sees the
-same images, labels and classes as from the folders. No image is read or copied."""
+OUT/train.txt, val.txt and test.txt are written, as far as they are asked for, and OUT/classes.txt. The classes are
+those of --train: without --source its folders, sorted. Paths are relative to --data, which stays data.root. Images that
+lie in archives are listed together in OUT/labels.csv, for --data.labels of source tar. Training from the lists sees the
+same images, labels and classes. No image is copied. The last line says the settings. No list names the rows of parquet:
+`prepare pack` takes a part of it."""
 
 SETS = ("train", "val", "test")
-
-Pictures: TypeAlias = dict[str, list[str]]  # {class: paths relative to the folder of the set}
+FOLDER, LISTED = "folder", ["folder", "manifest", "tar", "imagenet"]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,10 +38,14 @@ def main(argv: Sequence[str]) -> int:
     add_set_options(parser)
     options = parse_options(argv, parser)
     root, names = read_set_options(options)
-    classes = tuple(list_class_folders(root / names["train"]))
-    found = {key: find_pictures(root / name, classes, classes) for key, name in names.items()}
-    write_lists(Path(options.out), place_below(root, names, found), classes, overwrite=options.overwrite)
-    print_report(root, Path(options.out), found)
+    if options.source != FOLDER:
+        listed = list_source(options.source, root, names)
+    else:
+        classes = tuple(list_class_folders(root / names["train"]))
+        pictures = {key: find_pictures(root / name, classes, classes) for key, name in names.items()}
+        listed = Listed(root, classes, place_below(root, names, pictures))
+    write_lists(listed, Path(options.out), overwrite=options.overwrite)
+    show_lists(listed, Path(options.out))
     return 0
 
 
@@ -52,6 +53,7 @@ def add_set_options(parser: ArgumentParser) -> None:
     """The options that say which folders are listed, and where to."""
     add = parser.add_argument
     add("--data", type=str, help="folder that --train, --val and --test are relative to")
+    add("--source", default=FOLDER, choices=LISTED, help="what they are; folder = class folders")
     add("--train", type=str, default="train", help="class folders of the training images; they name the classes")
     add("--val", type=str, help="class folders of validation images")
     add("--test", type=str, help="class folders of test images")
@@ -109,52 +111,6 @@ def place_below(root: Path, names: Mapping[str, str], found: Mapping[str, Pictur
         key: {name: [starts[key] + path for path in paths] for name, paths in pictures.items()}
         for key, pictures in found.items()
     }
-
-
-def write_lists(out: Path, sets: Mapping[str, Pictures], classes: Sequence[str], overwrite: bool) -> None:
-    """Write the manifest of each set and the class list.
-
-    Args:
-        out: the folder; it is made.
-        sets: paths relative to data.root, by class, by name of the set.
-        classes: all classes, in order.
-        overwrite: replace files of other content.
-
-    Raises:
-        UsageError: files of other content are there; nothing is written then.
-        DataError: a name that a line of text cannot hold.
-        MachineError: the folder cannot be written.
-    """
-    files = {f"{key}.txt": format_manifest(pictures, classes) for key, pictures in sets.items()}
-    files[CLASS_LIST] = format_class_list(classes)
-    with disk_errors_named(out, "out"):
-        out.mkdir(parents=True, exist_ok=True)
-        tidy_folder(out)
-        differing = [
-            name for name, data in files.items() if (out / name).exists() and (out / name).read_bytes() != data
-        ]
-    if differing and not overwrite:
-        why = f"{', '.join(differing)} {'is' if len(differing) == 1 else 'are'} there with other content"
-        remedy = "give another --out, or --overwrite"
-        raise UsageError("a list would be replaced", where=str(out), why=why, remedy=remedy)
-    for name, data in files.items():
-        write_file(out / name, data, "out")
-
-
-def print_report(root: Path, out: Path, sets: Mapping[str, Pictures]) -> None:
-    """A line for each set, and the settings with which the lists are read."""
-    rows = [("set", "classes", "images", "per class", "manifest")]
-    for key, pictures in sets.items():
-        counts = [len(paths) for paths in pictures.values() if paths]
-        spread = f"{min(counts):,} to {max(counts):,}" if counts else "0"
-        file = escape_text(str(out / f"{key}.txt"))
-        rows.append((key, f"{len(counts):,}", f"{sum(counts):,}", spread, file))
-    show(align(rows, "<>><"))
-    paths = {key: os.path.abspath(out / f"{key}.txt") for key in sets}
-    settings = {"source": "manifest", "root": str(root), **paths}
-    words = " ".join(f"--data.{key} {quote_word(value)}" for key, value in settings.items())
-    show("")
-    show(f"use: {words}", COMMAND_JOINT)
 
 
 def _relative(root: Path, name: str) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_dist.base.durable import disk_errors_named, tidy_folder, write_file, write_json
-from alexnet_dist.base.errors import MachineError, UsageError
+from jsonargparse import Namespace
+
+from alexnet_dist.base.durable import check_space, disk_errors_named, tidy_folder, write_file, write_json
+from alexnet_dist.base.errors import UsageError
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.terminal import COMMAND_JOINT
 from alexnet_dist.base.text import align, format_bytes, quote_word
 from alexnet_dist.cli.options import add_options, check_at_least_one, show
-from alexnet_dist.cli.prepare.verify import DataSettings
+from alexnet_dist.cli.prepare.choice import add_choice_options, check_choice, choose
+from alexnet_dist.cli.prepare.data_settings import DataSettings, read_config
 from alexnet_dist.data.index import SampleIndex
-from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import DataConfig
 
 EXAMPLES = """Write pictures as WebDataset shards: tars with pictures and labels, in a random order.
@@ -23,6 +25,7 @@ EXAMPLES = """Write pictures as WebDataset shards: tars with pictures and labels
 examples:
   python launch/prepare.py pack --data.root data/flowers --data.val val --out data/shards
   python launch/prepare.py pack --data.source manifest --data.root data/photos --data.train train.csv --out data/shards
+  python launch/prepare.py pack --data.source parquet --data.root data/pets --num_classes 10 --per_class 50 --out part
   python launch/train.py --config imagenet_subset --data.source tar --data.root data/shards --data.val val ...
 
 OUT gets train-0000.tar and so on, the same for val and test where they are named, _info.json with the shards of each
@@ -41,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--out", type=str, metavar="FOLDER", help="folder for the shards; it is made")
     add("--shard_mb", type=int, default=500, help="size of a shard, in MB, at most")
-    add("--seed", type=int, default=0, help="of the order in which pictures lie in the shards")
+    add("--seed", type=int, default=0, help="of the choice, and of the order in which pictures lie in the shards")
+    add_choice_options(parser)
     add("--labels", default="cls", choices=list(LABELS), help="beside a picture: KEY.cls, KEY.json, or both")
     add("--overwrite", action="store_true", help="replace shards that are there")
     add_options(parser, "quiet", "debug")
@@ -52,23 +56,19 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--out is missing", where="command line", remedy="give the folder for the shards")
     if options.seed < 0:
         raise UsageError("--seed must be 0 or more", where="command line", why=f"got {options.seed}")
-    given = {"train.epochs": 1, **arguments.given}
-    config = load_config(options.config, arguments.given) if options.config else build_config(given)
-    labels = LABELS[options.labels]
-    pack(config.data, Path(options.out), options.shard_mb * 10**6, options.seed, labels, options.overwrite)
+    config = read_config(options.config, arguments.given)
+    pack(config.data, Path(options.out), LABELS[options.labels], options)
     return 0
 
 
-def pack(data: DataConfig, out: Path, shard_bytes: int, seed: int, labels: Sequence[str], overwrite: bool) -> None:
+def pack(data: DataConfig, out: Path, labels: Sequence[str], options: Namespace) -> None:
     """Write the sets that the settings name as shards, and print how many there are.
 
     Args:
         data: the settings.
         out: folder for the shards.
-        shard_bytes: of a shard, at most.
-        seed: of the order.
         labels: what lies beside a picture: cls, json or both.
-        overwrite: replace shards that are there.
+        options: of the verb: shard_mb, seed, overwrite, and which classes and images.
 
     Raises:
         UsageError: shards are there, or the source has no image files.
@@ -83,19 +83,21 @@ def pack(data: DataConfig, out: Path, shard_bytes: int, seed: int, labels: Seque
     start_logging(None)
     _check_out(out, data)
     there = _find_shards(out)
-    if there and not overwrite:
+    if there and not options.overwrite:
         why, remedy = f"{there[0].name} is there", "give another --out, or --overwrite"
         raise UsageError("shards would be replaced", where=str(out), why=why, remedy=remedy)
+    counts = check_choice(options, [key for key in PART_KEYS if getattr(data, key) is not None])
     found = zip(PART_KEYS, find_sets(data, seed=0, progress=True), strict=True)
     sets = {key: index for key, index in found if index is not None}
     if not all(index.has_files for index in sets.values()):
         why = f"source {data.source} has no image files"
         raise UsageError("nothing to pack", where="data.source", why=why, remedy="name folders, a list or archives")
+    sets = choose(sets, options, counts)
     classes = format_class_list(sets["train"].classes)
     _make_folder(out, sets, there, "json" in labels)
     info, rows = {}, [("set", "shards", "images", "size")]
     for key, index in sets.items():
-        shards = plan_shards(index, key, seed, shard_bytes, "json" in labels)
+        shards = plan_shards(index, key, options.seed, options.shard_mb * 10**6, "json" in labels)
         with Progress(f"packing {key}", len(index)) as bar:
             sizes = write_shards(index, shards, out, labels, bar)
         lengths = [len(shard.samples) for shard in shards]
@@ -105,6 +107,7 @@ def pack(data: DataConfig, out: Path, shard_bytes: int, seed: int, labels: Seque
     write_file(out / CLASSES, classes, "out")
     write_json(out / INFO, {"splits": info}, "out")
     parts = "".join(f" --data.{key} {key}" for key in sets if key != "train")
+    parts += "" if "cls" in labels else " --data.labels json"
     show(align(rows, "<>>>"))
     show(f"train with --data.source tar --data.root {quote_word(out)}{parts}", COMMAND_JOINT)
 
@@ -135,8 +138,5 @@ def _make_folder(out: Path, sets: dict[str, SampleIndex], there: Sequence[Path],
         (out / INFO).unlink(missing_ok=True)  # written last: without it a set is not whole
         for path in there:
             path.unlink()
-        free = shutil.disk_usage(out).free
     needed = sum(count_bytes(index, has_json) for index in sets.values())
-    if free < needed:
-        why = f"{format_bytes(needed)} are needed, {format_bytes(free)} are free"
-        raise MachineError("too little space to pack", where=str(out), why=why, remedy="give another --out")
+    check_space(out, needed, "to pack", "out")

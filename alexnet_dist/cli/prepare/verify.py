@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from alexnet_dist.base.durable import write_csv
@@ -12,11 +11,12 @@ from alexnet_dist.base.machine import available_cores
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.cli.options import add_options, check_at_least_one, show
+from alexnet_dist.cli.prepare.data_settings import DataSettings, read_config
 from alexnet_dist.data.files.scan import FileSet
 from alexnet_dist.data.files.verify import verify_files
 from alexnet_dist.runs.ownership import is_own_table
 from alexnet_dist.runs.targets import check_target
-from alexnet_dist.settings.reader import build_config, load_config, new_parser, parse_arguments
+from alexnet_dist.settings.reader import new_parser, parse_arguments
 from alexnet_dist.settings.schema import Config, DataConfig
 
 EXAMPLES = """Decode every image of the sets with the reference decoder, and list all bad files with their reasons.
@@ -34,13 +34,6 @@ than the crop, or too large when it is resized) counts as bad, too. The exit cod
 OUT = "bad_files.csv"
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    """The settings that say which images."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("prepare verify", EXAMPLES, "[--config NAME] [options] [--SETTING VALUE ...]")
@@ -52,14 +45,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv, parser, DataSettings)
     options = arguments.options
     check_at_least_one(options, "workers")
-    given = {"train.epochs": 1, **arguments.given}
-    config = load_config(options.config, arguments.given) if options.config else None
-    data = (config or build_config(given)).data
+    config = read_config(options.config, arguments.given)
+    data, recipe = config.data, config if options.config else None
     root = _find_image_root(data)
     is_earlier_list = options.out is None and is_own_table(Path(OUT))
     out = check_target(OUT if options.out is None else options.out, options.overwrite or is_earlier_list)
     _check_out(out, root)
-    bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again, config=config)
+    bad_files = verify_sets(data, root, options.workers or available_cores(), again=options.again, config=recipe)
     write_csv(out, ("path", "reason"), sorted(bad_files.items()), "out")
     place = escape_text(out)
     show(f"bad files are listed in {place}" if bad_files else f"no bad file; {place} holds a header alone")

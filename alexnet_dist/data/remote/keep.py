@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from alexnet_dist.base.addresses import HUB, Address, parse_address
 from alexnet_dist.base.durable import (
     CACHE_SETTING,
+    check_space,
     disk_errors_named,
     format_csv,
     hash_file,
@@ -35,7 +36,6 @@ from alexnet_dist.base.durable import (
     write_csv,
     write_json,
 )
-from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.progress import Progress, View, format_seconds, phase
 from alexnet_dist.base.text import format_bytes
 from alexnet_dist.data.remote.hub import fetch_from_hub, list_dataset
@@ -288,14 +288,8 @@ def _remove_others(copy: Copy, listed: Sequence[RemoteFile], wanted: Sequence[Re
 
 def _check_space(copy: Copy, wanted: Sequence[RemoteFile]) -> None:
     there = sum(path.stat().st_size for path in copy.parts.iterdir())
-    needed, free = sum(file.size for file in wanted) - there + _SPARE_BYTES, shutil.disk_usage(copy.folder).free
-    if free < needed:
-        raise MachineError(
-            "too little space to fetch",
-            where=str(copy.folder),
-            why=f"{format_bytes(needed)} are needed, {format_bytes(free)} are free",
-            remedy=f"free some space, or set --{CACHE_SETTING} to a larger disk",
-        )
+    needed = sum(file.size for file in wanted) - there + _SPARE_BYTES
+    check_space(copy.folder, needed, "to fetch", CACHE_SETTING)
 
 
 def _fetch_wanted(

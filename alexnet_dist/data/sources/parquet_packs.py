@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
-from alexnet_dist.base.durable import CACHE_SETTING, disk_errors_named, parse_json, replacing
+from alexnet_dist.base.durable import CACHE_SETTING, check_space, disk_errors_named, parse_json, replacing
 from alexnet_dist.base.errors import DataError, MachineError
 from alexnet_dist.base.extras import import_extra
 from alexnet_dist.base.progress import Progress
@@ -241,13 +240,7 @@ def unpack(tables: Sequence[Table], folder: Path, progress: bool) -> list[Pack]:
 
 def _check_space(missing: Sequence[Table], folder: Path, progress: bool) -> None:
     needed = sum(table.image_bytes for table in missing) + _SPARE_BYTES
-    with disk_errors_named(folder, CACHE_SETTING):
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    if free < needed:
-        why = f"{format_bytes(needed)} are needed, {format_bytes(free)} are free"
-        remedy = f"free some space, or set --{CACHE_SETTING} to a larger disk"
-        raise MachineError("too little space to unpack parquet files", where=str(folder), why=why, remedy=remedy)
+    check_space(folder, needed, "to unpack parquet files", CACHE_SETTING)
     if progress:
         rows, size = sum(table.num_rows for table in missing), format_bytes(sum(table.image_bytes for table in missing))
         logger.info("data      %s pictures, %s, are unpacked once into %s", f"{rows:,}", size, folder)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def write_shards(
         DataError: a picture that cannot be read any more.
         MachineError: the disk is full, or the folder cannot be written.
     """
-    keys, sizes = name_keys(index.paths), []
+    keys, sizes = name_samples(index), []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for shard in shards:
             path = out / shard.name
@@ -137,7 +138,22 @@ def _make_members(
         yield f"{key}.json", format_json(facts, f"{key}.json").encode()
 
 
-def name_keys(paths: Sequence[str]) -> list[str]:
+def name_samples(index: SampleIndex) -> list[str]:
+    """A key for each sample, so that what is read from the shards has the order of the index.
+
+    That is by class, then by name. Keys lack the dots of names, and may be sorted otherwise: a.b.jpg comes before
+    a0.jpg, and a_b.jpg behind it. Then all keys begin with the sample's number.
+    """
+    keys, labels = name_keys(index.paths), index.labels.tolist()
+    names = [key + _known_ending(path) for key, path in zip(keys, index.paths, strict=True)]
+    pairs = zip(pairwise(labels), pairwise(names), strict=True)
+    if all(label != next_label or name < next_name for (label, next_label), (name, next_name) in pairs):
+        return keys
+    flat = str.maketrans("/.", "-_")
+    return [f"{number:08d}-{key.translate(flat)}" for number, key in enumerate(keys)]
+
+
+def name_keys(paths: Iterable[str]) -> list[str]:
     """A key for each path: without its ending, without dots in its last name, and no two alike.
 
     A key ends at the first dot of a member's last name, so a dot in it would cut it short.

@@ -14,7 +14,7 @@ from helpers.refusals import refused
 
 from alexnet_dist.assembly.sets import Splits, build_splits
 from alexnet_dist.cli.main import run
-from alexnet_dist.cli.prepare.subset import pick_classes
+from alexnet_dist.cli.prepare.choice import pick_classes
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.sources.manifest_write import format_class_list, format_manifest
 from alexnet_dist.data.sources.subset import pick_names

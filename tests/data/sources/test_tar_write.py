@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.class_folders import scan, write_class_folders
+from helpers.images import save_jpeg
 from helpers.refusals import refused
 
 from alexnet_dist.base.durable import parse_json
@@ -77,7 +78,14 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_another_order(folder
 
 
 @pytest.mark.parametrize("labels", [("cls",), ("json",)])
-def test_source_tar_reads_the_same_set(folder: SampleIndex, tmp_path: Path, labels: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("has_dots", [False, True])
+def test_source_tar_reads_the_same_set(
+    folder: SampleIndex, tmp_path: Path, labels: tuple[str, ...], has_dots: bool
+) -> None:
+    if has_dots:  # keys have none, and are sorted otherwise
+        for name in ("a.b.jpg", "a_b.jpg", "a-b.jpg", "a0.jpg", "a.jpeg", "a.jpg", "x.y/1.jpg", "x/1.jpg"):
+            save_jpeg(folder.root / folder.classes[0] / name, width=20 + len(name))
+        folder = scan(folder.root)
     write(folder, tmp_path / "out", labels)
     (tmp_path / "out" / "classes.txt").write_text("".join(f"{name}\n" for name in folder.classes))
     kind = labels[0]

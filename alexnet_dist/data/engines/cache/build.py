@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from alexnet_dist.base.durable import CACHE_SETTING, disk_errors_named, tidy_folder
+from alexnet_dist.base.durable import CACHE_SETTING, check_space, disk_errors_named, tidy_folder
 from alexnet_dist.base.errors import DataError, MachineError
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.data.decode import UnreadableImageError
@@ -231,16 +230,7 @@ def _check_space(layout: Layout, footers: Sequence[Footer | None]) -> None:
         MachineError: it does not fit.
     """
     needed = sum(layout.count_bytes(number) for number, footer in enumerate(footers) if footer is None)
-    place = next(folder for folder in layout.folder.absolute().parents if folder.is_dir())
-    with disk_errors_named(place, CACHE_SETTING):
-        free = shutil.disk_usage(place).free
-    if needed > free:
-        raise MachineError(
-            "no space for the image cache",
-            where=str(layout.folder),
-            why=f"it needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free",
-            remedy=f"free some space, or set --{CACHE_SETTING} to another disk",
-        )
+    check_space(layout.folder, needed, "for the image cache", CACHE_SETTING)
 
 
 @contextmanager
