@@ -13,7 +13,7 @@ from helpers.tiny import tiny_config
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import check_compiler, settle_home
-from alexnet_dist.base.places import default_cache_dir
+from alexnet_dist.base.places import find_cache_dir
 from alexnet_dist.cli.train import train
 
 
@@ -36,7 +36,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_user_without_a_home_gets_a_private_one(stranger: Path) -> None:
-    assert default_cache_dir() == stranger / ".cache" / "alexnet_dist"
+    assert find_cache_dir(None) == stranger / ".cache" / "alexnet_dist"
     assert stat.S_IMODE(stranger.stat().st_mode) == 0o700
     assert getpass.getuser() == f"user-{os.getuid()}"
     settle_home()  # the next start finds it

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers.dist_helper import run_processes
 
-from alexnet_dist.base.places import default_cache_dir
+from alexnet_dist.base.places import find_cache_dir
 from alexnet_dist.cli.evaluate import evaluate_model
 from alexnet_dist.cli.main import run
 from alexnet_dist.cli.predict import predict_files
@@ -45,7 +45,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_held_out(folder: Path) -> list[tuple[str, str]]:
     """Paths and classes of the digits kept for validation."""
-    root = prepare_digits(default_cache_dir())
+    root = prepare_digits(find_cache_dir(None))
     with (folder / "held_out.csv").open() as file:
         return [(str(root / row["path"]), row["class"]) for row in csv.DictReader(file)]
 
