@@ -54,6 +54,7 @@ with contextlib.suppress(ImportError):  # older versions of Pillow do not have i
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process or a thread for each core already
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+EMPTY = "empty file"
 DEFAULT_MAX_PIXELS = 50_000_000
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
@@ -413,7 +414,7 @@ def _estimate_tile(image: TiffImagePlugin.TiffImageFile) -> float:
 
 def _describe_stranger(prefix: bytes) -> str:
     if not prefix:
-        return "empty file"
+        return EMPTY
     if prefix.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head")):
         return "an HTML page, not an image"
     for (start, mark), name in _STRANGERS.items():

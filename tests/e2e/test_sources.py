@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from helpers.archives import read_files, write_shards
 from helpers.array_files import list_files, save_npy_folders, write_cifar10, write_fashion_mnist
+from helpers.imagenet import IDS
 from helpers.images import save_jpeg
 from helpers.pages import ROOT, read_code
+from helpers.sources import write_source
 from helpers.tiny import tiny_config
 from helpers.verbs import NOTHING_DRAWN, call, call_well
 from PIL import Image
 
+from alexnet_dist.base.durable import read_csv
 from alexnet_dist.settings.reader import dump_config
 from alexnet_dist.tracking.trackers import read_rows
 
@@ -193,3 +196,24 @@ def test_a_life_on_shards(tmp_path: Path) -> None:
     code, errors, _ = call("train", *words, "--train.max_steps", "4")
     assert (code, len(errors)) == (3, 1)
     assert member in errors[0]
+
+
+@pytest.mark.parametrize("name", ["manifest", "inside", "imagenet", "half extracted", "kaggle", "parquet"])
+def test_a_part_is_held_out_evaluated_again_and_cut_into_folds(tmp_path: Path, name: str) -> None:
+    settings = write_source(name, tmp_path / "data")
+    words = configure(
+        tmp_path,
+        **{f"data__{key}": value for key, value in settings.items() if key not in ("root", "val")},
+        data__val_fraction=0.2,
+        model__num_classes=None,
+        train__global_batch_size=6,
+    )
+    assert "12 train, 3 val" in call_well("train", *words)
+    held_out = read_csv(tmp_path / "run" / "held_out.csv")
+    assert sorted(row["class"] for row in held_out) == sorted(IDS)
+    assert '"num_examples": 3' in call_well("evaluate", "--model", tmp_path / "run")
+    val = ("--data.val", settings["val"])
+    assert '"num_examples": 6' in call_well("evaluate", "--model", tmp_path / "run", *val)
+    call_well("crossval", *words, "--folds", 2, "--output_dir", tmp_path / "folds")
+    table = json.loads((tmp_path / "folds" / "crossval.json").read_text())
+    assert len(table["folds"]) == 2

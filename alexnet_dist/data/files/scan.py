@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from alexnet_dist.base.durable import tidy_folder
 from alexnet_dist.base.places import find_place
 from alexnet_dist.base.progress import Progress
-from alexnet_dist.data.decode import ImageSource, UnreadableImageError, read_header
+from alexnet_dist.data.decode import EMPTY, ImageSource, UnreadableImageError, read_header
 from alexnet_dist.data.files.containers import Containers
 from alexnet_dist.data.files.sealed import read_table, write_table
 
@@ -152,6 +152,8 @@ def read_headers(images: FileSet, positions: Sequence[int], max_pixels: int, pro
 
 
 def _read_one(images: FileSet, position: int, max_pixels: int) -> Header:
+    if not images.files[position].byte_size:  # an archive may have a million of them
+        return Header(0, 0, False, EMPTY)
     try:
         return Header(*read_header(images.find_encoded(position), max_pixels))
     except UnreadableImageError as error:

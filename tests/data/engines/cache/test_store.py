@@ -543,7 +543,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 ) -> None:
     layout = plan_layout(root)
     free = layout.total_bytes - 1
-    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda place: collections.namedtuple("U", "free")(free))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: collections.namedtuple("U", "free")(free))
     with pytest.raises(MachineError, match=r"too little space for the image cache .*: .* are needed, .* are free"):
         build(layout)
     assert not layout.folder.parent.exists()
@@ -555,7 +555,7 @@ def test_only_what_is_missing_needs_space(root: Path, monkeypatch: pytest.Monkey
     layout = plan_layout(root)
     build_some(layout, 2)
     free = sum(map(layout.count_bytes, range(2, layout.num_chunks)))
-    monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda place: collections.namedtuple("U", "free")(free))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: collections.namedtuple("U", "free")(free))
     build(layout)
 
 
