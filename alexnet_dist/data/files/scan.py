@@ -152,7 +152,7 @@ def read_headers(images: FileSet, positions: Sequence[int], max_pixels: int, pro
 
 
 def _read_one(images: FileSet, position: int, max_pixels: int) -> Header:
-    if not images.files[position].byte_size:  # an archive may have a million of them
+    if images.containers is not None and not images.files[position].byte_size:  # there may be a million of them
         return Header(0, 0, False, EMPTY)
     try:
         return Header(*read_header(images.find_encoded(position), max_pixels))
