@@ -16,7 +16,7 @@ from pathlib import Path
 from alexnet_dist.base.durable import write_file
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.extras import import_installed, is_installed
-from alexnet_dist.base.places import default_cache_dir
+from alexnet_dist.base.places import find_cache_dir
 
 PACKAGE, MODULE = "vl-convert-python", "vl_convert"
 WAY_TO_GET_IT = f"charts need Vega: pip install {PACKAGE}"
@@ -69,4 +69,4 @@ def begin_vega() -> subprocess.Popen[bytes] | None:
 
 
 def _place() -> Path:
-    return default_cache_dir() / "vega" / f"vl-convert-{version(PACKAGE)}.js"
+    return find_cache_dir(None) / "vega" / f"vl-convert-{version(PACKAGE)}.js"
