@@ -39,7 +39,11 @@ HOMES = {
     "matplotlib": "alexnet_dist/figures/",
     "vl_convert": "alexnet_dist/figures/vega.py",
     "matplotlib.pyplot": "nowhere",  # it would choose a backend for the whole program
-    "huggingface_hub": ("alexnet_dist/inference/hub.py", "alexnet_dist/data/remote/hub.py"),
+    "huggingface_hub": (
+        "alexnet_dist/inference/hub.py",
+        "alexnet_dist/inference/model_page.py",
+        "alexnet_dist/data/remote/hub.py",
+    ),
     "pyarrow": ("alexnet_dist/data/sources/parquet_packs.py", "alexnet_dist/inference/features_file.py", "benchmarks/"),
     "obstore": "alexnet_dist/data/remote/store.py",
     "torchvision.io": "nowhere",  # a damaged file kills the process

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from huggingface_hub import ModelCard as HubCard
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from alexnet_dist import models
 from alexnet_dist.base.durable import MANIFEST, read_object, write_into_folder
-from alexnet_dist.base.errors import CheckpointError, MachineError, UsageError
+from alexnet_dist.base.errors import AlexNetDistError, CheckpointError, MachineError, UsageError
 from alexnet_dist.base.run_record import find_run
 from alexnet_dist.data.engines.finish import scale_pixels
 from alexnet_dist.data.preprocess import Picture, crop_pictures, list_pictures
@@ -33,7 +35,16 @@ from alexnet_dist.inference.model_folder import (
     read_fitting_card,
     read_model_weights,
 )
-from alexnet_dist.inference.weights import load_weights
+from alexnet_dist.inference.model_page import (
+    README,
+    change_metadata,
+    drop_page,
+    format_page,
+    has_results,
+    is_own_page,
+    read_page,
+)
+from alexnet_dist.inference.weights import load_weights, pack_tensors
 
 # What `from_pretrained` hands on to `snapshot_download`, and `save_pretrained` to `push_to_hub`.
 DOWNLOADING = (
@@ -42,8 +53,9 @@ DOWNLOADING = (
 )
 SAVING = (
     *("repo_id", "push_to_hub", "config", "model_card_kwargs", "commit_message", "private", "token", "branch"),
-    *("create_pr", "allow_patterns", "ignore_patterns", "delete_patterns"),
+    *("create_pr", "allow_patterns", "ignore_patterns", "delete_patterns", "without_results"),
 )
+PUSHING = tuple(name for name in SAVING if name not in ("repo_id", "push_to_hub", "without_results"))
 # Words of other libraries' `from_pretrained`, and what to do here.
 _ELSEWHERE = {
     "num_classes": "the folder says how many classes it has; --model.pretrained begins a training with others",
@@ -76,6 +88,7 @@ class AlexNet(
     def __init__(self, card: ModelCard) -> None:
         super().__init__(card.spec)
         self.card = card
+        self._page: str | None = None  # README.md beside the weights
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -121,14 +134,16 @@ class AlexNet(
         folder = _find_folder(pretrained_model_name_or_path, download)
         model = cls(read_fitting_card(folder))
         load_weights(model, read_model_weights(folder), str(folder))
+        model._page = read_page(folder)
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Save a folder that evaluate, predict and export accept; see huggingface_hub.
 
         Args:
-            save_directory: where; a folder that was saved before is replaced.
-            options: repo_id, push_to_hub and the like.
+            save_directory: where; a folder that was saved before is replaced. A README.md of its user's stays.
+            options: repo_id, push_to_hub and the like. `model_card_kwargs` are metadata of the hub for README.md:
+                license, language, datasets, widget, ...
 
         Raises:
             TypeError: another keyword.
@@ -137,6 +152,7 @@ class AlexNet(
         """
         _check_keywords("save_pretrained", options, SAVING)
         _check_target(Path(save_directory))  # before huggingface_hub removes config.json
+        drop_page(Path(save_directory))
         written: str | None = super().save_pretrained(save_directory, **options)
         return written
 
@@ -144,6 +160,63 @@ class AlexNet(
         """The hub's way to say how its `save_pretrained` writes."""
         card = dataclasses.replace(self.card, source=keep_public(self.card.source))  # older versions told more
         write_into_folder(save_directory, pack_model(self.state_dict(), card), "save_directory")
+
+    def generate_model_card(self, **metadata: Any) -> HubCard:
+        """README.md of the folder that is saved: the page that the weights came with, where they still are the same.
+
+        The page of other weights has no results.
+
+        Args:
+            metadata: of the hub: license, language, datasets, widget, ...
+
+        Raises:
+            UsageError: the hub does not know metadata in this form.
+        """
+        digest = hashlib.sha256(pack_tensors(self.state_dict())).hexdigest()
+        page = self._page
+        if page is None or (is_own_page(page) and digest not in page):
+            page = format_page(self.card, digest)
+        try:
+            return HubCard(change_metadata(page, metadata))
+        except (ValueError, TypeError) as error:
+            why = str(error).strip().partition("\n")[0]
+            remedy = "see https://huggingface.co/docs/hub/model-cards"
+            raise UsageError(
+                "no metadata of a model card", where="model_card_kwargs", why=why, remedy=remedy
+            ) from error
+
+    def push_to_hub(self, repo_id: str, *, without_results: bool = False, **options: Any) -> str:
+        """Push the folder of `save_pretrained` to the hub; see huggingface_hub.
+
+        Args:
+            repo_id: as "somebody/flowers".
+            without_results: push a model whose README.md has no results, too.
+            options: private, token, commit_message and the like; `model_card_kwargs` as in `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            TypeError: another keyword.
+            UsageError: README.md has no results; or no name of a model.
+            MachineError: the hub does not take it.
+        """
+        _check_keywords("push_to_hub", options, PUSHING)
+        metadata = options.get("model_card_kwargs") or {}
+        if not without_results and not has_results(str(self.generate_model_card(**metadata))):
+            why = "nothing says how good these weights are"
+            remedy = "push the model/ of a finished run, or give without_results=True"
+            raise UsageError("the model card has no results", where=repo_id, why=why, remedy=remedy)
+        try:
+            return str(super().push_to_hub(repo_id, **options))
+        except AlexNetDistError:
+            raise
+        except HFValidationError as error:
+            raise UsageError("no name of a model", where=repo_id, remedy="give one as somebody/flowers") from error
+        except Exception as error:  # the transport's errors are of kinds of its own
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            remedy = "see whether there is a network, and log in with `hf auth login` or give a token"
+            raise MachineError("the hub does not take the model", where=repo_id, why=why, remedy=remedy) from error
 
 
 from_pretrained = AlexNet.from_pretrained
@@ -182,7 +255,7 @@ def _find_folder(name: str | Path, download: dict[str, Any]) -> Path:
         return find_model_folder(Path(name))
     remedy = "give a run folder or its model/ after training, or the id of a model on the hub"
     try:
-        folder = Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, MANIFEST], **download))
+        folder = Path(snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG, MANIFEST, README], **download))
     except HFValidationError:
         raise CheckpointError("no model", where=str(name), why="no such folder", remedy=remedy) from None
     except Exception as error:  # the transport's errors are of kinds of its own

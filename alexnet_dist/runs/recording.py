@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alexnet_dist.assembly.loaders import build_augmentation
-from alexnet_dist.base.durable import write_file
+from alexnet_dist.base.durable import read_digest, write_file
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
 from alexnet_dist.base.run_record import CHECKPOINTS, METRICS, is_step_name
 from alexnet_dist.inference.checkpoints import is_inside
-from alexnet_dist.inference.model_folder import ModelCard, describe_source
+from alexnet_dist.inference.model_folder import WEIGHTS, ModelCard, describe_source, read_card
+from alexnet_dist.inference.model_page import README, SetResult, drop_page, format_page
 from alexnet_dist.runs.folder import store_settings, update_run_json, write_summary
 from alexnet_dist.runs.held_out import write_held_out
 from alexnet_dist.runs.image_list import iterate_images, keep_image_list
@@ -147,6 +149,33 @@ def describe_model(start: Start, network: Network, note: dict[str, Any]) -> Mode
         normalization=start.feed.normalization,
         source={"run": start.folder.name, **note, **origin},
     )
+
+
+def write_model_page(start: Start, test_row: Row) -> None:
+    """Write model/README.md of a finished run, where it is not its user's. For the main process.
+
+    Args:
+        start: of the run.
+        test_row: on the test set; empty where there is none.
+
+    Raises:
+        MachineError: it cannot be written.
+    """
+    folder = start.folder / MODEL
+    drop_page(folder)
+    if os.path.lexists(folder / README):
+        return
+    card, digest = read_card(folder), read_digest(folder, WEIGHTS)
+    rows = [row for row in read_rows(start.folder / METRICS) if row["event"] == "eval" and row["split"] == "val"]
+    val_row = next((row for row in reversed(rows) if row["step"] == card.source.get("step")), None)
+    results = [
+        SetResult(row["split"], row["top1"], row["top5"], row["loss"], row["num_examples"])
+        for row in (val_row, test_row)
+        if row
+    ]
+    if digest is not None:
+        page = format_page(card, digest, results, start.splits.counts())
+        write_file(folder / README, page.encode())
 
 
 def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dict[str, Any]:

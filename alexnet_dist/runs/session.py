@@ -46,6 +46,7 @@ from alexnet_dist.inference.model_folder import (
     read_model_weights,
     save_model_folder,
 )
+from alexnet_dist.inference.model_page import drop_page
 from alexnet_dist.models import AlexNetSpec, build_model
 from alexnet_dist.parallel.peers import check_versions, introduce
 from alexnet_dist.parallel.processes.guard import is_elastic
@@ -64,7 +65,7 @@ from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_
 from alexnet_dist.runs.pictures import picture_filters, picture_plots
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.profile import build_profiler
-from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
+from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize, write_model_page
 from alexnet_dist.runs.report import REPORT
 from alexnet_dist.runs.report_tracker import prepare_report
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
@@ -190,6 +191,7 @@ def run_session(
         with _ending_recorded(start, trainer):
             trainer.train()
             test_row = _test(start, trainer, recording.test_row)
+            runtime.on_main(lambda: write_model_page(start, test_row))
         summary = summarize(start, trainer, "finished", test_row)
         if config.checkpoint.keep == 0:
             runtime.on_main(lambda: drop_checkpoints(folder / CHECKPOINTS, resumption.run_id))
@@ -361,6 +363,7 @@ def _save_model(
     start: Start, network: Network, trackers: Trackers, weights: dict[str, Tensor], note: dict[str, Any]
 ) -> None:
     save_model_folder(start.folder / MODEL, weights, describe_model(start, network, note))
+    drop_page(start.folder / MODEL)  # it speaks of the weights before these
     if trackers.has_gallery:
         trackers.show(Pictures(note["step"], picture_filters(weights, start.spec)))
     trackers.keep(start.folder / MODEL, note, is_last=False)

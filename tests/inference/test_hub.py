@@ -247,7 +247,7 @@ def test_the_keywords_are_huggingface_hubs() -> None:
     saving = {*inspect.signature(PyTorchModelHubMixin.push_to_hub).parameters}
     saving |= {*inspect.signature(PyTorchModelHubMixin.save_pretrained).parameters}
     assert {*hub.DOWNLOADING} <= {*inspect.signature(snapshot_download).parameters}
-    assert {*hub.SAVING} == saving - {"self", "save_directory", "push_to_hub_kwargs"}
+    assert {*hub.SAVING} == saving - {"self", "save_directory", "push_to_hub_kwargs"} | {"without_results"}
 
 
 def test_pictures_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_what_is_pushed_opens_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
-    assert make_model().push_to_hub("somebody/net") == "done"
+    assert make_model().push_to_hub("somebody/net", without_results=True) == "done"
     assert AlexNet.from_pretrained(tmp_path / "pushed").card == make_card()
     assert "library_name: alexnet_dist" in (tmp_path / "pushed" / "README.md").read_text()
     assert json.loads((tmp_path / "pushed" / "config.json").read_text())["classes"][2] == "größe"

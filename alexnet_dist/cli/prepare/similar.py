@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--layer", type=str, default="conv5", help="whose values are compared: conv1 to conv5, fc6, ..."
     )
-    parser.add_argument("--threshold", type=float, default=0.985, help="the least cosine of pictures that are alike")
+    parser.add_argument("--threshold", type=float, default=0.98, help="the least cosine of pictures that are alike")
     parser.add_argument("--most", type=int, default=10_000, help="pairs of two sets in --out, the most alike first")
     parser.add_argument("--out", type=str, help="write the pairs to this CSV file")
     add_options(parser, "overwrite", "device", "quiet", "debug")
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     take_model(options)
     check_at_least_one(options, "most")
     if not 0 < options.threshold <= 1:
-        raise UsageError(f"--threshold is {options.threshold:g}", where="command line", remedy="give 0.985, or up to 1")
+        raise UsageError(f"--threshold is {options.threshold:g}", where="command line", remedy="give 0.98, or up to 1")
     if len(options.paths) > 1:
         raise UsageError("more than one folder", where="command line", why=join_names(options.paths), remedy="give one")
     out = settle_out(options)

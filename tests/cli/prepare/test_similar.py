@@ -32,7 +32,7 @@ def draw(rng: np.random.Generator) -> Image.Image:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Twelve training, six validation and four test pictures; three of the latter are those of training in disguise."""
+    """Twelve pictures to train on, six to validate, four to test; three are copies, encoded again or mirrored."""
     rng = np.random.default_rng(5)
     root = tmp_path / "pictures"
     drawn = {}
