@@ -65,7 +65,7 @@ from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_
 from alexnet_dist.runs.pictures import picture_filters, picture_plots
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.profile import build_profiler
-from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize, write_model_page
+from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
 from alexnet_dist.runs.report import REPORT
 from alexnet_dist.runs.report_tracker import prepare_report
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
@@ -191,7 +191,6 @@ def run_session(
         with _ending_recorded(start, trainer):
             trainer.train()
             test_row = _test(start, trainer, recording.test_row)
-            runtime.on_main(lambda: write_model_page(start, test_row))
         summary = summarize(start, trainer, "finished", test_row)
         if config.checkpoint.keep == 0:
             runtime.on_main(lambda: drop_checkpoints(folder / CHECKPOINTS, resumption.run_id))
