@@ -71,7 +71,7 @@ WITHOUT_END = {  # neither an evaluation nor a checkpoint falls into a window
     "data.val_fraction": 0,
     "train.epochs": 1000,
     "checkpoint.every_steps": MANY,
-    "log.every_steps": 1,
+    "log.every_steps": 1,  # as the others read their loss after each update
 }
 SAME_RECIPE = {  # as PyTorch's recipe for ImageNet has it
     "model.variant": "torchvision",
@@ -149,20 +149,21 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> Report:
     """All arms, round by round."""
-    cores = available_cores()
+    device = find_device("auto")
+    faster = 10 if device.type == "cuda" else 1
     effort = pick_effort(
         options,
-        full=Effort(3, 4.0, 3, limit=300, num_images=4000, side=256),
-        quick=Effort(1, 2.0, 2, limit=200, num_images=2000, side=256),
+        full=Effort(3, 4.0, 3, limit=300, num_images=4000 * faster, side=256),
+        quick=Effort(1, 2.0, 2, limit=200, num_images=2000 * faster, side=256),
         tiny=Effort(1, 0.0, 1, limit=300, num_images=64, side=64),
     )
-    report = Report(describe_environment(options, find_device("auto")))
+    report = Report(describe_environment(options, device))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures, is_made = bring_pictures(options.data_root, folder / "pictures", effort)
         report.environment["images"] = {"made": is_made, "count": effort.num_images}
         batch_size = options.batch_size or pick_effort(options, full=BATCH_SIZE, quick=BATCH_SIZE, tiny=2)
-        arms = build_arms(pictures, folder / "cache", batch_size, cores, options.tiny)
+        arms = build_arms(pictures, folder / "cache", batch_size, device.type == "cuda", options.tiny)
         race(report, pick_arms(arms, options.only), effort, folder, options.out)
     return report
 
@@ -195,11 +196,13 @@ def bring_pictures(root: Path | None, folder: Path, effort: Effort) -> tuple[Pat
 # -- arms -------------------------------------------------------------------------------------------------------------
 
 
-def build_arms(pictures: Path, cache: Path, batch_size: int, cores: int, tiny: bool) -> dict[str, Arm]:
+def build_arms(pictures: Path, cache: Path, batch_size: int, on_gpu: bool, tiny: bool) -> dict[str, Arm]:
     """Every arm; what a ratio compares stands close together."""
+    cores = available_cores()
     engine = "torchvision" if find_obstacle("dali") else "dali"
     sizes = ("--batch_size", str(batch_size))
     usual = (*sizes, "--workers", str(cores))
+    our_ahead = AHEAD * cores if on_gpu and engine == "torchvision" else AHEAD  # one worker shares a CPU's cores
 
     def plain(script: str, *words: str, ahead: int = AHEAD * cores, obstacle: Callable[[], str] = lambda: "") -> Arm:
         return Arm(plain_program(script, pictures, *usual, *words), batch_size, ahead, obstacle)
@@ -207,7 +210,7 @@ def build_arms(pictures: Path, cache: Path, batch_size: int, cores: int, tiny: b
     def ours(precision: str, **changes: Any) -> Arm:
         settings = {**WITHOUT_END, **SAME_RECIPE, "data.engine": engine, "precision": precision, **changes}
         settings |= {"data.cache_dir": cache, "train.global_batch_size": batch_size}
-        return Arm(our_program("imagenet_subset", pictures, settings), batch_size, AHEAD)
+        return Arm(our_program("imagenet_subset", pictures, settings), batch_size, our_ahead)
 
     arms = {
         "imagenet_fp32": plain("imagenet.py", *FP32),

@@ -92,7 +92,7 @@ def test_an_arm_that_cannot_run_says_so_in_its_row_and_has_no_ratio() -> None:
 
 
 def test_arms_are_those_that_the_ratios_name(tmp_path: Path) -> None:
-    arms = build_arms(tmp_path, tmp_path / "cache", 64, 2, tiny=False)
+    arms = build_arms(tmp_path, tmp_path / "cache", 64, on_gpu=False, tiny=False)
     assert {arm for ratio in TARGETS for arm in ratio.split("/")} == set(arms)
     assert {arms[f"{name}_published"].batch_size for name in PUBLISHED} == {32, 64, 128}
     assert set(FP32) <= set(arms["imagenet_fp32"].program.words)
