@@ -179,7 +179,9 @@ def write_model_page(start: Start, test_row: Row) -> None:
 
 
 def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dict[str, Any]:
-    """Write summary.json and close metrics.jsonl; what it holds. The mirrors are left open.
+    """Write summary.json and close metrics.jsonl; what summary.json holds. The mirrors are left open.
+
+    A finished run also gets the page of its model.
 
     Args:
         start: of the run.
@@ -188,7 +190,7 @@ def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dic
         test_row: on the test set; empty where there is none.
 
     Raises:
-        MachineError: the rows of a finished run could not be written: it has not ended well.
+        MachineError: the rows of a finished run, or the page, could not be written: it has not ended well.
     """
     state = trainer.state
     summary = {
@@ -213,6 +215,7 @@ def summarize(start: Start, trainer: Trainer, status: str, test_row: Row) -> dic
     if start.runtime.is_main:
         if status == "finished":
             trainer.trackers.sync()
+            write_model_page(start, test_row)
         write_summary(start.folder, summary)
     trainer.trackers.close_metrics()
     return summary
