@@ -56,7 +56,7 @@ def measure_forms(report: Report, runtime: Runtime, precision: str, options: arg
     """The arms of a precision."""
     on_gpu = runtime.device.type == "cuda"
     size = pick_effort(options, full=256 if on_gpu else 16, quick=64 if on_gpu else 8, tiny=2)
-    protocol = pick_effort(options, full=Protocol(7, 3.0), quick=Protocol(3, 0.0, 2), tiny=Protocol(2, 0.0))
+    protocol = pick_effort(options, full=Protocol(7, 0.5, 2), quick=Protocol(3, 0.0, 2), tiny=Protocol(2, 0.0))
     calls = {name: build_call(runtime, precision, size, *forms, options.tiny) for name, forms in ARMS.items()}
     figures = time_calls(calls, protocol, runtime.device)
     for name, seconds in figures.items():

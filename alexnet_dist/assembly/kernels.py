@@ -20,7 +20,7 @@ from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import can_build_kernels
 from alexnet_dist.models import AlexNet, AlexNetSpec, build_on_meta
 from alexnet_dist.models.convolutions import CONV1_FORMS, GROUPS_FORMS, Conv1Form, GroupsForm, has_groups, take_forms
-from alexnet_dist.models.vectors import use_vectors
+from alexnet_dist.models.vectors import take_in_relu, use_vectors
 from alexnet_dist.settings.schema import KernelsConfig
 
 logger = logging.getLogger("alexnet_dist")
@@ -133,6 +133,8 @@ def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
     groups = "grouped" if strategy == "towers" else kernels.groups
     take_forms(model, cast(GroupsForm, groups), cast(Conv1Form, kernels.conv1))
     use_vectors(model, kernels.maps == "vectors")
+    if kernels.maps == "vectors":
+        take_in_relu(model.features)
 
 
 def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure) -> Kernels:
@@ -191,7 +193,8 @@ def _build_call(subject: Subject, groups: GroupsForm, conv1: Conv1Form) -> Calla
         for parameter in model.parameters():
             parameter.normal_(0, 0.01, generator=generator)
     take_forms(model, groups, conv1)
-    use_vectors(model, _has_vectors(device))
+    if _has_vectors(device):
+        take_in_relu(model.features)
     side = subject.spec.image_size
     shape = (min(subject.num_images, MOST_IMAGES), subject.spec.in_channels, side, side)
     images: Tensor = torch.randn(shape, device=device, generator=generator).to(dtype=dtype, memory_format=layout)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_dist.models.alexnet import AlexNet
-from alexnet_dist.models.normalization import LocalResponseNorm, normalize_channels
+from alexnet_dist.models.normalization import LocalResponseNorm
 
 GroupsForm = Literal["grouped", "apart", "dense"]
 Conv1Form = Literal["direct", "space_to_depth"]
@@ -169,5 +169,4 @@ def _lay_out(part: Tensor, like: Tensor) -> Tensor:
 def _normalize_apart(norm: LocalResponseNorm, towers: list[Tensor]) -> list[Tensor]:
     if norm.groups % len(towers):  # windows that reach over the seam
         return [norm(join_towers(towers))]
-    groups, reach, weight = norm.groups // len(towers), norm.size // 2, norm.alpha / norm.size
-    return [normalize_channels(maps, groups, reach, weight, norm.beta, norm.k, norm.uses_vectors) for maps in towers]
+    return [norm.normalize(maps, norm.groups // len(towers)) for maps in towers]

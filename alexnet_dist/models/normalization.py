@@ -53,10 +53,15 @@ class LocalResponseNorm(nn.Module):
             raise ValueError(f"groups must be at least 1, got {groups}")
         self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
         self.uses_vectors = True  # see `vectors.use_vectors`
+        self.takes_relu = False  # see `vectors.take_in_relu`
 
     def forward(self, maps: Tensor) -> Tensor:
-        reach, weight = self.size // 2, self.alpha / self.size
-        return normalize_channels(maps, self.groups, reach, weight, self.beta, self.k, self.uses_vectors)
+        return self.normalize(maps, self.groups)
+
+    def normalize(self, maps: Tensor, groups: int) -> Tensor:
+        """What it computes for maps of so many groups: one tower's has a part of them."""
+        reach, weight, ways = self.size // 2, self.alpha / self.size, (self.uses_vectors, self.takes_relu)
+        return normalize_channels(maps, groups, reach, weight, self.beta, self.k, *ways)
 
     def extra_repr(self) -> str:
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, groups={self.groups}"
@@ -95,7 +100,14 @@ class MapResponseNorm(nn.Module):
 
 @torch.fx.wrap  # one step in a graph of torch.fx: a tracer has no answer to what is asked of the maps here
 def normalize_channels(
-    maps: Tensor, groups: int, reach: int, weight: float, beta: float, k: float, uses_vectors: bool = True
+    maps: Tensor,
+    groups: int,
+    reach: int,
+    weight: float,
+    beta: float,
+    k: float,
+    uses_vectors: bool = True,
+    takes_relu: bool = False,
 ) -> Tensor:
     """What `LocalResponseNorm` computes, by the means that the device has and a recorder can follow.
 
@@ -107,14 +119,16 @@ def normalize_channels(
         beta: exponent.
         k: constant term.
         uses_vectors: take the kernel for eight channels at a time, where the maps fit.
+        takes_relu: the ReLU before the normalization is left to it.
 
     Raises:
         ValueError: `groups` does not divide the channels.
     """
     if is_scripting():  # TorchScript reads nothing behind this line
-        return _normalize_plainly(maps, groups, reach, weight, beta, k)
+        return _normalize_plainly(F.relu(maps) if takes_relu else maps, groups, reach, weight, beta, k)
     if uses_vectors and runs_kernels(maps) and has_vectors(maps, groups, reach, beta):
-        return _normalize_vectors(maps, groups, weight, k)
+        return _normalize_vectors(maps, groups, weight, k, takes_relu)
+    maps = F.relu(maps) if takes_relu else maps
     if _is_recorded():
         return _normalize_plainly(maps, groups, reach, weight, beta, k)
     if maps.shape[1] % groups:
@@ -149,13 +163,13 @@ def has_vectors(maps: Tensor, groups: int, reach: int, beta: float) -> bool:
     return (reach, beta) == (2, 0.75) and channels % groups == 0 and fits_vectors(maps, channels // groups)
 
 
-def _normalize_vectors(maps: Tensor, groups: int, weight: float, k: float) -> Tensor:
+def _normalize_vectors(maps: Tensor, groups: int, weight: float, k: float, takes_relu: bool) -> Tensor:
     from alexnet_dist.models.normalization_vectors_kernel import NormalizeVectors, normalize_vectors
 
     if torch.compiler.is_compiling():
-        recorded: Tensor = normalize_vectors(maps, groups, weight, k)
+        recorded: Tensor = normalize_vectors(maps, groups, weight, k, takes_relu)
         return recorded
-    normalized: Tensor = NormalizeVectors.apply(maps, groups, weight, k)
+    normalized: Tensor = NormalizeVectors.apply(maps, groups, weight, k, takes_relu)
     return normalized
 
 

@@ -4,6 +4,9 @@ The kernels of normalization_kernel.py take any shape and load every value of a 
 a value backward. Here a thread loads aligned vectors of eight channels (its own, the one before, the one after), and a
 shift along the channels gives registers another name: 33 instructions a value, and every load is of 16 bytes in bf16.
 
+With `relu` the maps are what the ReLU before the normalization would get, and it costs no pass over them: values and
+gradients are those of both layers, one after the other, to the bit.
+
 For channels-last maps, groups of a multiple of 8 channels, a window of 5 and beta 0.75; `normalization` asks
 `fits_vectors`. The mathematics is that of normalization_kernel.py; s**-0.75 is rsqrt(s) * sqrt(rsqrt(s)).
 """
@@ -28,9 +31,9 @@ class NormalizeVectors(torch.autograd.Function):
     """As `normalization._Normalize`, for (B, G*C, H, W) maps that fit."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: int, weight: float, k: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, groups: int, weight: float, k: float, relu: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.settings = (groups, weight, k)
+        ctx.settings = (groups, weight, k, relu)
         y = torch.empty_like(x, memory_format=torch.channels_last)
         if x.numel():
             _forward[_grid(x)](x, y, *_describe(x, *ctx.settings))
@@ -43,15 +46,15 @@ class NormalizeVectors(torch.autograd.Function):
         grad_x = torch.empty_like(x, memory_format=torch.channels_last)
         if x.numel():
             _backward[_grid(x)](x, _lay_out(grad_y), grad_x, *_describe(x, *ctx.settings))
-        return grad_x, None, None, None
+        return grad_x, None, None, None, None
 
 
 def _grid(x: Tensor) -> tuple[int]:
     return (triton.cdiv(x.numel(), CHANNELS * BLOCK),)
 
 
-def _describe(x: Tensor, groups: int, weight: float, k: float) -> tuple[int, float, float, int, int]:
-    return x.numel() // CHANNELS, weight, k, x.shape[1] // groups // CHANNELS, BLOCK
+def _describe(x: Tensor, groups: int, weight: float, k: float, relu: bool) -> tuple[int, float, float, int, bool, int]:
+    return x.numel() // CHANNELS, weight, k, x.shape[1] // groups // CHANNELS, relu, BLOCK
 
 
 def _lay_out(grad: Tensor) -> Tensor:
@@ -63,20 +66,20 @@ def _lay_out(grad: Tensor) -> Tensor:
 
 
 @triton_op("alexnet_dist::normalize_vectors", mutates_args=())
-def normalize_vectors(x: Tensor, groups: int, weight: float, k: float) -> Tensor:
+def normalize_vectors(x: Tensor, groups: int, weight: float, k: float, relu: bool) -> Tensor:
     """`NormalizeVectors` as one operator."""
     y = torch.empty_like(x, memory_format=torch.channels_last)
     if x.numel():
-        wrap_triton(_forward)[_grid(x)](x, y, *_describe(x, groups, weight, k))
+        wrap_triton(_forward)[_grid(x)](x, y, *_describe(x, groups, weight, k, relu))
     return y
 
 
 @triton_op("alexnet_dist::normalize_vectors_backward", mutates_args=())
-def normalize_vectors_backward(x: Tensor, grad_y: Tensor, groups: int, weight: float, k: float) -> Tensor:
+def normalize_vectors_backward(x: Tensor, grad_y: Tensor, groups: int, weight: float, k: float, relu: bool) -> Tensor:
     """The gradient of `normalize_vectors`."""
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     if x.numel():
-        wrap_triton(_backward)[_grid(x)](x, _lay_out(grad_y), grad_x, *_describe(x, groups, weight, k))
+        wrap_triton(_backward)[_grid(x)](x, _lay_out(grad_y), grad_x, *_describe(x, groups, weight, k, relu))
     return grad_x
 
 
@@ -87,7 +90,7 @@ def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     (x,) = ctx.saved_tensors
-    return normalize_vectors_backward(x, grad_y, *ctx.settings), None, None, None
+    return normalize_vectors_backward(x, grad_y, *ctx.settings), None, None, None, None
 
 
 normalize_vectors.register_autograd(_differentiate, setup_context=_keep_input)
@@ -97,11 +100,11 @@ normalize_vectors.register_autograd(_differentiate, setup_context=_keep_input)
 
 
 @triton.jit
-def _forward(x_ptr, y_ptr, vectors, weight, k, per_group: tl.constexpr, block: tl.constexpr):
+def _forward(x_ptr, y_ptr, vectors, weight, k, per_group: tl.constexpr, relu: tl.constexpr, block: tl.constexpr):
     inside, before, after, own = _place(vectors, per_group, block)
-    c0, c1, c2, c3, c4, c5, c6, c7 = _load(x_ptr, own, inside, block)
-    _0, _1, _2, _3, _4, _5, p6, p7 = _load(x_ptr, own - 8, before, block)
-    n0, n1, _6, _7, _8, _9, _10, _11 = _load(x_ptr, own + 8, after, block)
+    c0, c1, c2, c3, c4, c5, c6, c7 = _load(x_ptr, own, inside, relu, block)
+    _0, _1, _2, _3, _4, _5, p6, p7 = _load(x_ptr, own - 8, before, relu, block)
+    n0, n1, _6, _7, _8, _9, _10, _11 = _load(x_ptr, own + 8, after, relu, block)
     q1, q2, q3, q4, q5, q6 = c1 * c1, c2 * c2, c3 * c3, c4 * c4, c5 * c5, c6 * c6
     before7, after0 = p7 * p7, n0 * n0
     s01, s23, s45, s67 = c0 * c0 + q1, q2 + q3, q4 + q5, q6 + c7 * c7
@@ -118,14 +121,16 @@ def _forward(x_ptr, y_ptr, vectors, weight, k, per_group: tl.constexpr, block: t
 
 
 @triton.jit
-def _backward(x_ptr, g_ptr, dx_ptr, vectors, weight, k, per_group: tl.constexpr, block: tl.constexpr):
+def _backward(
+    x_ptr, g_ptr, dx_ptr, vectors, weight, k, per_group: tl.constexpr, relu: tl.constexpr, block: tl.constexpr
+):
     inside, before, after, own = _place(vectors, per_group, block)
-    c0, c1, c2, c3, c4, c5, c6, c7 = _load(x_ptr, own, inside, block)
-    _0, _1, _2, _3, p4, p5, p6, p7 = _load(x_ptr, own - 8, before, block)
-    n0, n1, n2, n3, _4, _5, _6, _7 = _load(x_ptr, own + 8, after, block)
-    g0, g1, g2, g3, g4, g5, g6, g7 = _load(g_ptr, own, inside, block)
-    _8, _9, _10, _11, _12, _13, h6, h7 = _load(g_ptr, own - 8, before, block)
-    m0, m1, _14, _15, _16, _17, _18, _19 = _load(g_ptr, own + 8, after, block)
+    c0, c1, c2, c3, c4, c5, c6, c7 = _load(x_ptr, own, inside, relu, block)
+    _0, _1, _2, _3, p4, p5, p6, p7 = _load(x_ptr, own - 8, before, relu, block)
+    n0, n1, n2, n3, _4, _5, _6, _7 = _load(x_ptr, own + 8, after, relu, block)
+    g0, g1, g2, g3, g4, g5, g6, g7 = _load(g_ptr, own, inside, False, block)
+    _8, _9, _10, _11, _12, _13, h6, h7 = _load(g_ptr, own - 8, before, False, block)
+    m0, m1, _14, _15, _16, _17, _18, _19 = _load(g_ptr, own + 8, after, False, block)
     # Squares, and their sums by twos; u: of the vector before, w: of the one after.
     q1, q2, q3, q4, q5, q6, q7 = c1 * c1, c2 * c2, c3 * c3, c4 * c4, c5 * c5, c6 * c6, c7 * c7
     q0, u5, u7, w2 = c0 * c0, p5 * p5, p7 * p7, n2 * n2
@@ -154,6 +159,8 @@ def _backward(x_ptr, g_ptr, dx_ptr, vectors, weight, k, per_group: tl.constexpr,
     d6 = g6 * f6 + crossed * c6 * (t45 + t67 + t8)
     d7 = g7 * f7 + crossed * c7 * (t5 + t67 + t8 + t9)
     made = _join(d0, d1, d2, d3, d4, d5, d6, d7, block)
+    if relu:  # where it gave 0
+        made = tl.where(_join(c0, c1, c2, c3, c4, c5, c6, c7, block) == 0.0, 0.0, made)
     tl.store(dx_ptr + own, made.to(dx_ptr.dtype.element_ty), mask=inside[:, None])
 
 
@@ -168,9 +175,11 @@ def _place(vectors, per_group: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def _load(ptr, places, there, block: tl.constexpr):
+def _load(ptr, places, there, relu: tl.constexpr, block: tl.constexpr):
     """Eight channels by name, in float32; 0 where there is no such vector."""
     values = tl.load(ptr + places, mask=there[:, None], other=0.0).to(tl.float32)  # (block, 8)
+    if relu:
+        values = tl.where(values <= 0.0, 0.0, values)  # what is no number stays none
     even, odd = tl.split(tl.reshape(values, [block, 4, 2]))
     e04, e26 = tl.split(tl.reshape(even, [block, 2, 2]))
     o15, o37 = tl.split(tl.reshape(odd, [block, 2, 2]))

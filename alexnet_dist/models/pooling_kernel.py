@@ -5,6 +5,9 @@ a position is the number of the pixel in its window, and the backward pass asks 
 it, so that every byte moves once. Values, positions and sums are PyTorch's to the bit: the first of equal maxima wins,
 the last NaN wins, and gradients are added in float32, window after window.
 
+With `relu` the ReLU before or behind the pooling, which give the same, costs no pass over the maps. Where a window has
+nothing above 0, its position is one that no pixel has, and no gradient goes back.
+
 For channels-last maps of a multiple of 8 channels; `pooling` asks `fits_vectors`.
 """
 
@@ -28,22 +31,22 @@ class PoolVectors(torch.autograd.Function):
     """(B, C, H, W) to (B, C, (H - 3) // 2 + 1, (W - 3) // 2 + 1), for maps that fit."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, relu: bool) -> Tensor:
         pooled, positions = _allocate(maps)
         if pooled.numel():
-            _forward[_grid(pooled)](maps, pooled, positions, *_describe(pooled, maps))
+            _forward[_grid(pooled)](maps, pooled, positions, *_describe(pooled, maps), relu)
         ctx.save_for_backward(positions)
         ctx.shape = maps.shape
         return pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (positions,) = ctx.saved_tensors
         grad_maps = _allocate_like(grad, ctx.shape[2], ctx.shape[3])
         if grad_maps.numel():
             _backward[_grid(grad_maps)](_lay_out(grad), positions, grad_maps, *_describe(grad_maps, grad, turned=True))
-        return grad_maps
+        return grad_maps, None
 
 
 def _allocate(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,11 +79,11 @@ def _describe(made: Tensor, other: Tensor, turned: bool = False) -> tuple[int, .
 
 
 @triton_op("alexnet_dist::pool_vectors", mutates_args=())
-def pool_vectors(maps: Tensor) -> tuple[Tensor, Tensor]:
+def pool_vectors(maps: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """`PoolVectors` as one operator: the pooled maps, and the positions of their maxima."""
     pooled, positions = _allocate(maps)
     if pooled.numel():
-        wrap_triton(_forward)[_grid(pooled)](maps, pooled, positions, *_describe(pooled, maps))
+        wrap_triton(_forward)[_grid(pooled)](maps, pooled, positions, *_describe(pooled, maps), relu)
     return pooled, positions
 
 
@@ -94,16 +97,15 @@ def pool_vectors_backward(grad: Tensor, positions: Tensor, height: int, width: i
     return grad_maps
 
 
-def _keep_positions(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+def _keep_positions(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
     ctx.side = inputs[0].shape[2:]
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> Tensor:
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
     (positions,) = ctx.saved_tensors
-    made: Tensor = pool_vectors_backward(grad, positions, *ctx.side)
-    return made
+    return pool_vectors_backward(grad, positions, *ctx.side), None
 
 
 pool_vectors.register_autograd(_differentiate, setup_context=_keep_positions)
@@ -124,6 +126,7 @@ def _forward(
     pooled_width: tl.constexpr,
     per_pixel: tl.constexpr,
     block: tl.constexpr,
+    relu: tl.constexpr,
 ):
     vector = tl.program_id(0) * block + tl.arange(0, block)
     inside = vector < vectors
@@ -139,6 +142,9 @@ def _forward(
             is_better = (value > best) | (value != value)  # the last NaN wins
             best = tl.where(is_better, value, best)
             position = tl.where(is_better, down * 3 + right, position)
+    if relu:
+        position = tl.where(best <= 0.0, 9, position)
+        best = tl.where(best <= 0.0, 0.0, best)
     own = vector[:, None].to(tl.int64) * 8 + lane
     tl.store(y_ptr + own, best.to(y_ptr.dtype.element_ty), mask=inside[:, None])
     tl.store(position_ptr + own, position.to(tl.uint8), mask=inside[:, None])

@@ -41,3 +41,30 @@ def use_vectors(model: nn.Module, wanted: bool) -> None:
     for module in model.modules():
         if hasattr(module, "uses_vectors"):
             module.uses_vectors = wanted  # type: ignore[assignment]
+
+
+def take_in_relu(features: nn.Sequential) -> None:
+    """Leave each ReLU beside such a normalization or pooling to its kernel, in place; no layer changes its number.
+
+    A ReLU goes before a normalization, or before or behind a pooling, which give the same.
+    """
+    for place, module in enumerate(features):
+        if not isinstance(module, nn.ReLU):
+            continue
+        beside = [
+            *features[place + 1 : place + 2],
+            *(features[place - 1 : place] if _pools(features[place - 1]) else ()),
+        ]
+        taker = next((found for found in map(_find_taker, beside) if found is not None), None)
+        if taker is not None:
+            taker.takes_relu = True  # type: ignore[assignment]
+            features[place] = nn.Identity()
+
+
+def _pools(module: nn.Module) -> bool:
+    return isinstance(module, nn.MaxPool2d)
+
+
+def _find_taker(module: nn.Module) -> nn.Module | None:
+    first = module[0] if isinstance(module, nn.Sequential) else module  # two normalizations under one number
+    return first if hasattr(first, "takes_relu") else None

@@ -143,6 +143,8 @@ def test_a_network_is_computed_as_chosen(
     assert (type(model.features), type(layers["conv1"]), type(layers["conv2"])) == (features, conv1, conv2)
     wanted = [module.uses_vectors for module in model.modules() if hasattr(module, "uses_vectors")]
     assert wanted == [kernels_[0] == "vectors"] * 5
+    taken = [module.takes_relu for module in model.modules() if hasattr(module, "takes_relu")]
+    assert sum(taken) == (3 if kernels_[0] == "vectors" else 0)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
-from alexnet_dist.models import LocalResponseNorm, build_on_meta, make_spec
+from alexnet_dist.models import LocalResponseNorm, build_model, build_on_meta, make_spec
 from alexnet_dist.models.pooling import MaxPooling
-from alexnet_dist.models.vectors import use_vectors
+from alexnet_dist.models.vectors import take_in_relu, use_vectors
 
 BUILD = """
 import re, triton
@@ -34,9 +35,9 @@ def build(kernel, **constants):
     print(made.metadata.shared, ".local" in made.asm["ptx"], *(f"{name} {moves[name]}" for name in sorted(moves)))
 
 sides = dict(height=55, width=55, pooled_height=27, pooled_width=27, per_pixel=12, block=128)
-build(normalization._forward, per_group=6, block=128)
-build(normalization._backward, per_group=6, block=128)
-build(pooling._forward, **sides)
+build(normalization._forward, per_group=6, relu=True, block=128)
+build(normalization._backward, per_group=6, relu=True, block=128)
+build(pooling._forward, relu=True, **sides)
 build(pooling._backward, **sides)
 """
 
@@ -98,3 +99,27 @@ def test_a_network_can_be_kept_from_them() -> None:
         found = [module for module in model.modules() if isinstance(module, LocalResponseNorm | MaxPooling)]
         assert [module.uses_vectors for module in found] == [wanted] * 5
         assert all(isinstance(module, nn.MaxPool2d) or module.groups == 2 for module in found)
+
+
+@pytest.mark.parametrize(
+    ("variant", "left"), [("paper", [9, 11]), ("source2012", [9, 11]), ("ungrouped", [7, 9]), ("torchvision", [7, 9])]
+)
+def test_normalization_and_pooling_take_the_relu_beside_them(variant: str, left: list[int]) -> None:
+    """On a CPU they call it: outputs and gradients are the same to the bit, and no layer has another number."""
+    small = {"image_size": 64, "conv_channels": (8, 16, 8, 8, 8), "fc_width": 16, "num_classes": 5, "dropout": 0.0}
+    model, images = build_model(make_spec(variant, **small), seed=0), torch.randn(2, 3, 64, 64)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, 0, 0.3, generator=torch.Generator().manual_seed(1))
+    found = []
+    for takes in (False, True):
+        if takes:
+            take_in_relu(model.features)
+        model.zero_grad()
+        logits = model(images)
+        logits.square().mean().sqrt().backward()
+        found.append([logits.detach(), *(weight.grad.clone() for weight in model.parameters())])
+    assert all(map(torch.equal, *found))
+    relus = [place for place, module in enumerate(model.features) if isinstance(module, nn.ReLU)]
+    assert len(relus) == 2
+    assert relus == left
+    assert sum(getattr(module, "takes_relu", False) for module in model.modules()) == 3

@@ -112,9 +112,9 @@ def test_lrn_of_no_images_is_none(memory_format: torch.memory_format) -> None:
 class Vectors(nn.Module):
     """The kernel for eight channels at a time, as one function or as one operator."""
 
-    def __init__(self, groups: int, k: float = 2.0, is_recorded: bool = False) -> None:
+    def __init__(self, groups: int, k: float = 2.0, is_recorded: bool = False, relu: bool = False) -> None:
         super().__init__()
-        self.settings, self.normalize = (groups, 1e-4 / 5, k), normalize_vectors if is_recorded else None
+        self.settings, self.normalize = (groups, 1e-4 / 5, k, relu), normalize_vectors if is_recorded else None
 
     def forward(self, maps: Tensor) -> Tensor:
         made: Tensor = (self.normalize or NormalizeVectors.apply)(maps, *self.settings)
@@ -168,6 +168,18 @@ def test_vectors_of_what_is_no_number() -> None:
         torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-3, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors_with_a_relu_are_both_layers_to_the_bit(dtype: torch.dtype) -> None:
+    maps, grad = (draw_maps((1, 32, 2, 3), seed, last=True).to(DEVICE, dtype) for seed in (0, 1))
+    maps[0, 3, 0, 0], maps[0, 9, 1, 1], maps[0, 20, 0, 1], maps[0, 21] = float("nan"), -float("inf"), -0.0, 0.0
+    expected = run_both_ways(nn.Sequential(nn.ReLU(), Vectors(2)), maps, grad)
+    made = run_both_ways(Vectors(2, relu=True), maps, grad)
+    for one, other in zip(made, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+        assert (one == 0).any()
+    assert not torch.equal(run_both_ways(Vectors(2), maps, grad)[0], expected[0])
+
+
 def test_vectors_joined_over_the_towers_are_noticed() -> None:
     maps, grad = draw_maps((1, 16, 2, 2), 0, last=True), draw_maps((1, 16, 2, 2), 1, last=True)
     expected = run_both_ways(LocalResponseNorm(groups=2), maps, grad)
@@ -210,15 +222,16 @@ def test_slices_have_no_vectors() -> None:
 # -- max pooling ------------------------------------------------------------------------------------------------------
 
 
-def pool(maps: Tensor, is_recorded: bool = False) -> Tensor:
-    made: Tensor = pool_vectors(maps)[0] if is_recorded else PoolVectors.apply(maps)
+def pool(maps: Tensor, is_recorded: bool = False, relu: bool = False) -> Tensor:
+    made: Tensor = pool_vectors(maps, relu)[0] if is_recorded else PoolVectors.apply(maps, relu)
     return made
 
 
-def pool_with_torch(maps: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def pool_with_torch(maps: Tensor, grad: Tensor, *, relu: str = "") -> tuple[Tensor, Tensor]:
     """In float32, where sums of these gradients are the GPU's; rounded once."""
     leaf = maps.float().requires_grad_()
-    pooled = F.max_pool2d(leaf, 3, 2)
+    pooled = F.max_pool2d(F.relu(leaf) if relu == "before" else leaf, 3, 2)
+    pooled = F.relu(pooled) if relu == "behind" else pooled
     (gradient,) = torch.autograd.grad(pooled, leaf, grad.float())
     return pooled.detach().to(maps.dtype), gradient.to(maps.dtype)
 
@@ -257,10 +270,25 @@ def test_pooling_is_torchs_to_the_bit(name: str, is_recorded: bool) -> None:
         torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("relu", ["before", "behind"])
+@pytest.mark.parametrize("name", [name for name in MAPS if name != "two_programs"])
+def test_pooling_with_a_relu_is_both_layers_to_the_bit(name: str, relu: str) -> None:
+    maps = MAPS[name].contiguous(memory_format=torch.channels_last)
+    grad = draw_maps(tuple(F.max_pool2d(maps, 3, 2).shape), 9, last=True)
+    leaf = maps.to(DEVICE).requires_grad_()
+    pooled = pool(leaf, relu=True)
+    (gradient,) = torch.autograd.grad(pooled, leaf, grad.to(DEVICE))
+    expected = pool_with_torch(maps, grad, relu=relu)
+    for one, other in zip((pooled.detach(), gradient), expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
+    if name == "nothing_larger":
+        assert not torch.equal(pool_with_torch(maps, grad)[0], expected[0])
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_positions_are_torchs(name: str) -> None:
     maps = MAPS[name].contiguous(memory_format=torch.channels_last)
-    _, positions = pool_vectors(maps.to(DEVICE))
+    _, positions = pool_vectors(maps.to(DEVICE), False)
     width, rows, columns = maps.shape[3], *positions.shape[2:]
     down, right = positions.cpu().long() // 3, positions.cpu().long() % 3
     y, x = 2 * torch.arange(rows)[:, None] + down, 2 * torch.arange(columns) + right
