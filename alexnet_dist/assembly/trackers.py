@@ -45,3 +45,21 @@ def open_trackers(
     run = Run(folder, wandb_id, dataclasses.asdict(config), dump_config(config), facts or {})
     starts = {**mirrors.prepare_mirrors(run, is_main), **(others or {})}
     return Trackers(MetricsFile(folder / METRICS, metrics_bytes) if is_main else None, starts)
+
+
+def open_set_trackers(config: Config, folder: Path, set_id: str, name: str) -> Trackers:
+    """What `tracking` asks for, for a set of runs; there is no metrics.jsonl.
+
+    Args:
+        config: the settings that the runs share.
+        folder: which holds the runs.
+        set_id: the same at each start, eight letters and digits.
+        name: of the set.
+
+    Raises:
+        MachineError: a package that was asked for is not installed.
+    """
+    tracking = dataclasses.replace(config.tracking, name=f"{name}-summary", job_type="summary", group=name)
+    config = dataclasses.replace(config, tracking=tracking)
+    run = Run(folder, set_id, dataclasses.asdict(config), dump_config(config))
+    return Trackers(None, mirrors.prepare_mirrors(run, of_set=True))

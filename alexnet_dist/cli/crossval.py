@@ -87,7 +87,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
     from alexnet_dist.assembly.loaders import join_processes
     from alexnet_dist.base.signals import StopRequest
     from alexnet_dist.parallel.runtime import lost_peers_named
-    from alexnet_dist.runs.crossval_table import format_table, read_result, write_table
+    from alexnet_dist.runs.crossval_table import format_table, read_result, track_table, write_table
     from alexnet_dist.runs.own_folder import find_own_folder, settle_folder
     from alexnet_dist.runs.resume import keep_precision
 
@@ -103,6 +103,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
         config = dataclasses.replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
         runs = configure_folds(config)
         results = runtime.on_main(partial(_open, config, runs, new, held))
+        was_finished = None not in results
         for position, run in enumerate(runs):
             if results[position] is None:
                 _train_fold(run, len(runs), runtime, stop)
@@ -110,6 +111,8 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
             finished = [result for result in results if result is not None]
             runtime.on_main(partial(write_table, config, finished, runtime.world_size, runtime.precision))
         if runtime.is_main:
+            if not was_finished:
+                track_table(config, finished)
             show(format_table(config, finished))
     return finished
 

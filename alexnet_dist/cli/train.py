@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from alexnet_dist.settings.reader import (
 )
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.settings.shipped import list_shipped, shipped_folder
+from alexnet_dist.tracking.wandb_sweep import place_trial
 
 EXAMPLES = """Train AlexNet.
 
@@ -84,6 +86,7 @@ def begin_run(verb: str, arguments: Arguments) -> Config | None:
     options = arguments.options
     quiet = {"log.level": "quiet"} if options.quiet else {}
     config = settle_settings(options.folders, options.config, {**arguments.given, **quiet})
+    config = replace(config, output_dir=place_trial(config.output_dir))
     if options.print_config:
         print(dump_config(config, unicode=writes_unicode()), end="")
         return None

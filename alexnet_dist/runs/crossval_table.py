@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alexnet_dist.assembly.trackers import open_set_trackers
 from alexnet_dist.base.durable import read_object, write_csv, write_json
 from alexnet_dist.base.errors import CheckpointError
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
-from alexnet_dist.base.run_record import METRICS, SUMMARY, read_run
+from alexnet_dist.base.run_record import METRICS, SUMMARY, read_marker, read_run
 from alexnet_dist.base.text import align, escape_text
 from alexnet_dist.runs.resume import is_over
 from alexnet_dist.settings.schema import Config
@@ -96,6 +97,19 @@ def write_table(config: Config, results: Sequence[FoldResult], world_size: int, 
     out = Path(str(config.output_dir))
     write_csv(out / "crossval.csv", *_make_csv(results))
     write_json(out / "crossval.json", _summarize(config, results, world_size, precision))
+
+
+def track_table(config: Config, results: Sequence[FoldResult]) -> None:
+    """Give trackers a run that stands for all folds: a row each, at the step of its number, then mean and spread."""
+    out = Path(str(config.output_dir))
+    group = config.tracking.group or escape_text(out.name)
+    trackers = open_set_trackers(config, out, str(read_marker(out).get("id", "0" * 8))[:8], group)
+    for result in results:
+        figures = {key: value for key in AVERAGED if (value := getattr(result, key)) is not None}
+        trackers.log({"event": "fold", "step": result.fold, **figures})
+    mean, std = _reduce(results, statistics.fmean, fewest=1), _reduce(results, statistics.stdev, fewest=2)
+    spread = {f"{key}_{word}": row[key] for word, row in (("mean", mean), ("std", std)) for key in AVERAGED}
+    trackers.finish({"status": "finished", "folds": len(results), **spread})
 
 
 def _summarize(config: Config, results: Sequence[FoldResult], world_size: int, precision: str) -> dict[str, Any]:

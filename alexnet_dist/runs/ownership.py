@@ -51,7 +51,7 @@ OWN_FILES: dict[str, tuple[str, ...]] = {
 }
 OWN_FOLDERS: dict[str, tuple[str, ...]] = {
     "run": (CHECKPOINTS, "model", "plots", "profile", "tensorboard", "wandb"),
-    "crossval": (),
+    "crossval": ("tensorboard", "wandb"),
     "plots": (),
 }
 # How tables that are made anew at each start begin; anything else of that name is its user's.

@@ -47,11 +47,17 @@ def check_mirrors(tracking: Mapping[str, Any], folder: Path) -> None:
         raise UsageError("output_dir cannot be used", where=str(folder), why=why, remedy=remedy) from None
 
 
-def prepare_mirrors(run: Run, is_main: bool = True) -> dict[str, Start]:
+def prepare_mirrors(run: Run, is_main: bool = True, of_set: bool = False) -> dict[str, Start]:
     """What starts each mirror that the run wants in this process, by name.
+
+    Args:
+        run: the run.
+        is_main: whether this process writes the run's files.
+        of_set: whether it is no run, but what several came to together.
 
     Raises:
         MachineError: a package that was asked for is not installed.
     """
-    starts = {name: kind.prepare(run) for name, kind in KINDS.items() if is_main or kind.is_everywhere}
+    kinds = {name: kind for name, kind in KINDS.items() if kind.is_for_sets or not of_set}
+    starts = {name: kind.prepare(run) for name, kind in kinds.items() if is_main or kind.is_everywhere}
     return {name: start for name, start in starts.items() if start is not None}

@@ -153,4 +153,4 @@ def _start(rows: list[Row], **words: Any) -> MlflowMirror:
     return MlflowMirror(rows=rows, **words)
 
 
-MLFLOW = Kind(_prepare, lambda tracking: tracking["mlflow"] is not None, _check_installed)
+MLFLOW = Kind(_prepare, lambda tracking: tracking["mlflow"] is not None, _check_installed, is_for_sets=True)

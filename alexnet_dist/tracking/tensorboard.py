@@ -117,4 +117,4 @@ def _prepare(run: Run) -> Start | None:
     return lambda rows: TensorboardMirror(folder=folder, rows=rows, **words)
 
 
-TENSORBOARD = Kind(_prepare, lambda tracking: bool(tracking["tensorboard"]), _check_installed)
+TENSORBOARD = Kind(_prepare, lambda tracking: bool(tracking["tensorboard"]), _check_installed, is_for_sets=True)

@@ -91,12 +91,14 @@ class Kind:
             trained if the tracker cannot be made, or cannot write to the run folder.
         check: sees to it that its package is there, and raises MachineError if not.
         is_everywhere: whether each process has it, and not the main one alone.
+        is_for_sets: whether it also shows what several runs came to together, such as the folds of a cross-validation.
     """
 
     prepare: Callable[[Run], Start | None]
     is_asked_for: Callable[[Mapping[str, Any]], bool] = lambda tracking: False
     check: Callable[[], None] = lambda: None
     is_everywhere: bool = False
+    is_for_sets: bool = False
 
 
 class MetricsFile:

@@ -33,6 +33,7 @@ from alexnet_dist.tracking.wandb_account import (
     settle_names,
 )
 from alexnet_dist.tracking.wandb_media import clear_staged, log_code, log_model, log_pictures, stage_model
+from alexnet_dist.tracking.wandb_sweep import find_trial
 
 logger = logging.getLogger("alexnet_dist")
 
@@ -78,7 +79,7 @@ class WandbMirror:
         self._call, self._budget = call, WANDB_BUDGET_SECONDS
         self._folder, self._mode, self._is_finished = folder, mode, False
         self._run: Any = None
-        self._run_id, self._tracking = run_id, tracking
+        self._run_id, self._tracking, self._best = run_id, tracking, -1.0
         self._aside, self._grace, self._kept_step = Aside("wandb-pictures"), 0.0, -1
         threading.Thread(target=self._limit_exit, daemon=True, name="wandb-exit").start()
 
@@ -107,6 +108,8 @@ class WandbMirror:
                 self.log(row)
         elif self._run is not None:
             logger.info("W&B: %s", self._run.url)
+            for row in rows:
+                self._note_best(row)
         if tracking["privacy"] == "full":
             self._log_aside("code", partial(log_code, folder=folder / "wandb", package=Path(__file__).parents[1]))
 
@@ -114,6 +117,14 @@ class WandbMirror:
         """Mirror a row; our own `step` is the x-axis, so W&B drops nothing that a resumed run logs again."""
         if self._run is not None:
             self._guard("log", lambda: self._run.log(rename_for_display(row)))
+            self._note_best(row)
+
+    def _note_best(self, row: Row) -> None:
+        """Keep the best validation top-1 as a plain number of the summary, which a sweep looks at."""
+        if row["event"] == "eval" and row.get("split") == "val" and row["top1"] > self._best:
+            self._best = row["top1"]
+            if self._run is not None:
+                self._guard("summary", lambda: self._run.summary.update({"best_top1": self._best}) or True)
 
     def show(self, pictures: Pictures) -> None:
         """Log pictures, aside."""
@@ -276,7 +287,8 @@ def _prepare(run: Run) -> Start | None:
         logger.info("W&B: without effect: %s", ", ".join(overruled))
     if mode == "disabled":
         return None
-    facts = {"folder": run.folder, "mode": mode, "run_id": run.run_id, "config": config, "tracking": tracking}
+    run_id = find_trial() or run.run_id
+    facts = {"folder": run.folder, "mode": mode, "run_id": run_id, "config": config, "tracking": tracking}
     return lambda rows: WandbMirror(**facts, rows=rows)
 
 
@@ -284,4 +296,4 @@ def _check_installed() -> None:
     import_wandb()
 
 
-WANDB = Kind(_prepare, lambda tracking: tracking["wandb"] in ("offline", "online"), _check_installed)
+WANDB = Kind(_prepare, lambda tracking: tracking["wandb"] in ("offline", "online"), _check_installed, is_for_sets=True)

@@ -20,6 +20,7 @@ from alexnet_dist.base.deadlines import call_with_deadline
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.extras import import_extra
 from alexnet_dist.base.text import escape_text
+from alexnet_dist.tracking.wandb_sweep import find_trial
 
 PROJECT = "alexnet_dist"  # the setting's default, which yields to W&B's own
 ASK_SECONDS = 3.0  # for W&B's word on account and network
@@ -153,7 +154,8 @@ def list_overruled(tracking: Mapping[str, Any]) -> list[str]:
         ours["WANDB_PROJECT"] = "tracking.project"
     if tracking["wandb"] != "auto":
         ours |= dict.fromkeys(("WANDB_MODE", "WANDB_DISABLED"), "tracking.wandb")
-    ours |= _FIXED | dict.fromkeys(_QUIET, "tracking.privacy")
+    fixed = {name: owner for name, owner in _FIXED.items() if name != "WANDB_RUN_ID" or find_trial() is None}
+    ours |= fixed | dict.fromkeys(_QUIET, "tracking.privacy")
     return [f"{name} ({owner} goes first)" for name, owner in ours.items() if os.environ.get(name)]
 
 
@@ -169,6 +171,7 @@ def quiet_settings(init_seconds: float, privacy: str) -> Any:
         console="off",
         disable_code=privacy != "full",
         init_timeout=init_seconds,
+        reinit="create_new",  # a run of an earlier fold may still be on its way
         save_code=False,
         silent=True,
         x_disable_machine_info=privacy == "minimal",

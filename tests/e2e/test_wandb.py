@@ -23,11 +23,13 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import yaml
 from helpers.dist_helper import run_processes, start_processes
 from helpers.tiny import tiny_config
 from PIL import Image
 from safetensors import safe_open
 
+from alexnet_dist.cli.crossval import cross_validate
 from alexnet_dist.cli.train import train
 from alexnet_dist.settings.schema import TrackingConfig
 from alexnet_dist.tracking import wandb as wandb_mirror
@@ -143,6 +145,7 @@ def test_files_hold_no_command_line_environment_or_secret(killed_run: Path) -> N
     assert [str(path) for path in files if "wandb" in path.parts and checkout in path.read_bytes()] == []
 
 
+ROOT = Path(wandb_mirror.__file__).parents[2]
 SECRETS = {
     "variable": "OTHER_SECRET",
     "token": "HF_TOKEN",
@@ -352,6 +355,71 @@ def test_a_service_that_is_stopped_or_gone_does_not_keep_a_process(
     assert ended.stderr.count("Traceback") == len(bug)
     assert ("was killed" in ended.stderr) == (number == signal.SIGSTOP)
     assert "failed" in ended.stderr
+
+
+# -- folds ------------------------------------------------------------------------------------------------------------
+
+
+def cross_validate_with_wandb(folder: Path) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
+    words = {"train__epochs": 1, "data__folds": 2, "tracking__wandb": "offline", "tracking__tensorboard": True}
+    cross_validate(tiny_config(folder, **words))
+
+
+@pytest.mark.slow
+def test_folds_are_a_group_with_a_run_for_all(tmp_path: Path) -> None:
+    run_processes(1, cross_validate_with_wandb, tmp_path / "toy")
+    runs = {}
+    for folder in (tmp_path / "toy" / "fold-1", tmp_path / "toy" / "fold-2", tmp_path / "toy"):
+        rows, records = read_offline_run(folder)
+        (runs[folder.name],) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert {run.run_group for run in runs.values()} == {"toy"}
+    assert [run.job_type for run in runs.values()] == ["fold", "fold", "summary"]
+    table = json.loads((tmp_path / "toy" / "crossval.json").read_text())
+    found = [(row["step"], row["fold/top1"]) for row in rows if "fold/top1" in row]
+    assert found == [(fold["fold"], fold["top1"]) for fold in table["folds"]]
+    summary = [item.value_json for record in records for item in record.summary.update if "final" in str(item)]
+    assert json.loads(summary[-1])["top1_mean"] == table["mean"]["top1"]
+    assert (tmp_path / "toy" / "tensorboard").is_dir()
+
+
+# -- a sweep ----------------------------------------------------------------------------------------------------------
+
+
+def start_trial(folder: Path, trial: str, values: dict[str, Any]) -> str:
+    """What W&B's agent does, by its own functions: a command from the file, and the trial's id in variables."""
+    from wandb.sdk.launch.sweeps import utils
+
+    sweep = yaml.safe_load((ROOT / "launch" / "sweep_wandb.yaml").read_text())
+    assert values.keys() <= sweep["parameters"].keys()
+    words = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
+    words |= {"env": ["/usr/bin/env"], "interpreter": [sys.executable], "program": [str(ROOT / sweep["program"])]}
+    command = [part for word in sweep["command"] for part in (words[word[2:-1]] if word.startswith("${") else [word])]
+    command = [
+        "smoke" if word == "fruits" else word for word in command if word not in ("--data.root", "data/fruits10")
+    ]
+    variables = {"WANDB_SWEEP_ID": "s1w2e3p4", "WANDB_RUN_ID": trial, "HOME": str(folder), "NETRC": str(folder / "no")}
+    ended = subprocess.run(
+        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.slow
+def test_each_trial_of_a_sweep_has_its_folder_and_the_agents_id(tmp_path: Path) -> None:
+    for trial in ("aaaa1111", "bbbb2222"):  # the same settings twice, as a sweep may choose them
+        assert "WANDB_RUN_ID" not in start_trial(
+            tmp_path, trial, {"optimizer.lr": 0.001, "optimizer.weight_decay": 0.0}
+        )
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["smoke-aaaa1111", "smoke-bbbb2222"]
+    for trial in ("aaaa1111", "bbbb2222"):
+        _, records = read_offline_run(tmp_path / "runs" / f"smoke-{trial}")
+        (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+        assert (run.run_id, run.sweep_id) == (trial, "s1w2e3p4")
+        summary = {item.key: item.value_json for record in records for item in record.summary.update}
+        best = json.loads((tmp_path / "runs" / f"smoke-{trial}" / "summary.json").read_text())["best_top1"]
+        assert json.loads(summary["best_top1"]) == best
 
 
 # -- W&B's own word ---------------------------------------------------------------------------------------------------
