@@ -175,6 +175,8 @@ def measure(options: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         index = take_batches(find_images(options.data_root, Path(folder), effort.num_images), batch_size)
         report.environment["images"] = describe_images(index, made=options.data_root is None)
+        obstacles = {engine: find_obstacle(engine) for engine in ENGINES}
+        report.rows += [{"arm": engine, "missing": why} for engine, why in obstacles.items() if why]
         loaders = build_loaders(runtime, index, batch_size, Path(folder) / "cache")
         measure_speed(report, runtime, loaders, options, effort)
         for name, loader in loaders.items():

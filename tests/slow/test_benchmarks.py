@@ -133,7 +133,9 @@ def test_bytes_that_strategies_send_are_those_of_the_closed_form(results: Path) 
 
 
 def test_loader_has_every_engine_with_its_times_and_memory(results: Path) -> None:
-    rows = {row["arm"]: row for row in json.loads((results / "loader.json").read_text())["rows"]}
+    found = json.loads((results / "loader.json").read_text())["rows"]
+    rows = {row["arm"]: row for row in found if "missing" not in row}
+    assert HAS_DALI or {"arm", "missing"} == set(found[0])
     memory = {f"memory of {engine}" for engine in ENGINES}
     rivals = {"standard", *RIVALS}
     assert set(rows) == {*ENGINES, *rivals} | memory
