@@ -19,7 +19,6 @@ from alexnet_dist.base.extras import import_installed, is_installed
 from alexnet_dist.base.places import find_cache_dir
 
 PACKAGE, MODULE = "vl-convert-python", "vl_convert"
-WAY_TO_GET_IT = f"charts need Vega: pip install {PACKAGE}"
 ENDS_WITH = "window.vegaLite="  # near the end of a script that is whole
 LAST_LETTERS = 200
 
@@ -52,6 +51,12 @@ def load_vega() -> str:
         _place().parent.mkdir(parents=True, exist_ok=True)
         write_file(_place(), text.encode())
     return text
+
+
+def explain_missing() -> str:
+    """Why a page has no charts, and what gives it some."""
+    what = "Vega was not ready" if is_installed(MODULE) else f"Vega is not installed: pip install {PACKAGE}"
+    return f"No charts: {what}; alexnet-dist report RUN writes the page with them."
 
 
 def begin_vega() -> subprocess.Popen[bytes] | None:

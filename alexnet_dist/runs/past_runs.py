@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ class PastRun:
         facts: of run.json.
         summary: of summary.json.
         notes: what is missing or damaged.
-        given_rows: of metrics.jsonl, where they are known; else they are read.
+        given_rows: what `clean_rows` gives for metrics.jsonl, where it is known; else it is read.
         given_state: how it stands, where that is known.
     """
 
@@ -58,22 +58,29 @@ class PastRun:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Of metrics.jsonl: those that say their step, and of their values the finite numbers and words."""
+        """Of metrics.jsonl; see `clean_rows`."""
+        if self.given_rows is not None:
+            return self.given_rows
         try:
-            given = self.given_rows
-            rows, damaged = (given, []) if given is not None else parse_rows(self.folder / METRICS)
+            rows, damaged = parse_rows(self.folder / METRICS)
         except OSError as error:
             self.notes.append(f"{METRICS} cannot be read ({error.strerror})")
             return []
         if damaged:
             self.notes.append(f"{METRICS}: {len(damaged)} damaged lines are left out")
-        kept = [{key: value for key, value in row.items() if _is_plain(value)} for row in rows]
-        return [row for row in kept if _number(row.get("step")) is not None]
+        return clean_rows(rows)
 
     def select(self, event: str, *keys: str) -> list[Row]:
         """The rows of an event that have numbers under all of these keys."""
-        rows = [row for row in self.rows if row["event"] == event]
+        rows = self._events.get(event, [])
         return [row for row in rows if all(_number(row.get(key)) is not None for key in keys)]
+
+    @cached_property
+    def _events(self) -> dict[str, list[Row]]:
+        events: dict[str, list[Row]] = {}
+        for row in self.rows:
+            events.setdefault(row["event"], []).append(row)
+        return events
 
     @cached_property
     def best(self) -> Row:
@@ -147,6 +154,12 @@ class PastRun:
     def recipe(self) -> str:
         """The shipped configuration that its settings are those of; with a mark where some differ; "" where most do."""
         return _name_recipe(self.settings)
+
+
+def clean_rows(rows: Iterable[Row]) -> list[Row]:
+    """Of some rows those that say their step, and of their values the finite numbers and words."""
+    kept = ({key: value for key, value in row.items() if _is_plain(value)} for row in rows)
+    return [row for row in kept if _number(row.get("step")) is not None]
 
 
 def read_past_run(

@@ -21,7 +21,7 @@ from alexnet_dist.base.progress import format_seconds
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.figures.charts import Axes, Curve, describe_chart
 from alexnet_dist.figures.curves import find_unit
-from alexnet_dist.figures.vega import WAY_TO_GET_IT
+from alexnet_dist.figures.vega import explain_missing
 from alexnet_dist.runs.comparison import SPREAD, find_differences, group_seeds, summarize_seeds
 from alexnet_dist.runs.folder import now
 from alexnet_dist.runs.past_runs import PastRun
@@ -79,7 +79,7 @@ def format_page(runs: Sequence[PastRun], vega: str | None) -> str:
         script=Markup(script),
         vega=Markup(vega or ""),
         has_vega=vega is not None,
-        without_vega=f"{WAY_TO_GET_IT}, then alexnet-dist report RUN",
+        without_vega=explain_missing(),
         specs=Markup(_hide_tags(format_json(specs, REPORT))),
         parts=_list_parts(shown),
         notes=[f"{run.name}: {note}" for run in runs for note in run.notes],

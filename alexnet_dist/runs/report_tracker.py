@@ -8,13 +8,13 @@ from pathlib import Path
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.figures.vega import begin_vega, find_vega, load_vega
-from alexnet_dist.runs.past_runs import read_past_run
+from alexnet_dist.runs.past_runs import clean_rows, read_past_run
 from alexnet_dist.runs.report import REPORT, write_report
 from alexnet_dist.tracking.trackers import Row, Start
 
 logger = logging.getLogger("alexnet_dist")
 
-WAIT_SECONDS = 60  # at the run's end, for the script that draws charts
+WAIT_SECONDS, STOPPED_SECONDS = 60, 3  # at a run's end, for the script that draws charts; where it was stopped
 
 
 class ReportTracker:
@@ -26,7 +26,7 @@ class ReportTracker:
     """
 
     def __init__(self, folder: Path, rows: list[Row]) -> None:
-        self._folder, self._rows = folder, list(rows)
+        self._folder, self._rows = folder, clean_rows(rows)
         self._linking = begin_vega()
 
     def log(self, row: Row) -> None:
@@ -36,23 +36,27 @@ class ReportTracker:
             self._write(find_vega(), "running")
 
     def finish(self, summary: Row) -> None:
-        """Write the page of the end."""
+        """Write the page of the end. Whoever stops a run does not wait for charts."""
+        has_ended = summary["status"] == "finished"
         if self._linking is not None:
             try:
-                self._linking.wait(WAIT_SECONDS)
+                self._linking.wait(WAIT_SECONDS if has_ended else STOPPED_SECONDS)
             except subprocess.TimeoutExpired:
                 self._linking.kill()
                 self._linking.wait()
-        try:
-            vega = load_vega()
-        except MachineError as error:
-            logger.info("%s has no charts: %s", REPORT, error)
-            vega = None
-        self._write(vega, str(summary["status"]))
+        self._write(_load_vega() if has_ended else find_vega(), str(summary["status"]))
 
     def _write(self, vega: str | None, state: str) -> None:
         run = read_past_run(self._folder, given_rows=self._rows, given_state=state)
         write_report(self._folder / REPORT, [run], vega)
+
+
+def _load_vega() -> str | None:
+    try:
+        return load_vega()
+    except MachineError as error:
+        logger.info("%s has no charts: %s", REPORT, error)
+        return None
 
 
 def prepare_report(folder: Path) -> Start:

@@ -75,10 +75,23 @@ def test_a_page_without_charts_is_better_than_none(
         raise MachineError("not installed")
 
     monkeypatch.setattr(report_tracker, "load_vega", fail)
+    monkeypatch.setattr(report_tracker, "find_vega", lambda: None)
     folder = make_run(tmp_path / "a")
-    ReportTracker(folder, list_rows([0.5], 4)).finish({"status": "interrupted"})
-    assert linking.code == -9
-    assert "pip install vl-convert-python" in (folder / "report.html").read_text()
+    for status in ("finished", "interrupted"):
+        linking.code = None
+        ReportTracker(folder, list_rows([0.5], 4)).finish({"status": status})
+        assert linking.code == -9
+        text = (folder / "report.html").read_text()
+        assert f"The run is {status}" in text
+        assert "alexnet-dist report RUN writes the page with them" in text
+
+
+def test_who_stops_a_run_waits_for_no_charts(tmp_path: Path, linking: Linking, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float | None] = []
+    monkeypatch.setattr(Linking, "wait", lambda self, seconds=None: waited.append(seconds) or 0)
+    monkeypatch.setattr(report_tracker, "load_vega", lambda: pytest.fail("linked in the run's own process"))
+    ReportTracker(make_run(tmp_path / "a"), list_rows([0.5], 4)).finish({"status": "interrupted"})
+    assert waited == [3]
 
 
 def test_ninety_epochs_are_written_within_a_second(tmp_path: Path, linking: Linking) -> None:
