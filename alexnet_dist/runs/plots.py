@@ -9,8 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from alexnet_dist.assembly.evaluation import load_network, plan_evaluation
 from alexnet_dist.assembly.loaders import build_augmentation, build_loader, build_plan
@@ -34,6 +38,8 @@ from alexnet_dist.figures.confusion import CLASS_COLUMNS, Counts, count_confusio
 from alexnet_dist.figures.contact_sheet import draw_contact_sheet
 from alexnet_dist.figures.curves import draw_curves
 from alexnet_dist.figures.filters import draw_filters
+from alexnet_dist.figures.overlay import blend_evidence
+from alexnet_dist.inference.explain import explain_classes
 from alexnet_dist.inference.model_folder import ModelCard, name_class, read_card, read_model_weights
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.runs.folder import PLOTS, relative_path
@@ -56,7 +62,7 @@ PREDICTION_COLUMNS = (
     *("true_words", "predicted_words"),
 )
 OF_A_RUN = {"curves.png", "conv1.png", "inputs.png"}
-OF_A_SET = {"classes.csv", "predictions.csv", "confusion.png", "worst.png"}
+OF_A_SET = {"classes.csv", "predictions.csv", "confusion.png", "worst.png", "worst_explained.png"}
 NAMES = {"val": "validation", "test": "test"}
 
 
@@ -216,6 +222,8 @@ def draw_figures(
         actions["predictions.csv"] = lambda: _write_predictions(subject, judged, folder / "predictions.csv")
         actions["confusion.png"] = lambda: _draw_confusion(subject, judged, folder / "confusion.png")
         actions["worst.png"] = lambda: _draw_worst(subject, judged, folder / "worst.png")
+        explained = folder / "worst_explained.png"
+        actions["worst_explained.png"] = lambda: _draw_worst_explained(subject, judged, explained)
     actions["inputs.png"] = lambda: _draw_inputs(subject, find_training(), folder / "inputs.png")
     kept = {name for name in actions if name in names and not _is_ours(folder / name)}
     if kept:
@@ -325,6 +333,41 @@ def _draw_confusion(subject: Subject, judged: Judged, path: Path) -> None:
 
 
 def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
+    sheet, rows = _pick_worst(subject, judged), judged.predictions
+    shown = _draw_batch(path, sheet.loader, sheet.captions, sheet.title, sheet.marks)
+    place = _find_place(subject, judged)
+    for number, pixels in shown.items():
+        _, label, predicted, confidence, truth = (column[sheet.worst[number]] for column in rows)
+        names = (subject.name_class(int(label)), subject.name_class(int(predicted)))
+        picture = str(place / sheet.loader.index.paths[number])
+        judged.worst.append(Judgment(pixels, picture, *names, float(confidence), float(truth)))
+
+
+def _draw_worst_explained(subject: Subject, judged: Judged, path: Path) -> None:
+    """The same pictures as in worst.png, with the evidence for what the network said of each."""
+    sheet, config = _pick_worst(subject, judged), subject.config
+    model = load_network(subject.model, subject.card, subject.runtime, config.channels_last)
+    said = torch.from_numpy(judged.predictions.predicted[sheet.worst])  # (N,)
+
+    def explain(pictures: Pixels, images: Tensor, kept: list[int]) -> Pixels:
+        evidence = explain_classes(model, images.float(), said[kept])  # (N, S, S)
+        return blend_evidence(pictures, evidence.cpu().numpy())
+
+    title = f"{sheet.title}; bright: what speaks for the class that was said"
+    _draw_batch(path, sheet.loader, sheet.captions, title, sheet.marks, explain)
+
+
+class Sheet(NamedTuple):
+    """The worst predictions of a set, the worst first."""
+
+    worst: npt.NDArray[np.int64]  # (N,) rows of the predictions
+    loader: Loader  # of the pictures, in one batch
+    captions: Sequence[tuple[str, ...]]
+    marks: list[str]
+    title: str
+
+
+def _pick_worst(subject: Subject, judged: Judged) -> Sheet:
     rows = judged.predictions
     worst = find_worst(rows, NUM_PICTURES)
     index = judged.index.subset(rows.ids[worst])
@@ -345,14 +388,8 @@ def _draw_worst(subject: Subject, judged: Judged, path: Path) -> None:
     most = f"the worst of {images}; {num_wrong:,} wrong"
     title = most if "right" not in marks else f"the {num_wrong} wrong of {images}, then the least sure right ones"
     # The cache engine has no cache of this small set.
-    shown = _draw_batch(
-        path, _build_loader(subject, index, plan, REFERENCE), captions, f"{subject.name}: {title}", marks
-    )
-    place = _find_place(subject, judged)
-    for number, pixels in shown.items():
-        _, label, predicted, confidence, truth = (column[worst[number]] for column in rows)
-        names = (subject.name_class(int(label)), subject.name_class(int(predicted)))
-        judged.worst.append(Judgment(pixels, str(place / index.paths[number]), *names, float(confidence), float(truth)))
+    loader = _build_loader(subject, index, plan, REFERENCE)
+    return Sheet(worst, loader, captions, marks, f"{subject.name}: {title}")
 
 
 def _rate(word: str, subject: Subject, label: int, probability: float) -> str:
@@ -370,13 +407,28 @@ def _draw_inputs(subject: Subject, index: SampleIndex, path: Path) -> None:
 
 
 def _draw_batch(
-    path: Path, loader: Loader, captions: Sequence[Sequence[str]], title: str, marks: Sequence[str] | None = None
+    path: Path,
+    loader: Loader,
+    captions: Sequence[Sequence[str]],
+    title: str,
+    marks: Sequence[str] | None = None,
+    change: Callable[[Pixels, Tensor, list[int]], Pixels] | None = None,
 ) -> dict[int, Pixels]:
-    """A sheet of a loader's first batch, without what could not be decoded; the pictures by their place in it."""
+    """A sheet of a loader's first batch, without what could not be decoded; the pictures by their place in it.
+
+    Args:
+        path: the PNG.
+        loader: of the pictures.
+        captions, title, marks: see `draw_contact_sheet`.
+        change: makes of pictures, the network's input and their places what is shown.
+    """
     batch = next(iter(loader.batches(0, 1)))
     is_there = batch.mask.bool().cpu()
-    pictures = show_images(batch.images[is_there.to(batch.images.device)], loader.normalization)
+    images = batch.images[is_there.to(batch.images.device)]
+    pictures = show_images(images, loader.normalization)
     kept = is_there.nonzero()[:, 0].tolist()
+    if change is not None:
+        pictures = change(pictures, images, kept)
     kept_marks = None if marks is None else [marks[number] for number in kept]
     draw_contact_sheet(path, pictures, [captions[number] for number in kept], title, kept_marks)
     return dict(zip(kept, pictures, strict=True))

@@ -26,6 +26,7 @@ FIGURES = {  # of plots/: what they show
     "conv1.png": "Filters of conv1, each tower's apart; gray is 0",
     "inputs.png": "The first training images as the network sees them, after augmentation",
     "worst.png": "The worst predictions: what each picture is, and what the network said",
+    "worst_explained.png": "The same pictures: bright is what speaks for the class that was said (LayerCAM at conv5)",
 }
 FACTS = (
     *("strategy", "processes", "device", "precision", "precision_reason", "engine", "engine_reason", "batch"),
@@ -112,7 +113,9 @@ def describe_run(run: PastRun, room: int) -> list[Part]:
     drawn = [] if shown else ["Figures are drawn when the run has ended, where log.plots is true."]
     classes = Part("classes", "Classes", drawn, _pick(shown, "confusion.png"), _tabulate_classes(run))
     inside = Part("pictures", "Filters and inputs", [], _pick(shown, "conv1.png", "inputs.png"))
-    worst = Part("worst", "Worst predictions", [], _pick(shown, "worst.png"), _tabulate_worst(run))
+    worst = Part(
+        "worst", "Worst predictions", [], _pick(shown, "worst.png", "worst_explained.png"), _tabulate_worst(run)
+    )
     settings = Table("all settings", _tabulate(run.settings, "setting"), is_folded=True, is_sortable=True)
     bad = Part("bad-files", "Bad files", *_list_bad_files(run))
     parts = [classes, inside, worst, Part("settings", "Settings", tables=[settings]), _describe_environment(run), bad]

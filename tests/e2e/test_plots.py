@@ -25,7 +25,7 @@ from alexnet_dist.runs import plots
 from alexnet_dist.runs.ownership import mark_folder
 from alexnet_dist.settings.reader import dump_config
 
-OF_A_SET = {"confusion.png", "worst.png", "classes.csv", "predictions.csv"}
+OF_A_SET = {"confusion.png", "worst.png", "worst_explained.png", "classes.csv", "predictions.csv"}
 ALL = OF_A_SET | {"curves.png", "conv1.png", "inputs.png"}
 SHORT = {"train__epochs": 1, "log__plots": True}
 
@@ -134,7 +134,7 @@ def test_without_matplotlib_a_run_ends_well_and_names_the_remedy(
     ("broken", "lost", "num_lines"),
     [
         (["judge_set"], OF_A_SET, 1),
-        (["draw_curves", "draw_contact_sheet"], {"curves.png", "worst.png", "inputs.png"}, 3),
+        (["draw_curves", "draw_contact_sheet"], {"curves.png", "worst.png", "worst_explained.png", "inputs.png"}, 4),
     ],
 )
 def test_what_cannot_be_drawn_costs_a_warning(
