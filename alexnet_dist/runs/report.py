@@ -27,7 +27,7 @@ from alexnet_dist.runs.folder import now
 from alexnet_dist.runs.past_runs import PastRun
 from alexnet_dist.runs.report_parts import Cell, Grid, Part, describe_run, embed_curves, show_number, show_share, text
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent
 REPORT = "report.html"
 MOST_PICTURE_BYTES = 3_000_000  # of a page, in base64; Vega has 0.9 MB, the rows of a run of 90 epochs less
 VALIDATION, EPOCHS, LOG_POINTS = "validation", "train, mean of the epoch", "train, log points"
