@@ -18,7 +18,7 @@ ROWS = (
     ("base",),
     ("settings", "models", "data", "tracking", "figures"),
     ("parallel", "inference"),
-    ("training",),
+    ("training", "serving"),
     ("assembly",),
     ("runs", "costs"),
     ("cli",),
@@ -26,7 +26,7 @@ ROWS = (
 )
 LAYERS = {room: row for row, rooms in enumerate(ROWS) for room in rooms} | {"__init__": 6}  # the door for users
 READERS_OF_SETTINGS = ("assembly", "runs", "costs", "cli", "benchmarks")
-NEVER = {"inference": ("training", "parallel")}  # who only predicts never loads the trainer
+NEVER = dict.fromkeys(("inference", "serving"), ("training", "parallel"))  # who predicts never loads the trainer
 # Modules that only one place may import.
 HOMES = {
     "accelerate": ("alexnet_dist/parallel/", "benchmarks/plain/"),
@@ -46,6 +46,7 @@ HOMES = {
     ),
     "pyarrow": ("alexnet_dist/data/sources/parquet_packs.py", "alexnet_dist/inference/features_file.py", "benchmarks/"),
     "obstore": "alexnet_dist/data/remote/store.py",
+    **dict.fromkeys(("gradio", "fastapi", "starlette", "uvicorn"), "alexnet_dist/serving/"),
     "torchvision.io": "nowhere",  # a damaged file kills the process
     "pickle": "nowhere",
 }

@@ -30,6 +30,7 @@ VERBS = {  # in the order of use
     "train": "train a network on your images, or go on with a run",
     "evaluate": "loss and accuracy of a trained network on a set of images",
     "predict": "name what is on pictures",
+    "serve": "a web page and an HTTP API that name what is on a picture",
     "export": "write a trained network as one file for other programs (ONNX)",
     "summary": "show shapes, parameters and arithmetic of a network",
     "prepare": "find damaged images, build a cache, compare engines, write lists",

@@ -192,11 +192,11 @@ def format_rows_as_csv(predictions: Sequence[Prediction]) -> str:
 
 def format_rows_as_json(predictions: Sequence[Prediction]) -> str:
     """A JSON object a line: path, class, its words, confidence, topk (of each the same three), error."""
+    from alexnet_dist.inference.predict import describe_prediction  # which the predictions have brought
+
     lines = []
     for row in predictions:
-        ranked = [{"class": name, "words": find_words(name), "confidence": value} for name, value in row.top]
-        said = {"class": row.label, "words": find_words(row.label or ""), "confidence": row.confidence}
-        values = {"path": row.path, **said, "topk": ranked, "error": row.error}
+        values = {"path": row.path, **describe_prediction(row), "error": row.error}
         lines.append(format_json(values, row.path) + "\n")
     return "".join(lines)
 

@@ -113,6 +113,14 @@ class UnreadableImageError(Exception):
         super().__init__(line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 3] + "...")
 
 
+class NoImageError(UnreadableImageError):
+    """A file of another kind."""
+
+
+class TooLargeImageError(UnreadableImageError):
+    """More pixels, or memory to decode them, than the limit allows."""
+
+
 class ImageHeader(NamedTuple):
     """What a header says of an image."""
 
@@ -333,7 +341,7 @@ def _open_image(stream: BinaryIO, max_pixels: int) -> tuple[ImageFile.ImageFile,
             form = _read_form(image, stream)
             _check_memory(image, form, max_pixels)
             return image, form
-    raise UnreadableImageError(_describe_stranger(prefix))
+    raise NoImageError(_describe_stranger(prefix))
 
 
 def _read_form(image: ImageFile.ImageFile, stream: BinaryIO) -> Form:
@@ -372,7 +380,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UnreadableImageError(_describe_no_pixels(size))
     if width * height > max_pixels:
-        raise UnreadableImageError(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
+        raise TooLargeImageError(f"too many pixels ({width}x{height}, the limit is {max_pixels})")
 
 
 def _describe_no_pixels(size: tuple[int, int]) -> str:
@@ -385,7 +393,7 @@ def _check_memory(image: ImageFile.ImageFile, form: Form, max_pixels: int) -> No
     needed = _estimate_memory(image, form)
     if needed > limit:
         found, most = (f"{value / 1e6:,.0f} MB" for value in (needed, limit))
-        raise UnreadableImageError(f"decoding it takes {found} of memory, data.max_pixels allows {most}")
+        raise TooLargeImageError(f"decoding it takes {found} of memory, data.max_pixels allows {most}")
 
 
 def _estimate_memory(image: ImageFile.ImageFile, form: Form) -> float:

@@ -61,14 +61,14 @@ def draw_explanation(
         axes.set_axis_off()
     left = 2 * (INCHES + GAP) + GAP
     bar = figure.add_axes((left / width, GAP / height, BAR_INCHES / width, INCHES / height), xticks=[])
-    bar.imshow(_draw_scale(), aspect="auto", extent=(0, 1, 0, 1))
+    bar.imshow(draw_scale().swapaxes(0, 1)[::-1], aspect="auto", extent=(0, 1, 0, 1))
     bar.yaxis.tick_right()
     bar.set_yticks([0, 1], ["none", "strongest"], fontsize=SMALL_SIZE)
     save_figure(figure, path)
 
 
-def _draw_scale() -> npt.NDArray[np.uint8]:
-    """(256, 1, 3) how middle gray looks from the strongest evidence down to none."""
-    gray, evidence = np.full((1, 256, 1, 1), 128, np.uint8), np.linspace(1, 0, 256)[None, :, None]
+def draw_scale() -> npt.NDArray[np.uint8]:
+    """(1, 256, 3) how middle gray looks from no evidence to the strongest."""
+    gray, evidence = np.full((1, 1, 256, 1), 128, np.uint8), np.linspace(0, 1, 256)[None, None]
     scale: npt.NDArray[np.uint8] = blend_evidence(gray, evidence)[0]
     return scale

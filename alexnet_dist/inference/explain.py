@@ -1,4 +1,4 @@
-"""Which parts of a picture speak for a class: LayerCAM.
+"""Which parts of a picture speak for a class (LayerCAM), and to which parts the first filters answer.
 
 Source: Jiang, Zhang, Hou, Cheng, Wei, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
 Transactions on Image Processing 30 (2021). Each value of a layer's maps is weighted by its own gradient, where that is
@@ -6,6 +6,8 @@ positive. The sum over the channels is the evidence at that place.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +50,42 @@ def explain_classes(model: AlexNet, images: Tensor, labels: Tensor | None = None
         model.train(was_training)
     wide = torch.promote_types(maps.dtype, torch.float32)
     evidence = (slopes.to(wide).relu() * maps.to(wide).relu()).sum(dim=1)  # (B, h, w)
-    high, across = (
-        _interpolation(split_behind(model, layer)[0], side, images.shape[-1]) for side in evidence.shape[1:]
-    )
-    spread = high.to(evidence) @ evidence @ across.to(evidence).T  # (B, S, S)
+    return _spread(split_behind(model, layer)[0], evidence, images.shape[-1])
+
+
+class FilterAnswers(NamedTuple):
+    """The filters of conv1 that answer most strongly to an image, the strongest first.
+
+    Args:
+        filters: (K,) their numbers, from 0.
+        strengths: (K,) their largest values behind the ReLU.
+        places: (K, S, S) where in the image they answer, from 0 to 1, where 1 is a filter's own largest value.
+    """
+
+    filters: Tensor
+    strengths: Tensor
+    places: Tensor
+
+
+@torch.no_grad()
+def find_filter_answers(model: AlexNet, image: Tensor, count: int) -> FilterAnswers:
+    """What the filters of conv1 answer to in one image.
+
+    Args:
+        model: on any device, in any floating-point type.
+        image: (in_channels, S, S), as `preprocess` gives it; on the model's device and in its type.
+        count: filters at most.
+    """
+    first, _ = split_behind(model, "conv1")
+    maps = first(image[None])[0].relu().float()  # (N, h, w)
+    strengths, filters = maps.amax(dim=(1, 2)).topk(min(count, len(maps)))
+    return FilterAnswers(filters, strengths, _spread(first, maps[filters], image.shape[-1]))
+
+
+def _spread(modules: nn.Sequential, maps: Tensor, side: int) -> Tensor:
+    """Maps (B, h, w) over the pixels that they lie at, each from 0 to 1: (B, side, side)."""
+    high, across = (_interpolation(modules, length, side) for length in maps.shape[1:])
+    spread = high.to(maps) @ maps @ across.to(maps).T
     strongest = spread.amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)
     return spread / torch.where(strongest == 0, 1, strongest)
 

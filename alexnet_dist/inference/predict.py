@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from alexnet_dist import models
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
 from alexnet_dist.base.machine import find_device
+from alexnet_dist.data.class_words import find_words
 from alexnet_dist.data.decode import UnreadableImageError, read_header
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.torchvision import iterate_batches
@@ -48,6 +50,13 @@ class Prediction:
     top: list[tuple[str, float]]
     error: str | None = None
     exit_code: int = 0
+
+
+def describe_prediction(row: Prediction) -> dict[str, Any]:
+    """A prediction as JSON has it: class, words, confidence, and topk with the same three of each likely class."""
+    ranked = [{"class": name, "words": find_words(name), "confidence": value} for name, value in row.top]
+    said = {"class": row.label, "words": find_words(row.label or ""), "confidence": row.confidence}
+    return {**said, "topk": ranked}
 
 
 @dataclass(frozen=True, eq=False)

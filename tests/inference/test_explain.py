@@ -10,7 +10,7 @@ from helpers.refusals import refused
 from torch import Tensor
 
 from alexnet_dist.base.errors import UsageError
-from alexnet_dist.inference.explain import _differentiate, _interpolation, explain_classes
+from alexnet_dist.inference.explain import _differentiate, _interpolation, explain_classes, find_filter_answers
 from alexnet_dist.models import VARIANTS, AlexNet, build_model, make_spec, named_layers, split_behind
 
 Floats = npt.NDArray[np.float64]
@@ -154,3 +154,21 @@ def test_what_cannot_be_meant_is_refused() -> None:
     assert "give one of conv1, conv2, conv3, conv4, conv5" in line
     with pytest.raises(ValueError, match="labels must be from 0 to 2"):
         explain_classes(model, images, torch.tensor([0, 1, 3]))
+
+
+@pytest.mark.parametrize("variant", ["paper", "torchvision"])
+def test_the_filters_with_the_largest_values_answer_where_these_lie(variant: str) -> None:
+    model, (image, *_) = make_network(variant), make_images()
+    with torch.no_grad():
+        maps = split_behind(model, "conv1")[0](image[None])[0].relu()
+    found = find_filter_answers(model, image, 3)
+    assert found.filters.tolist() == maps.amax(dim=(1, 2)).argsort(descending=True)[:3].tolist()
+    first = named_layers(model)["conv1"]
+    for number, strength, places in zip(*found, strict=True):
+        assert float(strength) == pytest.approx(float(maps[number].max()))
+        row, column = np.unravel_index(int(maps[number].argmax()), maps.shape[1:])
+        left, above = (4 * int(value) + 5 - first.padding[0] for value in (column, row))  # the middle of its window
+        above, left = (min(max(value, 0), 95) for value in (above, left))
+        assert float(places[above, left]) == pytest.approx(1)
+        assert float(places.min()) >= 0
+    assert len(find_filter_answers(model, image, 1000).filters) == len(maps)
