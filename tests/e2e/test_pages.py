@@ -36,7 +36,11 @@ from alexnet_dist.cli.prepare import KINDS
 
 DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
 FIRST_PAGES = ("README.md", "docs/train-your-own.md")  # the others are `slow`
-ELSEWHERE = {"summary": "below", "estimate": "tests/cli/test_estimate.py"}  # verbs whose commands another test runs
+ELSEWHERE = {  # verbs whose commands another test runs
+    "summary": "below",
+    "serve": "tests/serving/test_application.py",
+    "estimate": "tests/cli/test_estimate.py",
+}
 FOREIGN_OPTIONS = {"--requeue", "--ipc"}  # of sbatch and docker, which are named without their programs
 LOOKING = ("ls", "tar")  # programs of the system that show what lies somewhere
 SHOWN = ("text", "yaml")  # languages of blocks that are no commands

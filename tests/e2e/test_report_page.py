@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import base64
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.browser import SCHEMES, SECONDS, find, list_serious, needs_browser, new_browser, set_window, wait_for
 from helpers.report_runs import make_full_run
 
 from alexnet_dist.figures.vega import load_vega
 from alexnet_dist.runs.past_runs import find_runs
 from alexnet_dist.runs.report import write_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-axe_selenium = pytest.importorskip("axe_selenium_python", reason="axe-selenium-python is not installed")
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="no chromium and chromedriver in PATH"),
-]
-SECONDS = 20
-SERIOUS = ("serious", "critical")
-SCHEMES = ("light", "dark")
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +32,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1000"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(SECONDS)
-    yield driver
-    driver.quit()
+    with new_browser() as driver:
+        yield driver
 
 
 def look_at(browser: Any, page: Path, scheme: str = "light", width: int = 1200) -> None:
     """Open a page, and wait for its charts."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    colors = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": colors})
-    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_window(browser, scheme, width)
     browser.get(page.as_uri())
-    drawn = "return [...document.querySelectorAll('.chart')].every((chart) => chart.querySelector('svg'))"
-    WebDriverWait(browser, SECONDS).until(lambda driver: driver.execute_script(drawn))
-
-
-def find(browser: Any, selector: str) -> Any:
-    return browser.find_element("css selector", selector)
+    wait_for(browser, "return [...document.querySelectorAll('.chart')].every((chart) => chart.querySelector('svg'))")
 
 
 def list_first_cells(browser: Any, table: str) -> list[str]:
@@ -92,14 +66,7 @@ def test_everything_is_drawn_without_an_error_and_nothing_is_asked_for(
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_axe_finds_nothing_serious(browser: Any, pages: dict[str, Path], name: str, scheme: str) -> None:
     look_at(browser, pages[name], scheme)
-    axe = axe_selenium.Axe(browser)
-    axe.inject()
-    found = [
-        (violation["id"], [node["html"][:100] for node in violation["nodes"]][:3])
-        for violation in axe.run()["violations"]
-        if violation["impact"] in SERIOUS
-    ]
-    assert found == []
+    assert list_serious(browser) == []
 
 
 def test_a_pointer_is_told_the_values_and_a_legend_picks_a_curve(browser: Any, pages: dict[str, Path]) -> None:
