@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from alexnet_dist.settings.schema import Config, OptimizerConfig, ScheduleConfig
+from alexnet_dist.settings.schema import CheckpointConfig, Config, OptimizerConfig, ScheduleConfig
 from alexnet_dist.training.loop import Cadence
 from alexnet_dist.training.optim import build_optimizer
+from alexnet_dist.training.saver import Saver
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.update_rules import LayerNorms, own_norms
 
@@ -78,3 +79,8 @@ def build_cadence(config: Config, total_steps: int) -> Cadence:
         keep=config.checkpoint.keep,
         early_stop=config.train.early_stop,
     )
+
+
+def build_saver(checkpoint: CheckpointConfig, on_gpu: bool) -> Saver:
+    """What writes checkpoints, for a network on a GPU or on a CPU."""
+    return Saver(checkpoint.background if checkpoint.background is not None else on_gpu)

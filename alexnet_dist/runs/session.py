@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, check_kernels, choose_kernels, settle_cudnn
-from alexnet_dist.assembly.learning import build_cadence, build_rule, build_schedule
+from alexnet_dist.assembly.learning import build_cadence, build_rule, build_saver, build_schedule
 from alexnet_dist.assembly.loaders import (
     BatchSizes,
     Feed,
@@ -331,6 +331,7 @@ def _build_trainer(
     )
     bad_files = start.bad_files if runtime.is_main else set()  # once: each process would name the same ones
     loader = feed.load("train", start.engine.name)
+    saver, skips = build_saver(config.checkpoint, runtime.device.type == "cuda"), config.data.on_bad_file == "skip"
     return Trainer(
         runtime=runtime,
         model=network.model,
@@ -343,7 +344,7 @@ def _build_trainer(
         cadence=build_cadence(config, start.total_steps),
         micro_batch_size=start.sizes.micro,
         seed=config.seed,
-        gate=BatchGate(runtime, config.data.on_bad_file == "skip", start.stop, bad_files, start.root),
+        gate=BatchGate(runtime, skips, start.stop, bad_files, start.root, saver.find_failure),
         folder=folder,
         trackers=trackers,
         save_model=lambda weights, note: _save_model(start, network, trackers, weights, note),
@@ -355,6 +356,7 @@ def _build_trainer(
         verdicts=recording.verdicts,
         state=state,
         profiler=build_profiler(start, network, profile, loader.workers),
+        saver=saver,
     )
 
 

@@ -335,6 +335,9 @@ class CheckpointConfig:
     """updates between two saves; null = after each epoch. The end of a run is always saved"""
     keep: int = bounded(2, minimum=0, maximum=MAX_KEPT)
     """intact checkpoints kept; 0 = the newest as long as the run goes on, and none after its end: model/ alone stays"""
+    background: bool | None = None
+    """write checkpoints while training goes on, from a copy of the state in host memory; null = where the network is on
+    a GPU"""
 
 
 @dataclass(frozen=True)

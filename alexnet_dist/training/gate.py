@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class BatchGate:
         stop: the signals that this process received, and what its program wants.
         bad_files: those this process met, with full paths.
         root: what this process's paths are told relative to; machines may have roots of their own.
+        find_failure: why this process cannot go on, if it cannot.
     """
 
     runtime: Runtime
@@ -33,6 +35,7 @@ class BatchGate:
     stop: StopRequest = field(default_factory=StopRequest)
     bad_files: set[BadFile] = field(default_factory=set)
     root: Path = Path()
+    find_failure: Callable[[], AlexNetDistError | None] = lambda: None
 
     def admit(self, batch: Batch) -> int:
         """The number of real images in the batches of all processes.
@@ -40,14 +43,15 @@ class BatchGate:
         Raises:
             InterruptedRunError: some process was asked to stop.
             DataError: some process met a bad file that may not be skipped.
+            AlexNetDistError: some process cannot go on.
         """
         self.bad_files.update(batch.bad_files)
-        num_fatal = 0 if self.skip_bad_files else len(batch.bad_files)
-        num_images, num_fatal, *stops = self.runtime.agree(
-            self.runtime.count_once(batch.num_images), num_fatal, *self.stop.counts()
+        error = self.find_failure() or name_bad_file([] if self.skip_bad_files else batch.bad_files, self.root)
+        num_images, num_failed, *stops = self.runtime.agree(
+            self.runtime.count_once(batch.num_images), int(error is not None), *self.stop.counts()
         )
-        if num_fatal:
-            self.runtime.raise_together(name_bad_file(batch.bad_files, self.root))
+        if num_failed:
+            self.runtime.raise_together(error)
         raise_stopped(stops)
         return num_images
 

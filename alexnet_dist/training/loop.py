@@ -33,6 +33,7 @@ from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import optimizer_tensors, set_lr
 from alexnet_dist.training.profile import Profiler
+from alexnet_dist.training.saver import Saver
 from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.state import TrainState
 from alexnet_dist.training.step import DeviceCounters, train_step
@@ -98,6 +99,7 @@ class Trainer:
         verdicts: which checkpoints are intact, as far as that is known.
         state: where the run stands.
         profiler: records some updates; None = none are wanted, or another process does it.
+        saver: writes checkpoints.
     """
 
     runtime: Runtime
@@ -123,6 +125,7 @@ class Trainer:
     verdicts: dict[Path, bool] = field(default_factory=dict)
     state: TrainState = field(default_factory=TrainState)
     profiler: Profiler | None = None
+    saver: Saver = field(default_factory=lambda: Saver(in_background=False))
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
@@ -167,12 +170,13 @@ class Trainer:
         self._progress = Progress(
             "training", total, "steps", done=done, shown=shown, describe=self._describe, patience=0.0
         )
-        with self._divergence_settled():
+        with self._divergence_settled(), self._saving_settled():
             with self._progress, self.profiler or nullcontext():
                 self._train_on()
             self._keep_a_model()
             if self._saved != self._position:
                 self._save()
+            self._finish_saving()
         if self.stopped_early and self.runtime.is_main and not self.is_done_before:
             state = self.state
             logger.info(
@@ -200,6 +204,7 @@ class Trainer:
         except InterruptedRunError as stopped:
             with phase("saving", self.runtime.is_main):
                 self._save()
+                self._finish_saving()
             raise InterruptedRunError(stopped.signal_number, self.state.step) from None
 
     @property
@@ -437,6 +442,7 @@ class Trainer:
 
     def _save_model(self, note: dict[str, Any], batch: Batch | None = None) -> None:
         """Replace model/. Without a validation set `batch` shows whether the network still gives anything."""
+        self._finish_saving()  # what is saved still speaks of the weights that are in model/ now
         weights, where = self.partition.merge(self.model.state_dict()), f"step {self.state.step}"
         self.runtime.on_main(lambda: check_finite(weights, where, remedy=""))
         if batch is not None:
@@ -466,8 +472,20 @@ class Trainer:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _saving_settled(self) -> Iterator[None]:
+        """However training ends, what is being saved is whole before anything else happens to the run folder."""
+        try:
+            yield
+        finally:
+            self.saver.wait()
+
+    def _finish_saving(self) -> None:
+        self.runtime.on_main(self.saver.finish)
+
     def _save(self) -> None:
         self._drain()
+        self._finish_saving()
         bad_files = self.gate.gather_bad_files()
         weights = self.partition.merge(self.model.state_dict())
         optimizer = self.partition.merge(optimizer_tensors(self.optimizer, self.model))
@@ -484,7 +502,12 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         note = {"step": self.state.step, "epoch": self.epoch}
+        weights, optimizer = self.saver.copy(weights, "weights"), self.saver.copy(optimizer, "optimizer")
         checkpoint = Checkpoint(weights, optimizer, state, self.describe_model(note))
-        folder, keep = self.folder / CHECKPOINTS, self.cadence.keep
-        save_checkpoint(folder, self.state.step, checkpoint, keep, self.verdicts)
-        self.list_bad_files(bad_files)
+        folder, step, keep = self.folder / CHECKPOINTS, self.state.step, self.cadence.keep
+
+        def write() -> None:
+            save_checkpoint(folder, step, checkpoint, keep, self.verdicts)
+            self.list_bad_files(bad_files)
+
+        self.saver.begin(write)

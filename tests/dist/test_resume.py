@@ -108,22 +108,22 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_kills_at_random_moments_leave_no_trace(reference: tuple[int, Path], tmp_path: Path, draw: int) -> None:
     world_size, undisturbed = reference
     dice = random.Random(1000 * world_size + draw)
-    folder = tmp_path / "run"
+    folder, settings = tmp_path / "run", {"checkpoint__background": draw % 2 == 1}
     hits = 0
     for least in (4, 1, 1):  # at the first kill there is a checkpoint to go on from
-        group = start_processes(world_size, train_tiny, folder, {})
+        group = start_processes(world_size, train_tiny, folder, settings)
         wait_for_step(folder, group, dice.randrange(least, LAST_STEP - 2))
         time.sleep(dice.uniform(0, 0.15))
         ranks = range(world_size) if dice.random() < 0.5 else [dice.randrange(world_size)]
         group.kill(ranks)
         hits += -signal.SIGKILL in group.wait(seconds=30)
     assert hits > 0, "every kill came after the end of the run"
-    run_processes(world_size, train_tiny, folder, {})
+    run_processes(world_size, train_tiny, folder, settings)
     assert max(resumed_steps(folder)) > 0
     assert_same_run(folder, undisturbed)
 
 
-def train_until_write(folder: Path, number: int) -> None:
+def train_until_write(folder: Path, number: int, background: bool) -> None:
     """Train, and be killed when so many files and folders have been written, before the last one has its name."""
     count = itertools.count(1)
 
@@ -136,7 +136,7 @@ def train_until_write(folder: Path, number: int) -> None:
         return act
 
     os.replace, os.rename = die_or(os.replace), die_or(os.rename)  # type: ignore[assignment]  # in a child of the test
-    train_tiny(folder, {})
+    train_tiny(folder, {"checkpoint__background": background})
 
 
 def train_untidily(folder: Path) -> None:
@@ -146,10 +146,20 @@ def train_untidily(folder: Path) -> None:
     train_tiny(folder, {})
 
 
-@pytest.mark.parametrize(("number", "is_untidy"), [*((n, False) for n in (1, 3, 5, 7, 9, 12)), (7, True)])
-def test_a_kill_in_a_write_leaves_nothing_behind(tmp_path: Path, number: int, is_untidy: bool) -> None:
+@pytest.mark.parametrize(
+    ("number", "is_untidy", "background"),
+    [
+        *((n, False, False) for n in (1, 3, 5, 7, 9, 12)),
+        (7, True, False),
+        (12, False, True),
+        *(pytest.param(n, False, True, marks=pytest.mark.slow) for n in (5, 7, 9)),
+    ],
+)
+def test_a_kill_in_a_write_leaves_nothing_behind(
+    tmp_path: Path, number: int, is_untidy: bool, background: bool
+) -> None:
     folder = tmp_path / "run"
-    group = start_processes(1, train_until_write, folder, number)
+    group = start_processes(1, train_until_write, folder, number, background)
     assert group.wait() == [-signal.SIGKILL]
     assert any(is_marked(path.name) for path in folder.rglob("*"))
     run_processes(1, train_untidily if is_untidy else train_tiny, folder, *([] if is_untidy else [{}]))
