@@ -26,6 +26,7 @@ from helpers.array_files import write_fashion_mnist
 from helpers.imagenet import make_pictures, write_kaggle
 from helpers.images import save_jpeg
 from helpers.pages import BLOCKS, COMMANDS, PAGES, ROOT, Block, Command, names_program, read_commands, split_script
+from helpers.parquet_files import write_folder_as_parquet
 from helpers.verbs import call_with_output
 from torch.distributed.run import get_args_parser
 
@@ -167,10 +168,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def save_archives(data: Path) -> None:
-    """Flowers as shards, and as one archive."""
+    """Flowers as shards, as one archive, and as parquet."""
     train, val = (read_files(data / "flowers" / part) for part in ("train", "val"))
     write_shards(data / "shards", train, 10)
     write_shards(data / "shards", val, 2, "val")
+    for part in ("train", "val"):
+        classes = sorted(path.name for path in (data / "flowers" / part).iterdir())
+        write_folder_as_parquet(data / "flowers" / part, data / "tables", classes, split=part)
     write_tar(
         data / "pets.tar", {f"train/{name}": train[name] for name in train} | {f"val/{name}": val[name] for name in val}
     )
@@ -246,6 +250,8 @@ def test_settings_of_training_are_names_and_values_that_exist(
     for name in ("flowers", "fruits"):
         (tmp_path / "data" / name / "train").mkdir(parents=True)
     write_tar(tmp_path / "data" / "shards" / "train-0000.tar", {})
+    (tmp_path / "data" / "tables").mkdir()
+    (tmp_path / "data" / "tables" / "train.parquet").touch()
     monkeypatch.chdir(tmp_path)
     assert run(verb, [*words, "--print_config"]) == 0
     assert "output_dir: runs/" in capsys.readouterr().out

@@ -214,6 +214,8 @@ def test_a_part_is_held_out_evaluated_again_and_cut_into_folds(tmp_path: Path, n
     assert '"num_examples": 3' in call_well("evaluate", "--model", tmp_path / "run")
     val = ("--data.val", settings["val"])
     assert '"num_examples": 6' in call_well("evaluate", "--model", tmp_path / "run", *val)
+    if name == "parquet":
+        assert '"num_examples": 6' in call_well("evaluate", tmp_path / "run", tmp_path / "data")
     call_well("crossval", *words, "--folds", 2, "--output_dir", tmp_path / "folds")
     table = json.loads((tmp_path / "folds" / "crossval.json").read_text())
     assert len(table["folds"]) == 2

@@ -15,6 +15,7 @@ from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, is_folder, is_st
 from alexnet_dist.data.sources.given_archives import HERE, match_archives
 from alexnet_dist.data.sources.imagenet import looks_like_imagenet
 from alexnet_dist.data.sources.layouts import LAYOUT_REMEDY
+from alexnet_dist.data.sources.parquet import match_tables
 
 # What a configuration may have for another source, and what a folder would be refused with.
 OF_OTHER_SOURCES: dict[str, Any] = {
@@ -52,6 +53,9 @@ def recognize_folder(folder: Path) -> GivenFolder:
     if archives is not None:
         layout = f"archives ({join_names(list(archives.values()))})" if folder.is_dir() else "an archive"
         return _give("tar", folder, archives, layout)
+    tables = match_tables(folder)
+    if tables is not None:
+        return _give("parquet", folder, tables, f"parquet files ({join_names(list(tables.values()))})")
     names, num_files, num_images = _look_into(folder)
     sets = match_sets(names)
     if "test" in sets and not _look_into(folder / sets["test"])[0]:
@@ -85,10 +89,11 @@ def name_set(place: Path, split: str) -> dict[str, Any]:
     Raises:
         DataError: there is no such folder, or an archive that cannot be read.
     """
-    archives = match_archives(place)
-    source = "folder" if archives is None else "tar"
-    sets = match_sets(_look_into(place)[0]) if archives is None else archives
-    return {**OF_OTHER_SOURCES, "data.source": source, f"data.{split}": sets.get(split, HERE)}
+    archives, tables = match_archives(place), match_tables(place)
+    source = "tar" if archives is not None else "parquet" if tables is not None else "folder"
+    sets = next((sets for sets in (archives, tables) if sets is not None), None) or match_sets(_look_into(place)[0])
+    otherwise = place.name if source == "parquet" and place.is_file() else HERE
+    return {**OF_OTHER_SOURCES, "data.source": source, f"data.{split}": sets.get(split, otherwise)}
 
 
 def _look_into(folder: Path) -> tuple[list[str], int, int]:

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from alexnet_dist.base.braces import expand_braces
 from alexnet_dist.base.errors import DataError
-from alexnet_dist.base.places import SET_NAMES
+from alexnet_dist.base.places import SET_NAMES, match_sets
 from alexnet_dist.base.text import join_names
 from alexnet_dist.data.files.containers import Containers
 from alexnet_dist.data.files.index_files import FileRules, index_files
 from alexnet_dist.data.files.kept_index import make_once
 from alexnet_dist.data.files.scan import FileSet, FoundFile, hash_place
 from alexnet_dist.data.index import SampleIndex
+from alexnet_dist.data.sources.given_archives import HERE
 from alexnet_dist.data.sources.parquet_packs import (
     FOLDER,
     NO_BYTES,
@@ -87,6 +88,21 @@ def find_tables(root: Path, name: str, key: str) -> list[Path]:
     remedy = f"set --data.{key} to one of them, to a file or to a pattern" if splits else "check --data.root"
     remedy = f"set --data.{key} {near}" if near else remedy
     raise DataError(f"no parquet file of '{name}'", where=str(root), why=why, remedy=remedy)
+
+
+def match_tables(place: Path) -> dict[str, str] | None:
+    """What data.train, data.val and data.test are for parquet files; None where there are none.
+
+    Args:
+        place: a file; or a folder that has some, or whose folder `data` has some, as on the Hub.
+    """
+    if place.is_file():
+        return {"train": place.name} if place.suffix == ENDING else None
+    there = [file.relative_to(place) for pattern in ("", "data/") for file in place.glob(f"{pattern}*{ENDING}")]
+    if not there:
+        return None
+    sets = match_sets(sorted({_list_splits(file)[0] for file in there}))
+    return sets if "train" in sets else {"train": HERE}
 
 
 def _list_splits(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Archives that stand in the place of a folder of images on the command line."""
+"""Archives, and parquet files, that stand in the place of a folder of images on the command line."""
 
 from __future__ import annotations
 
@@ -38,3 +38,22 @@ def test_archives_are_recognized(
     assert settings["data.source"] == "tar"
     assert {key: settings[f"data.{key}"] for key in ("train", "val", "test") if settings[f"data.{key}"]} == found
     assert name_set(tmp_path / place, "val")["data.val"] == found.get("val", ".")
+
+
+@pytest.mark.parametrize(
+    ("files", "place", "found"),
+    [
+        (["data/train-00000-of-00001.parquet", "data/test-0.parquet"], "", {"train": "train", "test": "test"}),
+        (["train.parquet", "validation.parquet"], "", {"train": "train", "val": "validation"}),
+        (["pets.parquet"], "", {"train": "."}),
+        (["pets.parquet"], "pets.parquet", {"train": "pets.parquet"}),
+    ],
+)
+def test_parquet_files_are_recognized(files: list[str], place: str, found: dict[str, str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    settings = recognize_folder(tmp_path / place).settings
+    assert settings["data.source"] == "parquet"
+    assert {key: settings[f"data.{key}"] for key in ("train", "val", "test") if settings[f"data.{key}"]} == found
+    assert name_set(tmp_path / place, "val")["data.val"] == found.get("val", place or ".")

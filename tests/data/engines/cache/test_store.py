@@ -240,7 +240,7 @@ class Deadly:
 
 @pytest.mark.heavy
 def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
-    index = replace(scan(root), paths=tuple(map(str, range(12))), pixels=Deadly(os.getpid()))
+    index = replace(scan(root), paths=Names.of(map(str, range(12))), pixels=Deadly(os.getpid()))
     index.sizes[:] = (40, 24)
     layout = lay_out(tmp_path, index, None, 3, LIMIT)
     with pytest.raises(MachineError, match="a decoding process was killed"):
@@ -253,7 +253,7 @@ def test_a_killed_worker_is_named(root: Path, tmp_path: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.slow  # the loader's own stays in the lane
 def test_a_stopped_worker_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = replace(scan(root), paths=tuple(map(str, range(12))), pixels=Deadly(os.getpid(), signal.SIGSTOP))
+    index = replace(scan(root), paths=Names.of(map(str, range(12))), pixels=Deadly(os.getpid(), signal.SIGSTOP))
     index.sizes[:] = (40, 24)
     monkeypatch.setattr(patience, "LIMIT_SECONDS", 40)
     monkeypatch.setattr(patience, "TURN_SECONDS", 0.2)
