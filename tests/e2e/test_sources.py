@@ -25,7 +25,9 @@ from helpers.verbs import NOTHING_DRAWN, call, call_well
 from PIL import Image
 
 from alexnet_dist.base.durable import read_csv
-from alexnet_dist.settings.reader import dump_config
+from alexnet_dist.data.index import BadFilesError
+from alexnet_dist.runs.session import train
+from alexnet_dist.settings.reader import dump_config, load_config
 from alexnet_dist.tracking.trackers import read_rows
 
 TEST_DATA = os.environ.get("ALEXNET_DIST_TEST_DATA")
@@ -219,3 +221,20 @@ def test_a_part_is_held_out_evaluated_again_and_cut_into_folds(tmp_path: Path, n
     call_well("crossval", *words, "--folds", 2, "--output_dir", tmp_path / "folds")
     table = json.loads((tmp_path / "folds" / "crossval.json").read_text())
     assert len(table["folds"]) == 2
+
+
+@pytest.mark.parametrize("name", ["tar", "parquet"])
+def test_an_archive_that_is_replaced_during_a_run_is_not_read(tmp_path: Path, name: str) -> None:
+    settings = write_source(name, tmp_path / "data")
+    values = {f"data__{key}": value for key, value in settings.items() if key != "root"}
+    words = configure(tmp_path, **values, data__workers=0, model__num_classes=None, train__max_steps=8)
+    config = load_config(words[1], {})
+
+    def replace() -> bool:  # asked between two updates
+        for place in [*(tmp_path / "data").glob("*-0000.tar"), *(tmp_path / "cache").rglob("*.pack")]:
+            place.write_bytes(place.read_bytes() + bytes(512))
+        return False
+
+    with pytest.raises(BadFilesError, match="its container changed since it was listed"):
+        train(config, stop=replace)
+    call_well("train", *words)  # the archive is listed, and the pack is made, anew: the pictures are the same

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,10 @@ from alexnet_dist.cli.options import (
     show,
     take_model,
 )
+from alexnet_dist.cli.prepare.data_settings import DataSettings
 from alexnet_dist.data.engines.workers import start_worker_server
 from alexnet_dist.settings.reader import build_config, new_parser, parse_arguments
-from alexnet_dist.settings.schema import Config, DataConfig
+from alexnet_dist.settings.schema import Config
 
 if TYPE_CHECKING:
     from alexnet_dist.assembly.sets import Splits
@@ -47,13 +48,6 @@ memory, 74 kB a picture of the network of 2012. The exit code is 0 whatever is f
 
 SHOWN = 20  # pairs in the table
 COLUMNS = ("similarity", "set", "path", "other_set", "other_path", "mirrored", "class", "other_class")
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """The settings that say which images."""
-
-    data: DataConfig = field(default_factory=DataConfig)
 
 
 def main(argv: Sequence[str]) -> int:

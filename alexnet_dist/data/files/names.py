@@ -64,7 +64,7 @@ class Names(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Names.of({list(self)})"
+        return f"<{len(self):,} names>"  # a million are nothing to show
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Names, (self.blob, self.ends)
