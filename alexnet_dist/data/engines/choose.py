@@ -168,7 +168,8 @@ def _take_sample(loader: Loader) -> Loader | None:
     index = index.subset(range(_read_files(index)))
     if len(index) < MEASURED_BATCH:
         return None
-    return replace(loader, plan=replace(plan, sizes=index.sizes), index=index, shard_id=0, num_shards=1)
+    plan = replace(plan, sizes=index.sizes, blocks=None)  # which are those of all files
+    return replace(loader, plan=plan, index=index, shard_id=0, num_shards=1)
 
 
 def _read_files(index: SampleIndex) -> int:

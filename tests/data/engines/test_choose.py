@@ -23,6 +23,7 @@ from helpers.tiny import tiny_config
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.cli.train import train
+from alexnet_dist.data.draws import Blocks
 from alexnet_dist.data.engines import choose as engines
 from alexnet_dist.data.engines.cache.build import build_store
 from alexnet_dist.data.engines.cache.store import lay_out
@@ -206,6 +207,16 @@ def test_engines_are_compared_on_the_same_few_files_of_the_plan(
     assert [loader.index.paths for loader in seen] == [tuple(index.paths[number] for number in first)] * 2
     assert [(loader.shard_id, loader.num_shards) for loader in seen] == [(0, 1)] * 2
     assert [loader.plan.augmentation for loader in seen] == [RECIPE] * 2
+
+
+def test_engines_are_compared_where_images_are_read_in_blocks(
+    index: SampleIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(index)
+    monkeypatch.setattr(engines, "MEASURED_BATCHES", 1)  # fewer files than there are
+    blocks = Blocks(np.arange(len(index)) % 3, window=2)
+    loader = dataclasses.replace(loader, plan=dataclasses.replace(loader.plan, blocks=blocks))
+    assert min(measure(monkeypatch, loader, ENGINES["torchvision"]).values()) > 0
 
 
 def test_files_that_are_read_slowly_are_not_measured(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
