@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import context, reduction
 from pathlib import Path
@@ -113,8 +113,8 @@ class MappedFile:
         self.descriptor = descriptor
         self.memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the end of a process `os` is gone
+        close(self.descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_sent, (reduction.DupFd(self.descriptor),)
