@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard as HubCard
 
 from alexnet_dist.base.durable import read_digest
 from alexnet_dist.base.nested import nest
+from alexnet_dist.base.sources import SOURCES
 from alexnet_dist.base.text import escape_text
 from alexnet_dist.inference.model_folder import WEIGHTS, ModelCard, keep_public
 from alexnet_dist.models import build_on_meta
@@ -268,11 +269,22 @@ def _describe_recipe(card: ModelCard) -> str:
         )
         recipe = yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True).rstrip()
         parts.append(
-            "With the settings below in recipe.yaml, and the images in FOLDER, this command trains it again:\n\n"
-            "    alexnet-dist train FOLDER --config recipe.yaml\n\n"
+            "With the settings below in recipe.yaml this command trains it again:\n\n"
+            f"    {_name_command(str(settings.get('data.source')))}\n\n"
             f"<details><summary>recipe.yaml</summary>\n\n```yaml\n{recipe}\n```\n\n</details>"
         )
     return "## Recipe\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _name_command(source: str) -> str:
+    """What trains again; FOLDER and LIST stand for the user's own."""
+    facts = SOURCES.get(source)
+    if facts is None or not facts.needs_root:
+        return "alexnet-dist train --config recipe.yaml"
+    if source in ("folder", "tar", "imagenet"):  # `train FOLDER` knows them by their looks
+        return "alexnet-dist train FOLDER --config recipe.yaml"
+    names = "" if facts.can_download else " --data.train LIST"
+    return f"alexnet-dist train --config recipe.yaml --data.root FOLDER{names}"
 
 
 def _describe_preprocessing(card: ModelCard) -> str:

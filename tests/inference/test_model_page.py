@@ -28,6 +28,7 @@ from alexnet_dist.inference.model_page import (
     MARK,
     SetResult,
     _find_interval,
+    _name_command,
     change_metadata,
     drop_page,
     format_page,
@@ -173,6 +174,21 @@ def test_a_finished_run_has_a_page_with_its_figures(run: Path, tmp_path: Path) -
     assert (config.model, config.optimizer, config.schedule) == (wanted.model, wanted.optimizer, wanted.schedule)
     assert (config.augment, config.seed, config.train) == (wanted.augment, wanted.seed, wanted.train)
     assert str(run.parent) not in page
+    assert "    alexnet-dist train --config recipe.yaml\n" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("folder", "alexnet-dist train FOLDER --config recipe.yaml"),
+        ("digits", "alexnet-dist train --config recipe.yaml"),
+        ("cifar10", "alexnet-dist train --config recipe.yaml --data.root FOLDER"),
+        ("manifest", "alexnet-dist train --config recipe.yaml --data.root FOLDER --data.train LIST"),
+        ("None", "alexnet-dist train --config recipe.yaml"),
+    ],
+)
+def test_the_command_fits_the_source(source: str, command: str) -> None:
+    assert _name_command(source) == command
 
 
 @pytest.mark.heavy
