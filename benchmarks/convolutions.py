@@ -1,7 +1,8 @@
 """The forms of the paper's convolutions, side by side: in groups, on towers that lie apart, dense with zeros; conv1.
 
-Protocol as in model.py: all arms of a precision in one process, A B A B ..., two warm-up calls each; ratios are taken
-round by round. A call is a forward and a backward of `features` in training mode, channels last, at 224 pixels.
+Protocol as in model.py: all arms of a precision in one process, A B A B ..., a warm-up call each; ratios are taken round
+by round. A call is a forward and a backward of `features` in training mode, channels last, at 224 pixels. On a CPU it is
+the processor's time that counts, which other programs on the same cores hardly change.
 
 - apart/grouped, dense/grouped: conv2, conv4 and conv5 in another form, conv1 as it is.
 - space_to_depth/direct: conv1 in another form, the others in groups.
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from common.report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
 from common.subject import make_batch, pick_spec
-from common.timing import Protocol, Spread, divide, time_calls
+from common.timing import Protocol, Spread, divide, interleave, time_calls
 
 from alexnet_dist.assembly.loaders import place_model
 from alexnet_dist.models import build_model
@@ -56,15 +59,29 @@ def measure_forms(report: Report, runtime: Runtime, precision: str, options: arg
     """The arms of a precision."""
     on_gpu = runtime.device.type == "cuda"
     size = pick_effort(options, full=256 if on_gpu else 16, quick=64 if on_gpu else 8, tiny=2)
-    protocol = pick_effort(options, full=Protocol(7, 0.5, 2), quick=Protocol(3, 0.0, 2), tiny=Protocol(2, 0.0))
+    protocol = pick_effort(options, full=Protocol(7, 0.5), quick=Protocol(3, 0.0), tiny=Protocol(2, 0.0))
     calls = {name: build_call(runtime, precision, size, *forms, options.tiny) for name, forms in ARMS.items()}
-    figures = time_calls(calls, protocol, runtime.device)
+    figures = time_calls(calls, protocol, runtime.device) if on_gpu else time_processor(calls, protocol.rounds)
     for name, seconds in figures.items():
         report.rows.append(describe_row(name, precision, size, seconds))
-    what = f"images per second, forward and backward of the convolutions, paper, {precision}, batch {size}"
+    what = f"forward and backward of the convolutions, paper, {precision}, batch {size}: images per second"
+    what += "" if on_gpu else " of the processor's time"
     for name in ("apart", "dense", "space_to_depth"):
         base = "direct" if name == "space_to_depth" else "grouped"
         report.add_ratio(f"{name}/{base}@{precision}", divide(figures["grouped"], figures[name]), what)
+
+
+def time_processor(calls: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of processor time of a call of each arm, one figure per round."""
+
+    def read(call: Callable[[], None]) -> float:
+        began = time.process_time()
+        call()
+        return time.process_time() - began
+
+    for call in calls.values():
+        call()  # allocations, weights laid out
+    return interleave({name: partial(read, call) for name, call in calls.items()}, rounds)
 
 
 def build_call(
