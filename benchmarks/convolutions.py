@@ -1,8 +1,8 @@
 """The forms of the paper's convolutions, side by side: in groups, on towers that lie apart, dense with zeros; conv1.
 
 Protocol as in model.py: all arms of a precision in one process, A B A B ..., a warm-up call each; ratios are taken
-round by round. A call is a forward and a backward of `features` in training mode, channels last, at 224 pixels. On a CPU
-the processor's time counts, which other programs on the same cores hardly change.
+round by round. A call is a forward and a backward of `features` in training mode, channels last, at 224 pixels. On a
+CPU the processor's time counts, which other programs on the same cores hardly change.
 
 - apart/grouped, dense/grouped: conv2, conv4 and conv5 in another form, conv1 as it is.
 - space_to_depth/direct: conv1 in another form, the others in groups.
