@@ -26,7 +26,7 @@ from alexnet_dist.settings.schema import KernelsConfig
 logger = logging.getLogger("alexnet_dist")
 
 PLAIN = ("reference", "grouped", "direct")  # the network as it is written down
-CPU_FORMS = PLAIN[1:]  # no other form was faster in bf16 or fp32, with AMX or without
+CPU_FORMS = PLAIN[1:]  # no other was clearly faster: benchmarks/results/convolutions.json
 MOST_IMAGES = 256  # in a measurement
 ROUNDS = 5
 LEAST_GAIN = 0.95  # of the plain form's time: another one must take less
