@@ -25,6 +25,7 @@ BENCHMARKS = (
         "sources",
         "parallel",
         "strategy_curves",
+        "tracking",
     ),
 )
 EXAMPLES = """Run all benchmarks; writes FOLDER/NAME.json for each and FOLDER/README.md.

@@ -45,6 +45,7 @@ RATIOS = {
         for precision in ("bf16", "fp32")
     },
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
+    "tracking": {f"{name}/off" for name in ("wandb", "tensorboard", "mlflow")},
     "loader": {
         *(f"{name}/standard" for name in (*ENGINES, *RIVALS)),
         *(f"{engine}/{rival}" for rival, engine in RIVALS.items()),

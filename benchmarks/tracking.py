@@ -1,0 +1,115 @@
+"""What trackers cost training: updates with a log line as a run writes it, for each tracker and for none.
+
+Protocol as in model.py: all arms in one process, A B C A B C ..., one warm-up call each; ratios are taken round by
+round. A call is 10 updates of the paper's network, the log line after them, and at every fifth call the filters of
+conv1, which a run shows at most once an epoch. `off` writes metrics.jsonl and its tables, as every run does. W&B is
+offline: online, its own process sends, and training does not wait. A tracker whose package is missing has no row.
+The limit is 2 % of an update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
+from common.subject import TrainerStep, build_network, make_batch, pick_spec
+from common.timing import Protocol, Spread, divide, time_calls
+
+from alexnet_dist.assembly.trackers import check_mirrors, open_trackers
+from alexnet_dist.base.errors import MachineError
+from alexnet_dist.data.engines.loader import Batch
+from alexnet_dist.models import AlexNetSpec
+from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.runs.pictures import picture_filters
+from alexnet_dist.settings.schema import Config, TrackingConfig
+from alexnet_dist.tracking.pictures import Pictures
+from alexnet_dist.tracking.trackers import Trackers
+
+LIMIT = 1.02
+UPDATES, CALLS_AN_EPOCH = 10, 5
+OFF = "off"
+
+
+@dataclass(eq=False)
+class Window:
+    """Updates, then what a run gives its trackers."""
+
+    step: TrainerStep
+    batch: Batch
+    spec: AlexNetSpec
+    trackers: Trackers
+    tracked_seconds: list[float] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        for _ in range(UPDATES):
+            self.step(self.batch)
+        began = time.perf_counter()
+        number = self.step.step
+        row = {"event": "train", "step": number, "epoch": 0, "samples_seen": number * self.batch.num_images}
+        figures = {"loss": self.step.loss_sum, "top1": 0.5, "lr": 0.01, "images_per_second": 100.0}
+        self.trackers.log({**row, **figures, "data_wait_seconds": 0.0, "data_wait_fraction": 0.0})
+        if number // UPDATES % CALLS_AN_EPOCH == 0 and self.trackers.has_gallery:
+            self.trackers.show(Pictures(number, picture_filters(self.step.model.state_dict(), self.spec)))
+        self.tracked_seconds.append(time.perf_counter() - began)
+
+
+def main() -> int:
+    """Run the benchmark; the exit code."""
+    parser = new_parser("tracking", "What W&B, TensorBoard and MLflow cost an update. No images are read.")
+    add_device_options(parser)
+    return run_benchmark(parser, measure)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every tracker that is installed."""
+    runtime = start_runtime(options.device, "bf16" if options.precision == "auto" else options.precision)
+    report = Report(describe_environment(options, runtime.device))
+    protocol = pick_effort(options, full=Protocol(7, 5.0), quick=Protocol(5, 1.0), tiny=Protocol(2, 0.0))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        windows = open_windows(Path(folder), runtime, options)
+        figures = time_calls(windows, protocol, runtime.device)
+        for window in windows.values():
+            window.trackers.finish({"status": "finished"})
+    for name, seconds in figures.items():
+        spread, tracked = Spread.of(seconds), Spread.of(windows[name].tracked_seconds)
+        row = {"tracker": name, "update_ms": 1000 * spread.median / UPDATES}
+        report.rows.append({**row, "line_ms": 1000 * tracked.median, "line_ms_max": 1000 * tracked.max})
+        if name != OFF:
+            ratio = divide(seconds, figures[OFF])
+            report.add_ratio(f"{name}/{OFF}", ratio, f"seconds over seconds; limit {LIMIT}")
+            verdict = "within" if ratio.median <= LIMIT else "above"
+            report.notes.append(f"{name}: an update takes {ratio.median:.3f} times as long, {verdict} {LIMIT}.")
+    return report
+
+
+def open_windows(folder: Path, runtime: Runtime, options: argparse.Namespace) -> dict[str, Window]:
+    """An arm for each tracker; all of them train one network."""
+    batch_size = pick_effort(options, full=64, quick=8, tiny=2)
+    spec = pick_spec("paper", options.tiny)
+    batch = make_batch(batch_size, spec, runtime.device, channels_last=True)
+    step = TrainerStep(runtime, build_network(spec, runtime, channels_last=True), batch_size)
+    arms: dict[str, dict[str, Any]] = {
+        OFF: {},
+        "wandb": {"wandb": "offline"},
+        "tensorboard": {"tensorboard": True},
+        "mlflow": {"mlflow": str(folder / "mlruns")},
+    }
+    windows = {}
+    for name, words in arms.items():
+        run, tracking = folder / name, TrackingConfig(**words)
+        run.mkdir()
+        with contextlib.suppress(MachineError):
+            check_mirrors(tracking, run)
+            windows[name] = Window(step, batch, spec, open_trackers(Config(tracking=tracking), run, 0, "5e6f7a8b"))
+    return windows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
