@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace) -> Report:
     """Every tracker that is installed."""
     runtime = start_runtime(options.device, "bf16" if options.precision == "auto" else options.precision)
     report = Report(describe_environment(options, runtime.device))
-    protocol = pick_effort(options, full=Protocol(7, 5.0), quick=Protocol(5, 1.0), tiny=Protocol(2, 0.0))
+    protocol = pick_effort(options, full=Protocol(7, 5.0), quick=Protocol(3, 0.0, 1), tiny=Protocol(2, 0.0))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         windows = open_windows(Path(folder), runtime, options)
         figures = time_calls(windows, protocol, runtime.device)
