@@ -1,7 +1,8 @@
 """What trackers cost training: updates with a log line as a run writes it, for each tracker and for none.
 
 Protocol as in model.py: all arms in one process, A B C A B C ..., one warm-up call each; ratios are taken round by
-round. A call is 10 updates of the paper's network, the log line after them, and at every fifth call the filters of
+round. A call is 10 updates of the paper's network (3 with --quick), the log line after them, and at every fifth call
+the filters of
 conv1, which a run shows at most once an epoch. `off` writes metrics.jsonl and its tables, as every run does. W&B is
 offline: online, its own process sends, and training does not wait. A tracker whose package is missing has no row.
 The limit is 2 % of an update.
@@ -33,7 +34,7 @@ from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Trackers
 
 LIMIT = 1.02
-UPDATES, CALLS_AN_EPOCH = 10, 5
+CALLS_AN_EPOCH = 5
 OFF = "off"
 
 
@@ -45,17 +46,18 @@ class Window:
     batch: Batch
     spec: AlexNetSpec
     trackers: Trackers
+    updates: int
     tracked_seconds: list[float] = field(default_factory=list)
 
     def __call__(self) -> None:
-        for _ in range(UPDATES):
+        for _ in range(self.updates):
             self.step(self.batch)
         began = time.perf_counter()
         number = self.step.step
         row = {"event": "train", "step": number, "epoch": 0, "samples_seen": number * self.batch.num_images}
         figures = {"loss": self.step.loss_sum, "top1": 0.5, "lr": 0.01, "images_per_second": 100.0}
         self.trackers.log({**row, **figures, "data_wait_seconds": 0.0, "data_wait_fraction": 0.0})
-        if number // UPDATES % CALLS_AN_EPOCH == 0 and self.trackers.has_gallery:
+        if number // self.updates % CALLS_AN_EPOCH == 0 and self.trackers.has_gallery:
             self.trackers.show(Pictures(number, picture_filters(self.step.model.state_dict(), self.spec)))
         self.tracked_seconds.append(time.perf_counter() - began)
 
@@ -79,7 +81,7 @@ def measure(options: argparse.Namespace) -> Report:
             window.trackers.finish({"status": "finished"})
     for name, seconds in figures.items():
         spread, tracked = Spread.of(seconds), Spread.of(windows[name].tracked_seconds)
-        row = {"tracker": name, "update_ms": 1000 * spread.median / UPDATES}
+        row = {"tracker": name, "update_ms": 1000 * spread.median / windows[name].updates}
         report.rows.append({**row, "line_ms": 1000 * tracked.median, "line_ms_max": 1000 * tracked.max})
         if name != OFF:
             ratio = divide(seconds, figures[OFF])
@@ -101,13 +103,14 @@ def open_windows(folder: Path, runtime: Runtime, options: argparse.Namespace) ->
         "tensorboard": {"tensorboard": True},
         "mlflow": {"mlflow": str(folder / "mlruns")},
     }
-    windows = {}
+    updates, windows = pick_effort(options, full=10, quick=3, tiny=2), dict[str, Window]()
     for name, words in arms.items():
         run, tracking = folder / name, TrackingConfig(**words)
         run.mkdir()
         with contextlib.suppress(MachineError):
             check_mirrors(tracking, run)
-            windows[name] = Window(step, batch, spec, open_trackers(Config(tracking=tracking), run, 0, "5e6f7a8b"))
+            trackers = open_trackers(Config(tracking=tracking), run, 0, "5e6f7a8b")
+            windows[name] = Window(step, batch, spec, trackers, updates)
     return windows
 
 
