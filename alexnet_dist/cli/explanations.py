@@ -13,7 +13,6 @@ from alexnet_dist.base.places import find_place
 from alexnet_dist.base.text import escape_text, shorten
 from alexnet_dist.data.class_words import describe_class
 from alexnet_dist.figures.canvas import check_matplotlib, is_own_figure
-from alexnet_dist.figures.overlay import draw_explanation
 from alexnet_dist.runs.ownership import owns
 
 if TYPE_CHECKING:
@@ -123,6 +122,8 @@ def write_explanation(path: Path, prediction: Prediction, explanation: Explanati
     Raises:
         MachineError: it cannot be written.
     """
+    from alexnet_dist.figures.overlay import draw_explanation
+
     with disk_errors_named(path, "explain"):
         path.parent.mkdir(parents=True, exist_ok=True)
     said = shorten(escape_text(describe_class(prediction.label or "")), LONGEST_CLASS)

@@ -280,6 +280,7 @@ def test_cards_of_older_versions_name_no_place() -> None:
     assert "`net.pt`" in page
 
 
+@pytest.mark.heavy
 def test_a_model_saved_in_the_middle_has_a_page_without_results(run: Path) -> None:
     card = read_card(run / "model")
     assert list_sections(format_page(card, DIGEST)) == [name for name in SECTIONS if name != "Results"]
