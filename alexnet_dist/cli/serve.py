@@ -15,7 +15,6 @@ from alexnet_dist.base.progress import phase
 from alexnet_dist.base.text import escape_text, join_names
 from alexnet_dist.cli.networks import open_network
 from alexnet_dist.cli.options import add_options, import_shown, take_model
-from alexnet_dist.runs.folder import start_logging
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
@@ -49,10 +48,11 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--port is {options.port}", where="command line", remedy="give a number from 0 to 65535")
     if not is_installed("gradio"):
         raise MachineError("gradio is not installed", remedy="pip install 'alexnet_dist[demo]'")
-    start_logging(None)
     import_shown("alexnet_dist.serving.server")
+    from alexnet_dist.runs.folder import start_logging
     from alexnet_dist.serving.server import listen
 
+    start_logging(None)
     listener = listen(options.host, options.port)
     try:
         return serve_model(Path(options.model), options.weights, options.device, listener)
