@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from alexnet_dist.assembly.evaluation import load_network, plan_evaluation
@@ -47,7 +49,7 @@ from alexnet_dist.runs.ownership import FIRST_WORDS, check_ownership, is_made_he
 from alexnet_dist.runs.pictures import CONV1, count_towers
 from alexnet_dist.runs.start import Start
 from alexnet_dist.settings.schema import Config
-from alexnet_dist.tracking.pictures import Judgment, Pixels
+from alexnet_dist.tracking.pictures import Judgment, Picture, Pixels
 from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.evaluate import evaluate
 from alexnet_dist.training.gate import BatchGate
@@ -235,6 +237,18 @@ def draw_figures(
     _guard(f"{PLOTS}/", lambda: mark_folder(folder, "plots", facts))
     if drawn:
         logger.info("figures: %s (%s)", folder, ", ".join(drawn))
+
+
+def draw_judged(subject: Subject, judged: Judged) -> list[Picture]:
+    """The confusion matrix and the sheet of the worst predictions, in no folder. Whatever fails costs a warning."""
+    pictures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, draw in (("confusion", _draw_confusion), ("worst", _draw_worst)):
+            path = Path(folder) / f"{name}.png"
+            if _guard(f"{NAMES[judged.split]}/{name}", partial(draw, subject, judged, path)):
+                with Image.open(path) as drawn:
+                    pictures.append(Picture(f"{NAMES[judged.split]}/{name}", np.asarray(drawn.convert("RGB"))))
+    return pictures
 
 
 def _is_ours(path: Path) -> bool:

@@ -73,6 +73,7 @@ from alexnet_dist.runs.same_data import find_same_images
 from alexnet_dist.runs.shared_folder import check_folder_is_shared
 from alexnet_dist.runs.start import End, Network, Start
 from alexnet_dist.runs.targets import check_output_dir
+from alexnet_dist.runs.validation_pictures import ValidationPictures
 from alexnet_dist.settings.checks import check_fold_is_chosen
 from alexnet_dist.settings.schema import Config
 from alexnet_dist.tracking.pictures import Pictures
@@ -332,6 +333,7 @@ def _build_trainer(
     bad_files = start.bad_files if runtime.is_main else set()  # once: each process would name the same ones
     loader = feed.load("train", start.engine.name)
     saver, skips = build_saver(config.checkpoint, runtime.device.type == "cuda"), config.data.on_bad_file == "skip"
+    shows = config.log.plots and start.splits.val is not None
     return Trainer(
         runtime=runtime,
         model=network.model,
@@ -357,6 +359,7 @@ def _build_trainer(
         state=state,
         profiler=build_profiler(start, network, profile, loader.workers),
         saver=saver,
+        spectator=ValidationPictures(start, trackers, lambda: describe_model(start, network, {})) if shows else None,
     )
 
 

@@ -32,6 +32,7 @@ from alexnet_dist.training.evaluate import Evaluation, check_outputs, evaluate
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import optimizer_tensors, set_lr
+from alexnet_dist.training.predictions import Spectator
 from alexnet_dist.training.profile import Profiler
 from alexnet_dist.training.saver import Saver
 from alexnet_dist.training.schedule import Schedule
@@ -100,6 +101,7 @@ class Trainer:
         state: where the run stands.
         profiler: records some updates; None = none are wanted, or another process does it.
         saver: writes checkpoints.
+        spectator: sees what the network says of each image of the validation set.
     """
 
     runtime: Runtime
@@ -126,6 +128,7 @@ class Trainer:
     state: TrainState = field(default_factory=TrainState)
     profiler: Profiler | None = None
     saver: Saver = field(default_factory=lambda: Saver(in_background=False))
+    spectator: Spectator | None = None
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
@@ -402,16 +405,20 @@ class Trainer:
         """Evaluate on the validation set, log it, keep the weights if they are the best."""
         assert self.val_loader is not None
         state = self.state
+        spectator = self.spectator if self.spectator is not None and self.spectator.begin() else None
         result = evaluate(
             self.runtime,
             self.model,
             self.val_loader,
             self.gate.admit,
+            None if spectator is None else spectator.observe,
             name=f"epoch {self.epoch}: validating",
             where=f"validation at step {state.step}",
             remedy="",
         )
         self.log({"event": "eval", "split": "val", "step": state.step, "epoch": self.epoch, **asdict(result)})
+        if spectator is not None:
+            spectator.show(state.step)
         state.final_top1 = result.top1
         state.plateau.observe(result.top1, self.schedule.patience)
         state.stalled = 0 if state.best_top1 is None or result.top1 > state.best_top1 else state.stalled + 1

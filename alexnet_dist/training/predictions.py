@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,19 @@ class Predictions(NamedTuple):
     predicted: npt.NDArray[np.int64]  # (N,) the likeliest class
     confidence: npt.NDArray[np.float64]  # (N,) softmax probability of the likeliest class
     truth: npt.NDArray[np.float64]  # (N,) softmax probability of the label
+
+
+class Spectator(Protocol):
+    """Somebody who wants to see what the network says of each image of a validation."""
+
+    def begin(self) -> bool:
+        """Whether to watch the validation that begins; the same in each process, which all call this."""
+
+    def observe(self, rows: Predictions) -> None:
+        """Take the rows of a batch of this process."""
+
+    def show(self, step: int) -> None:
+        """The validation of a number of updates has ended; all processes call this."""
 
 
 def rate_images(ids: Tensor, scores: Tensor, labels: Tensor, mask: Tensor) -> Predictions:
