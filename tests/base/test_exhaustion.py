@@ -100,7 +100,10 @@ def test_too_few_open_files_are_said_before_a_server_meets_them(monkeypatch: pyt
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("limit", "value", "code", "words"),
-    [("RLIMIT_AS", 900 * 2**20, 7, "out of memory"), ("RLIMIT_FSIZE", 20 * 2**10, 5, "ulimit -f unlimited")],
+    [
+        ("RLIMIT_AS", 900 * 2**20, 7, "out of memory"),
+        pytest.param("RLIMIT_FSIZE", 20 * 2**10, 5, "ulimit -f unlimited", marks=pytest.mark.slow),
+    ],
 )
 def test_a_limit_of_the_shell_is_one_line(tmp_path: Path, limit: str, value: int, code: int, words: str) -> None:
     command = [

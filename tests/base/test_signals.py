@@ -108,7 +108,12 @@ def is_ready(process: psutil.Process) -> bool:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("moment", "number"), [("importing", signal.SIGTERM), ("starting", signal.SIGHUP), ("training", signal.SIGINT)]
+    ("moment", "number"),
+    [
+        ("importing", signal.SIGTERM),
+        pytest.param("starting", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("training", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_training_that_begins_leaves_nothing(
     start: Start, tmp_path: Path, moment: str, number: signal.Signals

@@ -252,6 +252,7 @@ def test_a_damaged_fold_is_one_line(study: Path, tmp_path: Path, key: str, value
         assert len(read_table(out)["folds"]) == 3
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_in_each_fold(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(study, out)
@@ -259,6 +260,7 @@ def test_more_epochs_go_on_in_each_fold(study: Path, tmp_path: Path) -> None:
     assert [fold["epoch"] for fold in read_table(out)["folds"]] == [3, 3, 3]
 
 
+@pytest.mark.slow
 def test_new_keeps_the_old_table(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     shutil.copytree(study, out)

@@ -285,10 +285,10 @@ def end_by_errors(port: int, ways: list[str]) -> str:
 @pytest.mark.parametrize(
     ("ways", "expected"),
     [
-        (["wait", "broken picture", "wait"], ["broken picture"]),
+        pytest.param(["wait", "broken picture", "wait"], ["broken picture"], marks=pytest.mark.slow),
         (["broken picture", "wait", "wait"], ["broken picture"]),
         (["wait", "wait", "memory"], [""]),
-        (["no space"] * 3, ["no space"]),
+        pytest.param(["no space"] * 3, ["no space"], marks=pytest.mark.slow),
     ],
     ids=["another", "first", "memory", "all"],
 )

@@ -214,13 +214,14 @@ UPDATES = [
     (hybrid(4, 2, "batch_by_batch"), "sgd", 1),
     (hybrid(4, 2), "lars", 3),
 ]
+DOUBLE = UPDATES[::2]  # the others among the slow tests
 OFTEN = (UPDATES[1], UPDATES[-1])  # in fp32, too; the others are looser copies of what float64 shows
 
 
 @pytest.mark.parametrize(
     ("case", "rule", "micro_batch_size", "dtype"),
     [
-        *((*update, torch.float64) for update in UPDATES),
+        *(pytest.param(*one, torch.float64, marks=() if one in DOUBLE else pytest.mark.slow) for one in UPDATES),
         *(pytest.param(*one, torch.float32, marks=() if one in OFTEN else pytest.mark.slow) for one in UPDATES),
     ],
     ids=str,

@@ -127,7 +127,7 @@ def train_in_double(folder: Path, overrides: dict[str, Any]) -> str:
     return train_tiny(folder, **overrides)
 
 
-@pytest.mark.parametrize("rule", ["adam", "rmsprop"])  # lars keeps what sgd keeps
+@pytest.mark.parametrize("rule", ["adam", pytest.param("rmsprop", marks=pytest.mark.slow)])  # lars keeps what sgd keeps
 def test_the_state_of_every_rule_moves_between_strategies(tmp_path: Path, rule: str) -> None:
     settings = {"optimizer__name": rule, "optimizer__lr": 0.001}
     run_processes(1, train_in_double, tmp_path / "alone", {"train__max_steps": 8, **settings})
@@ -141,7 +141,7 @@ def test_the_state_of_every_rule_moves_between_strategies(tmp_path: Path, rule: 
     assert worst_difference(ours, theirs) <= 1e-12
 
 
-@pytest.mark.parametrize("strategy", ["towers", "hybrid"])
+@pytest.mark.parametrize("strategy", ["towers", pytest.param("hybrid", marks=pytest.mark.slow)])
 def test_layers_that_never_learn_may_be_all_that_a_replica_averages(tmp_path: Path, strategy: str) -> None:
     settings = {"optimizer__freeze": ["conv1", "conv2", "conv3", "conv4", "conv5", "fc8"], "train__max_steps": 4}
     run_processes(1, _call, tmp_path / "alone", settings)
@@ -167,7 +167,7 @@ def die_in_backward(folder: Path, overrides: dict[str, Any]) -> str:
         return str(error)
 
 
-@pytest.mark.parametrize("strategy", ["towers", "sharded"])
+@pytest.mark.parametrize("strategy", ["towers", pytest.param("sharded", marks=pytest.mark.slow)])
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
     undisturbed: Path, tmp_path: Path, strategy: str
 ) -> None:

@@ -13,6 +13,8 @@ nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("ipykernel")
 nbclient = pytest.importorskip("nbclient")
 
+pytestmark = pytest.mark.slow  # a kernel, and a training in it
+
 SETTINGS = {
     "model.fc_width": 16,
     "model.conv_channels": [8, 8, 8, 8, 8],

@@ -52,7 +52,7 @@ def train(root: Path, tmp_path: Path, form: str, engine: str, processes: int) ->
     ("engine", "processes", "forms"),
     [
         ("torchvision", 1, [*FORMS, "parquet"]),
-        ("torchvision", 2, ["shards", "parquet"]),
+        pytest.param("torchvision", 2, ["shards", "parquet"], marks=pytest.mark.slow),
         ("cache", 1, ["nested", "parquet"]),
         ("dali", 1, ["shards", "parquet"]),
     ],

@@ -87,7 +87,7 @@ def test_a_run_has_its_figures(trained: Path) -> None:
         assert row["path"].startswith(f"{row['true_class']}/")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "towers"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "towers"])
 def test_one_of_several_processes_draws_the_whole_network(tmp_path: Path, strategy: str) -> None:
     text = train(tmp_path, processes=2, parallel__strategy=strategy)
     assert "not drawn" not in text
@@ -96,7 +96,7 @@ def test_one_of_several_processes_draws_the_whole_network(tmp_path: Path, strate
     assert sum(int(row["count"]) for row in read_classes(tmp_path / "run")) == 5
 
 
-@pytest.mark.parametrize("split", [None, "test"])
+@pytest.mark.parametrize("split", [None, pytest.param("test", marks=pytest.mark.slow)])
 def test_without_a_validation_set(tmp_path: Path, split: str | None) -> None:
     for part in ("train", "test"):
         for number, name in enumerate(("$\\frac_a", "=犬 dog", "n02102040")):
@@ -175,6 +175,7 @@ def test_a_signal_while_drawing_ends_the_drawing_alone(tmp_path: Path, monkeypat
 # -- again ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_drawn_again_only_where_its_figures_are_gone(copied: Path) -> None:
     words = ["--config", copied / "config.yaml", "--output_dir", copied]
     for names in (
@@ -209,6 +210,7 @@ def test_figures_of_an_earlier_end_are_drawn_again_after_a_kill(
     assert "figures: " not in call_well("train", *words)
 
 
+@pytest.mark.slow
 def test_figures_of_weights_that_are_gone_are_drawn_again(copied: Path) -> None:
     words = ["--config", copied / "config.yaml", "--output_dir", copied]
     shutil.rmtree(copied / "model")
@@ -220,6 +222,7 @@ def test_figures_of_weights_that_are_gone_are_drawn_again(copied: Path) -> None:
     assert "figures: " not in call_well("train", *words)  # the same weights again
 
 
+@pytest.mark.slow
 def test_another_way_to_the_same_step_is_drawn_again(copied: Path) -> None:
     words = ["--config", copied / "config.yaml", "--output_dir", copied, "--optimizer.lr", 0.002, "--resume_from", 6]
     before = (copied / "plots" / "curves.png").read_bytes()
@@ -250,7 +253,7 @@ def test_a_users_figures_in_a_run_stay(copied: Path, verb: str) -> None:
     assert (copied / "plots" / "conv1.png").read_bytes() != before
 
 
-@pytest.mark.parametrize(("processes", "name"), [(1, "."), (2, "model")])
+@pytest.mark.parametrize(("processes", "name"), [(1, "."), pytest.param(2, "model", marks=pytest.mark.slow)])
 def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name: str) -> None:
     shutil.rmtree(copied / "plots")
     words = ["--model", copied / name, "--plots", "--data.workers", "0", "--batch_size", "2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +153,13 @@ def exchange(run: Run, path: Path) -> list[object]:
 @pytest.mark.parametrize(
     ("damage", "remedy"),
     [
-        (cut, skip),
         (cut, remove),
-        (cut, mend),
         (empty, skip),
         # A file that began as a damaged one is another when it is mended, too; and what is gone was whole or empty.
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((cut, exchange), (empty, remove))),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in ((cut, skip), (cut, mend), (cut, exchange), (empty, remove))
+        ),
     ],
 )
 def test_a_picture_that_is_damaged_in_the_middle_of_a_run(
@@ -243,6 +244,11 @@ def test_a_changed_rate_gives_the_same_on_any_number_of_processes(begun: Run) ->
         torch.testing.assert_close(ends[1][name], tensor, atol=1e-6, rtol=1e-4)
 
 
+def _spread(names: Iterable[str], often: Sequence[str]) -> list[Any]:
+    """Some in `make test`, and the others among the slow tests."""
+    return [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 ENDED: dict[str, tuple[list[object], str, list[object]]] = {
     "more epochs": ([], "raise train.epochs to go on", ["--train.epochs", 4]),
     "more patience": (
@@ -254,7 +260,7 @@ ENDED: dict[str, tuple[list[object], str, list[object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize("name", _spread(ENDED, ["more epochs"]))
 def test_what_a_finished_run_offers(tmp_path: Path, name: str) -> None:
     words, message, remedy = ENDED[name]
     run = Run(tmp_path).make_pictures()
@@ -329,7 +335,7 @@ REFUSED: dict[str, tuple[Callable[[Run], list[object]], int, str, Callable[[Run]
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", _spread(REFUSED, ["damaged, named", "other setting", "other run's"]))
 def test_what_a_refused_start_offers(begun: Run, name: str) -> None:
     prepare, exit_code, message, remedy = REFUSED[name]
     words = prepare(begun)

@@ -47,7 +47,7 @@ def read_summary(tmp_path: Path) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 0)])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 1), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, workers: int) -> None:
     write_fashion_mnist(tmp_path / "data" / "FashionMNIST" / "raw", monkeypatch)
     before = list_files(tmp_path / "data")
@@ -200,7 +200,13 @@ def test_a_life_on_shards(tmp_path: Path) -> None:
     assert member in errors[0]
 
 
-@pytest.mark.parametrize("name", ["manifest", "inside", "imagenet", "half extracted", "kaggle", "parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("manifest", "inside", "half extracted", "kaggle")),
+        *("imagenet", "parquet"),
+    ],
+)
 def test_a_part_is_held_out_evaluated_again_and_cut_into_folds(tmp_path: Path, name: str) -> None:
     settings = write_source(name, tmp_path / "data")
     words = configure(

@@ -86,7 +86,7 @@ def crop(image: str, side: int, channels: int) -> np.ndarray[Any, Any]:
     return np.asarray(transforms.center_crop(picture, [side, side]))[None]
 
 
-OFTEN = ("paper, gray", "source2012", "torchvision, averaged")
+OFTEN = ("paper, gray", "torchvision, averaged")
 
 
 @pytest.mark.heavy
@@ -133,7 +133,7 @@ def assert_says_what_a_reader_needs(file: onnx.ModelProto, model: AlexNet) -> No
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["paper", "source2012", "torchvision"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("source2012", marks=pytest.mark.slow), "torchvision"])
 def test_torch_export_gives_the_logits(
     tmp_path: Path, images: list[str], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -147,8 +147,8 @@ def train_here(folder: Path, steps: int, profile: int | None, settings: dict[str
     [
         (1, 4, {"train__micro_batch_size": 6}),
         (2, 0, {}),
-        (2, 0, {"parallel__strategy": "towers"}),
-        (2, 0, {"parallel__strategy": "hybrid"}),
+        pytest.param(2, 0, {"parallel__strategy": "towers"}, marks=pytest.mark.slow),
+        pytest.param(2, 0, {"parallel__strategy": "hybrid"}, marks=pytest.mark.slow),
     ],
     ids=["resumed", "ddp", "towers", "hybrid"],
 )
