@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from helpers.dist_helper import run_processes, wait_for_step
+from helpers.ports import find_free_port
 from helpers.tiny import tiny_config
 from safetensors.torch import load_file
 
@@ -261,6 +262,9 @@ def test_a_run_goes_on_as_machines_come_and_go(tmp_path: Path) -> None:
     assert starts[0]["step"] < starts[1]["step"] <= starts[2]["step"]
 
 
+PORT_OF = {"--nnodes": "--master_port", "accelerate": "--main_process_port"}
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -273,13 +277,13 @@ def test_a_run_goes_on_as_machines_come_and_go(tmp_path: Path) -> None:
     ids=["torchrun", "accelerate"],
 )
 def test_a_launcher_that_waits_for_machines_is_stopped_at_once(words: tuple[str, ...]) -> None:
-    launcher = start(sys.executable, "-m", "alexnet_dist", "launch", *words, "train", "--config", "smoke")
+    port = (PORT_OF[words[0]], str(find_free_port()))
+    launcher = start(sys.executable, "-m", "alexnet_dist", "launch", *words, *port, "train", "--config", "smoke")
     assert launcher.stderr is not None
     lines = iter(launcher.stderr.readline, "")
     assert any(line.startswith("waiting for the other machines") for line in lines)
     began = time.monotonic()
     launcher.terminate()
-    code, _, errors = finish(launcher, 30)
-    assert code == 143
-    assert errors[-1].startswith("Stopped by SIGTERM.")
+    _, said = launcher.communicate(timeout=30)
+    assert (launcher.returncode, said.splitlines()[-1][:19]) == (143, "Stopped by SIGTERM.")
     assert time.monotonic() - began < 20
