@@ -41,7 +41,11 @@ def test_a_terminal_is_seen_in_the_middle_and_at_the_end(screens: ModuleType, tm
 
 def test_ctrl_c_is_typed(screens: ModuleType, tmp_path: Path) -> None:
     scene = screens.Scene(
-        "trap 'echo saved; exit' INT; echo going on; sleep 20", "going on", "middle", "end", stop=True
+        "trap 'echo saved; exit' INT; echo going on; while :; do sleep 0.1; done",
+        "going on",
+        "middle",
+        "end",
+        stop=True,
     )
     assert any("saved" in line for line in screens.play(scene, tmp_path)["end"])
 
