@@ -12,9 +12,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import huggingface_hub  # which imports what is asked of it: nothing, at the start of a training
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub import ModelCard as HubCard
 
 from alexnet_dist.base.durable import read_digest
 from alexnet_dist.base.nested import nest
@@ -91,7 +90,7 @@ def format_page(
         f"sha256 of {WEIGHTS}: `{digest}`\n\n{MARK}",
     ]
     text = "\n\n".join(part for part in parts if part)
-    return str(HubCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
+    return str(huggingface_hub.ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
 
 
 def change_metadata(page: str, metadata: Mapping[str, Any]) -> str:
@@ -102,8 +101,8 @@ def change_metadata(page: str, metadata: Mapping[str, Any]) -> str:
     """
     if not metadata:
         return page
-    changed = HubCard(page)
-    changed.data = ModelCardData(**{**vars(changed.data), **metadata})
+    changed = huggingface_hub.ModelCard(page)
+    changed.data = huggingface_hub.ModelCardData(**{**vars(changed.data), **metadata})
     if metadata.get("license"):
         changed.text = changed.text.replace(LICENSE, f"## License\n\n{_quote(str(metadata['license']))}")
     return str(changed)
@@ -120,7 +119,7 @@ def has_results(text: str) -> bool:
     Raises:
         ValueError: the page's metadata cannot be read.
     """
-    return bool(HubCard(text).data.to_dict().get("model-index"))  # type: ignore[no-untyped-call]
+    return bool(huggingface_hub.ModelCard(text).data.to_dict().get("model-index"))  # type: ignore[no-untyped-call]
 
 
 def read_page(folder: Path) -> str | None:
@@ -143,10 +142,10 @@ def drop_page(folder: Path) -> None:
 # -- for the hub ------------------------------------------------------------------------------------------------------
 
 
-def _describe_to_hub(card: ModelCard, results: Sequence[SetResult]) -> ModelCardData:
+def _describe_to_hub(card: ModelCard, results: Sequence[SetResult]) -> huggingface_hub.ModelCardData:
     kind, name = _name_data(card)
     found = [
-        EvalResult(
+        huggingface_hub.EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
             dataset_type=kind,
@@ -160,7 +159,7 @@ def _describe_to_hub(card: ModelCard, results: Sequence[SetResult]) -> ModelCard
         for metric, value in (("Top-1 accuracy", result.top1), ("Top-5 accuracy", result.top5))
         if metric == "Top-1 accuracy" or card.spec.num_classes > 5
     ]
-    return ModelCardData(
+    return huggingface_hub.ModelCardData(
         library_name="alexnet_dist",
         pipeline_tag="image-classification",
         tags=["alexnet", "image-classification"],

@@ -27,11 +27,14 @@ class ReportTracker:
 
     def __init__(self, folder: Path, rows: list[Row]) -> None:
         self._folder, self._rows = folder, clean_rows(rows)
-        self._linking = begin_vega()
+        self._linking: subprocess.Popen[bytes] | None = None
+        self._has_begun = False
 
     def log(self, row: Row) -> None:
         """Take a row; one that ends an epoch makes the page new."""
         self._rows.append(row)
+        if not self._has_begun:  # not before the first updates: the start of a run has enough to do
+            self._has_begun, self._linking = True, begin_vega()
         if row["event"] == "epoch" and (self._linking is None or self._linking.poll() is not None):
             self._write(find_vega(), "running")
 

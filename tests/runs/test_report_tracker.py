@@ -68,6 +68,14 @@ def test_the_page_is_made_at_the_end_of_epochs_and_of_the_run(tmp_path: Path, li
     assert owns(page)
 
 
+def watch_a_row(folder: Path) -> ReportTracker:
+    """The tracker of a run that goes on, after the first row of this start."""
+    *before, row = list_rows([0.5], 4)
+    tracker = ReportTracker(folder, before)
+    tracker.log(row)
+    return tracker
+
+
 def test_a_page_without_charts_is_better_than_none(
     tmp_path: Path, linking: Linking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +87,7 @@ def test_a_page_without_charts_is_better_than_none(
     folder = make_run(tmp_path / "a")
     for status in ("finished", "interrupted"):
         linking.code = None
-        ReportTracker(folder, list_rows([0.5], 4)).finish({"status": status})
+        watch_a_row(folder).finish({"status": status})
         assert linking.code == -9
         text = (folder / "report.html").read_text()
         assert f"The run is {status}" in text
@@ -90,8 +98,19 @@ def test_who_stops_a_run_waits_for_no_charts(tmp_path: Path, linking: Linking, m
     waited: list[float | None] = []
     monkeypatch.setattr(Linking, "wait", lambda self, seconds=None: waited.append(seconds) or 0)
     monkeypatch.setattr(report_tracker, "load_vega", lambda: pytest.fail("linked in the run's own process"))
-    ReportTracker(make_run(tmp_path / "a"), list_rows([0.5], 4)).finish({"status": "interrupted"})
+    watch_a_row(make_run(tmp_path / "a")).finish({"status": "interrupted"})
     assert waited == [3]
+
+
+def test_a_start_links_no_charts(tmp_path: Path, linking: Linking, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Linking] = []
+    monkeypatch.setattr(report_tracker, "begin_vega", lambda: begun.append(linking) or linking)
+    rows = list_rows([0.5, 0.6], 4)
+    tracker = ReportTracker(make_run(tmp_path / "a"), rows[:4])
+    assert begun == []
+    for row in rows[4:]:
+        tracker.log(row)
+    assert begun == [linking]
 
 
 def test_ninety_epochs_are_written_within_a_second(tmp_path: Path, linking: Linking) -> None:
