@@ -25,8 +25,8 @@ from alexnet_dist.settings.schema import KernelsConfig
 
 logger = logging.getLogger("alexnet_dist")
 
-PLAIN = ("reference", "grouped", "direct")  # the network as it is written down
-CPU_FORMS = PLAIN[1:]  # no other was clearly faster: benchmarks/results/convolutions.json
+CHOICES = ("maps", "groups", "conv1", "update")
+PLAIN = ("reference", "grouped", "direct", "reference")  # as it is written down
 MOST_IMAGES = 256  # in a measurement
 ROUNDS = 5
 LEAST_GAIN = 0.95  # of the plain form's time: another one must take less
@@ -43,21 +43,23 @@ class Kernels:
         maps: normalization and pooling: vectors or reference.
         groups: the convolutions in groups: grouped, apart or dense.
         conv1: direct or space_to_depth.
+        update: flat or reference.
         reason: in words.
     """
 
     maps: str
     groups: str
     conv1: str
+    update: str
     reason: str
 
     def __str__(self) -> str:
-        return f"convolutions {self.groups}, conv1 {self.conv1}, maps by {self.maps}"
+        return f"convolutions {self.groups}, conv1 {self.conv1}, maps by {self.maps}, update {self.update}"
 
     @property
     def are_special(self) -> bool:
-        """Whether something is not as the network is written down."""
-        return (self.maps, self.groups, self.conv1) != PLAIN
+        """Whether something is not as it is written down."""
+        return tuple(getattr(self, name) for name in CHOICES) != PLAIN
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,14 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
     """Refuse kernels that this machine cannot have.
 
     Raises:
-        MachineError: kernels.maps is vectors, and there is no GPU, or nothing that builds kernels for it.
+        MachineError: kernels.maps is vectors, or kernels.update flat, and there is no GPU, or nothing that builds
+            kernels for it.
     """
-    if settings.maps == "vectors" and not _has_vectors(device):
-        why = "there is no CUDA device" if device.type != "cuda" else "Triton or its C compiler is missing"
-        raise MachineError("kernels.maps vectors needs kernels on a GPU", why=why, remedy="set --kernels.maps auto")
+    for name, value in (("maps", "vectors"), ("update", "flat")):
+        if getattr(settings, name) == value and not _has_kernels(device):
+            why = "there is no CUDA device" if device.type != "cuda" else "Triton or its C compiler is missing"
+            what, remedy = f"kernels.{name} {value} needs kernels on a GPU", f"set --kernels.{name} auto"
+            raise MachineError(what, why=why, remedy=remedy)
 
 
 def choose_kernels(
@@ -103,6 +108,7 @@ def choose_kernels(
     subject: Subject,
     kept: Kernels | None = None,
     strategy: str = "ddp",
+    rule: str = "sgd",
     measure: Measure | None = None,
 ) -> Kernels:
     """Choose what the settings leave open: as before in a run that goes on, else by table or by measuring.
@@ -112,12 +118,15 @@ def choose_kernels(
         subject: the network.
         kept: what the run has computed with on such a device.
         strategy: ddp, towers or hybrid.
+        rule: optimizer.name.
         measure: see `measure_forms`.
     """
-    asked = {name: value for name in ("maps", "groups", "conv1") if (value := getattr(settings, name)) != "auto"}
-    if len(asked) == 3:
+    asked = {name: value for name in CHOICES if (value := getattr(settings, name)) != "auto"}
+    if len(asked) == len(CHOICES):
         return Kernels(**asked, reason="asked for")
     chosen = kept or _choose(subject, asked, strategy, measure or measure_forms)
+    if not can_be_flat(rule, strategy):
+        chosen = replace(chosen, update="reference")
     reason = f"{' and '.join(asked)} asked for, else {chosen.reason}" if asked else chosen.reason
     return replace(chosen, **asked, reason=reason)
 
@@ -137,10 +146,15 @@ def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
         take_in_relu(model.features)
 
 
+def can_be_flat(rule: str, strategy: str) -> bool:
+    """Whether there is a kernel for the update of all parameters: for SGD, on a network that is whole."""
+    return rule == "sgd" and strategy == "ddp"
+
+
 def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure) -> Kernels:
-    maps = "vectors" if _has_vectors(subject.device) else "reference"
-    if subject.device.type == "cpu":
-        return Kernels(maps, *CPU_FORMS, "the fastest on CPUs")
+    maps, update = ("vectors", "flat") if _has_kernels(subject.device) else ("reference", "reference")
+    if subject.device.type == "cpu":  # no other form was clearly faster: benchmarks/results/convolutions.json
+        return Kernels(*PLAIN, "the fastest on CPUs")
     groups, conv1, words = "grouped", "direct", []
     if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
         seconds = measure(subject, {form: (form, "direct") for form in GROUPS_FORMS})
@@ -151,10 +165,10 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
         seconds = measure(subject, {conv1: (form, conv1) for conv1 in CONV1_FORMS})
         conv1 = pick_fastest(seconds)
         words.append(describe_times(seconds))
-    return Kernels(maps, groups, conv1, f"measured: {'; '.join(words)}" if words else "for a GPU")
+    return Kernels(maps, groups, conv1, update, f"measured: {'; '.join(words)}" if words else "for a GPU")
 
 
-def _has_vectors(device: torch.device) -> bool:
+def _has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and can_build_kernels()
 
 
@@ -193,7 +207,7 @@ def _build_call(subject: Subject, groups: GroupsForm, conv1: Conv1Form) -> Calla
         for parameter in model.parameters():
             parameter.normal_(0, 0.01, generator=generator)
     take_forms(model, groups, conv1)
-    if _has_vectors(device):
+    if _has_kernels(device):
         take_in_relu(model.features)
     side = subject.spec.image_size
     shape = (min(subject.num_images, MOST_IMAGES), subject.spec.in_channels, side, side)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.schema import CheckpointConfig, Config, OptimizerConfig, ScheduleConfig
+from alexnet_dist.training.flat_update import FlatSGD, Shadowed
 from alexnet_dist.training.loop import Cadence
 from alexnet_dist.training.optim import build_optimizer
 from alexnet_dist.training.saver import Saver
@@ -13,18 +16,21 @@ from alexnet_dist.training.schedule import Schedule
 from alexnet_dist.training.update_rules import LayerNorms, own_norms
 
 
-def build_rule(optimizer: OptimizerConfig, model: nn.Module, layer_norms: LayerNorms = own_norms) -> Optimizer:
+def build_rule(
+    optimizer: OptimizerConfig, model: nn.Module, layer_norms: LayerNorms = own_norms, update: str = "reference"
+) -> Optimizer:
     """The update rule over a network's layers. Its rate, `optimizer.lr`, is the schedule's business.
 
     Args:
         optimizer: the settings.
         model: this process's part of the network, on its device and not replicated yet.
         layer_norms: see `build_optimizer`.
+        update: flat or reference, see `assembly/kernels.py`.
     """
     factors = optimizer.lr_factors
     return build_optimizer(
         model,
-        name=optimizer.name,
+        name="flat_sgd" if update == "flat" else optimizer.name,
         momentum=optimizer.momentum,
         weight_decay=optimizer.weight_decay,
         bias_lr_factor=optimizer.bias_lr_factor,
@@ -45,6 +51,27 @@ def build_rule(optimizer: OptimizerConfig, model: nn.Module, layer_norms: LayerN
         freeze_from_epoch=optimizer.freeze_from_epoch,
         layer_norms=layer_norms,
     )
+
+
+def use_shadows(
+    forward: nn.Module, optimizer: Optimizer, *, compiled: bool, accumulates: bool, runtime: Runtime
+) -> nn.Module:
+    """The network that a step calls, computed with the bf16 weights of a flat update where those give autocast's bits.
+
+    Gradients are then bf16. Several forwards, or several processes, add theirs up in float32, and a compiled network
+    makes its copies on the way.
+
+    Args:
+        forward: what `replicate_network` gave; all weights are in it.
+        optimizer: from `build_rule`.
+        compiled: by torch.compile.
+        accumulates: several forwards make an update.
+        runtime: this process among the others.
+    """
+    has_plain_sums = runtime.world_size == 1 and not accumulates and not compiled
+    if isinstance(optimizer, FlatSGD) and runtime.precision == "bf16" and has_plain_sums:
+        return Shadowed(forward, optimizer.make_shadows(torch.bfloat16))
+    return forward
 
 
 def build_schedule(schedule: ScheduleConfig, lr: float, steps_per_epoch: int, total_steps: int) -> Schedule:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alexnet_dist.assembly.kernels import PLAIN, Kernels
+from alexnet_dist.assembly.kernels import CHOICES, PLAIN, Kernels
 from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.durable import read_object
 from alexnet_dist.base.errors import CheckpointError, DataError, UsageError
@@ -297,7 +297,8 @@ def find_kernels_before(recorded: Mapping[str, str] | None, goes_on: bool) -> Ke
     """
     if recorded is None:
         return Kernels(*PLAIN, KEPT) if goes_on else None
-    return Kernels(recorded["maps"], recorded["groups"], recorded["conv1"], KEPT)
+    chosen = {name: recorded.get(name, plain) for name, plain in zip(CHOICES, PLAIN, strict=True)}
+    return Kernels(**chosen, reason=KEPT)
 
 
 def compare_settings(folder: Path, config: Config, is_whole: bool = False) -> Changed:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, check_kernels, choose_kernels, settle_cudnn
-from alexnet_dist.assembly.learning import build_cadence, build_rule, build_saver, build_schedule
+from alexnet_dist.assembly.learning import build_cadence, build_rule, build_saver, build_schedule, use_shadows
 from alexnet_dist.assembly.loaders import (
     BatchSizes,
     Feed,
@@ -181,7 +181,7 @@ def run_session(
         if engine.name == "cache":
             build_caches(runtime, config.data, feed.load_all(engine.name), stop)
         norms = merged_norms(network.find_cut(), runtime.sum_over_parts)
-        optimizer = build_rule(config.optimizer, network.model, norms)
+        optimizer = build_rule(config.optimizer, network.model, norms, kernels.update)
         state = _restore(start, network, optimizer, loaded)
         recording = runtime.on_main(lambda: begin_recording(start, network, state.step, loaded))
         trackers = _open_trackers(start, recording)
@@ -277,7 +277,8 @@ def _settle_kernels(
     settle_cudnn(config.kernels.cudnn_benchmark)
     kept = resumption.keep_kernels(runtime.device.type)
     subject = Subject(spec, runtime.device, runtime.precision, config.channels_last, sizes.micro)
-    return runtime.on_main(lambda: choose_kernels(config.kernels, subject, kept, config.parallel.strategy))
+    strategy, rule = config.parallel.strategy, config.optimizer.name
+    return runtime.on_main(lambda: choose_kernels(config.kernels, subject, kept, strategy, rule))
 
 
 def _build_network(start: Start, is_fresh: bool) -> Network:
@@ -322,14 +323,9 @@ def _build_trainer(
     profile: int | None,
 ) -> Trainer:
     config, runtime, feed, folder = start.config, start.runtime, start.feed, start.folder
-    forward = replicate_network(
-        config.parallel,
-        network.model,
-        network.partition,
-        compiled=config.compile,
-        accumulates=start.sizes.accumulation > 1,
-        runtime=runtime,
-    )
+    how: Any = {"compiled": config.compile, "accumulates": start.sizes.accumulation > 1, "runtime": runtime}
+    forward = replicate_network(config.parallel, network.model, network.partition, **how)
+    forward = use_shadows(forward, optimizer, **how)
     bad_files = start.bad_files if runtime.is_main else set()  # once: each process would name the same ones
     loader = feed.load("train", start.engine.name)
     saver, skips = build_saver(config.checkpoint, runtime.device.type == "cuda"), config.data.on_bad_file == "skip"

@@ -164,6 +164,11 @@ def _check_optimizer(config: Config, places: Mapping[str, str]) -> None:
         raise UsageError("optimizer.freeze is too long", where=places.get("optimizer.freeze", ""), why=why)
     if optimizer.freeze_from_epoch and not optimizer.freeze:
         raise _no_effect("optimizer.freeze_from_epoch", "optimizer.freeze names no layer", places)
+    if config.kernels.update == "flat" and (optimizer.name, config.parallel.strategy) != ("sgd", "ddp"):
+        why = "it is SGD, on a network that is not cut"
+        remedy = "set --kernels.update auto, or --optimizer.name sgd and --parallel.strategy ddp"
+        where = places.get("kernels.update", "")
+        raise UsageError("kernels.update flat is not for this run", where=where, why=why, remedy=remedy)
 
 
 def _check_parallel(config: Config, places: Mapping[str, str]) -> None:

@@ -408,6 +408,9 @@ class KernelsConfig:
     conv1: Literal["auto", "direct", "space_to_depth"] = "auto"
     """the first convolution; direct: as it is; space_to_depth: 4x4 pixels become channels; auto: the fastest on CUDA,
     direct on a CPU"""
+    update: Literal["auto", "flat", "reference"] = "auto"
+    """SGD on a GPU; flat: one kernel for all parameters, which also writes the bf16 weights of the next forward pass;
+    reference: PyTorch's; auto: flat on CUDA with optimizer.name sgd and parallel.strategy ddp"""
     cudnn_benchmark: bool = False
     """let cuDNN choose its algorithms by timing: each start may choose others, and a killed run then ends with other
     last bits"""

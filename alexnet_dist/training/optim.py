@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alexnet_dist.models import named_layers
+from alexnet_dist.training.flat_update import FlatSGD
 from alexnet_dist.training.update_rules import LARS, LayerNorms, RMSprop, own_norms
 
 STEP = "step"  # Adam's count of its updates, a scalar for each parameter
@@ -22,6 +23,7 @@ UNSET_LR = 0.0
 # 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda groups, momentum, **_: _build_sgd(groups, momentum),
+    "flat_sgd": lambda groups, momentum, **_: FlatSGD(groups, lr=UNSET_LR, momentum=momentum),
     "adam": lambda groups, momentum, **_: torch.optim.Adam(groups, UNSET_LR, betas=(momentum, 0.999), fused=True),
     "rmsprop": lambda groups, momentum, **_: RMSprop(groups, lr=UNSET_LR, momentum=momentum),
     "lars": lambda groups, momentum, **of_lars: LARS(groups, lr=UNSET_LR, momentum=momentum, **of_lars),
@@ -155,11 +157,13 @@ def load_optimizer_tensors(
         if value.shape != shape:
             what = key.replace("/", " of ")
             raise ValueError(f"{what} in the optimizer is {tuple(value.shape)} there and {tuple(shape)} here")
+        state = optimizer.state[parameter]
         if kind == STEP:
-            placed = value.to(parameter.device)
-        else:
-            placed = torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False).copy_(value)
-        optimizer.state[parameter][kind] = placed
+            state[kind] = value.to(parameter.device)
+            continue
+        if kind not in state:
+            state[kind] = torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False)
+        state[kind].copy_(value)
 
 
 def state_kinds(optimizer: Optimizer) -> tuple[str, ...]:

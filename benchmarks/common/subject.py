@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, choose_kernels
-from alexnet_dist.assembly.learning import build_rule, build_schedule
+from alexnet_dist.assembly.learning import build_rule, build_schedule, use_shadows
 from alexnet_dist.assembly.loaders import place_model
+from alexnet_dist.base.machine import can_build_kernels
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
 from alexnet_dist.parallel.runtime import Runtime
@@ -51,7 +52,8 @@ def _choose_kernels(spec: AlexNetSpec, device: torch.device, precision: str, cha
 
 def build_sgd(model: nn.Module) -> Optimizer:
     """The project's SGD with its default momentum and decay."""
-    optimizer = build_rule(OptimizerConfig(name="sgd"), model)
+    update = "flat" if next(model.parameters()).is_cuda and can_build_kernels() else "reference"
+    optimizer = build_rule(OptimizerConfig(name="sgd"), model, update=update)
     set_lr(optimizer, LR)
     return optimizer
 
@@ -100,6 +102,8 @@ class TrainerStep:
 
     def __post_init__(self) -> None:
         self.optimizer = build_sgd(self.model)
+        how: Any = {"compiled": hasattr(self.model, "_orig_mod"), "accumulates": False, "runtime": self.runtime}
+        self.model = use_shadows(self.model, self.optimizer, **how)
         self.gate = BatchGate(self.runtime, skip_bad_files=False)
         self.counters = DeviceCounters.on(self.runtime.device)
 

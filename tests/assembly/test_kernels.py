@@ -21,13 +21,14 @@ from alexnet_dist.assembly.kernels import (
     measure_forms,
     pick_fastest,
 )
-from alexnet_dist.base.errors import MachineError
+from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.models.convolutions import DenseConv2d, SpaceToDepthConv2d, TowersApart
+from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import KernelsConfig
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-KEPT = Kernels("reference", "dense", "direct", "chosen when the run began")
+KEPT = Kernels("reference", "dense", "direct", "flat", "chosen when the run began")
 SECONDS = {"grouped": 0.03, "apart": 0.01, "dense": 0.02, "direct": 0.03, "space_to_depth": 0.02}
 
 
@@ -50,17 +51,17 @@ def _with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_goes_by_its_table() -> None:
     chosen = choose_kernels(KernelsConfig(), make_subject(CPU), measure=never)
-    assert (chosen.maps, chosen.groups, chosen.conv1) == PLAIN
+    assert (chosen.maps, chosen.groups, chosen.conv1, chosen.update) == PLAIN
     assert not chosen.are_special
 
 
 def test_a_gpu_takes_what_was_fastest_and_says_why() -> None:
     chosen = choose_kernels(KernelsConfig(), make_subject(GPU), measure=measure)
-    assert (chosen.maps, chosen.groups, chosen.conv1) == ("vectors", "apart", "space_to_depth")
+    assert (chosen.maps, chosen.groups, chosen.conv1, chosen.update) == ("vectors", "apart", "space_to_depth", "flat")
     assert chosen.reason == (
         "measured: grouped 30.00 ms, apart 10.00 ms, dense 20.00 ms; direct 30.00 ms, space_to_depth 20.00 ms"
     )
-    assert str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors"
+    assert str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors, update flat"
 
 
 def test_conv1_is_measured_in_the_form_of_the_others() -> None:
@@ -89,10 +90,10 @@ def test_what_is_asked_for_is_taken(settings: dict[str, Any], expected: tuple[st
 
 
 def test_nothing_is_measured_where_all_is_asked_for() -> None:
-    settings = KernelsConfig(maps="reference", groups="apart", conv1="direct")
+    settings = KernelsConfig(maps="reference", groups="apart", conv1="direct", update="flat")
     for kept in (None, KEPT):
         chosen = choose_kernels(settings, make_subject(GPU), kept, measure=never)
-        assert chosen == Kernels("reference", "apart", "direct", "asked for")
+        assert chosen == Kernels("reference", "apart", "direct", "flat", "asked for")
 
 
 def test_a_run_that_goes_on_keeps_what_it_has() -> None:
@@ -100,6 +101,22 @@ def test_a_run_that_goes_on_keeps_what_it_has() -> None:
     chosen = choose_kernels(KernelsConfig(conv1="space_to_depth"), make_subject(GPU), KEPT, measure=never)
     assert (chosen.groups, chosen.conv1) == ("dense", "space_to_depth")
     assert chosen.reason == "conv1 asked for, else chosen when the run began"
+
+
+@pytest.mark.parametrize("kept", [None, KEPT])
+@pytest.mark.parametrize(("rule", "strategy"), [("adam", "ddp"), ("sgd", "towers"), ("sgd", "hybrid")])
+def test_the_flat_update_is_for_sgd_on_a_whole_network(rule: str, strategy: str, kept: Kernels | None) -> None:
+    chosen = choose_kernels(KernelsConfig(), make_subject(GPU), kept, strategy, rule, measure)
+    assert chosen.update == "reference"
+    with pytest.raises(UsageError, match="update flat is not for this run"):
+        build_config(
+            {
+                "data.source": "synthetic",
+                "optimizer.name": rule,
+                "parallel.strategy": strategy,
+                "kernels.update": "flat",
+            }
+        )
 
 
 @pytest.mark.parametrize("case", ["towers", "no groups"])
@@ -138,7 +155,7 @@ def test_a_network_is_computed_as_chosen(
     kernels_: tuple[str, str, str], strategy: str, features: type, conv1: type, conv2: type
 ) -> None:
     model = build_model(tiny_spec(), seed=0)
-    apply_kernels(model, Kernels(*kernels_, reason=""), strategy)
+    apply_kernels(model, Kernels(*kernels_, "reference", reason=""), strategy)
     layers = named_layers(model)
     assert (type(model.features), type(layers["conv1"]), type(layers["conv2"])) == (features, conv1, conv2)
     wanted = [module.uses_vectors for module in model.modules() if hasattr(module, "uses_vectors")]
@@ -157,5 +174,6 @@ def test_kernels_that_cannot_be_are_refused(
     monkeypatch.setattr(kernels, "can_build_kernels", build)
     check_kernels(KernelsConfig(), device)
     check_kernels(KernelsConfig(maps="reference", groups="apart"), device)
-    with pytest.raises(MachineError, match=why):
-        check_kernels(KernelsConfig(maps="vectors"), device)
+    for wanted in (KernelsConfig(maps="vectors"), KernelsConfig(update="flat")):
+        with pytest.raises(MachineError, match=why):
+            check_kernels(wanted, device)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from helpers.dist_helper import reset_accelerate
 from helpers.tiny import tiny_config
+from torch import nn
 
 from alexnet_dist.cli.train import train
 from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.tracking.trackers import read_rows
+from alexnet_dist.training.flat_update import FlatSGD
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,6 +52,32 @@ def test_float32_is_computed_in_float32() -> None:
         errors[precision] = float((made - exact).norm() / exact.norm())
     assert errors["fp32"] < 1e-6
     assert errors["tf32"] > 1e-5
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_the_flat_update_is_torchs_and_its_shadows_are_autocasts(momentum: float) -> None:
+    """Of a million values a handful may differ in the last bit: a compiler chooses which product it fuses."""
+    dice = torch.Generator("cuda").manual_seed(0)
+    shapes = [(96, 3, 11, 11), (96,), (1000, 999), (1000,)]
+    weights = [torch.randn(shape, device="cuda", generator=dice) for shape in shapes]
+    flat, fused = ([nn.Parameter(weight.clone()) for weight in weights] for _ in range(2))
+    ours = FlatSGD([{"params": flat, "lr": 0.01, "weight_decay": 5e-4}], lr=0.0, momentum=momentum)
+    theirs = torch.optim.SGD(fused, 0.01, momentum=momentum, weight_decay=5e-4, fused=True)
+    shadows = ours.make_shadows(torch.bfloat16)
+    for _ in range(3):
+        for shadow, twin in zip(shadows.values(), fused, strict=True):
+            shadow.grad = torch.randn(twin.shape, device="cuda", generator=dice).bfloat16()
+            twin.grad = shadow.grad.float()
+        ours.step()
+        theirs.step()
+    differing = sum(int((one != other).sum()) for one, other in zip(flat, fused, strict=True))
+    assert differing <= 10
+    torch.testing.assert_close(flat, fused, rtol=3e-7, atol=0)
+    assert all(torch.equal(shadow, parameter.bfloat16()) for parameter, shadow in shadows.items())
+    before = [parameter.detach().clone() for parameter in flat]
+    ours.found_inf = torch.ones((), device="cuda")  # type: ignore[attr-defined]
+    ours.step()
+    assert all(map(torch.equal, flat, before))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

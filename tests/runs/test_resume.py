@@ -136,7 +136,7 @@ def test_all_that_a_start_needs_to_know_is_in_one_record(run: Path) -> None:
         changed={"optimizer.lr": (0.01, 0.5)},
         images=DATA,
         engine=resume.Choice("torchvision", KEPT),
-        kernels=Kernels("reference", "apart", "direct", KEPT),
+        kernels=Kernels("reference", "apart", "direct", "reference", KEPT),
         device="cpu",
         pretrained={"weights": "x"},
         was_finished=True,
@@ -176,7 +176,7 @@ def test_an_ended_run_without_checkpoints_is_not_begun_again(run: Path, tmp_path
 
 def test_kernels_stay_what_they_were_on_a_device_of_that_kind(run: Path) -> None:
     found = decide(run, tiny_config(run))
-    assert found.keep_kernels("cpu") == Kernels("reference", "apart", "direct", KEPT)
+    assert found.keep_kernels("cpu") == Kernels("reference", "apart", "direct", "reference", KEPT)
     assert found.keep_kernels("cuda") is None
 
 
@@ -185,7 +185,9 @@ def test_runs_of_older_versions_go_on_with_the_kernels_that_those_had(run: Path,
     record = json.loads((run / "run.json").read_text())
     del record["kernels"]
     (run / "run.json").write_text(json.dumps(record | {"device": device}))
-    assert decide(run, tiny_config(run)).keep_kernels(device) == Kernels("reference", "grouped", "direct", KEPT)
+    assert decide(run, tiny_config(run)).keep_kernels(device) == Kernels(
+        "reference", "grouped", "direct", "reference", KEPT
+    )
     assert find_kernels_before(None, goes_on=False) is None
 
 
