@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 from helpers.dist_helper import run_processes
+from helpers.interpreter import rounding_to_nearest
 from helpers.tiny import tiny_config
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alexnet_dist.assembly import kernels
 from alexnet_dist.base.errors import InterruptedRunError
 from alexnet_dist.runs.session import train
 
 APART = {"kernels__groups": "apart", "kernels__conv1": "space_to_depth"}
 SHORT = {"train__epochs": 2, "precision": "fp32"}
+FLAT = {"precision": "bf16", "kernels__update": "flat"}
 PLAIN = {"maps": "reference", "groups": "grouped", "conv1": "direct", "update": "reference"}
 
 
@@ -29,11 +32,18 @@ def train_quietly(folder: Path, overrides: dict[str, Any], steps: int | None = N
     left = iter(range(steps)) if steps is not None else None
     try:
         stop = None if left is None else lambda: next(left, None) is None
-        train(tiny_config(folder, **SHORT, **overrides), stop=stop)
+        train(tiny_config(folder, **(SHORT | overrides)), stop=stop)
     except InterruptedRunError:
         assert steps is not None
     newest = max((folder / "checkpoints").glob("step-*"))
     return load_file(newest / "weights.safetensors")
+
+
+def train_interpreted(*how: Any) -> dict[str, Tensor]:
+    """The same with kernels for a GPU, in Triton's interpreter."""
+    kernels._has_kernels = lambda _: True  # (in a child of the test)
+    with rounding_to_nearest():
+        return train_quietly(*how)
 
 
 def read_kernels(folder: Path) -> dict[str, str]:
@@ -82,3 +92,20 @@ def test_another_form_on_the_way_is_noticed(tmp_path: Path) -> None:
     run_processes(1, train_quietly, tmp_path / "two", APART, 3)
     (found,) = run_processes(1, train_quietly, tmp_path / "two", {"kernels__groups": "grouped"})
     assert any(not torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow  # the interpreter takes its time
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, None), (1, 6), (2, None)])
+def test_a_flat_update_trains_as_torchs_and_goes_on(
+    tmp_path: Path, world_size: int, micro_batch_size: int | None
+) -> None:
+    """With its own bf16 weights, and where those are not for it: micro batches, processes."""
+    pytest.importorskip("triton")
+    size = {"train__micro_batch_size": micro_batch_size}
+    (plain, *_) = run_processes(world_size, train_quietly, tmp_path / "plain", {"precision": "bf16", **size})
+    (whole, *_) = run_processes(world_size, train_interpreted, tmp_path / "one", FLAT | size)
+    run_processes(world_size, train_interpreted, tmp_path / "two", FLAT | size, 3)
+    (found, *_) = run_processes(world_size, train_interpreted, tmp_path / "two", {"precision": "bf16", **size})
+    assert read_kernels(tmp_path / "two")["update"] == "flat"
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert 0 < difference(whole, plain) < 1e-3  # float64 in the rule, float32 on a CPU
