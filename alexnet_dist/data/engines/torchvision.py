@@ -35,7 +35,7 @@ from alexnet_dist.data.engines.workers import (
     worker_context,
 )
 from alexnet_dist.data.index import BadFile, SampleIndex
-from alexnet_dist.data.plan import Plan, StepPlan, share_rows
+from alexnet_dist.data.plan import Augmentation, Plan, StepPlan, share_rows
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -114,12 +114,17 @@ class PixelBatches:
         """One image, in all its views."""
         self.plan.check_fits(int(rows.ids[first]))
         window = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels, rows.windows[first])
-        width, height = rows.resized[first].tolist()
-        picture = resize_pixels(window, width, height)  # the views of an image share it
         is_changed = changes_bytes(self.plan.augmentation)
-        for row in range(first, first + self.plan.augmentation.views):
-            crop = cut_pixels(picture, rows, row, pixels.shape[1])
+        for row, crop in cut_views(window, rows, first, self.plan.augmentation):
             pixels[row] = change_crop(torch.from_numpy(crop), rows.drawn, row).numpy() if is_changed else crop
+
+
+def cut_views(window: Pixels, rows: StepPlan, first: int, recipe: Augmentation) -> Iterator[tuple[int, Pixels]]:
+    """Row and crop (S, S, C) of each view of an image, from its window (H, W, C); `first` is its first row."""
+    width, height = rows.resized[first].tolist()
+    picture = resize_pixels(window, width, height)  # the views of an image share it
+    for row in range(first, first + recipe.views):
+        yield row, cut_pixels(picture, rows, row, recipe.crop_size)
 
 
 def join_batch(pixels: Tensor, facts: RowFacts) -> PixelBatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
 from collections import deque
@@ -24,9 +25,9 @@ from torch import Tensor
 from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
 from alexnet_dist.base.spans import COPIES, span
 from alexnet_dist.data.crop_ops.operations import change_rows, changes_bytes
-from alexnet_dist.data.engines.dali.feed import Feed, Feeder
+from alexnet_dist.data.engines.dali.feed import Feed, Feeder, Inputs
 from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
-from alexnet_dist.data.engines.finish import Crops, CutCrops, ScaledCrops, finish
+from alexnet_dist.data.engines.finish import Crops, CutCrops, Mask, ScaledCrops, finish, scale_pixels
 from alexnet_dist.data.engines.loader import Batch, Loader
 
 REMEDY = (
@@ -37,6 +38,8 @@ REMEDY = (
 # batch to batch, and malloc would keep the holes between them and grow. The decoder's warnings name no file.
 SETTINGS = {"DALI_MALLOC_POOL_THRESHOLD": "1M", "DALI_NVIMGCODEC_LOG_LEVEL": "1"}
 OUT_OF_MEMORY = ("out of memory", "bad_alloc", "cudaErrorMemoryAllocation")
+MOST_IN_VAIN = 3
+MOST_WITHOUT = 4  # steps without a file for DALI, made and waiting among those that have some
 PHRASES = ("Critical error in pipeline:", "Current pipeline object is no longer valid.")  # they say nothing
 
 
@@ -46,11 +49,12 @@ class PipelineBrokenError(Exception):
     Args:
         feed: what it was given.
         error: what it said, on many lines.
+        num_made: batches that it made before.
     """
 
-    def __init__(self, feed: Feed, error: Exception) -> None:
+    def __init__(self, feed: Feed, error: Exception, num_made: int) -> None:
         super().__init__(str(error))
-        self.feed = feed
+        self.feed, self.num_made = feed, num_made
 
 
 def find_dali() -> str | None:
@@ -80,6 +84,7 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
         MemoryExhaustedError: there is no memory for its batches.
     """
     _import_dali()
+    in_vain = 0  # pipelines in a row that made no batch, though the reference reads all that they were given
     feeder, step = Feeder(loader, distrusted=find_suspects(loader.cache_dir, loader.index)), start
     pool = ThreadPoolExecutor(max(1, loader.workers), thread_name_prefix="dali-feed")
     try:
@@ -91,7 +96,11 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
                             step += 1
                             yield batch
                 except PipelineBrokenError as broken:
-                    _distrust_files(feeder, broken, pool)
+                    has_culprit = _distrust_files(feeder, broken, pool)
+                    in_vain = 0 if has_culprit or broken.num_made else in_vain + 1
+                    if in_vain == MOST_IN_VAIN:
+                        why, remedy = _find_message(broken), "set data.engine: torchvision"
+                        raise MachineError("DALI cannot make a batch", why=why, remedy=remedy, is_local=True) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -115,7 +124,9 @@ def _complain(why: str) -> MachineError:
 def _run_pipeline(
     feeder: Feeder, pool: ThreadPoolExecutor, note: BinaryIO | None, start: int, stop: int
 ) -> Generator[Batch]:
-    """The batches of one pipeline; the names of the files that it has are in the note.
+    """The batches of one pipeline, at least one; the names of the files that it has are in the note.
+
+    It ends before `stop` where many steps in a row have no file for it.
 
     Raises:
         PipelineBrokenError: it could not make one; those before are all there.
@@ -124,20 +135,31 @@ def _run_pipeline(
     from alexnet_dist.data.engines.dali.pipeline import build_pipeline, take_outputs
 
     loader = feeder.loader
-    waiting: deque[Feed] = deque()  # given to DALI and not yet taken; between them steps without any image
+    feeds = feeder.prepare_ahead(start, stop, pool, ahead=max(1, loader.workers))
+    first = None
+    for first in feeds:
+        if first.inputs is not None:
+            break
+        yield finish_batch(loader, first, [])
+    if first is None or first.inputs is None:
+        return
+    waiting: deque[Feed] = deque()  # given to DALI and not yet taken; between them steps without any file
 
-    def give() -> Iterator[tuple[object, ...]]:
-        for feed in feeder.prepare_ahead(start, stop, pool, ahead=max(1, loader.workers)):
+    def give() -> Iterator[Inputs]:
+        for feed in itertools.chain([first], feeds):
             waiting.append(feed)
             write_names(note, (some.names for some in waiting if some.names is not None))
             if feed.inputs is not None:
-                yield feed.inputs.flatten()
+                yield feed.inputs
+            elif len(waiting) > loader.prefetch + MOST_WITHOUT:
+                return
 
     try:
         pipeline = build_pipeline(loader, give())
     except RuntimeError as error:
         raise _complain(_find_message(error)) from error
     pipeline.schedule_run()
+    num_made = 0
     while True:
         while waiting and waiting[0].inputs is None:
             yield finish_batch(loader, waiting.popleft(), [])
@@ -146,30 +168,31 @@ def _run_pipeline(
         try:
             outputs, last_pixels = take_outputs(pipeline, loader.device)
         except RuntimeError as error:
-            raise PipelineBrokenError(waiting[0], error) from None
+            raise PipelineBrokenError(waiting[0], error, num_made) from None
+        num_made += 1
         pipeline.schedule_run()
         feed = waiting.popleft()
         if last_pixels is not None:
             feed, is_kept = feeder.leave_out_cut(feed, last_pixels, pool)
             outputs = outputs if is_kept.all() else [output[torch.from_numpy(is_kept)] for output in outputs]
-        yield finish_batch(loader, feed, outputs if feed.mask.any() else [])
+        yield finish_batch(loader, feed, outputs if feed.in_dali.any() else [])
 
 
-def _distrust_files(feeder: Feeder, broken: PipelineBrokenError, pool: ThreadPoolExecutor) -> None:
+def _distrust_files(feeder: Feeder, broken: PipelineBrokenError, pool: ThreadPoolExecutor) -> bool:
     """Find the files that broke a pipeline with the reference decoder; where it reads them all, any may be the one.
 
+    Returns:
+        Whether the reference cannot read one of them either.
+
     Raises:
-        MachineError: it was no file.
         MemoryExhaustedError: there was no memory.
     """
-    why, file_ids = _find_message(broken), broken.feed.file_ids
     if any(sign in str(broken) for sign in OUT_OF_MEMORY):
         remedy = "lower data.prefetch or train.global_batch_size"
-        raise MemoryExhaustedError("out of memory in DALI", why=why, remedy=remedy)
-    if not file_ids:
-        remedy = "set data.engine: torchvision"
-        raise MachineError("DALI cannot make a batch", why=why, remedy=remedy, is_local=True)
-    feeder.distrusted.update(feeder.find_unreadable(file_ids, pool) or file_ids)
+        raise MemoryExhaustedError("out of memory in DALI", why=_find_message(broken), remedy=remedy)
+    unreadable = feeder.find_unreadable(broken.feed.file_ids, pool)
+    feeder.distrusted.update(unreadable or broken.feed.file_ids)
+    return bool(unreadable)
 
 
 def _find_message(error: Exception) -> str:
@@ -203,24 +226,42 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
 
 
 def _take_crops(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Crops:
-    """The crops of the rows that were in the pipeline: normalized there, or bytes where operations follow on these."""
-    side, channels = loader.plan.augmentation.crop_size, loader.channels
+    """The crops of the rows with an image: normalized in the pipeline, or bytes where operations follow on these."""
+    images, means = _join_views(loader, outputs), feed.means[feed.in_dali]
+    cut_here = feed.mask & ~feed.in_dali  # (B,)
+    others = torch.from_numpy(feed.crops).to(loader.device)  # (k, S, S, C)
+    if changes_bytes(loader.plan.augmentation):
+        _weigh_edges(images, feed.gains, np.zeros_like(means))  # they hold pixels still
+        pixels = images.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()  # (m, S, S, C)
+        if not feed.in_dali.all():
+            made, pixels = pixels, pixels.new_zeros((len(feed.mask), *pixels.shape[1:]))
+            _put(pixels, feed.in_dali, made)
+            _put(pixels, cut_here, others)
+        return CutCrops(change_rows("bytes", pixels, feed.rows.drawn, feed.mask))
+    _weigh_edges(images, feed.gains, np.divide(means, loader.normalization.std, dtype=np.float32))
+    if cut_here.any():
+        shifts = torch.from_numpy(feed.rows.shifts[cut_here].astype(np.float32))
+        scaled = scale_pixels(loader.normalization, others, shifts, loader.channels_last)  # (k, C, S, S)
+        layout = torch.channels_last if loader.channels_last else torch.contiguous_format
+        shape = (len(images) + len(scaled), *images.shape[1:])
+        made, images = images, torch.empty(shape, device=loader.device, memory_format=layout)
+        _put(images, feed.in_dali[feed.mask], made)
+        _put(images, cut_here[feed.mask], scaled)
+    return ScaledCrops(images)
+
+
+def _join_views(loader: Loader, outputs: list[Tensor]) -> Tensor:
+    """(m, C, S, S) of what the pipeline made of each view."""
+    side = loader.plan.augmentation.crop_size
     if not outputs:
-        images = torch.empty((0, channels, side, side), device=loader.device)
-    else:
-        images = outputs[0] if len(outputs) == 1 else torch.stack(outputs, dim=1).flatten(0, 1)
-        if loader.channels_last:
-            images = images.permute(0, 3, 1, 2)  # (m, C, S, S), channels last in memory
-    means = feed.means[feed.mask]
-    if not changes_bytes(loader.plan.augmentation):
-        _weigh_edges(images, feed.gains, np.divide(means, loader.normalization.std, dtype=np.float32))
-        return ScaledCrops(images)
-    _weigh_edges(images, feed.gains, np.zeros_like(means))  # they hold pixels still
-    pixels = images.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()  # (m, S, S, C)
-    if not feed.mask.all():
-        made, pixels = pixels, pixels.new_zeros((len(feed.mask), side, side, channels))
-        pixels[torch.from_numpy(np.flatnonzero(feed.mask)).to(loader.device, non_blocking=True)] = made
-    return CutCrops(change_rows("bytes", pixels, feed.rows.drawn, feed.mask))
+        return torch.empty((0, loader.channels, side, side), device=loader.device)
+    images = outputs[0] if len(outputs) == 1 else torch.stack(outputs, dim=1).flatten(0, 1)
+    return images.permute(0, 3, 1, 2) if loader.channels_last else images  # channels last in memory
+
+
+def _put(rows: Tensor, is_there: Mask, values: Tensor) -> None:
+    """Write values to the rows of a mask on the host."""
+    rows[torch.from_numpy(np.flatnonzero(is_there)).to(rows.device, non_blocking=True)] = values
 
 
 def _weigh_edges(images: Tensor, gains: npt.NDArray[np.float32], offsets: npt.NDArray[np.float32]) -> None:

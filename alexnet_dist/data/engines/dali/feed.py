@@ -1,10 +1,10 @@
-"""What enters the DALI pipeline at a step: names of files, or the bytes of files that lie in containers, the plan's
-numbers, and pixels where DALI cannot be asked.
+"""What enters the DALI pipeline at a step: names of files, or the bytes of files that lie in containers, and the plan's
+numbers. Pictures that DALI cannot be asked for are cut here, and join its crops behind the pipeline.
 
 One damaged file ends a DALI pipeline, and an ended one takes its batch with it. So a file goes in by its name only if
 it is of a plain kind, has the length that the scan found, has not changed since, and ends as its format does: a region
-of a JPEG that is cut off below it is otherwise decoded without a word. Everything else is decoded here by the reference
-and enters as pixels.
+of a JPEG that is cut off below it is otherwise decoded without a word. Everything else is decoded, resized and cut by
+the reference.
 
 What has been cut off before its end mark shows in the decoded picture alone: `Feeder.leave_out_cut`.
 """
@@ -27,6 +27,7 @@ from alexnet_dist.data.crop_ops.operations import changes_bytes
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.draws import FloatArray, IntArray
 from alexnet_dist.data.engines.loader import Loader
+from alexnet_dist.data.engines.torchvision import cut_views
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.data.plan import StepPlan
 
@@ -37,41 +38,44 @@ ENDINGS = (b"\xff\xd9", b"\x60\x82")  # of a JPEG and of a PNG
 
 
 class Inputs(NamedTuple):
-    """What DALI gets for n images, n > 0; in pixels where nothing else is said."""
+    """What DALI gets for n files, n > 0: three arrays, as each costs its Python side some 0.1 ms."""
 
-    # (n, L) uint8, a file's name and a zero or more; or n times (L,) uint8 its contents, of one in a container. Only
-    # zeros where `pixels` holds the image
-    file: Array | list[Pixels]
-    is_file: Array  # (n,) bool
-    pixels: list[Pixels] | Array  # n times (H, W, C) the window; a black pixel where the image is in a file
-    start: Array  # (n, 2) int32 x, y of the window
-    shape: Array  # (n, 2) int32 width, height
-    number: Array  # (n, 1) int32 of the image in the batch
-    margins: Array  # (n, 1, 2) int32 y, x of the window among zeros
-    padded: Array  # (n, 2) int32 height, width of the window with the zeros around it
-    inner_start: Array  # (n, 2) float32 y, x of the window within its margins
-    inner_end: Array  # (n, 2) float32 its other corner; with y above the start's the picture is flipped top to bottom
-    resized: Array  # (n, 2) float32 height, width
-    mean: Array  # (n, C) float32 subtracted from the pixels
-    crops: tuple[Array, ...]  # x, y in parts of the margin (n,) float32, mirror (n,) int32, and so on for each view
+    file: Array | list[Pixels]  # (n, L) uint8 names, a zero or more behind each; or n contents of files in containers
+    whole: npt.NDArray[np.int32]  # (n, W) the columns of `WHOLE`, and a mirror for each view
+    real: npt.NDArray[np.float32]  # (n, R) the columns of `REAL`, the mean of C channels, and x and y of each view
 
-    def flatten(self) -> tuple[object, ...]:
-        """One item for each output of the external source, arrays as DALI wants them."""
-        items = (*self[:-1], *self.crops)
-        return tuple(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item for item in items)
+
+# Columns of `Inputs`, two of each; in pixels.
+WHOLE = (
+    "start",  # x, y of the window
+    "shape",  # its width and height
+    "margins",  # y, x of the window among zeros
+    "padded",  # height, width of the window with the zeros around it
+)
+REAL = (
+    "inner_start",  # y, x of the window within its margins
+    "inner_end",  # its other corner; with y above the start's the picture is flipped top to bottom
+    "resized",  # height, width
+)
 
 
 class Feed(NamedTuple):
     """A step of one replica, ready for DALI: B rows, of which m are in the pipeline."""
 
     rows: StepPlan  # B rows
-    mask: npt.NDArray[np.bool_]  # (B,) which of them are in the pipeline
+    mask: npt.NDArray[np.bool_]  # (B,) which of them have an image
+    in_dali: npt.NDArray[np.bool_]  # (B,) of these, which are in the pipeline
+    crops: Pixels  # (k, S, S, C) of the others with an image, cut and flipped; operations on bytes are to come
     bad_files: list[BadFile]  # with full paths
-    file_ids: list[int]  # images that DALI decodes
     means: npt.NDArray[np.float32]  # (B, C) mean of the normalization minus the color shift
     gains: npt.NDArray[np.float32]  # (m, 4) of the first and last column, first and last line; see `find_edge_gains`
-    names: Array | None  # (n, L) uint8 as in `Inputs.file`, of all files that DALI has of the step
+    names: Array | None  # (n, L) uint8, the names of all files that DALI has of the step
     inputs: Inputs | None  # None where no row is in the pipeline
+
+    @property
+    def file_ids(self) -> list[int]:
+        """Images that DALI decodes."""
+        return list(dict.fromkeys(self.rows.ids[self.in_dali].tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,39 +95,45 @@ class Feeder:
     since_ns: int = field(default_factory=time.time_ns)
 
     def prepare(self, step: int) -> Feed:
-        """Everything that DALI needs for a step; images that it cannot decode are decoded."""
-        loader = self.loader
+        """Everything that DALI needs for a step; images that it cannot decode are decoded and cut."""
+        loader, recipe = self.loader, self.loader.plan.augmentation
         rows = loader.plan.at(step).shard(loader.shard_id, loader.num_shards)
-        views = loader.plan.augmentation.views
         mask = rows.ids >= 0
-        images: list[bytes | Pixels] = []
+        in_dali = mask.copy()
+        files: list[bytes] = []
+        crops: list[Pixels] = []
         bad_files = []
-        for first in (np.flatnonzero(mask[::views]) * views).tolist():
+        for first in (np.flatnonzero(mask[:: recipe.views]) * recipe.views).tolist():
+            views = slice(first, first + recipe.views)
             try:
-                images.append(self._find_image(rows, first))
+                file = self._find_file(int(rows.ids[first]))
+                if file is not None:
+                    files.append(file)
+                    continue
+                crops += [crop for _, crop in cut_views(self._load_window(rows, first), rows, first, recipe)]
             except UnreadableImageError as error:
-                mask[first : first + views] = False
+                mask[views] = False
                 bad_files.append(BadFile(self._find_path(int(rows.ids[first])), str(error)))
-        present = rows.take(mask)
-        named = list(zip(images, present.ids[::views].tolist(), strict=True))
-        means = find_means(loader, rows)
-        inputs = describe_images(images, present, means[mask], loader) if images else None
+            in_dali[views] = False
+        present, means = rows.take(in_dali), find_means(loader, rows)
+        side, ids = recipe.crop_size, present.ids[:: recipe.views]
+        names = stack_names(files if self._has_names else [self._name(sample_id) for sample_id in ids.tolist()])
         return Feed(
             rows=rows,
             mask=mask,
+            in_dali=in_dali,
+            crops=np.stack(crops) if crops else np.empty((0, side, side, loader.channels), np.uint8),
             bad_files=bad_files,
-            file_ids=[sample_id for image, sample_id in named if isinstance(image, bytes)],
             means=means,
-            gains=find_edge_gains(present, loader.plan.augmentation.crop_size),
-            names=inputs and self._name_files(inputs, named),
-            inputs=inputs,
+            gains=find_edge_gains(present, side),
+            names=names if files else None,
+            inputs=describe_files(files, names, present, means[in_dali], loader) if files else None,
         )
 
-    def _name_files(self, inputs: Inputs, named: list[tuple[bytes | Pixels, int]]) -> Array:
-        """(n, L) the files that DALI is given, by the names that messages have for them."""
-        if isinstance(inputs.file, np.ndarray):
-            return inputs.file
-        return stack_names([self._name(sample_id) if isinstance(image, bytes) else b"" for image, sample_id in named])
+    @property
+    def _has_names(self) -> bool:
+        """Whether DALI gets names of files; else what is in them."""
+        return self.loader.index.containers is None
 
     def _name(self, sample_id: int) -> bytes:
         return os.fsencode(self.loader.index.locate(sample_id))
@@ -152,24 +162,26 @@ class Feeder:
         Returns:
             The step, and (n,) which of its images are kept.
         """
-        views = self.loader.plan.augmentation.views
-        rows = np.flatnonzero(feed.mask[::views]) * views  # (n,)
-        ids, is_kept = feed.rows.ids[rows], np.ones(len(rows), np.bool_)
-        is_file = np.isin(ids, feed.file_ids)
-        suspects = ids[is_file & (last_pixels == _FILL).all(axis=1)].tolist()
+        ids = feed.rows.ids[feed.in_dali][:: self.loader.plan.augmentation.views]  # (n,)
+        suspects = ids[(last_pixels == _FILL).all(axis=1)].tolist()
         new = [sample_id for sample_id in suspects if sample_id not in self.checked]
         self.checked.update(zip(new, pool.map(self._judge, new), strict=True))
         # Steps that were under way when a file was found to be cut have it too, whatever their windows show.
-        cut = {sample_id: self.checked[sample_id] for sample_id in ids[is_file].tolist() if self.checked.get(sample_id)}
+        cut = {sample_id: self.checked[sample_id] for sample_id in ids.tolist() if self.checked.get(sample_id)}
         if not cut:
-            return feed, is_kept
+            return feed, np.ones(len(ids), np.bool_)
         self.distrusted.update(cut)
-        is_kept &= ~np.isin(ids, [*cut])
-        mask = feed.mask & ~np.isin(feed.rows.ids, [*cut])
+        is_cut = feed.in_dali & np.isin(feed.rows.ids, [*cut])  # (B,)
         place = {self._find_path(sample_id): row for row, sample_id in enumerate(feed.rows.ids.tolist())}
         bad_files = [*feed.bad_files, *(BadFile(self._find_path(sample_id), cut[sample_id]) for sample_id in cut)]
         bad_files.sort(key=lambda bad: place[bad.path])
-        return feed._replace(mask=mask, bad_files=bad_files, gains=feed.gains[mask[feed.mask]]), is_kept
+        left = feed._replace(
+            mask=feed.mask & ~is_cut,
+            in_dali=feed.in_dali & ~is_cut,
+            bad_files=bad_files,
+            gains=feed.gains[~is_cut[feed.in_dali]],
+        )
+        return left, ~np.isin(ids, [*cut])
 
     def _find_path(self, sample_id: int) -> str:
         return str(self.loader.index.root / self.loader.index.paths[sample_id])
@@ -185,26 +197,32 @@ class Feeder:
             return str(error)
         return ""
 
-    def _find_image(self, rows: StepPlan, row: int) -> bytes | Pixels:
-        """The name of a file that DALI can be given, or its contents if it lies in a container; or the window's pixels.
+    def _find_file(self, sample_id: int) -> bytes | None:
+        """The name of a file that DALI can be given, or its contents if it lies in a container; None if it cannot be.
 
         Raises:
             UnreadableImageError: there is no such image.
         """
-        index, sample_id = self.loader.index, int(rows.ids[row])
+        index = self.loader.index
         self.loader.plan.check_fits(sample_id)
-        if index.is_plain[sample_id] and sample_id not in self.distrusted:
-            if index.containers is None:
-                name = self._name(sample_id)
-                if is_whole(name, int(index.byte_sizes[sample_id]), self.since_ns):
-                    return name
-            else:
-                data = index.containers.read(index.root, sample_id, int(index.byte_sizes[sample_id]))
-                if data[-2:] in ENDINGS:
-                    return data
+        if not index.is_plain[sample_id] or sample_id in self.distrusted:
+            return None
+        size = int(index.byte_sizes[sample_id])
+        if index.containers is None:
+            name = self._name(sample_id)
+            return name if is_whole(name, size, self.since_ns) else None
+        data = index.containers.read(index.root, sample_id, size)
+        return data if data[-2:] in ENDINGS else None
+
+    def _load_window(self, rows: StepPlan, row: int) -> Pixels:
+        """(H, W, C) of a row, by the reference.
+
+        Raises:
+            UnreadableImageError: there is no such image.
+        """
         loader = self.loader
-        return np.ascontiguousarray(
-            index.load_pixels(sample_id, loader.channels, loader.max_pixels, rows.windows[row].tolist())
+        return loader.index.load_pixels(
+            int(rows.ids[row]), loader.channels, loader.max_pixels, rows.windows[row].tolist()
         )
 
 
@@ -232,7 +250,7 @@ def stack_names(names: list[bytes]) -> Array:
 
     A zero ends the longest name too: rows can be written one after the other.
     """
-    return np.array(names, dtype=f"S{max(map(len, names)) + 1}")[:, None].view(np.uint8)
+    return np.array(names, dtype=f"S{max(map(len, names), default=0) + 1}")[:, None].view(np.uint8)
 
 
 def find_means(loader: Loader, rows: StepPlan) -> npt.NDArray[np.float32]:
@@ -243,54 +261,45 @@ def find_means(loader: Loader, rows: StepPlan) -> npt.NDArray[np.float32]:
     return means
 
 
-def describe_images(
-    images: list[bytes | Pixels], rows: StepPlan, means: npt.NDArray[np.float32], loader: Loader
+def describe_files(
+    files: list[bytes], names: Array, rows: StepPlan, means: npt.NDArray[np.float32], loader: Loader
 ) -> Inputs:
-    """The numbers for n images.
+    """What DALI gets of n files.
 
     Args:
-        images: the name or the contents of the file, or the pixels of the window (H, W, C).
+        files: their names, or their contents where they lie in containers.
+        names: (n, L) uint8.
         rows: n rows, or n times the number of views.
         means: (rows, C) subtracted from the pixels, unless operations on bytes come before.
         loader: of the plan.
     """
-    views = loader.plan.augmentation.views
+    recipe = loader.plan.augmentation
+    views = recipe.views
     windows, resized = rows.windows[::views], rows.resized[::views]
     upside_down = rows.flips[::views, 1:] & np.array([True, False])  # (n, 2) for y, x
     shape, margins = windows[:, 3:1:-1], find_margins(windows[:, 2:], resized)[:, ::-1]  # height, width from here on
-    dots = np.zeros((len(images), 1, 1, loader.channels), np.uint8)
-    dot, has_pixels = dots[0], not all(isinstance(image, bytes) for image in images)
-    files = [image if isinstance(image, bytes) else b"" for image in images]
-    has_names = loader.index.containers is None
+    inner_start = np.where(upside_down, margins + shape, margins)
+    inner_end = np.where(upside_down, margins, margins + shape)
+    mirrors = rows.flips[:, 0].reshape(-1, views)  # (n, views)
+    corners = place_crops(rows, recipe.crop_size).reshape(len(files), -1)  # (n, 2 * views)
+    mean = np.zeros_like(means[::views]) if changes_bytes(recipe) else means[::views]
     return Inputs(
-        file=stack_names(files) if has_names else [np.frombuffer(data or b"\0", np.uint8) for data in files],
-        is_file=np.array([isinstance(image, bytes) for image in images]),
-        pixels=[dot if isinstance(image, bytes) else image for image in images] if has_pixels else dots,
-        start=windows[:, :2].astype(np.int32),
-        shape=windows[:, 2:].astype(np.int32),
-        number=np.arange(len(images), dtype=np.int32)[:, None],
-        margins=margins[:, None].astype(np.int32),
-        padded=(shape + 2 * margins).astype(np.int32),
-        inner_start=np.where(upside_down, margins + shape, margins).astype(np.float32),
-        inner_end=np.where(upside_down, margins, margins + shape).astype(np.float32),
-        resized=resized[:, ::-1].astype(np.float32),
-        mean=np.zeros_like(means[::views]) if changes_bytes(loader.plan.augmentation) else means[::views],
-        crops=place_crops(rows, views, loader.plan.augmentation.crop_size),
+        file=names if loader.index.containers is None else [np.frombuffer(data, np.uint8) for data in files],
+        whole=np.concatenate([windows, margins, shape + 2 * margins, mirrors], axis=1).astype(np.int32),
+        real=np.concatenate([inner_start, inner_end, resized[:, ::-1], mean, corners], axis=1).astype(np.float32),
     )
 
 
-def place_crops(rows: StepPlan, views: int, side: int) -> tuple[Array, ...]:
-    """x, y, mirror of each view, in pictures that are flipped top to bottom already.
+def place_crops(rows: StepPlan, side: int) -> npt.NDArray[np.float32]:
+    """(rows, 2) x and y of crops, in pictures that are flipped top to bottom already.
 
-    DALI wants x and y in parts of the margin, multiplies, and rounds: for any margin below 2**22 that gives the plan's
+    DALI wants them in parts of the margin, multiplies, and rounds: for any margin below 2**22 that gives the plan's
     corner again.
     """
-    margins = rows.resized - side  # (n * views, 2)
+    margins = rows.resized - side
     corners = np.where(rows.flips[:, 1:] & np.array([False, True]), margins - rows.corners, rows.corners)
-    parts = (corners / np.maximum(margins, 1)).astype(np.float32)
-    mirror = rows.flips[:, 0].astype(np.int32)
-    columns = (parts[:, 0], parts[:, 1], mirror)
-    return tuple(column[view::views] for view in range(views) for column in columns)
+    parts: npt.NDArray[np.float32] = (corners / np.maximum(margins, 1)).astype(np.float32)
+    return parts
 
 
 def find_margins(shape: IntArray, resized: IntArray) -> IntArray:

@@ -5,24 +5,21 @@ On a CPU it also gives the last pixel of each window; see `Feeder.leave_out_cut`
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import nvidia.dali as dali_package
-import nvidia.dali.plugin.pytorch as dali_for_torch
 import torch
 from torch import Tensor
 
 from alexnet_dist.data.crop_ops.operations import changes_bytes
-from alexnet_dist.data.engines.dali.feed import Array, Inputs
+from alexnet_dist.data.engines.dali.feed import REAL, WHOLE, Array, Inputs
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.plan import share_rows
 
 # Half of DALI has types, and they disagree with what it takes.
 dali: Any = dali_package
-dali_torch: Any = dali_for_torch
 fn, types = dali.fn, dali.types
 
 # Pillow's rule for gray, in 65536ths.
@@ -54,14 +51,14 @@ class Recipe:
     has_names: bool
 
 
-def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
+def build_pipeline(loader: Loader, source: Iterator[Inputs]) -> Any:
     """A pipeline whose outputs are the crops of each view, (n, S, S, C) or (n, C, S, S) float32 on the loader's device.
 
     They hold pixels on the 0-255 scale where operations on bytes follow, else the network's input.
 
     Args:
         loader: plan, layout, device and settings.
-        source: `Inputs.flatten` for each batch.
+        source: of each batch.
 
     Raises:
         RuntimeError: DALI cannot use the device.
@@ -77,7 +74,7 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
         hw_decoder_load=loader.hw_decoder_load,
         has_names=loader.index.containers is None,
     )
-    pipeline = dali.pipeline_def(_define_graph, enable_conditionals=True)(
+    pipeline = dali.pipeline_def(_define_graph)(
         source,
         graph,
         batch_size=share_rows(loader.plan.global_batch_size, loader.num_shards),
@@ -86,9 +83,7 @@ def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
         prefetch_queue_depth=loader.prefetch,
         exec_dynamic=True,  # a batch that was taken keeps its memory, and one that failed leaves the others as they are
     )
-    with warnings.catch_warnings():  # on a GPU the numbers of the images are not needed
-        warnings.filterwarnings("ignore", message=".*is not used", category=Warning)
-        pipeline.build()
+    pipeline.build()
     return pipeline
 
 
@@ -101,66 +96,67 @@ def take_outputs(pipeline: Any, device: torch.device) -> tuple[list[Tensor], Arr
     Raises:
         RuntimeError: an image of the batch cannot be decoded.
     """
-    if device.type == "cuda":
-        # A copy within the device, in the order of torch's stream: DALI may then use its own memory again.
-        stream = torch.cuda.current_stream(device)
-        outputs = [output.as_tensor() for output in pipeline.share_outputs(cuda_stream=stream)]
-        empty = [torch.empty(output.shape(), dtype=torch.float32, device=device) for output in outputs]
-        taken = [dali_torch.feed_ndarray(output, target, stream) for output, target in zip(outputs, empty, strict=True)]
-        last_pixels = None
-    else:
-        *taken, last = (torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.share_outputs())
-        last_pixels = last.numpy()
+    # On a GPU they are bound to torch's stream: what torch does with them waits until they are made, and their memory
+    # is used again behind that.
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    outputs = [
+        torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in pipeline.share_outputs(cuda_stream=stream)
+    ]
     pipeline.release_outputs()
-    return taken, last_pixels
+    return (outputs, None) if stream else (outputs[:-1], outputs[-1].numpy())
 
 
 def _device_id(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _define_graph(source: Iterator[tuple[object, ...]], recipe: Recipe) -> tuple[Any, ...]:
-    """DALI rewrites the `if` on a tensor into a split of the batch, and a merge."""
-    num_inputs = len(Inputs._fields) - 1
-    num_outputs = num_inputs + 3 * recipe.views
-    layouts = ["HWC" if name == "pixels" else "" for name in Inputs._fields[:-1]] + [""] * (3 * recipe.views)
-    nodes = fn.external_source(source=source, num_outputs=num_outputs, batch=True, layout=layouts)
-    given: Any = Inputs._make([*nodes[:num_inputs], nodes[num_inputs:]])
-    if given.is_file:
-        picture = _decode_window(given, recipe)
-    else:
-        picture = given.pixels.gpu() if recipe.decoder == "mixed" else given.pixels
+def _define_graph(source: Iterator[Inputs], recipe: Recipe) -> tuple[Any, ...]:
+    file, whole, real = fn.external_source(source=source, num_outputs=len(Inputs._fields), batch=True)
+    given = {
+        name: columns[2 * n : 2 * n + 2]
+        for columns, names in ((whole, WHOLE), (real, REAL))
+        for n, name in enumerate(names)
+    }
+    picture = _decode_window(file, given, recipe)
     last_pixel = [] if recipe.decoder == "mixed" else [picture[-1, -1]]
     padded = _surround_with_zeros(picture, given, recipe)
     picture = fn.resize(
-        padded, size=given.resized, roi_start=given.inner_start, roi_end=given.inner_end, antialias=True
+        padded, size=given["resized"], roi_start=given["inner_start"], roi_end=given["inner_end"], antialias=True
     )
-    return *(_cut_view(picture, given, recipe, view) for view in range(recipe.views)), *last_pixel
+    first_corner = 2 * len(REAL) + recipe.channels
+    mean = real[2 * len(REAL) : first_corner]
+    mirrors = [whole[2 * len(WHOLE) + view] for view in range(recipe.views)]
+    corners = [real[first_corner + 2 * view : first_corner + 2 * view + 2] for view in range(recipe.views)]
+    crops = [_cut_view(picture, corner, mirror, mean, recipe) for corner, mirror in zip(corners, mirrors, strict=True)]
+    return *crops, *last_pixel
 
 
-def _surround_with_zeros(picture: Any, given: Any, recipe: Recipe) -> Any:
+def _surround_with_zeros(picture: Any, given: dict[str, Any], recipe: Recipe) -> Any:
     """On a CPU by `multi_paste`, which takes half the time of a padded slice; on a GPU it reads beyond its memory."""
     if recipe.decoder == "cpu":
         return fn.multi_paste(
-            picture, in_ids=given.number, out_anchors=given.margins, output_size=given.padded, dtype=types.UINT8
+            picture,
+            out_anchors=fn.reshape(given["margins"], shape=[1, 2]),
+            output_size=given["padded"],
+            dtype=types.UINT8,
         )
     return fn.slice(
         picture,
-        start=fn.reshape(-given.margins, shape=[2]),
-        shape=given.padded,
+        start=-given["margins"],
+        shape=given["padded"],
         axes=[0, 1],
         out_of_bounds_policy="pad",
         fill_values=[0] * recipe.channels,  # a value for each channel: with one for all DALI takes three times as long
     )
 
 
-def _decode_window(given: Any, recipe: Recipe) -> Any:
+def _decode_window(file: Any, given: dict[str, Any], recipe: Recipe) -> Any:
     # Read, not mapped: a mapped file that is cut short while it is decoded kills the process.
-    encoded = fn.io.file.read(given.file, dont_use_mmap=True) if recipe.has_names else given.file
+    encoded = fn.io.file.read(file, dont_use_mmap=True) if recipe.has_names else file
     picture = fn.decoders.image_slice(
         encoded,
-        start=given.start,
-        shape=given.shape,
+        start=given["start"],
+        shape=given["shape"],
         axis_names="WH",
         device=recipe.decoder,
         output_type=types.RGB,
@@ -177,15 +173,14 @@ def _convert_to_luma(picture: Any) -> Any:
     return fn.cast((parts[0] + parts[1] + parts[2] + 32768) // 65536, dtype=types.UINT8)
 
 
-def _cut_view(picture: Any, given: Any, recipe: Recipe, view: int) -> Any:
-    x, y, mirror = given.crops[3 * view : 3 * view + 3]
+def _cut_view(picture: Any, corner: Any, mirror: Any, mean: Any, recipe: Recipe) -> Any:
     return fn.crop_mirror_normalize(
         picture,
         crop=[recipe.side, recipe.side],
-        crop_pos_x=x,
-        crop_pos_y=y,
+        crop_pos_x=corner[0],
+        crop_pos_y=corner[1],
         mirror=mirror,
-        mean=given.mean,
+        mean=mean,
         std=list(recipe.std),
         dtype=types.FLOAT,
         output_layout=recipe.layout,
