@@ -72,7 +72,7 @@ def test_doctor_on_two_processes_measures_what_estimate_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probe = tmp_path / "doctor.json"
-    words = ["--config", "smoke", "--seconds", "0.3", "--images_per_process", "2", "--out", str(probe)]
+    words = ["--config", "smoke", "--seconds", "0.3", "--images_per_process", "32", "--out", str(probe)]
     code, out, errors = finish(start(*accelerate("--multi_gpu", "--num_processes", "2", DOCTOR, *words)))
     assert (code, errors) == (0, [])
     assert "processes 2 on 1 machine, all here" in out
@@ -81,7 +81,7 @@ def test_doctor_on_two_processes_measures_what_estimate_reads(
     values = json.loads(probe.read_text())
     assert values["machines"] == [[0, 1]]
     assert values["probes"]["inside"]["bus_bytes_per_second"] > 1e7
-    assert values["compute"]["seconds_per_image"] > 0
+    assert values["compute"]["seconds_per_image"] > 0  # of 32 images and of 4; 1 and 2 differ by less than the noise
     assert run("estimate", ["--probe", str(probe), "--processes", "2", "--format", "json"]) == 0
     estimate = json.loads(capsys.readouterr().out)
     found, expected = estimate["predictions"][0], values["predictions"][0]
