@@ -71,6 +71,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
         show_help(parser, settings, topic)
         parser.exit()
     own = {action.dest for action in parser._actions}
+    own_values = parser.get_defaults()
     parser.add_class_arguments(settings, None)
     if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
         raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
@@ -78,7 +79,6 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     _refuse_odd_words(argv, parser)
     with _explaining(_pair_words(argv), {}):
         namespace = parser.parse_args(_put_words_first(argv, parser), defaults=False)
-        own_values = parser.get_defaults()
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
     chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
     return Arguments(flat, _settle_paths(Namespace(**chosen)))
@@ -257,7 +257,7 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     homes = {key: expand_home(values[key]) for key in PATH_KEYS if isinstance(values.get(key), str)}
     parser = _settings_parser()
     with _explaining(values, places):
-        namespace = parser.parse_object(nest({**values, **homes}))
+        namespace = parser.parse_object(nest({**values, **homes}), defaults=False)  # Config has them
         config = parser.instantiate(namespace).as_dict()
     result = Config(**config)
     check_config(result, places)
