@@ -22,11 +22,13 @@ from alexnet_dist.models import AlexNet, AlexNetSpec, build_on_meta
 from alexnet_dist.models.convolutions import CONV1_FORMS, GROUPS_FORMS, Conv1Form, GroupsForm, has_groups, take_forms
 from alexnet_dist.models.vectors import take_in_relu, use_vectors
 from alexnet_dist.settings.schema import KernelsConfig
+from alexnet_dist.training.objective import MOST_CLASSES
 
 logger = logging.getLogger("alexnet_dist")
 
-CHOICES = ("maps", "groups", "conv1", "update")
-PLAIN = ("reference", "grouped", "direct", "reference")  # as it is written down
+CHOICES = ("maps", "groups", "conv1", "update", "loss")
+PLAIN = ("reference", "grouped", "direct", "reference", "reference")  # as it is written down
+KERNELS = {"maps": "vectors", "update": "flat", "loss": "fused"}  # what a GPU has of its own
 MOST_IMAGES = 256  # in a measurement
 ROUNDS = 5
 LEAST_GAIN = 0.95  # of the plain form's time: another one must take less
@@ -44,6 +46,7 @@ class Kernels:
         groups: the convolutions in groups: grouped, apart or dense.
         conv1: direct or space_to_depth.
         update: flat or reference.
+        loss: fused or reference.
         reason: in words.
     """
 
@@ -51,10 +54,12 @@ class Kernels:
     groups: str
     conv1: str
     update: str
+    loss: str
     reason: str
 
     def __str__(self) -> str:
-        return f"convolutions {self.groups}, conv1 {self.conv1}, maps by {self.maps}, update {self.update}"
+        network = f"convolutions {self.groups}, conv1 {self.conv1}, maps by {self.maps}"
+        return f"{network}, loss {self.loss}, update {self.update}"
 
     @property
     def are_special(self) -> bool:
@@ -93,10 +98,10 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
     """Refuse kernels that this machine cannot have.
 
     Raises:
-        MachineError: kernels.maps is vectors, or kernels.update flat, and there is no GPU, or nothing that builds
-            kernels for it.
+        MachineError: kernels.maps is vectors, kernels.update flat or kernels.loss fused, and there is no GPU, or
+            nothing that builds kernels for it.
     """
-    for name, value in (("maps", "vectors"), ("update", "flat")):
+    for name, value in KERNELS.items():
         if getattr(settings, name) == value and not _has_kernels(device):
             why = "there is no CUDA device" if device.type != "cuda" else "Triton or its C compiler is missing"
             what, remedy = f"kernels.{name} {value} needs kernels on a GPU", f"set --kernels.{name} auto"
@@ -122,13 +127,15 @@ def choose_kernels(
         measure: see `measure_forms`.
     """
     asked = {name: value for name in CHOICES if (value := getattr(settings, name)) != "auto"}
+    unfit = {} if _can_be_flat(rule, strategy) else {"update": "reference"}
+    if not _can_be_fused(subject):
+        asked.pop("loss", None)
+        unfit["loss"] = "reference"
     if len(asked) == len(CHOICES):
         return Kernels(**asked, reason="asked for")
     chosen = kept or _choose(subject, asked, strategy, measure or measure_forms)
-    if not can_be_flat(rule, strategy):
-        chosen = replace(chosen, update="reference")
     reason = f"{' and '.join(asked)} asked for, else {chosen.reason}" if asked else chosen.reason
-    return replace(chosen, **asked, reason=reason)
+    return replace(chosen, **(asked | unfit), reason=reason)
 
 
 def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
@@ -146,13 +153,18 @@ def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
         take_in_relu(model.features)
 
 
-def can_be_flat(rule: str, strategy: str) -> bool:
+def _can_be_flat(rule: str, strategy: str) -> bool:
     """Whether there is a kernel for the update of all parameters: for SGD, on a network that is whole."""
     return rule == "sgd" and strategy == "ddp"
 
 
+def _can_be_fused(subject: Subject) -> bool:
+    """Whether the kernels for the loss are for such logits; the loss of fp16 is scaled once more on its way."""
+    return subject.precision != "fp16" and subject.spec.num_classes <= MOST_CLASSES
+
+
 def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure) -> Kernels:
-    maps, update = ("vectors", "flat") if _has_kernels(subject.device) else ("reference", "reference")
+    has_kernels = _has_kernels(subject.device)
     if subject.device.type == "cpu":  # no other form was clearly faster: benchmarks/results/convolutions.json
         return Kernels(*PLAIN, "the fastest on CPUs")
     groups, conv1, words = "grouped", "direct", []
@@ -165,7 +177,9 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
         seconds = measure(subject, {conv1: (form, conv1) for conv1 in CONV1_FORMS})
         conv1 = pick_fastest(seconds)
         words.append(describe_times(seconds))
-    return Kernels(maps, groups, conv1, update, f"measured: {'; '.join(words)}" if words else "for a GPU")
+    reason = f"measured: {'; '.join(words)}" if words else "for a GPU"
+    others = KERNELS if has_kernels else dict.fromkeys(KERNELS, "reference")
+    return Kernels(groups=groups, conv1=conv1, **others, reason=reason)
 
 
 def _has_kernels(device: torch.device) -> bool:

@@ -98,8 +98,9 @@ class Runtime:
         return self.accelerator.autocast()  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
-        """Backward, with the loss scaled under fp16."""
-        self.accelerator.backward(loss)
+        """Backward, with the loss scaled under fp16. Accelerate would divide it by 1 first."""
+        scaler = self.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def update(self, optimizer: Optimizer, blocked: Tensor) -> None:
         """One optimizer step; none if `blocked` (a device scalar) is 1. Never waits for the device.

@@ -355,6 +355,7 @@ def _build_trainer(
         state=state,
         profiler=build_profiler(start, network, profile, loader.workers),
         saver=saver,
+        fused_loss=start.kernels.loss == "fused",
         spectator=ValidationPictures(start, trackers, lambda: describe_model(start, network, {})) if shows else None,
     )
 

@@ -411,6 +411,9 @@ class KernelsConfig:
     update: Literal["auto", "flat", "reference"] = "auto"
     """SGD on a GPU; flat: one kernel for all parameters, which also writes the bf16 weights of the next forward pass;
     reference: PyTorch's; auto: flat on CUDA with optimizer.name sgd and parallel.strategy ddp"""
+    loss: Literal["auto", "fused", "reference"] = "auto"
+    """loss, correct images and the gradient of the logits; fused: by two kernels of a GPU, in float32, for up to 16,384
+    classes and not in fp16; reference: PyTorch's; auto: fused on CUDA"""
     cudnn_benchmark: bool = False
     """let cuDNN choose its algorithms by timing: each start may choose others, and a killed run then ends with other
     last bits"""

@@ -102,6 +102,7 @@ class Trainer:
         profiler: records some updates; None = none are wanted, or another process does it.
         saver: writes checkpoints.
         spectator: sees what the network says of each image of the validation set.
+        fused_loss: see `train_step`.
     """
 
     runtime: Runtime
@@ -129,6 +130,7 @@ class Trainer:
     profiler: Profiler | None = None
     saver: Saver = field(default_factory=lambda: Saver(in_background=False))
     spectator: Spectator | None = None
+    fused_loss: bool = False
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
@@ -260,6 +262,7 @@ class Trainer:
             micro_batch_size=self.micro_batch_size,
             num_images=max(num_images, 1),
             counters=self._counters,
+            fused_loss=self.fused_loss,
         )
         state.step += 1
         state.samples_seen += num_images
@@ -323,7 +326,7 @@ class Trainer:
     def _drain(self) -> None:
         """Read the device's counters into the window: the only place where training waits for the device."""
         loss_sum, num_correct = self._counters.sums.tolist()
-        if self._counters.diverged.item():
+        if not math.isfinite(loss_sum):  # what the device takes for its own verdict; to ask for that is a second wait
             where, why = f"at or before step {self.state.step}", "no update was made from it"
             raise DivergedError("the loss is not finite", where=where, why=why)
         self._counters.sums.zero_()

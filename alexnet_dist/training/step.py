@@ -12,7 +12,7 @@ from alexnet_dist.base.spans import BACKWARD, FORWARD, LOSS, UPDATE, span
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.parallel.replicas import hold_gradients
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.metrics import count_correct, cross_entropy
+from alexnet_dist.training.objective import score, score_on_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ def train_step(
     micro_batch_size: int,
     num_images: int,
     counters: DeviceCounters,
+    fused_loss: bool = False,
 ) -> None:
     """Make one update from the mean loss over the real images of the global batch. Never waits for the device.
 
@@ -54,25 +55,31 @@ def train_step(
         micro_batch_size: images per forward; gradients accumulate over the parts.
         num_images: real images in the global batch, what the sum of losses is divided by.
         counters: what the log points read.
+        fused_loss: by kernels of a GPU; not for fp16, whose loss is scaled again.
     """
-    sums = torch.zeros_like(counters.sums)  # (2,)
+    adds_directly = fused_loss and runtime.mesh.dp_group is None
+    sums = counters.sums if adds_directly else torch.zeros_like(counters.sums)  # (2,)
+    # DDP averages over the replicas; what is wanted is the sum.
+    scale = runtime.dp_size / num_images
     images, labels, mask = (torch.split(part, micro_batch_size) for part in (batch.images, batch.labels, batch.mask))
     for micro_step in range(len(images)):
         is_last = micro_step == len(images) - 1
         with torch.enable_grad() if is_last else hold_gradients(model):
             with span(FORWARD), runtime.autocast():
                 logits = model(images[micro_step])  # (b, classes)
+            scored = (logits, labels[micro_step], mask[micro_step], scale, sums)
             with span(LOSS):
-                loss_sum = (cross_entropy(logits, labels[micro_step]) * mask[micro_step]).sum()
+                found = score_on_device(*scored, counters.diverged) if fused_loss else score(*scored)
             with span(BACKWARD):
-                # DDP averages over the replicas; what is wanted is the sum.
-                runtime.backward(loss_sum * (runtime.dp_size / num_images))
-        correct = count_correct(logits.detach(), labels[micro_step], 1) * mask[micro_step]
-        sums += torch.stack([loss_sum.detach(), correct.sum()])
+                if fused_loss:
+                    logits.backward(found)
+                else:
+                    runtime.backward(found)
 
-    counters.sums.add_(runtime.sum_over_replicas(sums))
-    # A sum that is not finite stays so, and 0 times it is not 0: two kernels, where torch.isfinite takes six.
-    torch.ne(counters.sums[0] * 0, 0, out=counters.diverged)
+    if not adds_directly:
+        counters.sums.add_(runtime.sum_over_replicas(sums))
+        # A sum that is not finite stays so, and 0 times it is not 0: two kernels, where torch.isfinite takes six.
+        torch.ne(counters.sums[0] * 0, 0, out=counters.diverged)
     with span(UPDATE):
         runtime.update(optimizer, counters.diverged)
         optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
 from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.schema import KernelsConfig, OptimizerConfig, ScheduleConfig
+from alexnet_dist.training.flat_update import FlatSGD
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.optim import set_lr
 from alexnet_dist.training.schedule import PlateauState, Schedule
@@ -119,6 +121,7 @@ class TrainerStep:
             micro_batch_size=self.batch_size,
             num_images=num_images,
             counters=self.counters,
+            fused_loss=isinstance(self.optimizer, FlatSGD) and self.runtime.scaler is None,
         )
         self.step += 1
         if self.step % LOG_STEPS == 0:
@@ -126,6 +129,6 @@ class TrainerStep:
 
     def _drain(self) -> None:
         self.loss_sum, _ = self.counters.sums.tolist()
-        if self.counters.diverged.item():
+        if not math.isfinite(self.loss_sum):
             raise FloatingPointError("the loss is not finite: no update was made, so the figures mean nothing")
         self.counters.sums.zero_()

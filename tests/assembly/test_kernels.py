@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from alexnet_dist.assembly import kernels
 from alexnet_dist.assembly.kernels import (
+    CHOICES,
     PLAIN,
     Kernels,
     Subject,
@@ -28,7 +30,7 @@ from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import KernelsConfig
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-KEPT = Kernels("reference", "dense", "direct", "flat", "chosen when the run began")
+KEPT = Kernels("reference", "dense", "direct", "flat", "reference", "chosen when the run began")
 SECONDS = {"grouped": 0.03, "apart": 0.01, "dense": 0.02, "direct": 0.03, "space_to_depth": 0.02}
 
 
@@ -51,17 +53,18 @@ def _with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_goes_by_its_table() -> None:
     chosen = choose_kernels(KernelsConfig(), make_subject(CPU), measure=never)
-    assert (chosen.maps, chosen.groups, chosen.conv1, chosen.update) == PLAIN
+    assert tuple(getattr(chosen, name) for name in CHOICES) == PLAIN
     assert not chosen.are_special
 
 
 def test_a_gpu_takes_what_was_fastest_and_says_why() -> None:
     chosen = choose_kernels(KernelsConfig(), make_subject(GPU), measure=measure)
-    assert (chosen.maps, chosen.groups, chosen.conv1, chosen.update) == ("vectors", "apart", "space_to_depth", "flat")
+    assert (chosen.maps, chosen.groups, chosen.conv1) == ("vectors", "apart", "space_to_depth")
+    assert (chosen.update, chosen.loss) == ("flat", "fused")
     assert chosen.reason == (
         "measured: grouped 30.00 ms, apart 10.00 ms, dense 20.00 ms; direct 30.00 ms, space_to_depth 20.00 ms"
     )
-    assert str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors, update flat"
+    assert str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors, loss fused, update flat"
 
 
 def test_conv1_is_measured_in_the_form_of_the_others() -> None:
@@ -90,10 +93,10 @@ def test_what_is_asked_for_is_taken(settings: dict[str, Any], expected: tuple[st
 
 
 def test_nothing_is_measured_where_all_is_asked_for() -> None:
-    settings = KernelsConfig(maps="reference", groups="apart", conv1="direct", update="flat")
+    settings = KernelsConfig(maps="reference", groups="apart", conv1="direct", update="flat", loss="fused")
     for kept in (None, KEPT):
         chosen = choose_kernels(settings, make_subject(GPU), kept, measure=never)
-        assert chosen == Kernels("reference", "apart", "direct", "flat", "asked for")
+        assert chosen == Kernels("reference", "apart", "direct", "flat", "fused", "asked for")
 
 
 def test_a_run_that_goes_on_keeps_what_it_has() -> None:
@@ -117,6 +120,15 @@ def test_the_flat_update_is_for_sgd_on_a_whole_network(rule: str, strategy: str,
                 "kernels.update": "flat",
             }
         )
+
+
+@pytest.mark.parametrize("asked", ["auto", "fused"])
+@pytest.mark.parametrize("case", ["fp16", "classes"])
+def test_the_fused_loss_is_not_for_everything(case: str, asked: Any) -> None:
+    subject = replace(make_subject(GPU), precision="fp16") if case == "fp16" else make_subject(GPU, num_classes=16_385)
+    chosen = choose_kernels(KernelsConfig(loss=asked), subject, measure=measure)
+    assert (chosen.update, chosen.loss) == ("flat", "reference")
+    assert chosen.reason.startswith("measured")
 
 
 @pytest.mark.parametrize("case", ["towers", "no groups"])
@@ -155,7 +167,7 @@ def test_a_network_is_computed_as_chosen(
     kernels_: tuple[str, str, str], strategy: str, features: type, conv1: type, conv2: type
 ) -> None:
     model = build_model(tiny_spec(), seed=0)
-    apply_kernels(model, Kernels(*kernels_, "reference", reason=""), strategy)
+    apply_kernels(model, Kernels(*kernels_, "reference", "reference", reason=""), strategy)
     layers = named_layers(model)
     assert (type(model.features), type(layers["conv1"]), type(layers["conv2"])) == (features, conv1, conv2)
     wanted = [module.uses_vectors for module in model.modules() if hasattr(module, "uses_vectors")]
@@ -174,6 +186,6 @@ def test_kernels_that_cannot_be_are_refused(
     monkeypatch.setattr(kernels, "can_build_kernels", build)
     check_kernels(KernelsConfig(), device)
     check_kernels(KernelsConfig(maps="reference", groups="apart"), device)
-    for wanted in (KernelsConfig(maps="vectors"), KernelsConfig(update="flat")):
+    for wanted in (KernelsConfig(maps="vectors"), KernelsConfig(update="flat"), KernelsConfig(loss="fused")):
         with pytest.raises(MachineError, match=why):
             check_kernels(wanted, device)

@@ -22,8 +22,8 @@ from alexnet_dist.runs.session import train
 
 APART = {"kernels__groups": "apart", "kernels__conv1": "space_to_depth"}
 SHORT = {"train__epochs": 2, "precision": "fp32"}
-FLAT = {"precision": "bf16", "kernels__update": "flat"}
-PLAIN = {"maps": "reference", "groups": "grouped", "conv1": "direct", "update": "reference"}
+FLAT = {"precision": "bf16", "kernels__update": "flat", "kernels__loss": "fused"}
+PLAIN = {"maps": "reference", "groups": "grouped", "conv1": "direct"} | {"update": "reference", "loss": "reference"}
 
 
 def train_quietly(folder: Path, overrides: dict[str, Any], steps: int | None = None) -> dict[str, Tensor]:
@@ -106,6 +106,7 @@ def test_a_flat_update_trains_as_torchs_and_goes_on(
     (whole, *_) = run_processes(world_size, train_interpreted, tmp_path / "one", FLAT | size)
     run_processes(world_size, train_interpreted, tmp_path / "two", FLAT | size, 3)
     (found, *_) = run_processes(world_size, train_interpreted, tmp_path / "two", {"precision": "bf16", **size})
-    assert read_kernels(tmp_path / "two")["update"] == "flat"
+    kept = read_kernels(tmp_path / "two")
+    assert (kept["update"], kept["loss"]) == ("flat", "fused")
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert 0 < difference(whole, plain) < 1e-3  # float64 in the rule, float32 on a CPU
