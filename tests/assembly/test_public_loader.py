@@ -30,6 +30,8 @@ from alexnet_dist.data.plan import Augmentation
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import AugmentConfig, DataConfig
 
+pytestmark = pytest.mark.heavy
+
 Batches = list[tuple[Tensor, Tensor, Tensor]]
 OPTIONS: dict[str, Any] = {"engine": "torchvision", "resize": 72, "workers": 0, "device": "cpu"}
 JITTER = (0.4, 0.4, 0.4, 0.0)

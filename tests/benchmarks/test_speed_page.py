@@ -67,6 +67,7 @@ def test_a_goal_that_was_not_reached_is_a_bound() -> None:
     assert "| not within 100 | 50.0% after 7 epochs |" in table[3]
 
 
+@pytest.mark.heavy
 def test_figure_is_drawn(tmp_path: Path) -> None:
     draw_rivals(tmp_path / "speed.png", make_report())
     assert (tmp_path / "speed.png").read_bytes()[1:4] == b"PNG"

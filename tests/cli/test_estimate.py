@@ -15,6 +15,8 @@ from alexnet_dist.cli.main import run
 from alexnet_dist.costs.measure import split_times
 from alexnet_dist.models import make_spec, spec_to_dict
 
+pytestmark = pytest.mark.heavy
+
 TOLD = ["--images_per_second", "1000", "--link_gbits", "1"]
 TINY = ["--model.image_size", "64", "--model.conv_channels", "[8,16,16,16,16]", "--model.fc_width", "16"]
 

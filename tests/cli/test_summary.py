@@ -21,6 +21,8 @@ from alexnet_dist.models import LAYER_NAMES, VARIANTS, AlexNet, make_spec, spec_
 from alexnet_dist.models.summary import LayerSummary, summarize
 from alexnet_dist.settings.schema import AugmentConfig
 
+pytestmark = pytest.mark.heavy
+
 GRAY = ["--model.variant", "ungrouped", "--model.in_channels", "1", "--model.image_size", "227"]
 
 # The published table of the one-column network for gray 227 pictures of 10 classes.

@@ -24,6 +24,8 @@ from alexnet_dist.runs import session
 from alexnet_dist.settings.reader import dump_config, load_config, settle_config
 from alexnet_dist.settings.schema import Config
 
+pytestmark = pytest.mark.heavy
+
 CHANGES = {"optimizer.lr": 0.25, "augment": {"resize": (70, 80)}, "data.cache_dir": Path("cache")}
 
 

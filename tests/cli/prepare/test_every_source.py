@@ -14,6 +14,8 @@ from alexnet_dist.assembly.sets import Splits, build_splits
 from alexnet_dist.cli.prepare import manifest, pack, subset, verify
 from alexnet_dist.settings.reader import build_config
 
+pytestmark = pytest.mark.heavy
+
 LISTED = [name for name in WRITERS if name != "parquet"]
 
 
