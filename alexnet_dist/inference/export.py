@@ -54,7 +54,7 @@ class DeployedNetwork(nn.Module):
     def __init__(self, network: AlexNet, normalization: Normalization) -> None:
         super().__init__()
         self.network = network
-        scale, bias = normalization.fold(torch.zeros(1, 3), torch.device("cpu"))
+        scale, bias = normalization.fold(torch.zeros(1, 3))
         self.register_buffer("scale", scale[:, None, None])  # (C, 1, 1)
         self.register_buffer("bias", bias[0, :, None, None])  # (C, 1, 1)
 

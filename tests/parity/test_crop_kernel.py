@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alexnet_dist.data.engines.finish import Places, cut_crops, locate_crops
+from alexnet_dist.data.engines.finish import Places, cut_crops
 
 pytest.importorskip("triton")
 from alexnet_dist.data.engines import crop_kernel
@@ -26,7 +26,7 @@ def draw_crops(channels: int) -> tuple[Tensor, Places, Tensor, Tensor]:
     pixels = torch.from_numpy(dice.integers(0, 256, 9000, dtype=np.uint8)).to(DEVICE)
     starts, widths = np.array([0, 7, -1, 4000, 8000, 311]), np.array([9, 12, 20, 31, 15, 10])
     flips = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (1, 1), (0, 0)], np.bool_)
-    crops = locate_crops(starts, widths * channels, flips, DEVICE)
+    crops = Places(*(torch.from_numpy(array).to(DEVICE) for array in (starts, widths * channels, flips)))
     scale = torch.from_numpy(dice.uniform(0.01, 1, channels).astype(np.float32)).to(DEVICE)
     bias = torch.from_numpy(dice.normal(0, 2, (6, channels)).astype(np.float32)).to(DEVICE)
     return pixels, crops, scale, bias

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from alexnet_dist.base.machine import can_build_kernels
 from alexnet_dist.data.crop_ops.operations import change_crop, change_rows, changes_bytes
-from alexnet_dist.data.draws import IntArray
-from alexnet_dist.data.engines.loader import Loader, Normalization
+from alexnet_dist.data.engines.loader import Factors, Loader, Normalization
+from alexnet_dist.data.engines.to_device import send
 from alexnet_dist.data.plan import StepPlan
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -41,6 +41,7 @@ class CutCrops(NamedTuple):
     """Crops that only the normalization is left to do for."""
 
     pixels: Tensor  # (B, S, S, C) uint8 on the loader's device, flipped, operations on bytes done; 0 without an image
+    factors: Factors | None = None  # on the same device, where they are there already
 
 
 class HostCrops(NamedTuple):
@@ -54,6 +55,7 @@ class DeviceCrops(NamedTuple):
 
     pixels: Tensor  # (bytes,) uint8
     places: Places
+    factors: Factors
 
 
 class ScaledCrops(NamedTuple):
@@ -71,6 +73,17 @@ class Places(NamedTuple):
 
 
 Crops: TypeAlias = CutCrops | HostCrops | DeviceCrops | ScaledCrops
+
+
+def find_targets(loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
+    """Labels (B,) int64, 0 without an image, and weights (B,) float32, 1 with one; on the host."""
+    labels = np.where(mask, loader.index.labels[rows.ids], 0)
+    return [torch.from_numpy(labels), torch.from_numpy(mask.astype(np.float32))]
+
+
+def find_factors(loader: Loader, rows: StepPlan) -> Factors:
+    """Of B rows with their color shifts, on the host."""
+    return loader.normalization.fold(torch.from_numpy(rows.shifts))
 
 
 def finish(loader: Loader, crops: Crops, rows: StepPlan, mask: Mask) -> Tensor:
@@ -93,8 +106,12 @@ def finish(loader: Loader, crops: Crops, rows: StepPlan, mask: Mask) -> Tensor:
 
 
 def _scale_cut(loader: Loader, crops: CutCrops, rows: StepPlan, mask: Mask) -> Tensor:
-    shifts = torch.from_numpy(rows.shifts.astype(np.float32))
-    return scale_pixels(loader.normalization, crops.pixels, shifts, loader.channels_last, loader.dtype)
+    if crops.pixels.device.type == "cpu":
+        shifts = torch.from_numpy(rows.shifts.astype(np.float32))
+        return scale_pixels(loader.normalization, crops.pixels, shifts, loader.channels_last, loader.dtype)
+    factors = crops.factors or Factors(*send(find_factors(loader, rows), crops.pixels.device))
+    images = scale_on_device(crops.pixels, factors, loader.dtype)
+    return images if loader.channels_last else images.contiguous()
 
 
 def scale_pixels(
@@ -104,11 +121,8 @@ def scale_pixels(
     channels_last: bool,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, S, S, C) uint8 and (B, 3) color shifts, on the host, to (B, C, S, S), computed in float32."""
-    if pixels.device.type == "cpu":
-        images = _scale_on_host(scale, pixels, shifts).to(dtype)
-    else:
-        images = scale_on_device(scale, pixels, shifts, dtype)
+    """(B, S, S, C) uint8 and (B, 3) color shifts to (B, C, S, S), computed in float32; all on the host."""
+    images = _scale_on_host(scale, pixels, shifts).to(dtype)
     return images if channels_last else images.contiguous()
 
 
@@ -123,12 +137,11 @@ def show_images(images: Tensor, scale: Normalization) -> npt.NDArray[np.uint8]:
     return shown
 
 
-def scale_on_device(scale: Normalization, pixels: Tensor, shifts: Tensor, dtype: torch.dtype) -> Tensor:
-    """In one kernel, which reads bytes and writes `dtype`."""
-    factors, bias = scale.fold(shifts, pixels.device)
+def scale_on_device(pixels: Tensor, factors: Factors, dtype: torch.dtype) -> Tensor:
+    """(B, S, S, C) uint8 to (B, C, S, S) in one kernel, which reads bytes and writes `dtype`."""
     planes = pixels.permute(0, 3, 1, 2)  # (B, C, S, S); operations on bytes may have left planes in memory
     images = torch.empty_like(planes, dtype=dtype, memory_format=torch.channels_last)
-    return torch.addcmul(bias[:, :, None, None], planes, factors[:, None, None], out=images)
+    return torch.addcmul(factors.bias[:, :, None, None], planes, factors.scale[:, None, None], out=images)
 
 
 def _scale_on_host(scale: Normalization, pixels: Tensor, shifts: Tensor) -> Tensor:
@@ -154,7 +167,7 @@ def _scale_from_host(loader: Loader, crops: HostCrops, rows: StepPlan, mask: Mas
     """As pixel * scale + bias, cut, flipped and converted in pieces that fit a core's cache."""
     recipe = loader.plan.augmentation
     side, channels, count = recipe.crop_size, loader.channels, len(rows.ids)
-    scale, bias = loader.normalization.fold(torch.from_numpy(rows.shifts), loader.device)  # (C,) and (B, C)
+    scale, bias = find_factors(loader, rows)  # (C,) and (B, C)
     scale, bias = scale.repeat(side), bias.repeat(1, side)  # (S * C,), (B, S * C): a line has its channels side by side
     shape = (count, side, side, channels) if loader.channels_last else (count, channels, side, side)
     # numpy asks the system for large pages, torch does not: a fresh batch costs a fifth of the time.
@@ -198,21 +211,14 @@ def _find_axes(left_right: bool, top_bottom: bool) -> list[int]:
 # -- crops on the device: cut, flipped and normalized by one kernel ---------------------------------------------------
 
 
-def locate_crops(starts: IntArray, strides: IntArray, flips: Mask, device: torch.device) -> Places:
-    """Places on a device, from numbers on the host; see `Places`."""
-    numbers = torch.from_numpy(np.stack([starts, strides])).to(device, non_blocking=True)  # one copy for both
-    return Places(numbers[0], numbers[1], torch.from_numpy(flips).to(device, non_blocking=True))
-
-
 def _scale_from_device(loader: Loader, crops: DeviceCrops, rows: StepPlan, mask: Mask) -> Tensor:
     recipe, channels = loader.plan.augmentation, loader.channels
     if changes_bytes(recipe):
         ones = torch.ones(channels, device=loader.device)
         zeros = torch.zeros(len(mask), channels, device=loader.device)
         cut = cut_crops(crops.pixels, crops.places, recipe.crop_size, ones, zeros, torch.uint8)  # (B, S, S, C)
-        return _scale_cut(loader, CutCrops(change_rows("bytes", cut, rows.drawn, mask)), rows, mask)
-    scale, bias = loader.normalization.fold(torch.from_numpy(rows.shifts), loader.device)
-    made = cut_crops(crops.pixels, crops.places, recipe.crop_size, scale, bias, loader.dtype)  # (B, S, S, C)
+        return _scale_cut(loader, CutCrops(change_rows("bytes", cut, rows.drawn, mask), crops.factors), rows, mask)
+    made = cut_crops(crops.pixels, crops.places, recipe.crop_size, *crops.factors, loader.dtype)  # (B, S, S, C)
     images = made.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
     return images if loader.channels_last else images.contiguous()
 

@@ -29,6 +29,13 @@ class Batch(NamedTuple):
     bad_files: list[BadFile]
 
 
+class Factors(NamedTuple):
+    """The network's input as pixel * scale + bias."""
+
+    scale: Tensor  # (C,) float32
+    bias: Tensor  # (B, C) float32
+
+
 @dataclass(frozen=True)
 class Normalization:
     """Pixels on the 0-255 scale to the network's input: (pixel + shift - mean) / std, all on that scale; see finish.py.
@@ -47,14 +54,10 @@ class Normalization:
             shifts = shifts @ shifts.new_tensor(LUMA)[:, None]  # (B, 1)
         return shifts - shifts.new_tensor(self.mean)
 
-    def fold(self, shifts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(C,) scale and (B, C) bias in float32: the network's input as pixel * scale + bias.
-
-        They are made on the host, where the shifts (B, 3) are: a device would be waited for at each number sent to it.
-        """
+    def fold(self, shifts: Tensor) -> Factors:
+        """The same in one product and one sum, from color shifts (B, 3); on the host, where these are."""
         std = torch.tensor(self.std, dtype=torch.float64)
-        scale, bias = 1 / std, self.find_offsets(shifts.double()) / std
-        return scale.float().to(device, non_blocking=True), bias.float().to(device, non_blocking=True)
+        return Factors((1 / std).float(), (self.find_offsets(shifts.double()) / std).float())
 
 
 def make_normalization(

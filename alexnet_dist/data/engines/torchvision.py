@@ -8,9 +8,11 @@ get than to fill.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +26,19 @@ from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.spans import COPIES, span
 from alexnet_dist.data.crop_ops.operations import change_crop, changes_bytes
 from alexnet_dist.data.decode import UnreadableImageError
-from alexnet_dist.data.engines.finish import CutCrops, finish
-from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.finish import CutCrops, find_factors, find_targets, finish
+from alexnet_dist.data.engines.loader import Batch, Factors, Loader
 from alexnet_dist.data.engines.patience import Patience, describe_process
+from alexnet_dist.data.engines.to_device import (
+    Form,
+    SideStream,
+    count_bytes,
+    forms_of,
+    hold_until_copied,
+    registered,
+    send,
+    split,
+)
 from alexnet_dist.data.engines.workers import (
     FILES_PER_WORKER,
     allow_open_files,
@@ -38,14 +50,15 @@ from alexnet_dist.data.index import BadFile, SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan, StepPlan, share_rows
 
 Pixels = npt.NDArray[np.uint8]
+Pin: TypeAlias = AbstractContextManager[None]
 
 PREFETCH = 2  # batches that each worker makes ahead
+SPARE = 1  # more slots on a GPU: so many batches may be on their way there while the next is asked for
 
 
 class RowFacts(NamedTuple):
     """What there is to say of a batch beside its pixels."""
 
-    labels: npt.NDArray[np.int64]  # (B,), 0 where there is no image
     mask: npt.NDArray[np.bool_]  # (B,), True where there is an image
     rows: StepPlan  # what was to be done, B rows
     bad_files: list[BadFile]  # with full paths
@@ -55,10 +68,10 @@ class PixelBatch(NamedTuple):
     """One replica's batch as it leaves a worker; see `RowFacts`."""
 
     pixels: Tensor  # (B, S, S, C) uint8
-    labels: Tensor  # (B,) int64
-    mask: Tensor  # (B,) bool
+    mask: npt.NDArray[np.bool_]  # (B,)
     rows: StepPlan
     bad_files: list[BadFile]
+    slot: Tensor | None = None  # (bytes,) shared memory that begins with the pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +103,7 @@ class PixelBatches:
 
     def __getitem__(self, step: int) -> PixelBatch:
         pixels = np.empty(self.shape, np.uint8)
-        return join_batch(torch.from_numpy(pixels), self.fill(pixels, step))
+        return PixelBatch(torch.from_numpy(pixels), *self.fill(pixels, step))
 
     def fill(self, pixels: Pixels, step: int) -> RowFacts:
         """Write the batch of a step to `pixels` (B, S, S, C), over whatever is there."""
@@ -107,8 +120,7 @@ class PixelBatches:
                 path = self.index.root / self.index.paths[rows.ids[first]]
                 bad_files.append(BadFile(str(path), str(error)))
         pixels[~mask] = 0
-        labels = np.where(mask, self.index.labels[rows.ids], 0)
-        return RowFacts(labels, mask, rows, bad_files)
+        return RowFacts(mask, rows, bad_files)
 
     def _fill_image(self, pixels: Pixels, rows: StepPlan, first: int) -> None:
         """One image, in all its views."""
@@ -127,25 +139,28 @@ def cut_views(window: Pixels, rows: StepPlan, first: int, recipe: Augmentation) 
         yield row, cut_pixels(picture, rows, row, recipe.crop_size)
 
 
-def join_batch(pixels: Tensor, facts: RowFacts) -> PixelBatch:
-    """A batch of pixels (B, S, S, C) and what there is to say of it."""
-    return PixelBatch(pixels, torch.from_numpy(facts.labels), torch.from_numpy(facts.mask), facts.rows, facts.bad_files)
-
-
 @dataclass(frozen=True, eq=False)
 class SharedBatches(Dataset[RowFacts]):
     """The batches of one replica as workers make them: step s goes to slot s modulo K.
 
     Args:
         batches: by step.
-        slots: (K, B, S, S, C) uint8 in shared memory.
+        slots: (K, bytes) uint8 in shared memory; each begins with the pixels of a batch.
     """
 
     batches: PixelBatches
     slots: Tensor
 
     def __getitem__(self, step: int) -> RowFacts:
-        return self.batches.fill(self.slots[step % len(self.slots)].numpy(), step)
+        return self.batches.fill(self.pixels(step).numpy(), step)
+
+    def pixels(self, step: int) -> Tensor:
+        """(B, S, S, C) of a step, in its slot."""
+        return split(self.slot(step), [Form(torch.uint8, self.batches.shape)])[0]
+
+    def slot(self, step: int) -> Tensor:
+        """(bytes,) of a step."""
+        return self.slots[step % len(self.slots)]
 
 
 def resize_pixels(window: Pixels, width: int, height: int) -> Pixels:
@@ -178,28 +193,80 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
     source = PixelBatches(
         loader.plan, loader.index, loader.channels, loader.max_pixels, loader.shard_id, loader.num_shards
     )
-    on_gpu = loader.device.type == "cuda"
+    if loader.device.type == "cuda":
+        yield from iterate_beside(loader, source, range(start, stop), SideStream(loader.device), registered)
+        return
     for made in iterate_pixel_batches(source, start, stop, loader.workers):
         with span(COPIES):
-            pinned = made.pixels.pin_memory() if on_gpu else made.pixels
-            pixels, labels, mask = (
-                tensor.to(loader.device, non_blocking=True) for tensor in (pinned, made.labels, made.mask)
-            )
-            images = finish(loader, CutCrops(pixels), made.rows, made.mask.numpy())
-        num_images = int(made.mask.sum()) // loader.plan.augmentation.views
-        yield Batch(images, labels, mask.float(), torch.from_numpy(made.rows.ids), num_images, made.bad_files)
+            images = finish(loader, CutCrops(made.pixels), made.rows, made.mask)
+            batch = _join_batch(loader, made, images, *find_targets(loader, made.rows, made.mask))
+        yield batch
 
 
-def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers: int) -> Iterator[PixelBatch]:
+def iterate_beside(
+    loader: Loader, source: PixelBatches, steps: range, beside: SideStream, pin: Callable[[Tensor], Pin]
+) -> Iterator[Batch]:
+    """Batches whose pixels and numbers go to the device in one copy, from where a worker has made them.
+
+    Args:
+        loader: input scale, device and workers.
+        source: of the pixels.
+        steps: which.
+        beside: where copies and finishing are queued.
+        pin: the slots, while they are used.
+    """
+    forms = _list_forms(loader, source)
+    made = iterate_pixel_batches(source, steps.start, steps.stop, loader.workers, count_bytes(forms), SPARE, pin)
+    for batch in hold_until_copied(made, SPARE, beside.mark):
+        with span(COPIES):
+            finished = beside.hand_over(*beside.run(partial(_finish_there, loader, batch)))
+        yield finished
+
+
+def _list_numbers(loader: Loader, rows: StepPlan, mask: npt.NDArray[np.bool_]) -> list[Tensor]:
+    """Labels, weights, scale and bias of B rows, on the host."""
+    return [*find_targets(loader, rows, mask), *find_factors(loader, rows)]
+
+
+def _list_forms(loader: Loader, source: PixelBatches) -> list[Form]:
+    """Of all that goes to the device of a batch."""
+    rows = loader.plan.at(0).shard(loader.shard_id, loader.num_shards)
+    return [Form(torch.uint8, source.shape), *forms_of(_list_numbers(loader, rows, rows.ids >= 0))]
+
+
+def _finish_there(loader: Loader, made: PixelBatch) -> Batch:
+    numbers = _list_numbers(loader, made.rows, made.mask)
+    pixels, labels, weights, scale, bias = send([made.pixels, *numbers], loader.device, made.slot)
+    images = finish(loader, CutCrops(pixels, Factors(scale, bias)), made.rows, made.mask)
+    return _join_batch(loader, made, images, labels, weights)
+
+
+def _join_batch(loader: Loader, made: PixelBatch, images: Tensor, labels: Tensor, weights: Tensor) -> Batch:
+    num_images = int(made.mask.sum()) // loader.plan.augmentation.views
+    return Batch(images, labels, weights, torch.from_numpy(made.rows.ids), num_images, made.bad_files)
+
+
+def iterate_pixel_batches(
+    batches: PixelBatches,
+    start: int,
+    stop: int,
+    workers: int,
+    slot_bytes: int = 0,
+    spare: int = 0,
+    pin: Callable[[Tensor], Pin] | None = None,
+) -> Generator[PixelBatch]:
     """The batches of steps start to stop - 1, made ahead by worker processes.
 
-    The pixels of a batch are good until the next batch is asked for.
+    The pixels of a batch are good until `spare` + 1 more batches are asked for.
 
     Args:
         batches: the replica's batches by step.
         start: first step.
         stop: step after the last.
         workers: processes; 0 makes each batch when it is asked for.
+        slot_bytes: of a batch's shared memory, where more than its pixels shall fit in.
+        spare: batches that are kept beside the one that was given last.
+        pin: what to do with the shared memory while it is used.
 
     Raises:
         MachineError: a worker was killed or made nothing for long, or there is no shared memory left.
@@ -210,9 +277,10 @@ def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers:
         return
     allow_open_files(FILES_PER_WORKER * workers)
     # DataLoader asks for one more batch with each that it hands out: so many are being made, and one is being used.
-    slots = share_slots(min(PREFETCH * workers + 1, stop - start), batches.shape)
+    num_slots = min(PREFETCH * workers + 1 + spare, stop - start)
+    shared = SharedBatches(batches, share_slots(num_slots, max(slot_bytes, math.prod(batches.shape))))
     loader = DataLoader(
-        SharedBatches(batches, slots),
+        shared,
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
@@ -223,9 +291,10 @@ def iterate_pixel_batches(batches: PixelBatches, start: int, stop: int, workers:
         generator=torch.Generator(),  # it would draw a seed for workers from the process's own
     )
     try:
-        taken = _take_patiently(loader, batches.index, batches.shape[0])
-        for step, facts in zip(range(start, stop), taken, strict=True):
-            yield join_batch(slots[step % len(slots)], facts)
+        with pin(shared.slots) if pin else nullcontext():
+            taken = _take_patiently(loader, batches.index, batches.shape[0])
+            for step, facts in zip(range(start, stop), taken, strict=True):
+                yield PixelBatch(shared.pixels(step), *facts, shared.slot(step))
     except (RuntimeError, EOFError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
@@ -269,13 +338,13 @@ def _take_patiently(loader: DataLoader[RowFacts], index: SampleIndex, num_rows: 
         raise patience.explain(is_local=True) from error
 
 
-def share_slots(num_slots: int, shape: tuple[int, int, int, int]) -> Tensor:
-    """(K, B, S, S, C) bytes that processes share; they have no name and go with the last process that uses them.
+def share_slots(num_slots: int, num_bytes: int) -> Tensor:
+    """(K, bytes) uint8 that processes share; they have no name and go with the last process that uses them.
 
     Raises:
         MachineError: there is not so much shared memory.
     """
-    size = (num_slots, *shape)
+    size = (num_slots, num_bytes)
     try:
         slots: Tensor = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:

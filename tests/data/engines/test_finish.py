@@ -62,10 +62,10 @@ def run_engine(name: str, loader: Loader) -> Iterator[Tensor]:
     return (batch.images for batch in dataclasses.replace(loader, engine=ENGINES[name]).batches(0, STEPS))
 
 
-def run_maker(make: Callable[..., Tensor], loader: Loader) -> Iterator[Tensor]:
+def run_maker(make: Callable[..., list[Tensor]], loader: Loader) -> Iterator[Tensor]:
     for step in range(STEPS):
         rows = loader.plan.at(step)
-        yield make(loader, rows, rows.ids >= 0)
+        yield make(loader, rows, rows.ids >= 0)[0]
 
 
 def run_from_bands(loader: Loader) -> Iterator[Tensor]:

@@ -155,7 +155,7 @@ def test_pixels_stay_until_the_next_batch_is_asked_for(index: SampleIndex, worke
 
 @pytest.mark.heavy
 def test_that_check_notices_one_slot_too_few(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchvision_engine, "share_slots", lambda slots, shape: share_slots(slots - 1, shape))
+    monkeypatch.setattr(torchvision_engine, "share_slots", lambda slots, size: share_slots(slots - 1, size))
     assert not is_kept(make_source(index), workers=1)
 
 
@@ -218,7 +218,7 @@ def test_normalization_in_one_kernel_is_the_formula(dtype: torch.dtype) -> None:
     planes = torch.randint(256, (3, 3, 5, 5), dtype=torch.uint8, generator=torch.manual_seed(0))
     pixels = planes.permute(0, 2, 3, 1)  # as jitter leaves them
     made, shifts = make_normalization(3, 1, None, None), 20 * torch.randn(3, 3)
-    images = scale_on_device(made, pixels, shifts, dtype)
+    images = scale_on_device(pixels, made.fold(shifts), dtype)
     assert images.dtype == dtype
     assert images.is_contiguous(memory_format=torch.channels_last)
     expected = scale_pixels(made, pixels, shifts, channels_last=True)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,9 @@ from torchvision.transforms.v2 import functional as transforms
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.engines.cache.store import Mask, Store, load_picture
-from alexnet_dist.data.engines.finish import DeviceCrops, finish, locate_crops
-from alexnet_dist.data.engines.loader import Loader
+from alexnet_dist.data.engines.finish import DeviceCrops, Places, find_factors, find_targets, finish
+from alexnet_dist.data.engines.loader import Factors, Loader
+from alexnet_dist.data.engines.to_device import Form, allocate, forms_of, send, split
 from alexnet_dist.data.plan import StepPlan, resize_shapes
 
 RESIDENT_PART = 0.4  # of the device's free memory that a set may take
@@ -45,7 +46,7 @@ class Resident:
     is_final: bool
 
 
-def choose_maker(store: Store, loader: Loader) -> Callable[[Loader, StepPlan, Mask], Tensor]:
+def choose_maker(store: Store, loader: Loader) -> Callable[[Loader, StepPlan, Mask], list[Tensor]]:
     """How a loader's batches are made on its device."""
     free = torch.cuda.mem_get_info(loader.device)[0]
     resident_fits = store.layout.total_bytes <= RESIDENT_PART * free
@@ -83,8 +84,8 @@ def _check_chunk(store: Store, number: int) -> None:
             store.load(sample_id)  # which checks it
 
 
-def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
-    """The images (B, C, S, S) on the device, from a set that lies there."""
+def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
+    """Images (B, C, S, S), labels and weights on the device, from a set that lies there."""
     ids, views, channels = np.maximum(rows.ids, 0), loader.plan.augmentation.views, loader.channels
     if resident.is_final:
         pixels, offsets, widths = resident.pixels, resident.offsets[ids], resident.sizes[ids, 0]
@@ -95,8 +96,8 @@ def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask:
         pixels = resize_batch(pictures[wanted], height, width).reshape(-1)  # (B / views * H' * W' * C,)
         offsets, widths = np.arange(len(ids)) // views * (height * width * channels), np.full(len(ids), width)
     starts = offsets + (rows.corners[:, 1] * widths + rows.corners[:, 0]) * channels
-    places = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
-    return finish(loader, DeviceCrops(pixels, places), rows, mask)
+    numbers = _list_numbers(loader, rows, mask, starts, widths)
+    return _finish_there(loader, pixels, send(numbers, loader.device), rows, mask)
 
 
 def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:
@@ -106,8 +107,10 @@ def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:
     return resized
 
 
-def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
-    """The images (B, C, S, S) on the device, from the bytes of each between its crops' first line and their last."""
+def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
+    """Images (B, C, S, S), labels and weights on the device, from the bytes of each picture between its crops' first
+    line and their last.
+    """
     side, views, channels = loader.plan.augmentation.crop_size, loader.plan.augmentation.views, loader.channels
     widths = rows.resized[:, 0]
     lows = (rows.corners[:, 1] * widths + rows.corners[:, 0]) * channels  # (B,) a crop's first byte in its picture
@@ -115,13 +118,39 @@ def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows
     low, high = lows.reshape(-1, views).min(axis=1), highs.reshape(-1, views).max(axis=1)  # (B / views,)
     lengths = np.where(mask[::views], high - low, 0)
     places = np.cumsum(lengths) - lengths  # (B / views,) where each picture's bytes go
-    pixels = torch.empty(max(1, int(lengths.sum())), dtype=torch.uint8, pin_memory=loader.device.type == "cuda")
+    numbers = _list_numbers(loader, rows, mask, np.repeat(places - low, views) + lows, widths)
+    forms = [Form(torch.uint8, (max(1, int(lengths.sum())),)), *forms_of(numbers)]
+    buffer = allocate(forms, loader.device)
+    bytes_here = split(buffer, forms)[0]
     copies = np.stack([np.arange(0, len(widths), views), low, lengths, places], axis=1)  # (B / views, 4)
     parts = [copies[number::COPIERS].tolist() for number in range(COPIERS)]
-    list(pool.map(partial(_copy_bands, store, rows, pixels.data_ptr()), parts))
-    starts = np.repeat(places - low, views) + lows
-    places_there = locate_crops(np.where(mask, starts, -1), widths * channels, rows.flips, loader.device)
-    return finish(loader, DeviceCrops(pixels.to(loader.device, non_blocking=True), places_there), rows, mask)
+    list(pool.map(partial(_copy_bands, store, rows, bytes_here.data_ptr()), parts))
+    pixels, *numbers = send([bytes_here, *numbers], loader.device, buffer)
+    return _finish_there(loader, pixels, numbers, rows, mask)
+
+
+def _list_numbers(loader: Loader, rows: StepPlan, mask: Mask, starts: IntArray, widths: IntArray) -> list[Tensor]:
+    """What the device has to know of the B rows.
+
+    Args:
+        loader: labels and input scale.
+        rows: the plan.
+        mask: (B,) which rows have an image.
+        starts: (B,) first byte of each crop.
+        widths: (B,) of the pictures, in pixels.
+    """
+    bounds = [np.where(mask, starts, -1), widths * loader.channels]
+    places = [*(torch.from_numpy(bound.astype(np.int64)) for bound in bounds), torch.from_numpy(rows.flips)]
+    return [*find_targets(loader, rows, mask), *places, *find_factors(loader, rows)]
+
+
+def _finish_there(
+    loader: Loader, pixels: Tensor, numbers: Sequence[Tensor], rows: StepPlan, mask: Mask
+) -> list[Tensor]:
+    """Images, labels and weights from bytes and from the numbers of `_list_numbers`, all on the device."""
+    labels, weights, starts, strides, flips, scale, bias = numbers
+    crops = DeviceCrops(pixels, Places(starts, strides, flips), Factors(scale, bias))
+    return [finish(loader, crops, rows, mask), labels, weights]
 
 
 def _copy_bands(store: Store, rows: StepPlan, target: int, copies: list[list[int]]) -> None:

@@ -32,14 +32,15 @@ from alexnet_dist.data.engines.cache.store import (
     load_picture,
     open_store,
 )
-from alexnet_dist.data.engines.finish import HostCrops, finish
+from alexnet_dist.data.engines.finish import HostCrops, find_targets, finish
 from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.to_device import SideStream
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.data.plan import StepPlan
 
 T = TypeVar("T")
-Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], Tensor]
-"""Makes the images (B, C, S, S) of a batch; rows without mask are black before the color shift."""
+Maker: TypeAlias = Callable[[Loader, StepPlan, Mask], list[Tensor]]
+"""Makes images (B, C, S, S), labels and weights of a batch; rows without mask are black before the color shift."""
 
 # Opened once for each loader, and gone with it.
 _MAKERS: WeakKeyDictionary[Loader, tuple[Store, Maker]] = WeakKeyDictionary()
@@ -64,20 +65,11 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
 def _run_beside(
     make: Callable[[int], Batch], steps: Sequence[int], depth: int, device: torch.device
 ) -> Iterator[Batch]:
-    """As `run_ahead`, in a stream of its own: copies and kernels do not wait for the network's, nor it for the host."""
-    stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # before the network's kernels
-
-    def make_there(step: int) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(stream):
-            return make(step), stream.record_event()
-
-    with closing(run_ahead(make_there, steps, depth)) as batches:
+    """As `run_ahead`, in a stream beside the network's."""
+    beside = SideStream(device)
+    with closing(run_ahead(lambda step: beside.run(partial(make, step)), steps, depth)) as batches:
         for batch, is_made in batches:
-            current = torch.cuda.current_stream(device)
-            current.wait_event(is_made)
-            for tensor in (batch.images, batch.labels, batch.mask):
-                tensor.record_stream(current)  # its memory is free again once the network has read it
-            yield batch
+            yield beside.hand_over(batch, is_made)
 
 
 def run_ahead(make: Callable[[int], T], steps: Sequence[int], depth: int) -> Generator[T]:
@@ -120,10 +112,9 @@ def _open(loader: Loader) -> tuple[Store, Maker]:
 def _make_batch(loader: Loader, store: Store, maker: Maker, step: int) -> Batch:
     rows = loader.plan.at(step).shard(loader.shard_id, loader.num_shards)
     mask, bad_files = _judge_rows(loader, store, rows)
-    values = np.where(mask, loader.index.labels[rows.ids], 0), mask.astype(np.float32)
-    labels, weights = (torch.from_numpy(array).to(loader.device) for array in values)
+    images, labels, weights = maker(loader, rows, mask)
     num_images = int(mask.sum()) // loader.plan.augmentation.views
-    return Batch(maker(loader, rows, mask), labels, weights, torch.from_numpy(rows.ids), num_images, bad_files)
+    return Batch(images, labels, weights, torch.from_numpy(rows.ids), num_images, bad_files)
 
 
 def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, list[BadFile]]:
@@ -137,9 +128,10 @@ def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, lis
     return mask, [BadFile(str(index.root / index.paths[sample]), store.bad_files[sample]) for sample in bad_ids]
 
 
-def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Tensor:
-    """The images (B, C, S, S) in host memory."""
-    return finish(loader, HostCrops(_iterate_crops(store, loader, rows, mask)), rows, mask)
+def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
+    """Images (B, C, S, S), labels and weights in host memory."""
+    images = finish(loader, HostCrops(_iterate_crops(store, loader, rows, mask)), rows, mask)
+    return [images, *find_targets(loader, rows, mask)]
 
 
 def _iterate_crops(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> Iterator[tuple[int, Tensor]]:

@@ -15,10 +15,9 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,8 +26,9 @@ from alexnet_dist.base.spans import COPIES, span
 from alexnet_dist.data.crop_ops.operations import change_rows, changes_bytes
 from alexnet_dist.data.engines.dali.feed import Feed, Feeder, Inputs
 from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
-from alexnet_dist.data.engines.finish import Crops, CutCrops, Mask, ScaledCrops, finish, scale_pixels
+from alexnet_dist.data.engines.finish import Crops, CutCrops, Mask, ScaledCrops, find_targets, finish, scale_pixels
 from alexnet_dist.data.engines.loader import Batch, Loader
+from alexnet_dist.data.engines.to_device import send
 
 REMEDY = (
     "pip install 'alexnet_dist[dali]' (nvidia-dali-cuda130; with a driver of CUDA 12 nvidia-dali-cuda120), "
@@ -211,42 +211,40 @@ def finish_batch(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
         feed: the step.
         outputs: for each view (n, S, S, C) or (n, C, S, S); none where there were no rows.
     """
-    mask, device = torch.from_numpy(feed.mask), loader.device
     with span(COPIES):
-        images = finish(loader, _take_crops(loader, feed, outputs), feed.rows, feed.mask)
-        labels = torch.from_numpy(np.where(feed.mask, loader.index.labels[feed.rows.ids], 0))
+        numbers = [*find_targets(loader, feed.rows, feed.mask), *_list_edges(loader, feed)]
+        labels, weights, *edges = send(numbers, loader.device)
         return Batch(
-            images=images,
-            labels=labels.to(device, non_blocking=True),
-            mask=mask.float().to(device, non_blocking=True),
+            images=finish(loader, _take_crops(loader, feed, outputs, edges), feed.rows, feed.mask),
+            labels=labels,
+            mask=weights,
             ids=torch.from_numpy(feed.rows.ids),
             num_images=int(feed.mask.sum()) // loader.plan.augmentation.views,
             bad_files=feed.bad_files,
         )
 
 
-def _take_crops(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Crops:
+def _take_crops(loader: Loader, feed: Feed, outputs: list[Tensor], edges: list[Tensor]) -> Crops:
     """The crops of the rows with an image: normalized in the pipeline, or bytes where operations follow on these."""
-    images, means = _join_views(loader, outputs), feed.means[feed.in_dali]
+    images = _join_views(loader, outputs)
+    if edges:
+        _weigh_edges(images, *edges)
     cut_here = feed.mask & ~feed.in_dali  # (B,)
-    others = torch.from_numpy(feed.crops).to(loader.device)  # (k, S, S, C)
     if changes_bytes(loader.plan.augmentation):
-        _weigh_edges(images, feed.gains, np.zeros_like(means))  # they hold pixels still
         pixels = images.round().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()  # (m, S, S, C)
         if not feed.in_dali.all():
             made, pixels = pixels, pixels.new_zeros((len(feed.mask), *pixels.shape[1:]))
             _put(pixels, feed.in_dali, made)
-            _put(pixels, cut_here, others)
+            _put(pixels, cut_here, torch.from_numpy(feed.crops))
         return CutCrops(change_rows("bytes", pixels, feed.rows.drawn, feed.mask))
-    _weigh_edges(images, feed.gains, np.divide(means, loader.normalization.std, dtype=np.float32))
     if cut_here.any():
         shifts = torch.from_numpy(feed.rows.shifts[cut_here].astype(np.float32))
-        scaled = scale_pixels(loader.normalization, others, shifts, loader.channels_last)  # (k, C, S, S)
+        others = scale_pixels(loader.normalization, torch.from_numpy(feed.crops), shifts, loader.channels_last)
         layout = torch.channels_last if loader.channels_last else torch.contiguous_format
-        shape = (len(images) + len(scaled), *images.shape[1:])
+        shape = (len(images) + len(others), *images.shape[1:])
         made, images = images, torch.empty(shape, device=loader.device, memory_format=layout)
         _put(images, feed.in_dali[feed.mask], made)
-        _put(images, cut_here[feed.mask], scaled)
+        _put(images, cut_here[feed.mask], others)
     return ScaledCrops(images)
 
 
@@ -261,27 +259,32 @@ def _join_views(loader: Loader, outputs: list[Tensor]) -> Tensor:
 
 def _put(rows: Tensor, is_there: Mask, values: Tensor) -> None:
     """Write values to the rows of a mask on the host."""
-    rows[torch.from_numpy(np.flatnonzero(is_there)).to(rows.device, non_blocking=True)] = values
+    places = torch.from_numpy(np.flatnonzero(is_there)).to(rows.device, non_blocking=True)
+    rows[places] = values.to(rows.device)
 
 
-def _weigh_edges(images: Tensor, gains: npt.NDArray[np.float32], offsets: npt.NDArray[np.float32]) -> None:
-    """Multiply the outermost pixels of (m, C, S, S) by their gains, on the scale of pixels; see `find_edge_gains`.
+def _list_edges(loader: Loader, feed: Feed) -> list[Tensor]:
+    """(4, m) factors and (4, m, C) terms for the outermost pixels; see `find_edge_gains`. None if they change nothing.
 
     With images = pixels / std - offsets a gain g makes g * images + (g - 1) * offsets of them.
     """
-    if (gains == 1).all():
-        return
-    more = (gains - 1).T[:, :, None] * offsets  # (4, m, C)
-    # On a CPU in numpy: torch would wake its threads, which then spin for a while on the cores that DALI needs.
-    on_host = images.device.type == "cpu"
-    pixels, factors, terms = (images.numpy(), gains.T, more) if on_host else _place(images, gains.T, more)
+    if (feed.gains == 1).all():
+        return []
+    means = feed.means[feed.in_dali]
+    offsets = np.divide(means, loader.normalization.std, dtype=np.float32)
+    if changes_bytes(loader.plan.augmentation):
+        offsets = np.zeros_like(means)  # the images hold pixels still
+    terms = (feed.gains - 1).T[:, :, None] * offsets
+    return [torch.from_numpy(array) for array in (np.ascontiguousarray(feed.gains.T), terms)]
+
+
+def _weigh_edges(images: Tensor, factors: Tensor, terms: Tensor) -> None:
+    """Multiply the first and last column and the first and last line of (m, C, S, S) by factors, and add the terms."""
+    pixels: Any = images
+    if images.device.type == "cpu":
+        # In numpy: torch would wake its threads, which then spin for a while on the cores that DALI needs.
+        pixels, factors, terms = images.numpy(), factors.numpy(), terms.numpy()  # type: ignore[assignment]
     edges = (pixels[..., 0], pixels[..., -1], pixels[..., 0, :], pixels[..., -1, :])  # (m, C, S) each
     for edge, factor, term in zip(edges, factors, terms, strict=True):
         edge *= factor[:, None, None]
         edge += term[:, :, None]
-
-
-def _place(images: Tensor, *arrays: npt.NDArray[np.float32]) -> tuple[Tensor, ...]:
-    """The images, and the arrays beside them on their device."""
-    placed = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-    return images, *(array.to(images.device, non_blocking=True) for array in placed)

@@ -209,7 +209,8 @@ def test_sets_of_arrays_are_cached_too(tmp_path: Path, monkeypatch: pytest.Monke
 # -- what runs on a GPU, on a CPU -------------------------------------------------------------------------------------
 
 
-def make_all(loader: Loader, make: Callable[..., torch.Tensor]) -> Iterator[torch.Tensor]:
+def make_all(loader: Loader, make: Callable[..., list[torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
+    """Images, labels and weights of each step."""
     for step in range(4):
         rows = loader.plan.at(step)
         yield make(loader, rows, rows.ids >= 0)
@@ -223,8 +224,9 @@ def test_bytes_that_travel_give_the_references_batches(
     index, recipe = pick(name, index, small_index)
     loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
     made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
-    for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
+    for (images, *targets), expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
+        assert all(map(torch.equal, targets, expected[1:3]))
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -236,8 +238,9 @@ def test_a_set_that_lies_on_the_device_gives_the_references_batches(
     loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
     store = open_store(find_layout(loader))
     made = make_all(loader, partial(make_from_resident, upload(store, loader)))
-    for images, expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
+    for (images, *targets), expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
+        assert all(map(torch.equal, targets, expected[1:3]))
 
 
 def test_chunks_are_checked_at_once_and_each_by_one_thread(
@@ -284,7 +287,7 @@ def test_jitter_on_the_device_follows_the_plan(
     expected_batches = list(as_reference(loader).batches(0, 4))
     monkeypatch.setitem(OPERATIONS, "color_jitter", in_batches)
     made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
-    for images, expected in zip(made, expected_batches, strict=True):
+    for (images, *_), expected in zip(made, expected_batches, strict=True):
         difference = (images - expected.images).abs()
         assert difference.max() <= 3  # four operations, and a level that is lost may be multiplied by the next
         assert difference.mean() < 0.05
