@@ -12,7 +12,7 @@ import pytest
 from helpers.refusals import refused
 from helpers.tiny import tiny_config
 
-from alexnet_dist.assembly.kernels import Kernels
+from alexnet_dist.assembly.kernels import PLAIN, Kernels
 from alexnet_dist.base.errors import CheckpointError, UsageError
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.run_record import find_run
@@ -185,9 +185,7 @@ def test_runs_of_older_versions_go_on_with_the_kernels_that_those_had(run: Path,
     record = json.loads((run / "run.json").read_text())
     del record["kernels"]
     (run / "run.json").write_text(json.dumps(record | {"device": device}))
-    assert decide(run, tiny_config(run)).keep_kernels(device) == Kernels(
-        "reference", "grouped", "direct", "reference", KEPT
-    )
+    assert decide(run, tiny_config(run)).keep_kernels(device) == Kernels(*PLAIN, KEPT)
     assert find_kernels_before(None, goes_on=False) is None
 
 
