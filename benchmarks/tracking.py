@@ -2,10 +2,9 @@
 
 Protocol as in model.py: all arms in one process, A B C A B C ..., one warm-up call each; ratios are taken round by
 round. A call is 10 updates of the paper's network (3 with --quick), the log line after them, and at every fifth call
-the filters of
-conv1, which a run shows at most once an epoch. `off` writes metrics.jsonl and its tables, as every run does. W&B is
-offline: online, its own process sends, and training does not wait. A tracker whose package is missing has no row.
-The limit is 2 % of an update.
+the filters of conv1, which a run shows at most once an epoch. `off` writes metrics.jsonl and its tables, as every run
+does. W&B is offline: online, its own process sends, and training does not wait. A tracker whose package is missing has
+no row. The limit is 2 % of an update.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ examples:
   alexnet-dist compare runs/digits runs/digits-2
   alexnet-dist compare runs/digits-seed-*
   alexnet-dist compare runs/digits runs/digits-2 --format json --out both.json
+  alexnet-dist compare runs/digits-seed-* --track runs/digits-seeds
 
 A folder of runs, or a cross-validation, stands for the runs in it. Runs that differ in their seed alone are summarized
-by mean and spread. `report` makes a page of the same runs, with curves that can be read."""
+by mean and spread, which --track gives to their trackers, too. `report` makes a page of the same runs."""
 
 COLUMNS_OF_PAPER = 80  # where there is no terminal
 LONGEST_VALUE = 22
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folders", metavar="RUN", type=str, nargs="*", help="run folders, or folders of runs")
     parser.add_argument("--format", default="table", choices=["table", *FORMATS], help="of what is printed")
     parser.add_argument("--out", type=str, help="write it to this file instead of the terminal")
+    what = "give W&B, TensorBoard and MLflow, where the runs have them, a run for all seeds; it lies in this folder"
+    parser.add_argument("--track", metavar="FOLDER", type=str, help=what)
     add_options(parser, "overwrite", "quiet", "debug")
     options = parse_options(argv, parser)
     out = settle_out(options)
@@ -57,6 +60,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         columns = (find_columns(sys.stdout) if out is None else None) or COLUMNS_OF_PAPER
         hand_over(format_comparison(runs, columns, writes_unicode() or out is not None), out, is_table=True)
+    if options.track is not None:
+        from alexnet_dist.runs.seed_summary import track_seeds
+
+        track_seeds(runs, Path(options.track))
     return 0
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -241,13 +241,25 @@ def draw_figures(
 
 def draw_judged(subject: Subject, judged: Judged) -> list[Picture]:
     """The confusion matrix and the sheet of the worst predictions, in no folder. Whatever fails costs a warning."""
+    draws = {"confusion": _draw_confusion, "worst": _draw_worst}
+    return _draw_apart(
+        {f"{NAMES[judged.split]}/{name}": partial(draw, subject, judged) for name, draw in draws.items()}
+    )
+
+
+def draw_first_inputs(subject: Subject, index: SampleIndex) -> list[Picture]:
+    """The first training images as the network sees them, in no folder. Whatever fails costs a warning."""
+    return _draw_apart({"training/inputs": partial(_draw_inputs, subject, index)})
+
+
+def _draw_apart(draws: Mapping[str, Callable[[Path], None]]) -> list[Picture]:
     pictures = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, draw in (("confusion", _draw_confusion), ("worst", _draw_worst)):
-            path = Path(folder) / f"{name}.png"
-            if _guard(f"{NAMES[judged.split]}/{name}", partial(draw, subject, judged, path)):
+        for number, (name, draw) in enumerate(draws.items()):
+            path = Path(folder) / f"{number}.png"
+            if _guard(name, partial(draw, path)):
                 with Image.open(path) as drawn:
-                    pictures.append(Picture(f"{NAMES[judged.split]}/{name}", np.asarray(drawn.convert("RGB"))))
+                    pictures.append(Picture(name, np.asarray(drawn.convert("RGB"))))
     return pictures
 
 

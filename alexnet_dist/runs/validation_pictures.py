@@ -1,10 +1,15 @@
-"""What trackers are shown of a validation while a run goes on: the confusion matrix, and the worst predictions."""
+"""What trackers are shown of a validation while a run goes on: the confusion matrix, and the worst predictions.
+
+With the first of them come the training images as the network sees them: whoever looks for a mistake in the
+augmentation does not wait for the run's end.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
+from alexnet_dist.data.engines.choose import REFERENCE
 from alexnet_dist.inference.model_folder import ModelCard
 from alexnet_dist.runs.recording import MODEL
 from alexnet_dist.runs.start import Start
@@ -27,12 +32,13 @@ class ValidationPictures:
     def __init__(self, start: Start, trackers: Trackers, describe: Callable[[], ModelCard]) -> None:
         self._start, self._trackers, self._describe = start, trackers, describe
         self._parts: list[Predictions] = []
+        self._has_inputs = False  # whether they have been shown
         self._next = 0.0  # when pictures have taken no more than their share
 
     def begin(self) -> bool:
         """Whether the validation that begins is to be watched; the same in each process. All of them call this."""
         self._parts = []
-        return self._start.runtime.on_main(lambda: self._trackers.has_gallery and time.monotonic() >= self._next)
+        return self._start.runtime.on_main(lambda: self._trackers.shows_images and time.monotonic() >= self._next)
 
     def observe(self, rows: Predictions) -> None:
         """Take what the network says of a batch of this process."""
@@ -49,11 +55,14 @@ class ValidationPictures:
             self._next = ended + (ended - began) / SHARE
 
     def _draw(self, rows: Predictions, step: int) -> None:
-        from alexnet_dist.runs.plots import Judged, Subject, draw_judged  # matplotlib, where it is wanted
+        # matplotlib, where it is wanted
+        from alexnet_dist.runs.plots import Judged, Subject, draw_first_inputs, draw_judged
 
-        start = self._start
+        start, folder = self._start, self._start.folder
         assert start.splits.val is not None
-        runtime, engine = start.runtime.alone(), start.engine.name
-        subject = Subject(start.folder, start.folder / MODEL, self._describe(), start.config, runtime, engine)
+        # Beside the run's own loader, the one that needs neither a process nor memory of a device.
+        subject = Subject(folder, folder / MODEL, self._describe(), start.config, start.runtime.alone(), REFERENCE)
         judged = Judged("val", start.splits.val, rows)
-        self._trackers.show(Pictures(step, draw_judged(subject, judged), judged.worst))
+        inputs = [] if self._has_inputs else draw_first_inputs(subject, start.splits.train)
+        self._has_inputs = True
+        self._trackers.show(Pictures(step, [*inputs, *draw_judged(subject, judged)], judged.worst))

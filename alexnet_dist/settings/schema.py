@@ -390,9 +390,9 @@ class TrackingConfig:
     log_model: Literal[False, "end", "best"] = False
     """model/ as an artifact of W&B, with the aliases best and latest, and of MLflow; end: when the run has ended; best:
     W&B also gets it each time that it has better weights"""
-    privacy: Literal["minimal", "standard", "full"] = "standard"
-    """what W&B gets; minimal: numbers, settings and filters; standard: also pictures, names of classes and files, and
-    what the device does; full: also host name, git and the package's code; see docs/tracking.md"""
+    privacy: Literal["minimal", "standard", "full"] = "minimal"
+    """what W&B gets; minimal: numbers, settings, filters and curves; standard: also images of the data set, names of
+    classes and files, and what the device does; full: also host name, git and the package's code; docs/tracking.md"""
 
 
 @dataclass(frozen=True)

@@ -290,9 +290,20 @@ class Trackers:
         return self._metrics.sync()
 
     @property
+    def names(self) -> list[str]:
+        """Of the mirrors that have not failed."""
+        return list(self._mirrors)
+
+    @property
     def has_gallery(self) -> bool:
         """Whether a mirror shows pictures."""
         return any(isinstance(mirror, Gallery) for mirror in self._mirrors.values())
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether one of these may show what tells of images; a gallery that may not says `shows_images = False`."""
+        galleries = (mirror for mirror in self._mirrors.values() if isinstance(mirror, Gallery))
+        return any(getattr(gallery, "shows_images", True) for gallery in galleries)
 
     def show(self, pictures: Pictures) -> None:
         """Show pictures wherever there is a place for them."""

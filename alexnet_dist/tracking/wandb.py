@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -44,6 +45,11 @@ SLOW_SECONDS = 0.1  # calls below this do not count
 PICTURE_SECONDS, MODEL_SECONDS = 20.0, 600.0  # after the end of the run, to upload what there is of them
 EXIT_SECONDS = 2.0  # beside what is left of the budget, for W&B's service to end
 SERVICE = "wandb-core"
+TOLD = {  # what the start of a run says of `tracking.privacy`
+    "minimal": "it gets numbers and settings, no images (tracking.privacy standard adds them)",
+    "standard": "it gets images and names of files, too (tracking.privacy standard)",
+    "full": "it gets images, host name, git and code, too (tracking.privacy full)",
+}
 
 
 class WandbMirror:
@@ -126,11 +132,15 @@ class WandbMirror:
             if self._run is not None:
                 self._guard("summary", lambda: self._run.summary.update({"best_top1": self._best}) or True)
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether W&B may get images, and names of files and classes."""
+        return bool(self._tracking["privacy"] != "minimal")
+
     def show(self, pictures: Pictures) -> None:
         """Log pictures, aside."""
-        may_tell = self._tracking["privacy"] != "minimal"
-        self._grace = max(self._grace, PICTURE_SECONDS)
-        log = partial(log_pictures, folder=self._folder / "wandb", pictures=pictures, tells_of_images=may_tell)
+        self._grace, folder = max(self._grace, PICTURE_SECONDS), self._folder / "wandb"
+        log = partial(log_pictures, folder=folder, pictures=pictures, tells_of_images=self.shows_images)
         self._log_aside("pictures", log)
 
     def keep(self, model: Path, facts: Row, is_last: bool) -> None:
@@ -183,7 +193,7 @@ class WandbMirror:
         what: str,
         action: Callable[[], Any],
         then: str = "the run goes on",
-        limit: float = WANDB_BUDGET_SECONDS,
+        limit: float = math.inf,
         extra: float = 0.0,
     ) -> Any:
         """Do something with W&B in bounded time; after a failure the run goes on without it.
@@ -278,10 +288,12 @@ def _describe(run: Any, config: Mapping[str, Any]) -> Any:
 
 def _prepare(run: Run) -> Start | None:
     tracking = escape_values(run.tracking)
-    config = hide_places(escape_values({**run.settings, "run": dict(run.facts)}), tracking["privacy"])
+    settings = hide_places(escape_values(run.settings), tracking["privacy"])
+    config = {**settings, "run": escape_values(run.facts)}
     mode, reason = choose_wandb_mode(tracking["wandb"])
     if tracking["wandb"] != "disabled":
-        logger.info("W&B: %s (%s)", mode, reason)
+        told = f"; {TOLD[tracking['privacy']]}" if mode != "disabled" else ""
+        logger.info("W&B: %s (%s)%s", mode, reason, told)
     overruled = list_overruled(tracking)
     if overruled:
         logger.info("W&B: without effect: %s", ", ".join(overruled))

@@ -204,7 +204,7 @@ def _strip_user(address: str) -> str:
 
 
 def hide_places(value: Any, privacy: str) -> Any:
-    """Nested settings as W&B gets them: the home folder is `~`; in `minimal` a whole path is its last name."""
+    """Nested settings as W&B gets them: the home folder is `~`; in `minimal` a path is its last name."""
     if isinstance(value, Mapping):
         return {key: hide_places(part, privacy) for key, part in value.items()}
     if isinstance(value, list):
@@ -213,7 +213,7 @@ def hide_places(value: Any, privacy: str) -> Any:
         return value
     home = str(Path.home())
     text = value if home == "/" else value.replace(home, "~")
-    return Path(text).name if privacy == "minimal" and text.startswith(("/", "~")) else text
+    return Path(text).name if privacy == "minimal" and "/" in text else text
 
 
 def explain(error: Exception) -> str:

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import yaml
 from helpers.dist_helper import run_processes, start_processes
@@ -34,6 +35,7 @@ from alexnet_dist.cli.train import train
 from alexnet_dist.settings.schema import TrackingConfig
 from alexnet_dist.tracking import wandb as wandb_mirror
 from alexnet_dist.tracking import wandb_account
+from alexnet_dist.tracking.pictures import Picture, Pictures
 from alexnet_dist.tracking.trackers import read_rows, rename_for_display
 from alexnet_dist.tracking.wandb import WandbMirror
 
@@ -41,7 +43,13 @@ pytest.importorskip("wandb")
 CANARY = "canary-5f1c2e"
 
 
+def take_time() -> None:
+    """W&B's service starts within seconds; on a machine that does much else, it takes longer than a run would wait."""
+    wandb_mirror.WANDB_BUDGET_SECONDS = 120.0
+
+
 def train_with_wandb(folder: Path) -> None:
+    take_time()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
     sys.argv.append(f"--token={CANARY}")
     os.environ["SECRET_TOKEN"] = CANARY
@@ -156,6 +164,7 @@ SECRETS = {
 }
 PASSED_ON = ("command", "home", "host", "remote", "email", "netrc")  # in other ways than by a variable
 LEVELS = (pytest.param("minimal", marks=pytest.mark.slow), "standard", pytest.param("full", marks=pytest.mark.slow))
+DEFAULT = "minimal"
 
 
 def canary(name: str) -> str:
@@ -164,6 +173,7 @@ def canary(name: str) -> str:
 
 def train_among_secrets(folder: Path, level: str) -> None:
     """In a git repository, below a home folder, and with variables that all hold secrets."""
+    take_time()
     home, project = folder / canary("home"), folder / "project"
     home.mkdir(parents=True)
     remote = f"https://me:{canary('remote')}@example.org/toy.git"
@@ -178,7 +188,8 @@ def train_among_secrets(folder: Path, level: str) -> None:
     sys.argv.append(f"--token={canary('command')}")
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
     socket.gethostname = lambda: canary("host")
-    tracking = {"wandb": "offline", "privacy": level, "log_model": "best"}
+    chosen = {} if level == DEFAULT else {"privacy": level}
+    tracking = {"wandb": "offline", "log_model": "best", **chosen}
     settings = {f"tracking__{key}": value for key, value in tracking.items()}
     train(tiny_config(folder / "run", train__epochs=2, log__plots=True, **settings))
 
@@ -235,7 +246,8 @@ def test_pictures_and_tables_are_there_and_can_be_opened(runs_among_secrets: Cal
     (folder,) = whole.glob("wandb/offline-run-*/files")
     shown = {key: value for row in rows if is_media(row) for key, value in row.items() if key != "step"}
     names = {f"plots/{name}" for name in ("confusion", "inputs", "worst", "curves", "conv1")}
-    first = {"validation/confusion", "validation/worst"}  # of the first epoch; the second one comes too soon after
+    # Of the first epoch; the second one comes too soon after.
+    first = {"training/inputs", "validation/confusion", "validation/worst"}
     assert shown.keys() == {"conv1/tower_1", "conv1/tower_2", *names, *first, "worst_predictions"}
     for value in shown.values():
         content = (folder / value["path"]).read_bytes()
@@ -320,10 +332,38 @@ def test_a_run_that_cannot_begin_online_is_recorded_offline(tmp_path: Path) -> N
     mirror._run.log.assert_called_once_with({"step": 1, "train/loss": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("chosen", "shown"), [({}, {"conv1/filters"}), ({"privacy": "standard"}, {"conv1/filters", "plots/worst"})]
+)
+def test_images_are_shown_to_wandb_only_where_that_was_chosen(
+    tmp_path: Path, chosen: dict[str, Any], shown: set[str]
+) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pictures = Pictures(7, [Picture("conv1/filters", pixels, tells_of_images=False), Picture("plots/worst", pixels)])
+    tracking = dataclasses.asdict(TrackingConfig(wandb="online", **chosen))
+    mirror = open_mirror(tmp_path, lambda **arguments: MagicMock(), tracking=tracking)
+    mirror.show(pictures)
+    mirror._aside.wait()
+    (row,) = mirror._run.log.call_args.args
+    assert row.keys() - {"step"} == shown
+    assert mirror.shows_images == bool(chosen)
+
+
+@pytest.mark.parametrize(
+    ("level", "root", "train"),
+    [("minimal", "acme", "train-{0..9}.tar"), ("standard", "~/clients/acme", "../x/train-{0..9}.tar")],
+)
+def test_paths_are_told_as_the_level_says(monkeypatch: pytest.MonkeyPatch, level: str, root: str, train: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = {"root": "/home/me/clients/acme", "train": "../x/train-{0..9}.tar", "fold": None}
+    assert wandb_account.hide_places({"data": data}, level) == {"data": {"root": root, "train": train, "fold": None}}
+
+
 def open_mirror(folder: Path, start: Any, **changes: Any) -> WandbMirror:
     words: dict[str, Any] = {"folder": folder, "mode": "offline", "run_id": "5e6f7a8b", "config": {}, "rows": []}
     tracking = dataclasses.asdict(TrackingConfig(wandb="online"))
-    return WandbMirror(start=start, call=lambda action, _: action(), **{**words, "tracking": tracking, **changes})
+    words |= {"tracking": tracking, **changes}
+    return WandbMirror(start=start, call=lambda action, _: action(), **words)
 
 
 END = """
@@ -362,6 +402,7 @@ def test_a_service_that_is_stopped_or_gone_does_not_keep_a_process(
 
 
 def cross_validate_with_wandb(folder: Path) -> None:
+    take_time()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
     words = {"train__epochs": 1, "data__folds": 2, "tracking__wandb": "offline", "tracking__tensorboard": True}
     cross_validate(tiny_config(folder, **words))

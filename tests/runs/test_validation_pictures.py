@@ -21,7 +21,7 @@ from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Trackers
 from alexnet_dist.training.predictions import Predictions
 
-SHOWN = {"validation/confusion", "validation/worst"}
+SHOWN = {"validation/confusion", "validation/worst", "training/inputs"}
 
 
 class Costly(ValidationPictures):
@@ -44,14 +44,14 @@ def watch(pictures: Costly) -> int:
 
 def test_pictures_take_their_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = SimpleNamespace(on_main=lambda ask: ask(), gather=lambda value: [value], count_once=int, is_main=True)
-    gallery = SimpleNamespace(has_gallery=True)
+    gallery = SimpleNamespace(shows_images=True)
     start: Any = SimpleNamespace(runtime=runtime)
     pictures = Costly(start, gallery, lambda: None)  # type: ignore[arg-type, return-value]
     monkeypatch.setattr(validation_pictures, "time", SimpleNamespace(monotonic=lambda: pictures.clock))
     assert [watch(pictures), watch(pictures)] == [1, 1]
     pictures.clock += 3.0 / SHARE
     assert watch(pictures) == 2
-    gallery.has_gallery = False
+    gallery.shows_images = False
     pictures.clock += 3.0 / SHARE
     assert watch(pictures) == 2
 
