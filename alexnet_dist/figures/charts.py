@@ -7,7 +7,7 @@ color vision tell apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,10 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # its name: nothing 
 HEIGHT = 260  # pixels
 COLORS = [f"var(--series-{number})" for number in range(8)]
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
+LIGHT_COLOR, RING_COLOR = "var(--muted)", "var(--text)"
+WIDTH, LIGHT_WIDTH = 1.8, 0.8  # pixels of a line
 MOST_POINTS, FEWEST_POINTS = 3000, 60  # of a chart, and of a curve
+FEW_POINTS = 30  # that each get a dot
 LONGEST_NAME = 40
 DIGITS = 5  # that a value in a page has
 
@@ -30,11 +33,15 @@ class Curve:
         run: whose.
         what: the values are ("validation").
         points: (place, value) in their order.
+        is_light: it lies behind the others, thin and gray.
+        ring: the point that stands out, if any.
     """
 
     run: str
     what: str
     points: Sequence[tuple[float, float]]
+    is_light: bool = False
+    ring: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,15 +75,11 @@ def describe_chart(axes: Axes, curves: Sequence[Curve]) -> dict[str, Any]:
     runs = list(dict.fromkeys(_show(curve.run) for curve in curves))
     kinds = list(dict.fromkeys(curve.what for curve in curves))
     key, names = ("run", runs) if len(runs) > 1 else ("what", kinds)
+    light = {curve.what for curve in curves if curve.is_light}
     room = max(FEWEST_POINTS, MOST_POINTS // len(curves))
-    values = [
-        {"run": _show(curve.run), "what": curve.what, "x": _round(x), "y": _round(y)}
-        for curve in curves
-        for x, y in thin(curve.points, room)
-    ]
+    behind_first = sorted(curves, key=lambda curve: not curve.is_light)
+    values = [value for curve in behind_first for value in _list_values(curve, room)]
     pick = {"name": "picked", "select": {"type": "point", "fields": [key]}, "bind": "legend"}
-    has_dots = any(len(curve.points) == 1 for curve in curves)  # no line leads to them
-    line = {"type": "line", "strokeWidth": 1.8, "point": {"size": 30} if has_dots else False}
     return {
         "$schema": SCHEMA,
         "description": f"{axes.title}: {', '.join(names)}. The values of the epochs stand in a table.",
@@ -84,14 +87,38 @@ def describe_chart(axes: Axes, curves: Sequence[Curve]) -> dict[str, Any]:
         "height": HEIGHT,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"values": values},
-        "encoding": _encode(axes, key, names, kinds if key == "run" else []),
-        "layer": [{"params": [pick], "mark": line}, _point_at(axes, runs, kinds)],
+        "encoding": _encode(axes, key, names, kinds if key == "run" else [], light),
+        "layer": [
+            *([_BEHIND] if light else []),
+            {"params": [pick], "transform": [{"filter": "!datum.light"}], "mark": _draw_line(WIDTH)},
+            *(mark for key, mark in _MARKS.items() if any(key in value for value in values)),
+            _point_at(axes, runs, kinds),
+        ],
         "config": _CONFIG,
     }
 
 
-def _encode(axes: Axes, key: str, names: Sequence[str], dashed: Sequence[str]) -> dict[str, Any]:
-    colors = {"domain": names, "range": [COLORS[n % len(COLORS)] for n in range(len(names))]}
+def _list_values(curve: Curve, room: int) -> list[dict[str, Any]]:
+    """A curve as the chart has it. Few points get dots, and one alone must: no line leads to it."""
+    points = thin(curve.points, room)
+    is_dotted = len(points) == 1 or (len(points) <= FEW_POINTS and not curve.is_light)
+    whose = {"run": _show(curve.run), "what": curve.what, **({"light": 1} if curve.is_light else {})}
+    values = [{**whose, "x": _round(x), "y": _round(y), **({"dot": 1} if is_dotted else {})} for x, y in points]
+    ringed = (
+        [] if curve.ring is None else [{**whose, "x": _round(curve.ring[0]), "y": _round(curve.ring[1]), "ring": 1}]
+    )
+    return values + ringed
+
+
+def _draw_line(width: float) -> dict[str, Any]:
+    return {"type": "line", "strokeWidth": width}
+
+
+def _encode(
+    axes: Axes, key: str, names: Sequence[str], dashed: Sequence[str], light: Collection[str]
+) -> dict[str, Any]:
+    shades = [LIGHT_COLOR if name in light and not dashed else COLORS[n % len(COLORS)] for n, name in enumerate(names)]
+    colors = {"domain": names, "range": shades}
     encoding: dict[str, Any] = {
         "x": {"field": "x", "type": "quantitative", "title": axes.place, "axis": {"tickCount": 8, "grid": False}},
         "y": {
@@ -104,6 +131,8 @@ def _encode(axes: Axes, key: str, names: Sequence[str], dashed: Sequence[str]) -
         "color": {"field": key, "type": "nominal", "title": None, "scale": colors},
         "opacity": {"condition": {"param": "picked", "value": 1}, "value": 0.12},
     }
+    if len(names) == 1:  # the chart's title says what it is
+        encoding["color"]["legend"] = None
     if len(dashed) > 1:
         scale = {"domain": dashed, "range": [DASHES[n % len(DASHES)] for n in range(len(dashed))]}
         encoding["strokeDash"] = {"field": "what", "type": "nominal", "legend": None, "scale": scale}
@@ -127,6 +156,15 @@ def _point_at(axes: Axes, runs: Sequence[str], kinds: Sequence[str]) -> dict[str
     }
 
 
+_BEHIND = {"transform": [{"filter": "datum.light"}], "mark": _draw_line(LIGHT_WIDTH)}
+_MARKS: dict[str, dict[str, Any]] = {
+    "dot": {"transform": [{"filter": "datum.dot"}], "mark": {"type": "point", "filled": True, "size": 30}},
+    "ring": {
+        "transform": [{"filter": "datum.ring"}],
+        "mark": {"type": "point", "filled": False, "size": 150, "strokeWidth": 1.5},
+        "encoding": {"color": {"value": RING_COLOR}},
+    },
+}
 _CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",

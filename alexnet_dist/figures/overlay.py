@@ -13,7 +13,7 @@ INCHES, GAP = 2.8, 0.15  # side of a picture, and around it
 BAR_INCHES, WORDS_INCHES = 0.12, 0.75  # the scale's width, and beside it its words
 COLORS = "inferno"  # dark to bright, also in gray and for every kind of color vision
 STRONGEST = 0.75  # part of the color where the evidence is 1
-SHADE = 0.55  # of the picture where there is none
+SHADE, LIFT = 0.55, 36  # of the picture where there is none: darker than it is, and never black
 
 
 def blend_evidence(pictures: npt.NDArray[np.uint8], evidence: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
@@ -28,7 +28,7 @@ def blend_evidence(pictures: npt.NDArray[np.uint8], evidence: npt.NDArray[np.flo
     """
     from matplotlib import colormaps
 
-    gray = pictures.mean(axis=3, keepdims=True) * SHADE  # (N, H, W, 1)
+    gray = pictures.mean(axis=3, keepdims=True) * SHADE + LIFT  # (N, H, W, 1)
     colors = 255 * colormaps[COLORS](evidence)[..., :3]  # (N, H, W, 3)
     part = STRONGEST * evidence[..., None]  # (N, H, W, 1)
     blended: npt.NDArray[np.uint8] = np.rint((1 - part) * gray + part * colors).astype(np.uint8)

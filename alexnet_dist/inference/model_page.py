@@ -67,6 +67,7 @@ def format_page(
     digest: str,
     results: Sequence[SetResult] = (),
     counts: Mapping[str, int] | None = None,
+    is_held_out: bool = False,
 ) -> str:
     """The page of a model.
 
@@ -75,6 +76,7 @@ def format_page(
         digest: sha256 of model.safetensors.
         results: of the sets that the weights were measured on; without any, the page has no section on results.
         counts: images of each set of the run; None = not known.
+        is_held_out: whether the validation set is a part of the training set.
     """
     card = replace(card, source=keep_public(card.source))  # older versions told more
     data = _describe_to_hub(card, results)
@@ -83,7 +85,7 @@ def format_page(
         _show_use(card),
         _tabulate_results(card, results) if results else "",
         _describe_data(card, counts),
-        _describe_recipe(card),
+        _describe_recipe(card, _name_sets(counts, is_held_out)),
         _describe_preprocessing(card),
         _name_limits(card),
         LICENSE,
@@ -251,7 +253,12 @@ def _describe_data(card: ModelCard, counts: Mapping[str, int] | None) -> str:
     return "## Data\n\n" + "\n".join(lines) if lines else ""
 
 
-def _describe_recipe(card: ModelCard) -> str:
+def _name_sets(counts: Mapping[str, int] | None, is_held_out: bool) -> list[str]:
+    """Which sets of its own the run had; none where that is not known."""
+    return [name for name in SET_NAMES if (counts or {}).get(name) and not (name == "val" and is_held_out)]
+
+
+def _describe_recipe(card: ModelCard, sets: Sequence[str]) -> str:
     settings = {key: value for key, value in card.settings.items() if not key.startswith(_OF_MACHINES)}
     parts = []
     if isinstance(begun := card.source.get("pretrained"), dict) and begun.get("weights"):
@@ -268,22 +275,25 @@ def _describe_recipe(card: ModelCard) -> str:
         )
         recipe = yaml.safe_dump(nest(settings), sort_keys=False, allow_unicode=True).rstrip()
         parts.append(
-            "With the settings below in recipe.yaml this command trains it again:\n\n"
-            f"    {_name_command(str(settings.get('data.source')))}\n\n"
+            "With the settings below in recipe.yaml this command trains it again, where capitals stand for your paths:"
+            f"\n\n    {_name_command(str(settings.get('data.source')), sets)}\n\n"
             f"<details><summary>recipe.yaml</summary>\n\n```yaml\n{recipe}\n```\n\n</details>"
         )
     return "## Recipe\n\n" + "\n\n".join(parts) if parts else ""
 
 
-def _name_command(source: str) -> str:
-    """What trains again; FOLDER and LIST stand for the user's own."""
-    facts = SOURCES.get(source)
+def _name_command(source: str, sets: Sequence[str]) -> str:
+    """What trains again; words in capitals stand for the user's own.
+
+    Args:
+        source: of the images.
+        sets: which the run had; a part of another is none.
+    """
+    facts, command = SOURCES.get(source), "alexnet-dist train --config recipe.yaml"
     if facts is None or not facts.needs_root:
-        return "alexnet-dist train --config recipe.yaml"
-    if source in ("folder", "tar", "imagenet"):  # `train FOLDER` knows them by their looks
-        return "alexnet-dist train FOLDER --config recipe.yaml"
-    names = "" if facts.can_download else " --data.train LIST"
-    return f"alexnet-dist train --config recipe.yaml --data.root FOLDER{names}"
+        return command
+    names = [] if facts.can_download else [f" --data.{name} {name.upper()}" for name in sets or ["train"]]
+    return f"{command} --data.root FOLDER{''.join(names)}"
 
 
 def _describe_preprocessing(card: ModelCard) -> str:

@@ -242,14 +242,12 @@ def draw_figures(
 def draw_judged(subject: Subject, judged: Judged) -> list[Picture]:
     """The confusion matrix and the sheet of the worst predictions, in no folder. Whatever fails costs a warning."""
     draws = {"confusion": _draw_confusion, "worst": _draw_worst}
-    return _draw_apart(
-        {f"{NAMES[judged.split]}/{name}": partial(draw, subject, judged) for name, draw in draws.items()}
-    )
+    return _draw_apart({f"{judged.split}/{name}": partial(draw, subject, judged) for name, draw in draws.items()})
 
 
 def draw_first_inputs(subject: Subject, index: SampleIndex) -> list[Picture]:
     """The first training images as the network sees them, in no folder. Whatever fails costs a warning."""
-    return _draw_apart({"training/inputs": partial(_draw_inputs, subject, index)})
+    return _draw_apart({"train/inputs": partial(_draw_inputs, subject, index)})
 
 
 def _draw_apart(draws: Mapping[str, Callable[[Path], None]]) -> list[Picture]:

@@ -174,7 +174,7 @@ def write_model_page(start: Start, test_row: Row) -> None:
         if row
     ]
     if digest is not None:
-        page = format_page(card, digest, results, start.splits.counts())
+        page = format_page(card, digest, results, start.splits.counts(), start.splits.is_held_out)
         write_file(folder / README, page.encode())
 
 

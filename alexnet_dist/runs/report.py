@@ -25,12 +25,25 @@ from alexnet_dist.figures.vega import explain_missing
 from alexnet_dist.runs.comparison import SPREAD, find_differences, group_seeds, summarize_seeds
 from alexnet_dist.runs.folder import now
 from alexnet_dist.runs.past_runs import PastRun
-from alexnet_dist.runs.report_parts import Cell, Grid, Part, describe_run, embed_curves, show_number, show_share, text
+from alexnet_dist.runs.report_parts import (
+    Cell,
+    Grid,
+    Part,
+    describe_run,
+    drop_empty_columns,
+    embed_curves,
+    show_number,
+    show_share,
+    show_time,
+    text,
+)
+from alexnet_dist.tracking.trackers import find_most_memory
 
 PAGE = Path(__file__).parent
 REPORT = "report.html"
 MOST_PICTURE_BYTES = 3_000_000  # of a page, in base64; Vega has 0.9 MB, the rows of a run of 90 epochs less
 VALIDATION, EPOCHS, LOG_POINTS = "validation", "train, mean of the epoch", "train, log points"
+TEST = "test, of the best weights"
 WAITS, WAITS_MOSTLY = 0.05, 0.25  # parts of the time of training
 
 
@@ -73,7 +86,8 @@ def format_page(runs: Sequence[PastRun], vega: str | None) -> str:
     names = [escape_text(run.name) for run in runs]
     page: str = _load_template().render(
         title=f"{names[0]}: report" if len(runs) == 1 else f"{len(runs)} runs beside each other",
-        subtitle=f"Written {now()} by alexnet_dist {list_versions()['alexnet_dist']}. " + _describe_states(runs),
+        subtitle=f"Written {show_time(now())} by alexnet_dist {list_versions()['alexnet_dist']}. "
+        + _describe_states(runs),
         policy=Markup(_make_policy([script, *([vega] if vega is not None else [])])),
         css=Markup((PAGE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -83,7 +97,7 @@ def format_page(runs: Sequence[PastRun], vega: str | None) -> str:
         specs=Markup(_hide_tags(format_json(specs, REPORT))),
         parts=_list_parts(shown),
         notes=[f"{run.name}: {note}" for run in runs for note in run.notes],
-        summary=[_SUMMARY_HEAD, *map(_summarize, runs)],
+        summary=drop_empty_columns([_SUMMARY_HEAD, *map(_summarize, runs)]),
         differences=[
             [text("setting"), *map(text, names)],
             *([text(key), *map(text, differences[key])] for key in differences),
@@ -142,7 +156,7 @@ def _list_parts(shown: Sequence[Shown]) -> list[tuple[str, str]]:
 
 _SUMMARY_HEAD = [
     *map(text, ("run", "recipe", "state", "best val top-1", "in epoch", "top-5", "last val top-1", "test top-1")),
-    *map(text, ("epochs", "time", "images/s", "processes")),
+    *map(text, ("epochs", "time", "images/s", "processes", "most memory (MiB)")),
 ]
 
 
@@ -162,6 +176,7 @@ def _summarize(run: PastRun) -> list[Cell]:
         Cell("" if run.seconds is None else format_seconds(run.seconds), run.seconds),
         show_number(run.number("images_per_second"), ",.0f"),
         show_number(run.facts.get("processes")),
+        show_number(next(iter(find_most_memory(run.rows).values()), None), ",.0f"),
     ]
 
 
@@ -184,12 +199,12 @@ LEARNING_CHARTS: Sequence[tuple[str, Axes, Sequence[Source]]] = (
     (
         "loss",
         Axes("Loss", "cross-entropy (nats)", "", has_zero=False),
-        [("eval", "loss", VALIDATION), ("epoch", "train_loss", EPOCHS), ("train", "loss", LOG_POINTS)],
+        [("epoch", "train_loss", EPOCHS), ("eval", "loss", VALIDATION), ("train", "loss", LOG_POINTS)],
     ),
     (
         "top1",
         Axes("Top-1 accuracy", "top-1", "", is_share=True),
-        [("eval", "top1", VALIDATION), ("epoch", "train_top1", EPOCHS), ("train", "top1", LOG_POINTS)],
+        [("epoch", "train_top1", EPOCHS), ("eval", "top1", VALIDATION), ("train", "top1", LOG_POINTS)],
     ),
     ("rate", Axes("Learning rate", RATE, ""), [("train", "lr", RATE)]),
 )
@@ -220,13 +235,16 @@ def _make_charts(runs: Sequence[PastRun]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _find_curves(run: PastRun, scale: float, sources: Sequence[Source], num_runs: int) -> list[Curve]:
-    """A run's curves; beside other runs without log points, where epochs tell of training."""
-    found = {
-        what: Curve(run.name, what, [(row["step"] / scale, row[key]) for row in rows])
-        for event, key, what in sources
-        if (rows := run.select(event, key))
-    }
-    if num_runs > 1 and EPOCHS in found:
+    """A run's curves; beside other runs without log points, where epochs tell of training, and without the test."""
+    found: dict[str, Curve] = {}
+    for event, key, what in sources:
+        points = [(row["step"] / scale, row[key]) for row in run.select(event, key)]
+        best = (run.best["step"] / scale, run.best[key]) if what == VALIDATION and points and run.best else None
+        if points:
+            found[what] = Curve(run.name, what, points, is_light=what == LOG_POINTS and bool(found), ring=best)
+        if best is not None and num_runs == 1 and (tests := run.select("test", key)):
+            found[TEST] = Curve(run.name, TEST, [(best[0], tests[-1][key])])
+    if EPOCHS in found and num_runs > 1:
         found.pop(LOG_POINTS, None)
     return list(found.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from alexnet_dist.base.text import escape_text
 from alexnet_dist.figures.canvas import is_own_figure
 from alexnet_dist.runs.folder import BAD_FILES, PLOTS
 from alexnet_dist.runs.past_runs import PastRun
+from alexnet_dist.settings.schema import Config
 
 NUM_WORST = 24
 MOST_ROWS = 1000  # of a table; it says how many there are
@@ -28,10 +30,19 @@ FIGURES = {  # of plots/: what they show
     "worst.png": "The worst predictions: what each picture is, and what the network said",
     "worst_explained.png": "The same pictures: bright is what speaks for the class that was said (LayerCAM at conv5)",
 }
-FACTS = (
-    *("strategy", "processes", "device", "precision", "precision_reason", "engine", "engine_reason", "batch"),
-    *("git_commit", "pretrained"),
+FACTS = (  # of run.json
+    *("strategy", "processes", "device", "precision", "precision_reason", "engine", "engine_reason", "kernels"),
+    *("batch", "git_commit", "pretrained"),
 )
+IMAGES = {  # what data.* of run.json is called; the rest is of use to a resume alone
+    "num_train": "training",
+    "num_val": "validation",
+    "num_test": "test",
+    "num_classes": "classes",
+    "num_bad_files": "could not be read",
+    "fingerprint": "fingerprint",
+}
+WORDS = {"cpu": "CPU", "gpus": "GPUs", "cpu_features": "CPU features", "memory_gib": "memory (GiB)"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,17 @@ def show_share(value: Any) -> Cell:
     return show_number(value, ".2%")
 
 
+def show_time(said: str) -> str:
+    """`2026-01-31T12:00:00+00:00` as people write it; another text as it is."""
+    return f"{said[:10]} {said[11:16]} UTC" if re.fullmatch(r"[\d-]{10}T[\d:]{8}\+00:00", said) else said
+
+
+def drop_empty_columns(rows: Grid) -> Grid:
+    """A table without the columns that have nothing but their heads; the first one stays."""
+    kept = [not place or any(str(row[place]) for row in rows[1:]) for place in range(len(rows[0]))]
+    return [[cell for cell, is_kept in zip(row, kept, strict=True) if is_kept] for row in rows]
+
+
 def describe_run(run: PastRun, room: int) -> list[Part]:
     """The parts that there is something to show in.
 
@@ -116,9 +138,8 @@ def describe_run(run: PastRun, room: int) -> list[Part]:
     worst = Part(
         "worst", "Worst predictions", [], _pick(shown, "worst.png", "worst_explained.png"), _tabulate_worst(run)
     )
-    settings = Table("all settings", _tabulate(run.settings, "setting"), is_folded=True, is_sortable=True)
     bad = Part("bad-files", "Bad files", *_list_bad_files(run))
-    parts = [classes, inside, worst, Part("settings", "Settings", tables=[settings]), _describe_environment(run), bad]
+    parts = [classes, inside, worst, _describe_settings(run), _describe_environment(run), bad]
     return [part for part in parts if part.lines or part.pictures or any(len(table.rows) > 1 for table in part.tables)]
 
 
@@ -200,10 +221,11 @@ def _tabulate_worst(run: PastRun) -> list[Table]:
     """The wrong predictions that gave the truth least, then right ones."""
     found = _read(run.folder / PLOTS / "predictions.csv")
     found.sort(key=lambda row: (row.get("right") == "True", _to_float(row.get("true_confidence")) or 0.0))
-    head = [*map(text, ("picture", "true class", "its probability", "predicted class", "its probability"))]
+    head = [*map(text, ("picture", "verdict", "true class", "probability", "predicted class", "probability"))]
     rows = [
         [
             text(row.get("path", "")),
+            text({"True": "right", "False": "wrong"}.get(row.get("right", ""), "")),
             text(_name(row, "true_class", "true_words")),
             _parse(row.get("true_confidence"), ".1%"),
             text(_name(row, "predicted_class", "predicted_words")),
@@ -232,30 +254,56 @@ def _to_float(said: str | None) -> float | None:
 
 
 def _tabulate(values: dict[str, Any], what: str) -> Grid:
-    said = {key: value if isinstance(value, str) else format_json(value, key) for key, value in values.items()}
+    said = {key: _say(value, key) for key, value in values.items()}
     return [[text(what), text("value")], *([text(key), text(value)] for key, value in said.items())]
+
+
+def _say(value: Any, key: str) -> str:
+    """A value as people read it: lists of words with commas, and everything else as JSON."""
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else format_json(value, key)
+
+
+def _describe_settings(run: PastRun) -> Part:
+    """First those that are not what they would be without a configuration."""
+    defaults = flatten(Config())
+    chosen = {key: value for key, value in run.settings.items() if key not in defaults or value != defaults[key]}
+    lines = ["These differ from the defaults:"] if chosen else []
+    grids = {"settings that differ from the defaults": chosen, "all settings": run.settings}
+    tables = [
+        Table(title, _tabulate(values, "setting"), is_folded=values is run.settings, is_sortable=values is run.settings)
+        for title, values in grids.items()
+    ]
+    return Part("settings", "Settings", lines, tables=tables)
 
 
 def _describe_environment(run: PastRun) -> Part:
     facts = {key: run.facts[key] for key in FACTS if run.facts.get(key) not in (None, "", {})}
-    data = run.facts.get("data")
-    images = {key: value for key, value in data.items() if key != "newest_ns"} if isinstance(data, dict) else {}
-    machine = run.facts.get("machine")
+    data, machine, versions = (_take_dict(run.facts.get(key)) for key in ("data", "machine", "versions"))
     groups = {
-        "training": flatten(facts),
-        "machine": machine if isinstance(machine, dict) else {},
-        "images": images,
-        "versions": run.facts.get("versions") or {},
+        "training": _call_by_words(flatten(facts)),
+        "machine": _call_by_words(machine),
+        "images": {words: data[key] for key, words in IMAGES.items() if data.get(key)},
+        "versions": versions,
     }
-    tables = [
-        Table(title, _tabulate(values, title))
-        for title, values in groups.items()
-        if isinstance(values, dict) and values
-    ]
+    tables = [Table(title, _tabulate(values, title)) for title, values in groups.items() if values]
     starts = [start for start in run.facts.get("starts") or [] if isinstance(start, dict)]
-    rows = [[text(start.get(key, "")) for key in ("time", "step", "processes", "micro_batch_size")] for start in starts]
+    keys = ("step", "processes", "micro_batch_size")
+    rows = [
+        [text(show_time(str(start.get("time", "")))), *(text(start.get(key, "")) for key in keys)] for start in starts
+    ]
     head = [*map(text, ("start", "from step", "processes", "images a forward"))]
     return Part("environment", "Environment", tables=[*tables, Table("starts", [head, *rows])])
+
+
+def _take_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _call_by_words(values: dict[str, Any]) -> dict[str, Any]:
+    """Facts under words that people know, without those that say nothing."""
+    return {WORDS.get(key, key.replace("_", " ")): value for key, value in values.items() if value not in ([], {}, "")}
 
 
 def _list_bad_files(run: PastRun) -> tuple[list[str], list[Picture], list[Table]]:

@@ -344,12 +344,16 @@ class Trackers:
 
 
 def rename_for_display(row: Row) -> Row:
-    """A row of metrics.jsonl under W&B's and TensorBoard's names: `loss` of a train row becomes `train/loss`."""
+    """A row of metrics.jsonl under W&B's and TensorBoard's names: `loss` of a train row becomes `train/loss`.
+
+    What the row of an epoch repeats of the validation is left out: it is there as `val/loss` and `val/top1`.
+    """
     prefix = {"train": "train", "epoch": "epoch"}.get(row["event"], row.get("split", row["event"]))
     shared = {"step": "step", "epoch": "epoch", "samples_seen": "samples_seen", "lr": "lr"}
     performance = ("images_per_second", "data_wait_seconds", "data_wait_fraction", *MEMORY)
     shared |= {name: f"perf/{name}" for name in performance}
-    return {shared.get(key, f"{prefix}/{key}"): value for key, value in row.items() if key not in ("event", "split")}
+    left_out = {"event", "split", *(("val_loss", "val_top1") if row["event"] == "epoch" else ())}
+    return {shared.get(key, f"{prefix}/{key}"): value for key, value in row.items() if key not in left_out}
 
 
 def name_points(row: Row) -> Row:

@@ -247,7 +247,7 @@ def test_pictures_and_tables_are_there_and_can_be_opened(runs_among_secrets: Cal
     shown = {key: value for row in rows if is_media(row) for key, value in row.items() if key != "step"}
     names = {f"plots/{name}" for name in ("confusion", "inputs", "worst", "curves", "conv1")}
     # Of the first epoch; the second one comes too soon after.
-    first = {"training/inputs", "validation/confusion", "validation/worst"}
+    first = {"train/inputs", "val/confusion", "val/worst"}
     assert shown.keys() == {"conv1/tower_1", "conv1/tower_2", *names, *first, "worst_predictions"}
     for value in shown.values():
         content = (folder / value["path"]).read_bytes()

@@ -27,8 +27,23 @@ def test_of_one_run_colors_tell_the_values_apart_and_of_several_the_runs() -> No
     assert "strokeDash" not in alone
     assert (beside["color"]["field"], beside["color"]["scale"]["domain"]) == ("run", ["a", "b"])
     assert beside["strokeDash"]["scale"]["domain"] == ["validation", "train"]
-    assert describe_chart(axes, two)["layer"][0]["mark"]["point"]
-    assert not describe_chart(axes, one)["layer"][0]["mark"]["point"]
+    assert describe_chart(axes, one[:1])["encoding"]["color"]["legend"] is None
+
+
+def test_few_points_have_dots_and_what_lies_behind_comes_first() -> None:
+    behind = Curve("a", "log points", [(float(n), 1.0) for n in range(3)], is_light=True)
+    long = Curve("a", "long", [(float(n), 1.0) for n in range(99)])
+    few = Curve("a", "few", [(1, 2.0), (2, 1.0)], ring=(2, 1.0))
+    spec = describe_chart(Axes("Loss", "nats", "epoch"), [few, long, behind])
+    values = spec["data"]["values"]
+    assert {value["what"] for value in values if value.get("dot")} == {"few"}
+    assert [(value["x"], value["y"]) for value in values if value.get("ring")] == [(2.0, 1.0)]
+    assert [value["what"] for value in values[:4]] == ["log points"] * 3 + ["few"]
+    colors, (behind_them, lines, *_) = spec["encoding"]["color"]["scale"], spec["layer"]
+    assert colors["domain"] == ["few", "long", "log points"]  # in the legend
+    assert colors["range"][2] not in colors["range"][:2]
+    assert behind_them["mark"]["strokeWidth"] < lines["mark"]["strokeWidth"]
+    assert {value["what"] for value in values if value.get("light")} == {"log points"}
 
 
 @pytest.mark.parametrize("num_runs", [1, 30])
@@ -40,4 +55,4 @@ def test_a_chart_has_few_values_however_long_the_runs_were(num_runs: int) -> Non
 
 def test_names_are_made_printable() -> None:
     values = describe_chart(Axes("Loss", "nats", "epoch"), [Curve("\x1b[2J", "train", [(1, 1.0)])])["data"]["values"]
-    assert values == [{"run": "\\x1b[2J", "what": "train", "x": 1.0, "y": 1.0}]
+    assert values == [{"run": "\\x1b[2J", "what": "train", "x": 1.0, "y": 1.0, "dot": 1}]

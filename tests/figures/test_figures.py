@@ -233,8 +233,8 @@ def test_evidence_is_laid_over_a_picture(tmp_path: Path, channels: int) -> None:
     evidence[1, 2, 3] = 1
     blended = blend_evidence(pictures, evidence)
     assert blended.shape == (2, 8, 8, 3)
-    assert (blended[0] == 110).all()  # gray and dark, where there is none
-    assert np.argwhere((blended[1] != 110).any(axis=2)).tolist() == [[2, 3]]
+    assert (blended[0] == 146).all()  # gray and dark, where there is none
+    assert np.argwhere((blended[1] != 146).any(axis=2)).tolist() == [[2, 3]]
     assert blended[1, 2, 3, 0] > 200
     draw_explanation(tmp_path / "e.png", pictures[1], evidence[1], "\n".join(ODD_NAMES))
     wide, high = read_png_size(tmp_path / "e.png")

@@ -29,6 +29,7 @@ from alexnet_dist.inference.model_page import (
     SetResult,
     _find_interval,
     _name_command,
+    _name_sets,
     change_metadata,
     drop_page,
     format_page,
@@ -177,18 +178,26 @@ def test_a_finished_run_has_a_page_with_its_figures(run: Path, tmp_path: Path) -
     assert "    alexnet-dist train --config recipe.yaml\n" in page
 
 
+WITH_ROOT = "alexnet-dist train --config recipe.yaml --data.root FOLDER"
+
+
 @pytest.mark.parametrize(
-    ("source", "command"),
+    ("source", "counts", "command"),
     [
-        ("folder", "alexnet-dist train FOLDER --config recipe.yaml"),
-        ("digits", "alexnet-dist train --config recipe.yaml"),
-        ("cifar10", "alexnet-dist train --config recipe.yaml --data.root FOLDER"),
-        ("manifest", "alexnet-dist train --config recipe.yaml --data.root FOLDER --data.train LIST"),
-        ("None", "alexnet-dist train --config recipe.yaml"),
+        ("folder", {"train": 90, "val": 10, "test": 40}, f"{WITH_ROOT} --data.train TRAIN --data.test TEST"),
+        ("imagenet", None, f"{WITH_ROOT} --data.train TRAIN"),
+        ("digits", {"train": 9, "val": 1}, "alexnet-dist train --config recipe.yaml"),
+        ("cifar10", {"train": 9, "val": 1, "test": 1}, WITH_ROOT),
+        ("None", None, "alexnet-dist train --config recipe.yaml"),
     ],
 )
-def test_the_command_fits_the_source(source: str, command: str) -> None:
-    assert _name_command(source) == command
+def test_the_command_fits_the_source(source: str, counts: dict[str, int] | None, command: str) -> None:
+    assert _name_command(source, _name_sets(counts, is_held_out=True)) == command
+
+
+def test_a_validation_set_of_its_own_is_named() -> None:
+    counts = {"train": 9, "val": 3, "test": 0}
+    assert _name_command("tar", _name_sets(counts, False)) == f"{WITH_ROOT} --data.train TRAIN --data.val VAL"
 
 
 @pytest.mark.heavy

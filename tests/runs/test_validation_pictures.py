@@ -21,7 +21,7 @@ from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Trackers
 from alexnet_dist.training.predictions import Predictions
 
-SHOWN = {"validation/confusion", "validation/worst", "training/inputs"}
+SHOWN = {"val/confusion", "val/worst", "train/inputs"}
 
 
 class Costly(ValidationPictures):

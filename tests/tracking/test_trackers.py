@@ -132,7 +132,7 @@ def test_missing_metrics_have_no_rows(tmp_path: Path) -> None:
             {"step": 3, "val/top1": 0.5, "val/num_examples": 7},
         ),
         ({"event": "test", "step": 3, "top5": 1.0}, {"step": 3, "test/top5": 1.0}),
-        ({"event": "epoch", "epoch": 1, "val_loss": 2.0}, {"epoch": 1, "epoch/val_loss": 2.0}),
+        ({"event": "epoch", "epoch": 1, "train_loss": 2.0, "val_loss": 1.0}, {"epoch": 1, "epoch/train_loss": 2.0}),
     ],
 )
 def test_rows_have_their_names_in_views(row: dict[str, Any], expected: dict[str, Any]) -> None:
