@@ -120,7 +120,13 @@ def _encode(
     shades = [LIGHT_COLOR if name in light and not dashed else COLORS[n % len(COLORS)] for n, name in enumerate(names)]
     colors = {"domain": names, "range": shades}
     encoding: dict[str, Any] = {
-        "x": {"field": "x", "type": "quantitative", "title": axes.place, "axis": {"tickCount": 8, "grid": False}},
+        "x": {
+            "field": "x",
+            "type": "quantitative",
+            "title": axes.place,
+            "axis": {"tickCount": 8, "tickMinStep": 1, "grid": False},  # epochs and updates are whole
+            "scale": {"zero": True, "nice": False},
+        },
         "y": {
             "field": "y",
             "type": "quantitative",
@@ -162,7 +168,7 @@ _MARKS: dict[str, dict[str, Any]] = {
     "ring": {
         "transform": [{"filter": "datum.ring"}],
         "mark": {"type": "point", "filled": False, "size": 150, "strokeWidth": 1.5},
-        "encoding": {"color": {"value": RING_COLOR}},
+        "encoding": {"color": {"value": RING_COLOR}, "strokeDash": {"value": DASHES[0]}},
     },
 }
 _CONFIG: dict[str, Any] = {

@@ -34,6 +34,7 @@ from alexnet_dist.runs.report_parts import (
     embed_curves,
     show_number,
     show_share,
+    show_speed,
     show_time,
     text,
 )
@@ -156,7 +157,7 @@ def _list_parts(shown: Sequence[Shown]) -> list[tuple[str, str]]:
 
 _SUMMARY_HEAD = [
     *map(text, ("run", "recipe", "state", "best val top-1", "in epoch", "top-5", "last val top-1", "test top-1")),
-    *map(text, ("epochs", "time", "images/s", "processes", "most memory (MiB)")),
+    *map(text, ("epochs", "time", "images/s", "processes", "memory (MiB)")),
 ]
 
 
@@ -174,7 +175,7 @@ def _summarize(run: PastRun) -> list[Cell]:
         show_share(run.number("test_top1")),
         Cell("" if run.epoch is None else f"{run.epoch}{planned}", run.epoch),
         Cell("" if run.seconds is None else format_seconds(run.seconds), run.seconds),
-        show_number(run.number("images_per_second"), ",.0f"),
+        show_speed(run.number("images_per_second")),
         show_number(run.facts.get("processes")),
         show_number(next(iter(find_most_memory(run.rows).values()), None), ",.0f"),
     ]
@@ -246,7 +247,8 @@ def _find_curves(run: PastRun, scale: float, sources: Sequence[Source], num_runs
             found[TEST] = Curve(run.name, TEST, [(best[0], tests[-1][key])])
     if EPOCHS in found and num_runs > 1:
         found.pop(LOG_POINTS, None)
-    return list(found.values())
+    is_first = VALIDATION if num_runs > 1 else ""  # then dashes tell the values apart, and validation is solid
+    return sorted(found.values(), key=lambda curve: curve.what != is_first)
 
 
 def find_limits(run: PastRun) -> str:
@@ -264,7 +266,8 @@ def find_limits(run: PastRun) -> str:
     elif waits >= WAITS:
         limit = f"Mostly computing limits the speed: training waited {waits:.0%} of its time for images ({engine})."
     speeds = [row["images_per_second"] for row in rows]
-    span = f"{min(speeds):,.0f} to {max(speeds):,.0f}, median {statistics.median(speeds):,.0f}"
+    least, most, middle = map(show_speed, (min(speeds), max(speeds), statistics.median(speeds)))
+    span = f"{least} to {most}, median {middle}"
     return f"{limit} Images per second between two log points: {span}."
 
 

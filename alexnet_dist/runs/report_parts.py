@@ -21,6 +21,7 @@ from alexnet_dist.settings.schema import Config
 
 NUM_WORST = 24
 MOST_ROWS = 1000  # of a table; it says how many there are
+MANY_A_SECOND = 100  # images, that are shown without decimals
 QUALITY, SCALES = 82, (1.0, 0.75, 0.5, 0.35, 0.25)  # of a picture that has no room as PNG
 IN_BASE64 = 4 / 3
 FIGURES = {  # of plots/: what they show
@@ -30,6 +31,7 @@ FIGURES = {  # of plots/: what they show
     "worst.png": "The worst predictions: what each picture is, and what the network said",
     "worst_explained.png": "The same pictures: bright is what speaks for the class that was said (LayerCAM at conv5)",
 }
+DIAGRAMS = ("confusion.png", "curves.png")
 FACTS = (  # of run.json
     *("strategy", "processes", "device", "precision", "precision_reason", "engine", "engine_reason", "kernels"),
     *("batch", "git_commit", "pretrained"),
@@ -66,13 +68,14 @@ Grid = list[list[Cell]]  # the head, then the rows
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that lies in the page."""
+    """A picture that lies in the page; one without photographs may change its colors on a dark page."""
 
     source: str
     alt: str
     caption: str
     width: int
     height: int
+    is_diagram: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ def show_number(value: Any, form: str = "") -> Cell:
 def show_share(value: Any) -> Cell:
     """A cell of a fraction, in percent."""
     return show_number(value, ".2%")
+
+
+def show_speed(value: float | None) -> Cell:
+    """A cell of images per second."""
+    return show_number(value, ",.0f" if (value or 0.0) >= MANY_A_SECOND else ".1f")
 
 
 def show_time(said: str) -> str:
@@ -170,7 +178,8 @@ def embed(path: Path, about: str, most: int) -> Picture | None:
         kind, data, width, height = _pack(path, facts.st_mtime_ns, facts.st_size, int(most / IN_BASE64))
     except (OSError, ValueError):
         return None
-    return Picture(f"data:image/{kind};base64,{data}", about, f"{about}.", width, height)
+    is_diagram = path.name in DIAGRAMS
+    return Picture(f"data:image/{kind};base64,{data}", about, f"{about}.", width, height, is_diagram)
 
 
 @lru_cache(maxsize=64)

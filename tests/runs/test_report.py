@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,6 +107,29 @@ def test_runs_stand_beside_each_other_with_what_differs(tmp_path: Path) -> None:
     assert "3 seeds" in page.text
     assert "70.00% 10.00% 60.00% 80.00%" in page.text
     assert sum(tag == "script" for tag, _ in page.tags) == 3
+
+
+def list_kinds(page: str, chart: str) -> list[str]:
+    """What the curves of a chart are, in the order of their first values."""
+    specs = json.loads(re.search(r'id="specs">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
+    (spec,) = [each["spec"] for each in specs if each["id"] == f"chart-{chart}"]
+    return list(dict.fromkeys(value["what"] for value in spec["data"]["values"]))
+
+
+def test_beside_other_runs_validation_is_solid_and_a_run_alone_shows_its_test(full: Path, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_full_run(tmp_path / f"seed-{seed}", seed=seed)
+    assert list_kinds(format_page(find_runs(tmp_path), VEGA), "loss") == ["validation", "train, mean of the epoch"]
+    alone = list_kinds(format_page(find_runs(full), VEGA), "top1")
+    assert alone == ["train, log points", "train, mean of the epoch", "validation", "test, of the best weights"]
+
+
+def test_settings_that_are_not_the_defaults_come_first(full: Path) -> None:
+    text = Page(format_page(find_runs(full), VEGA)).text
+    chosen = text.partition("These differ from the defaults:")[2].partition("all settings")[0]
+    assert "optimizer.lr" in chosen
+    assert "optimizer.trust_coefficient" not in chosen
+    assert "optimizer.trust_coefficient" in text
 
 
 def test_without_vega_the_figure_stands_in_and_a_line_tells_how_to_get_it(
