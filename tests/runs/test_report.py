@@ -127,7 +127,7 @@ def test_beside_other_runs_validation_is_solid_and_a_run_alone_shows_its_test(fu
 def test_settings_that_are_not_the_defaults_come_first(full: Path) -> None:
     text = Page(format_page(find_runs(full), VEGA)).text
     chosen = text.partition("These differ from the defaults:")[2].partition("all settings")[0]
-    assert "optimizer.lr" in chosen
+    assert "model.image_size 64" in chosen
     assert "optimizer.trust_coefficient" not in chosen
     assert "optimizer.trust_coefficient" in text
 
