@@ -83,7 +83,7 @@ def test_a_pointer_is_told_the_values_and_a_legend_picks_a_curve(browser: Any, p
     faint = "return document.querySelectorAll('#chart-loss .mark-line path[opacity=\"0.12\"]').length"
     assert browser.execute_script(faint) == 0
     ActionChains(browser).move_to_element(find(browser, "#chart-loss .role-legend-label text")).click().perform()
-    WebDriverWait(browser, SECONDS).until(lambda driver: driver.execute_script(faint) == 2)
+    WebDriverWait(browser, SECONDS).until(lambda driver: driver.execute_script(faint) == 3)
 
 
 def test_a_keyboard_reaches_and_does_everything(browser: Any, pages: dict[str, Path]) -> None:
