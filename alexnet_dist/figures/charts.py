@@ -79,6 +79,7 @@ def describe_chart(axes: Axes, curves: Sequence[Curve]) -> dict[str, Any]:
     room = max(FEWEST_POINTS, MOST_POINTS // len(curves))
     behind_first = sorted(curves, key=lambda curve: not curve.is_light)
     values = [value for curve in behind_first for value in _list_values(curve, room)]
+    lines = [*([_BEHIND] if light else []), _BEFORE]
     pick = {"name": "picked", "select": {"type": "point", "fields": [key]}, "bind": "legend"}
     return {
         "$schema": SCHEMA,
@@ -89,8 +90,8 @@ def describe_chart(axes: Axes, curves: Sequence[Curve]) -> dict[str, Any]:
         "data": {"values": values},
         "encoding": _encode(axes, key, names, kinds if key == "run" else [], light),
         "layer": [
-            *([_BEHIND] if light else []),
-            {"params": [pick], "transform": [{"filter": "!datum.light"}], "mark": _draw_line(WIDTH)},
+            {"params": [pick], **lines[0]},  # the first layer has the legend
+            *lines[1:],
             *(mark for key, mark in _MARKS.items() if any(key in value for value in values)),
             _point_at(axes, runs, kinds),
         ],
@@ -163,6 +164,7 @@ def _point_at(axes: Axes, runs: Sequence[str], kinds: Sequence[str]) -> dict[str
 
 
 _BEHIND = {"transform": [{"filter": "datum.light"}], "mark": _draw_line(LIGHT_WIDTH)}
+_BEFORE = {"transform": [{"filter": "!datum.light"}], "mark": _draw_line(WIDTH)}
 _MARKS: dict[str, dict[str, Any]] = {
     "dot": {"transform": [{"filter": "datum.dot"}], "mark": {"type": "point", "filled": True, "size": 30}},
     "ring": {
