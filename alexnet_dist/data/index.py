@@ -113,7 +113,7 @@ class SampleIndex:
 
     def locate(self, sample_id: int) -> str:
         """The name of a sample's file for messages, with its root; a part of a container is called CONTAINER!NAME."""
-        return os.path.join(self.root, self.paths[sample_id])
+        return os.path.join(str(self.root), self.paths[sample_id])
 
     def find_encoded(self, sample_id: int) -> ImageSource:
         """An image file as decoders take it: the path of a file of its own, the bytes of a part of a container.

@@ -24,7 +24,7 @@ from torch import Tensor
 from alexnet_dist.base.errors import MachineError, MemoryExhaustedError
 from alexnet_dist.base.spans import COPIES, span
 from alexnet_dist.data.crop_ops.operations import change_rows, changes_bytes
-from alexnet_dist.data.engines.dali.feed import Feed, Feeder, Inputs
+from alexnet_dist.data.engines.dali.feed import Feed, Feeder
 from alexnet_dist.data.engines.dali.note import find_suspects, noting, write_names
 from alexnet_dist.data.engines.finish import Crops, CutCrops, Mask, ScaledCrops, find_targets, finish, scale_pixels
 from alexnet_dist.data.engines.loader import Batch, Loader
@@ -145,12 +145,12 @@ def _run_pipeline(
         return
     waiting: deque[Feed] = deque()  # given to DALI and not yet taken; between them steps without any file
 
-    def give() -> Iterator[Inputs]:
+    def give() -> Iterator[tuple[object, ...]]:
         for feed in itertools.chain([first], feeds):
             waiting.append(feed)
             write_names(note, (some.names for some in waiting if some.names is not None))
             if feed.inputs is not None:
-                yield feed.inputs
+                yield feed.inputs.flatten()
             elif len(waiting) > loader.prefetch + MOST_WITHOUT:
                 return
 

@@ -38,25 +38,26 @@ ENDINGS = (b"\xff\xd9", b"\x60\x82")  # of a JPEG and of a PNG
 
 
 class Inputs(NamedTuple):
-    """What DALI gets for n files, n > 0: three arrays, as each costs its Python side some 0.1 ms."""
+    """What DALI gets for n files, n > 0; in pixels where nothing else is said.
+
+    An array for each argument of its operators: to cut it out of a table would take one more operator each.
+    """
 
     file: Array | list[Pixels]  # (n, L) uint8 names, a zero or more behind each; or n contents of files in containers
-    whole: npt.NDArray[np.int32]  # (n, W) the columns of `WHOLE`, and a mirror for each view
-    real: npt.NDArray[np.float32]  # (n, R) the columns of `REAL`, the mean of C channels, and x and y of each view
+    start: Array  # (n, 2) int32 x, y of the window
+    shape: Array  # (n, 2) int32 width, height
+    margins: Array  # (n, 1, 2) int32 y, x of the window among zeros
+    padded: Array  # (n, 2) int32 height, width of the window with the zeros around it
+    inner_start: Array  # (n, 2) float32 y, x of the window within its margins
+    inner_end: Array  # (n, 2) float32 its other corner; with y above the start's the picture is flipped top to bottom
+    resized: Array  # (n, 2) float32 height, width
+    mean: Array  # (n, C) float32 subtracted from the pixels
+    crops: tuple[Array, ...]  # x, y in parts of the margin (n,) float32, mirror (n,) int32, and so on for each view
 
-
-# Columns of `Inputs`, two of each; in pixels.
-WHOLE = (
-    "start",  # x, y of the window
-    "shape",  # its width and height
-    "margins",  # y, x of the window among zeros
-    "padded",  # height, width of the window with the zeros around it
-)
-REAL = (
-    "inner_start",  # y, x of the window within its margins
-    "inner_end",  # its other corner; with y above the start's the picture is flipped top to bottom
-    "resized",  # height, width
-)
+    def flatten(self) -> tuple[object, ...]:
+        """One item for each output of the external source, arrays as DALI wants them."""
+        items = (*self[:-1], *self.crops)
+        return tuple(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item for item in items)
 
 
 class Feed(NamedTuple):
@@ -278,28 +279,32 @@ def describe_files(
     windows, resized = rows.windows[::views], rows.resized[::views]
     upside_down = rows.flips[::views, 1:] & np.array([True, False])  # (n, 2) for y, x
     shape, margins = windows[:, 3:1:-1], find_margins(windows[:, 2:], resized)[:, ::-1]  # height, width from here on
-    inner_start = np.where(upside_down, margins + shape, margins)
-    inner_end = np.where(upside_down, margins, margins + shape)
-    mirrors = rows.flips[:, 0].reshape(-1, views)  # (n, views)
-    corners = place_crops(rows, recipe.crop_size).reshape(len(files), -1)  # (n, 2 * views)
-    mean = np.zeros_like(means[::views]) if changes_bytes(recipe) else means[::views]
     return Inputs(
         file=names if loader.index.containers is None else [np.frombuffer(data, np.uint8) for data in files],
-        whole=np.concatenate([windows, margins, shape + 2 * margins, mirrors], axis=1).astype(np.int32),
-        real=np.concatenate([inner_start, inner_end, resized[:, ::-1], mean, corners], axis=1).astype(np.float32),
+        start=windows[:, :2].astype(np.int32),
+        shape=windows[:, 2:].astype(np.int32),
+        margins=margins[:, None].astype(np.int32),
+        padded=(shape + 2 * margins).astype(np.int32),
+        inner_start=np.where(upside_down, margins + shape, margins).astype(np.float32),
+        inner_end=np.where(upside_down, margins, margins + shape).astype(np.float32),
+        resized=resized[:, ::-1].astype(np.float32),
+        mean=np.zeros_like(means[::views]) if changes_bytes(recipe) else means[::views],
+        crops=place_crops(rows, views, recipe.crop_size),
     )
 
 
-def place_crops(rows: StepPlan, side: int) -> npt.NDArray[np.float32]:
-    """(rows, 2) x and y of crops, in pictures that are flipped top to bottom already.
+def place_crops(rows: StepPlan, views: int, side: int) -> tuple[Array, ...]:
+    """x, y, mirror of each view, in pictures that are flipped top to bottom already.
 
-    DALI wants them in parts of the margin, multiplies, and rounds: for any margin below 2**22 that gives the plan's
+    DALI wants x and y in parts of the margin, multiplies, and rounds: for any margin below 2**22 that gives the plan's
     corner again.
     """
-    margins = rows.resized - side
+    margins = rows.resized - side  # (n * views, 2)
     corners = np.where(rows.flips[:, 1:] & np.array([False, True]), margins - rows.corners, rows.corners)
-    parts: npt.NDArray[np.float32] = (corners / np.maximum(margins, 1)).astype(np.float32)
-    return parts
+    parts = (corners / np.maximum(margins, 1)).astype(np.float32)
+    mirror = rows.flips[:, 0].astype(np.int32)
+    columns = (parts[:, 0], parts[:, 1], mirror)
+    return tuple(column[view::views] for view in range(views) for column in columns)
 
 
 def find_margins(shape: IntArray, resized: IntArray) -> IntArray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alexnet_dist.data.crop_ops.operations import changes_bytes
-from alexnet_dist.data.engines.dali.feed import REAL, WHOLE, Array, Inputs
+from alexnet_dist.data.engines.dali.feed import Array, Inputs
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.plan import share_rows
 
@@ -51,14 +51,14 @@ class Recipe:
     has_names: bool
 
 
-def build_pipeline(loader: Loader, source: Iterator[Inputs]) -> Any:
+def build_pipeline(loader: Loader, source: Iterator[tuple[object, ...]]) -> Any:
     """A pipeline whose outputs are the crops of each view, (n, S, S, C) or (n, C, S, S) float32 on the loader's device.
 
     They hold pixels on the 0-255 scale where operations on bytes follow, else the network's input.
 
     Args:
         loader: plan, layout, device and settings.
-        source: of each batch.
+        source: `Inputs.flatten` of each batch.
 
     Raises:
         RuntimeError: DALI cannot use the device.
@@ -110,53 +110,40 @@ def _device_id(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _define_graph(source: Iterator[Inputs], recipe: Recipe) -> tuple[Any, ...]:
-    file, whole, real = fn.external_source(source=source, num_outputs=len(Inputs._fields), batch=True)
-    given = {
-        name: columns[2 * n : 2 * n + 2]
-        for columns, names in ((whole, WHOLE), (real, REAL))
-        for n, name in enumerate(names)
-    }
-    picture = _decode_window(file, given, recipe)
+def _define_graph(source: Iterator[tuple[object, ...]], recipe: Recipe) -> tuple[Any, ...]:
+    num_inputs = len(Inputs._fields) - 1
+    nodes = fn.external_source(source=source, num_outputs=num_inputs + 3 * recipe.views, batch=True)
+    given: Any = Inputs._make([*nodes[:num_inputs], nodes[num_inputs:]])
+    picture = _decode_window(given, recipe)
     last_pixel = [] if recipe.decoder == "mixed" else [picture[-1, -1]]
     padded = _surround_with_zeros(picture, given, recipe)
     picture = fn.resize(
-        padded, size=given["resized"], roi_start=given["inner_start"], roi_end=given["inner_end"], antialias=True
+        padded, size=given.resized, roi_start=given.inner_start, roi_end=given.inner_end, antialias=True
     )
-    first_corner = 2 * len(REAL) + recipe.channels
-    mean = real[2 * len(REAL) : first_corner]
-    mirrors = [whole[2 * len(WHOLE) + view] for view in range(recipe.views)]
-    corners = [real[first_corner + 2 * view : first_corner + 2 * view + 2] for view in range(recipe.views)]
-    crops = [_cut_view(picture, corner, mirror, mean, recipe) for corner, mirror in zip(corners, mirrors, strict=True)]
-    return *crops, *last_pixel
+    return *(_cut_view(picture, given, recipe, view) for view in range(recipe.views)), *last_pixel
 
 
-def _surround_with_zeros(picture: Any, given: dict[str, Any], recipe: Recipe) -> Any:
+def _surround_with_zeros(picture: Any, given: Any, recipe: Recipe) -> Any:
     """On a CPU by `multi_paste`, which takes half the time of a padded slice; on a GPU it reads beyond its memory."""
     if recipe.decoder == "cpu":
-        return fn.multi_paste(
-            picture,
-            out_anchors=fn.reshape(given["margins"], shape=[1, 2]),
-            output_size=given["padded"],
-            dtype=types.UINT8,
-        )
+        return fn.multi_paste(picture, out_anchors=given.margins, output_size=given.padded, dtype=types.UINT8)
     return fn.slice(
         picture,
-        start=-given["margins"],
-        shape=given["padded"],
+        start=fn.reshape(-given.margins, shape=[2]),
+        shape=given.padded,
         axes=[0, 1],
         out_of_bounds_policy="pad",
         fill_values=[0] * recipe.channels,  # a value for each channel: with one for all DALI takes three times as long
     )
 
 
-def _decode_window(file: Any, given: dict[str, Any], recipe: Recipe) -> Any:
+def _decode_window(given: Any, recipe: Recipe) -> Any:
     # Read, not mapped: a mapped file that is cut short while it is decoded kills the process.
-    encoded = fn.io.file.read(file, dont_use_mmap=True) if recipe.has_names else file
+    encoded = fn.io.file.read(given.file, dont_use_mmap=True) if recipe.has_names else given.file
     picture = fn.decoders.image_slice(
         encoded,
-        start=given["start"],
-        shape=given["shape"],
+        start=given.start,
+        shape=given.shape,
         axis_names="WH",
         device=recipe.decoder,
         output_type=types.RGB,
@@ -173,14 +160,15 @@ def _convert_to_luma(picture: Any) -> Any:
     return fn.cast((parts[0] + parts[1] + parts[2] + 32768) // 65536, dtype=types.UINT8)
 
 
-def _cut_view(picture: Any, corner: Any, mirror: Any, mean: Any, recipe: Recipe) -> Any:
+def _cut_view(picture: Any, given: Any, recipe: Recipe, view: int) -> Any:
+    x, y, mirror = given.crops[3 * view : 3 * view + 3]
     return fn.crop_mirror_normalize(
         picture,
         crop=[recipe.side, recipe.side],
-        crop_pos_x=corner[0],
-        crop_pos_y=corner[1],
+        crop_pos_x=x,
+        crop_pos_y=y,
         mirror=mirror,
-        mean=mean,
+        mean=given.mean,
         std=list(recipe.std),
         dtype=types.FLOAT,
         output_layout=recipe.layout,

@@ -191,11 +191,11 @@ def test_that_comparison_notices_edges_that_are_not_weighed(
         check_equal(*make_both(loader, 0, 3), largest=LARGEST, mean=MEAN)
 
 
-def place_at(corners: Any, resized: Any) -> Any:
-    """(2, n) x and y of these corners (n, 2) in pictures of these widths and heights (n, 2)."""
+def place_at(corners: Any, resized: Any) -> tuple[Any, ...]:
+    """x and y of these corners (n, 2) in pictures of these widths and heights (n, 2)."""
     rows = Plan(np.full((len(corners), 2), 30), CUT, len(corners), 0, False).at(0)
     rows = rows._replace(corners=corners, resized=resized, flips=np.zeros_like(rows.flips))
-    return dali_source.place_crops(rows, SIDE).T
+    return dali_source.place_crops(rows, 1, SIDE)[:2]
 
 
 @pytest.mark.parametrize("axis", [0, 1])
