@@ -45,7 +45,9 @@ RATIOS = {
         for precision in ("bf16", "fp32")
     },
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
-    "tracking": {f"{name}/off" for name in ("wandb", "tensorboard", "mlflow")},
+    "tracking": {
+        ratio for name in ("wandb", "tensorboard", "mlflow") for ratio in (f"{name}/off", f"{name}_calls/updates")
+    },
     "loader": {
         *(f"{name}/standard" for name in (*ENGINES, *RIVALS)),
         *(f"{engine}/{rival}" for rival, engine in RIVALS.items()),
