@@ -13,6 +13,7 @@ from alexnet_dist.cli.networks import open_network
 from alexnet_dist.cli.options import import_shown, show
 
 if TYPE_CHECKING:
+    from alexnet_dist.data.sources.loose import Unpacking
     from alexnet_dist.inference.features import FeatureBatch
     from alexnet_dist.inference.features_file import Rows
 
@@ -38,16 +39,25 @@ def check_features(layer: str, out: Path | None, explain: str | None, form: str)
     check_ending(out)
 
 
-def save_features(model_path: Path, paths: Sequence[str], layer: str, out: Path, device: str, weights: str) -> int:
+def save_features(
+    model_path: Path,
+    paths: Sequence[str],
+    layer: str,
+    out: Path,
+    device: str,
+    weights: str,
+    unpacking: Unpacking | None = None,
+) -> int:
     """Write what a layer makes of image files, and say which of them could not be read; the exit code.
 
     Args:
         model_path: a run folder, a model folder or a checkpoint.
-        paths: image files.
+        paths: image files, archives, parquet files; see `open_pictures`.
         layer: conv1 to conv5, fc6, fc7 or fc8.
         out: the file, see `check_ending`.
         device: auto, cpu or cuda.
         weights: best or last, of a run folder.
+        unpacking: of parquet files.
 
     Raises:
         CheckpointError: no model there, or a damaged one.
@@ -58,7 +68,7 @@ def save_features(model_path: Path, paths: Sequence[str], layer: str, out: Path,
     from alexnet_dist.inference.features_file import write_features
 
     model, card = open_network(model_path, device, weights)
-    images = open_pictures(paths)
+    images = open_pictures(paths, unpacking)
     left_out: list[tuple[str, str, int]] = []
 
     def pass_on(batches: Iterator[FeatureBatch], bar: Progress) -> Iterator[Rows]:

@@ -1,4 +1,4 @@
-"""Which image files the words of a command line mean: files, folders, patterns, lists."""
+"""Which image files, archives and parquet files the words of a command line mean: files, folders, patterns, lists."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet_dist.base.braces import expand_braces
 from alexnet_dist.base.disk_errors import name_reason, name_remedy
 from alexnet_dist.base.errors import DataError
 from alexnet_dist.base.places import describe_missing
 from alexnet_dist.data.sources.folders import IMAGE_EXTENSIONS, Walk, list_images_below
+from alexnet_dist.data.sources.loose import CONTAINERS, find_container, list_containers
 
 STANDARD_INPUT, ANY_DEPTH = "-", "**"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -23,9 +25,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def find_pictures(words: Sequence[str], list_name: str | None) -> list[str]:
     """The paths that are meant, in the order of the words, those of the list last.
 
-    A folder means its images at any depth, sorted. A word with `*`, `?` or `[` that names nothing on the disk is a
-    pattern and means the image files that match, sorted; `**` matches folders at any depth. Any other word, and every
-    line of a list, is a file's path, whether it is there or not.
+    A folder means its images at any depth, sorted, or, where it has none, the archives and parquet files that lie in
+    it. A word that names nothing on the disk is several where it has braces, `{0000..0003}` or `{a,b}`; with `*`, `?`
+    or `[` it is a pattern and means the images, archives and parquet files that match, sorted; `**` matches folders at
+    any depth, for images alone. Any other word, and every line of a list, is a path, whether it is there or not.
 
     Args:
         words: of the command line.
@@ -40,19 +43,35 @@ def find_pictures(words: Sequence[str], list_name: str | None) -> list[str]:
 
 def _expand(word: str) -> list[str]:
     if os.path.isdir(word):
-        return [os.path.join(word, found.path) for found in list_images_below(Path(word))]
-    if os.path.lexists(word) or not glob.has_magic(word):
+        return _list_folder(word)
+    if os.path.lexists(word) or find_container(word):
+        return [word]
+    names = expand_braces(word)
+    if len(names) > 1:
+        return [path for name in names for path in _expand(name)]
+    if not glob.has_magic(word):
         return [word]
     matches = _match_any_depth(word) if ANY_DEPTH in word.split("/") else glob.glob(word)
-    images = sorted(path for path in matches if path.lower().endswith(IMAGE_EXTENSIONS) and os.path.isfile(path))
+    endings = (*IMAGE_EXTENSIONS, *CONTAINERS)
+    images = sorted(path for path in matches if path.lower().endswith(endings) and os.path.isfile(path))
     if not images:
         why = f"none of the {len(matches)} names that match is an image file's" if matches else "nothing matches"
-        raise DataError("a pattern without an image", where=word, why=why, remedy=f"use {' '.join(IMAGE_EXTENSIONS)}")
+        raise DataError("a pattern without an image", where=word, why=why, remedy=f"use {' '.join(endings)}")
     return images
 
 
+def _list_folder(folder: str) -> list[str]:
+    try:
+        return [os.path.join(folder, found.path) for found in list_images_below(Path(folder))]
+    except DataError:
+        packed = list_containers(Path(folder))
+        if not packed:
+            raise
+    return packed
+
+
 def _match_any_depth(word: str) -> list[str]:
-    """The image files that a pattern with `**` matches. Unlike `glob`, this reads no folder twice through links."""
+    """What a pattern with `**` matches of image files. Unlike `glob`, this reads no folder twice through links."""
     parts = word.split("/")
     first = parts.index(ANY_DEPTH)
     above, below = "/".join(parts[:first]), parts[first:]

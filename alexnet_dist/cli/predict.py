@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alexnet_dist.base.durable import format_csv, format_json
 from alexnet_dist.base.errors import UsageError
+from alexnet_dist.base.places import find_cache_dir
 from alexnet_dist.base.progress import Progress
 from alexnet_dist.base.terminal import find_columns, wrap_line
 from alexnet_dist.base.text import align, escape_text, shorten
@@ -26,6 +27,7 @@ from alexnet_dist.data.class_words import describe_class, find_words
 from alexnet_dist.settings.reader import new_parser, parse_options
 
 if TYPE_CHECKING:
+    from alexnet_dist.data.sources.loose import Unpacking
     from alexnet_dist.inference.predict import Prediction
 
 EXAMPLES = """Name what is on a picture.
@@ -38,13 +40,14 @@ examples:
   python launch/predict.py runs/flowers pictures --explain explained
   python launch/predict.py runs/flowers pictures --features fc7 --out features.npz
 
-A path is an image file, a folder (its images at any depth, sorted), an archive (tar or zip) or a quoted pattern. Where
-the name of a class is an ImageNet id, its words are shown, too. With --explain a PNG for each picture shows where the
-evidence for its class lies (LayerCAM at conv5), under the path that the picture has below the folder which all of them
-share. With --features the file of --out, an .npz or .parquet, has for each picture its path and the values of a layer
-behind its ReLU, and nothing is predicted. A file that cannot be read gets a row with its error;
-the exit code is then 3. Where the network's output for a picture is not finite, the row says so; the exit code is then
-4, or 3 if there are files that cannot be read, too."""
+A path is an image file, a folder (its images at any depth, sorted), an archive (tar or zip), a parquet file, a picture
+of one of these (train-0000.tar!cat/1.jpg, val.parquet!7) or a quoted pattern ("train-{0000..0003}.tar", "*.parquet").
+Where the name of a class is an ImageNet id, its words are shown, too. With --explain a PNG for each picture shows where
+the evidence for its class lies (LayerCAM at conv5), under the path that the picture has below the folder which all of
+them share. With --features the file of --out, an .npz or .parquet, has for each picture its path and the values of a
+layer behind its ReLU, and nothing is predicted. A file that cannot be read gets a row with its error; the exit code is
+then 3. Where the network's output for a picture is not finite, the row says so; the exit code is then 4, or 3 if there
+are files that cannot be read, too."""
 
 
 _SHORTEST_PATH = 20  # columns
@@ -54,7 +57,8 @@ _GLUE = "\0"  # a blank at which no line is broken: within a class and its confi
 def main(argv: Sequence[str]) -> int:
     """Run the verb; its exit code."""
     parser = new_parser("predict", EXAMPLES, "MODEL PATH ... [options]")
-    parser.add_argument("paths", type=str, nargs="*", help="the model, then image files, folders, quoted patterns")
+    words = "the model, then image files, folders, archives, parquet files, quoted patterns"
+    parser.add_argument("paths", type=str, nargs="*", help=words)
     add_options(parser, "model", "weights")
     parser.add_argument("--list", type=str, help="file with the path of an image file on each line; - = standard input")
     parser.add_argument("--topk", type=int, default=5, help="classes in a row")
@@ -69,6 +73,10 @@ def main(argv: Sequence[str]) -> int:
         "--features", type=str, metavar="LAYER", help="write what this layer gives (fc7, fc6, conv5, ...) to --out"
     )
     parser.add_argument("--explain", type=str, metavar="FOLDER", help="draw what speaks for the class of each picture")
+    where = "where the pictures of parquet files are unpacked, once"
+    parser.add_argument("--data.cache_dir", dest="cache_dir", type=str, help=where)
+    what = "column of parquet files that holds the pictures, where it is not found by itself"
+    parser.add_argument("--data.columns.path", dest="column", type=str, metavar="COLUMN", help=what)
     add_options(parser, "overwrite", "device", "quiet", "debug")
     options = parse_options(argv, parser)
     if options.model is None and len(options.paths) > (options.list is None):
@@ -83,13 +91,17 @@ def main(argv: Sequence[str]) -> int:
     if options.explain is not None:
         drawing = Drawing(check_explained(options.explain, options.paths), options.overwrite)
     from alexnet_dist.cli.picture_paths import find_pictures  # numpy; --help should not wait for it
+    from alexnet_dist.data.sources.loose import Unpacking
 
     paths = find_pictures(options.paths, options.list)
+    unpacking = Unpacking(find_cache_dir(options.cache_dir), options.column)
     if options.features is not None:
         assert out is not None
-        return save_features(Path(options.model), paths, options.features, out, options.device, options.weights)
+        return save_features(
+            Path(options.model), paths, options.features, out, options.device, options.weights, unpacking
+        )
     predictions = list(
-        predict_files(Path(options.model), paths, options.topk, options.device, options.weights, drawing)
+        predict_files(Path(options.model), paths, options.topk, options.device, options.weights, drawing, unpacking)
     )
     if (form := choose_format(options.format, out)) != "table":
         hand_over(FORMATS[form](predictions), out, is_table=False)
@@ -106,16 +118,18 @@ def predict_files(
     device: str = "auto",
     weights: str = "best",
     drawing: Drawing | None = None,
+    unpacking: Unpacking | None = None,
 ) -> Iterator[Prediction]:
     """The predictions for image files, in their order, with the preprocessing of evaluation.
 
     Args:
         model_path: a run folder, a model folder or a checkpoint.
-        paths: image files.
+        paths: image files, archives, parquet files; see `open_pictures`.
         topk: classes in each prediction.
         device: auto, cpu or cuda.
         weights: best or last, of a run folder.
         drawing: where explanations are drawn; None = nowhere.
+        unpacking: of parquet files.
 
     Raises:
         CheckpointError: no model there, or a damaged one.
@@ -127,7 +141,7 @@ def predict_files(
     from alexnet_dist.inference.predict import load_pictures, predict_batch
 
     model, card = open_network(model_path, device, weights)
-    images = open_pictures(paths)
+    images = open_pictures(paths, unpacking)
     names = [file.path for some in images for file in some.files]
     figures = {} if drawing is None else place_explanations(drawing, names)
     with Progress("predicting", len(names)) as progress:

@@ -36,7 +36,7 @@ class Prediction:
     """What is said of one image file.
 
     Args:
-        path: as given; ARCHIVE!MEMBER of a picture in an archive.
+        path: as given; ARCHIVE!MEMBER of a picture in an archive, FILE!ROW/NAME of one in a parquet file.
         label: the likeliest class; None for a file that cannot be read.
         confidence: its softmax probability, 0 to 1.
         top: the likeliest classes with their probabilities, best first.
@@ -93,7 +93,7 @@ def predict(
     Args:
         model: a network of `from_pretrained`, or what `from_pretrained` takes: a run folder, its model/, a checkpoint,
             a saved folder, or a name on the hub.
-        paths: an image file or an archive of them, or several.
+        paths: an image file, an archive or a parquet file of them, or several.
         topk: classes in each prediction, best first.
         device: where to compute: "auto", "cpu", "cuda" or a device. None: where the network is, and "auto" for one that
             is loaded here. A network that is given stays where it is moved to.

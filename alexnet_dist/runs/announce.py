@@ -142,7 +142,7 @@ def list_next(start: Start) -> list[str]:
     folder, splits = quote_word(start.folder), start.splits
     index = splits.val or splits.train
     places = index.containers
-    is_read = index.has_files and (places is None or is_archive(places.names[0]))  # by predict
+    is_read = index.has_files and (places is None or is_archive(places.names[0]))  # by predict, which unpacks parquet
     picture = _find_good_picture(start, index) if is_read else None
     words = [f"predict {folder} {quote_word(picture)}"] if picture is not None else []
     words += [f"evaluate {folder}"] if splits.val is not None else []

@@ -18,7 +18,8 @@ from alexnet_dist.cli.picture_paths import find_pictures
 def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty files: nothing here is decoded. It is the current folder."""
     names = ("b.jpg", "a.PNG", "notes.txt", "deep/er/c.webp", "deep/d.jpg", ".hidden.jpg", "x[1].jpg", "empty/readme")
-    for name in names:
+    packed = ("packed/a-0.tar", "packed/a-1.tar", "packed/b.parquet", "packed/readme")
+    for name in names + packed:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -38,6 +39,15 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["**/*.[jw]*"], ["b.jpg", "deep/d.jpg", "deep/er/c.webp", "x[1].jpg"]),
         (["x[1].jpg"], ["x[1].jpg"]),  # a file of this name is there: no pattern
         (["deep", "b.jpg", "?.PNG", "b.jpg"], ["deep/d.jpg", "deep/er/c.webp", "b.jpg", "a.PNG", "b.jpg"]),
+        (["b.{jpg,gif}"], ["b.jpg", "b.gif"]),
+        (["packed"], ["packed/a-0.tar", "packed/a-1.tar", "packed/b.parquet"]),
+        (["packed/a-{1..2}.tar"], ["packed/a-1.tar", "packed/a-2.tar"]),  # one that is missing gets its row
+        (["packed/*"], ["packed/a-0.tar", "packed/a-1.tar", "packed/b.parquet"]),
+        (["packed/a-0.tar!x[1].jpg"], ["packed/a-0.tar!x[1].jpg"]),
+        (
+            ["packed/{a-0.tar,b.parquet}!{1,2}"],
+            [f"packed/{name}!{n}" for name in ("a-0.tar", "b.parquet") for n in "12"],
+        ),
     ],
 )
 def test_words(album: Path, words: list[str], expected: list[str]) -> None:

@@ -17,21 +17,21 @@ PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def write_parquet(
     path: Path,
     pictures: Sequence[tuple[str | None, bytes | None]],
-    labels: Sequence[Any],
+    labels: Sequence[Any] | None,
     classes: Sequence[str] | None = None,
     rows_per_group: int = 7,
 ) -> Path:
-    """Write a file with the columns image and label.
+    """Write a file with the columns image and label; the file.
 
     Args:
         path: of the file.
         pictures: (N,) names and bytes.
-        labels: (N,) integers or texts; None = nothing.
+        labels: (N,) integers or texts; None = nothing, and None in the place of all of them = no such column.
         classes: what the file says that integers mean.
         rows_per_group: see `pyarrow.parquet.write_table`.
     """
     images = pa.array([{"bytes": data, "path": name} for name, data in pictures], type=PICTURE)
-    table = pa.table({"image": images, "label": pa.array(labels)})
+    table = pa.table({"image": images} | ({} if labels is None else {"label": pa.array(labels)}))
     if classes is not None:
         features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(classes)}}
         facts = format_json({"info": {"features": features}}, "features")

@@ -51,8 +51,40 @@ def test_an_archive_is_its_pictures(folder: Path, tmp_path: Path) -> None:
         assert (found[-1].path, found[-1].label) == (wanted[0].path, wanted[0].label)
         (alone,) = predict(folder, found[1].path)
         assert (alone.path, alone.label) == (found[1].path, wanted[1].label)
-    with pytest.raises(DataError, match=r"no 'b\.png' in the archive"):
+        assert predict(folder, f"{tmp_path / name}!a") == found[:-1]
+    with pytest.raises(DataError, match=r"no 'b\.png' in it"):
         predict(folder, f"{tmp_path}/one.tar!b.png")
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1, 0, 1], None])
+def test_a_parquet_file_is_its_pictures(folder: Path, tmp_path: Path, labels: list[int] | None) -> None:
+    parquet = pytest.importorskip("helpers.parquet_files")
+    pictures = [(path.name, path.read_bytes()) for path in list_pictures(folder)]
+    place = parquet.write_parquet(tmp_path / "data" / "some.parquet", [*pictures, ("to/nowhere.png", None)], labels)
+    six = [*list_pictures(folder), tmp_path / "gone.png"]  # last bits follow the size of the batch
+    wanted = [dataclasses.astuple(row)[1:] for row in predict(folder, six)[:5]]
+    *found, other = predict(folder, [place, list_pictures(folder)[0]])
+    assert [row.path for row in found[:5]] == [f"{place}!{number}/{number}.png" for number in range(5)]
+    assert [dataclasses.astuple(row)[1:] for row in found] == [*wanted, (None, None, [], "empty file", 3)]
+    (alone,) = predict(folder, f"{place}!1")
+    assert [alone] == predict(folder, f"{place}!1/1.png")
+    assert (alone.path, alone.label, other.label) == (found[1].path, found[1].label, found[0].label)
+    with pytest.raises(DataError, match=r"no '6' in it"):
+        predict(folder, f"{place}!6")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("junk", "cannot read the parquet file"), ("texts", "pictures is known")]
+)
+def test_a_parquet_file_without_pictures_is_one_line(folder: Path, tmp_path: Path, content: str, message: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    if content == "junk":
+        path.write_bytes(b"PAR1 and no more PAR1")
+    else:
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table({"text": ["a"]}), path)
+    with pytest.raises(DataError, match=message):
+        predict(folder, path)
 
 
 def test_a_single_path_is_one_picture(folder: Path) -> None:

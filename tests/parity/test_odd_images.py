@@ -33,7 +33,7 @@ from PIL import Image
 
 from alexnet_dist.base.durable import read_csv
 from alexnet_dist.cli.main import run
-from alexnet_dist.cli.prepare.parity import compare_folder
+from alexnet_dist.cli.prepare.parity import Images, compare_images, open_place
 from alexnet_dist.data import decode
 from alexnet_dist.data.engines.cache import build as cache_build
 from alexnet_dist.data.engines.cache import store as cache_store
@@ -292,9 +292,10 @@ def test_fail_names_every_file_without_a_header(zoo: Zoo) -> None:
 
 
 @EVERY_ENGINE
-def test_the_parity_verb_finds_the_same_bad_files(zoo: Zoo, engine: str) -> None:
+def test_the_parity_verb_finds_the_same_bad_files(zoo: Zoo, engine: str, tmp_path: Path) -> None:
     recipe = {"resize": 18, "crop": SIDE, "channels": 3, "seed": 0}
-    report = compare_folder(zoo.root, ["torchvision", engine], recipe, limit=1000, device_name="cpu")
+    images = Images("zoo", open_place(zoo.root, tmp_path))
+    report = compare_images(images, ["torchvision", engine], recipe, limit=1000, device_name="cpu")
     (comparison,) = report["comparisons"]
     assert comparison["refused_by_one"] == []
     assert {bad["path"]: bad["reason"] for bad in report["bad_files"]} == {

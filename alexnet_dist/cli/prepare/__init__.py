@@ -21,7 +21,7 @@ verify    decode every image, list the bad ones, and let training leave them out
 fetch     bring pictures from s3://, gs://, az://, https:// or hf:// to this machine
 index     list the pictures of archives once
 cache     decode and resize a set once, into rows of pixels that engine cache reads
-parity    compare engines on your images, stage by stage
+parity    compare engines on your images, of any source, stage by stage
 manifest  list class folders in files of `path label` lines
 subset    pick classes and images of a large set into such files
 pack      write pictures as WebDataset shards

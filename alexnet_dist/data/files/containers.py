@@ -53,6 +53,20 @@ class Containers:
             self.offsets[chosen],
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Containers]) -> Containers:
+        """The places of several, one after the other, with the same root."""
+        firsts = np.cumsum([0, *(len(part.names) for part in parts)])
+        return cls(
+            tuple(name for part in parts for name in part.names),
+            np.concatenate([part.byte_sizes for part in parts]),
+            np.concatenate([part.modified_ns for part in parts]),
+            np.concatenate(
+                [part.numbers + int(first) for part, first in zip(parts, firsts, strict=False)], dtype=np.int32
+            ),
+            np.concatenate([part.offsets for part in parts]),
+        )
+
     def read(self, root: str | Path, position: int, byte_size: int) -> bytes:
         """The bytes of a picture.
 

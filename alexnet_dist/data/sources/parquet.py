@@ -122,8 +122,30 @@ def unpack_part(options: SourceOptions, key: str) -> tuple[list[Table], list[Pac
     """
     root = find_file_root(options)
     tables = _open_tables(root, options, key)
-    folder = options.rules.cache_dir / FOLDER / hash_place(root)
-    return tables, unpack(tables, folder, options.rules.progress)
+    return tables, unpack(tables, _find_packs(options.rules.cache_dir, root), options.rules.progress)
+
+
+def _find_packs(cache_dir: Path, root: Path) -> Path:
+    """The folder for the packs of the files below a root."""
+    return cache_dir / FOLDER / hash_place(root)
+
+
+def open_file(path: Path, cache_dir: Path, column: str | None, progress: bool) -> tuple[list[FoundFile], Containers]:
+    """The pictures of a file, whether it has labels or not, and where they are unpacked; one of no bytes stays.
+
+    Args:
+        path: of the file.
+        cache_dir: where they are unpacked, as they are for training.
+        column: that holds the pictures; None = found by its kind, or by the usual names.
+        progress: show how far it is.
+
+    Raises:
+        DataError: it is no parquet file, or has no pictures.
+        MachineError: pyarrow is not installed, or there is too little space.
+    """
+    table = open_table(path, path.name, column, None, needs_label=False)
+    rows = list_rows([table], unpack([table], _find_packs(cache_dir, path.parent), progress))
+    return rows.files, rows.containers
 
 
 def list_rows(tables: Sequence[Table], packs: Sequence[Pack]) -> Rows:

@@ -46,7 +46,7 @@ class Columns:
 
     Args:
         image: of bytes, or of bytes and a path.
-        label: of integers or texts.
+        label: of integers or texts; "" where a file without labels is read.
         classes: names of the integers, as the Hub's files give them; None without any.
         holds_path: whether pictures have a path beside their bytes.
     """
@@ -104,13 +104,14 @@ class Pack:
         return str(self.path.absolute()), self.byte_size, self.modified_ns
 
 
-def open_table(path: Path, name: str, image: str | None, label: str | None) -> Table:
+def open_table(path: Path, name: str, image: str | None, label: str | None, needs_label: bool = True) -> Table:
     """Look at a file's columns.
 
     Args:
         path: of the file.
         name: for messages, and for the pack.
         image, label: columns that the user names; None = found by their kind, or by the usual names.
+        needs_label: whether a file must have labels.
 
     Raises:
         DataError: it is no parquet file, or lacks the columns.
@@ -118,7 +119,7 @@ def open_table(path: Path, name: str, image: str | None, label: str | None) -> T
     """
     with _opened(path) as file:
         schema, status = file.schema_arrow, path.stat()
-        columns = _find_columns(path, schema, image, label)
+        columns = _find_columns(path, schema, image, label, needs_label)
         leaves = [
             file.metadata.row_group(group).column(number)
             for group in range(file.metadata.num_row_groups)
@@ -150,7 +151,7 @@ def _opened(path: Path) -> Iterator[Any]:
 # -- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _find_columns(path: Path, schema: Any, image: str | None, label: str | None) -> Columns:
+def _find_columns(path: Path, schema: Any, image: str | None, label: str | None, needs_label: bool) -> Columns:
     features = _read_features(schema)
     kinds = {name: _find_kind(schema.field(name).type) for name in schema.names}
     pictures = [name for name, kind in kinds.items() if kind in ("bytes", "bytes and path")]
@@ -158,10 +159,16 @@ def _find_columns(path: Path, schema: Any, image: str | None, label: str | None)
     marked = [name for name in labels if features.get(name, {}).get("_type") == "ClassLabel"]
     is_image = [name for name in pictures if features.get(name, {}).get("_type") == "Image"]
     chosen_image = _choose(path, "path", "pictures", image, pictures, is_image, _IMAGE_NAMES, schema.names)
-    chosen_label = _choose(path, "label", "labels", label, labels, marked, _LABEL_NAMES, schema.names)
+    holds_path = kinds[chosen_image] == "bytes and path"
+    try:
+        chosen_label = _choose(path, "label", "labels", label, labels, marked, _LABEL_NAMES, schema.names)
+    except DataError:
+        if needs_label:
+            raise
+        return Columns(chosen_image, "", None, holds_path)
     names = features.get(chosen_label, {}).get("names")
     classes = tuple(map(str, names)) if kinds[chosen_label] == "integer" and isinstance(names, list) else None
-    return Columns(chosen_image, chosen_label, classes, kinds[chosen_image] == "bytes and path")
+    return Columns(chosen_image, chosen_label, classes, holds_path)
 
 
 def _choose(
@@ -293,7 +300,7 @@ def _write_pack(table: Table, path: Path, first: str, bar: Progress) -> tuple[Ar
             data, sizes = _take_bytes(batch.column(0))
             out.write(data)
             lengths.append(sizes)
-            labels.append(_take_labels(batch.column(1)))
+            labels.append(_take_labels(batch.column(1)) if table.columns.label else np.full(len(sizes), -1, np.int64))
             names.append(_take_names(batch.column(0), table.columns.holds_path))
             bar.advance(len(sizes))
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))])
@@ -303,7 +310,7 @@ def _write_pack(table: Table, path: Path, first: str, bar: Progress) -> tuple[Ar
 
 def _read_batches(table: Table) -> Iterator[Any]:
     with _opened(table.path) as file:
-        names = [table.columns.image, table.columns.label]
+        names = [name for name in (table.columns.image, table.columns.label) if name]
         for batch in file.iter_batches(batch_size=_ROWS, columns=names):
             yield batch.select(names)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from helpers.sources import WRITERS, write_source
 
 from alexnet_dist.assembly.sets import Splits, build_splits
-from alexnet_dist.cli.prepare import manifest, pack, subset, verify
+from alexnet_dist.cli.prepare import manifest, pack, parity, subset, verify
+from alexnet_dist.data.engines.choose import ENGINES
+from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.settings.reader import build_config
 
 pytestmark = pytest.mark.heavy
@@ -94,3 +98,33 @@ def test_all_of_it_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert verify.main(given) == 0
     said = capsys.readouterr().out.split()
     assert [said[said.index(part) + 1] for part in ("train", "val")] == ["15", "6"]
+
+
+@pytest.fixture
+def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that differs by a tenth of each pixel, so that differences tell which pictures were compared."""
+
+    def iterate(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
+        for batch in ENGINES["torchvision"](loader, start, stop):
+            yield batch._replace(images=1.1 * batch.images)
+
+    monkeypatch.setitem(ENGINES, "brighter", iterate)
+
+
+@pytest.mark.usefixtures("brighter")
+@pytest.mark.parametrize("name", WRITERS)
+def test_engines_are_compared_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    settings = write_source(name, tmp_path / "root")
+    given = [word for key, value in settings.items() for word in (f"--data.{key}", value)]
+    given += ["--data.cache_dir", str(tmp_path / "cache"), "--split", "val"]
+
+    def compare(*words: str) -> tuple[int, list[float]]:
+        common = ["--engines", "torchvision", "brighter", "--resize", "32", "--crop", "24", "--format", "json"]
+        assert parity.main([*words, *common]) == 0
+        report = json.loads(capsys.readouterr().out)
+        (comparison,) = report["comparisons"]
+        return report["num_images"], [stage["mean"] for stage in comparison["stages"][:3]]  # the last one is random
+
+    count, means = compare(*given)
+    assert (count, min(means) > 1) == (6, True)
+    assert (count, pytest.approx(means)) == compare("--data", str(tmp_path / "pictures" / "val"))

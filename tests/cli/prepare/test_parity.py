@@ -290,7 +290,11 @@ def test_nothing_is_written_below_the_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "parts"),
     [
-        ([], 2, ["--data is missing"]),
+        ([], 2, ["no images are named", "--data.root"]),
+        (["FOLDER", "--data.source", "tar"], 2, ["a folder and --data.source exclude each other"]),
+        (["FOLDER", "--config", "digits"], 2, ["a folder and --config exclude each other"]),
+        (["FOLDER", "--data", "FOLDER"], 2, ["more than one folder"]),
+        (["--data.source", "synthetic", "--split", "test"], 2, ["there is no test set", "--data.test"]),
         (["--data", "FOLDER", "--engines", "torchvision"], 2, ["one engine"]),
         (["--data", "FOLDER", "--engines", "torchvision", "magic"], 2, ["unknown engine 'magic'", "torchvision"]),
         (["--data", "FOLDER", "--resize", "100", "--crop", "101"], 2, ["crop is larger", "101"]),
