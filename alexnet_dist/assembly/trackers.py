@@ -44,7 +44,8 @@ def open_trackers(
     """
     run = Run(folder, wandb_id, dataclasses.asdict(config), dump_config(config), facts or {})
     starts = {**mirrors.prepare_mirrors(run, is_main), **(others or {})}
-    return Trackers(MetricsFile(folder / METRICS, metrics_bytes) if is_main else None, starts)
+    metrics = MetricsFile(folder / METRICS, metrics_bytes) if is_main else None
+    return Trackers(metrics, starts, everywhere=mirrors.EVERYWHERE)
 
 
 def open_set_trackers(config: Config, folder: Path, set_id: str, name: str) -> Trackers:

@@ -86,6 +86,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
     import_shown("alexnet_dist.runs.session")
     from alexnet_dist.assembly.loaders import join_processes
     from alexnet_dist.base.signals import StopRequest
+    from alexnet_dist.parallel.peers import check_same_code
     from alexnet_dist.parallel.runtime import lost_peers_named
     from alexnet_dist.runs.crossval_table import format_table, read_result, track_table, write_table
     from alexnet_dist.runs.own_folder import find_own_folder, settle_folder
@@ -100,6 +101,7 @@ def cross_validate(config: Config, new: bool = False, may_move: bool = False) ->
     precision = None if new else keep_precision(Path(str(runs[0].output_dir)), config.precision)
     with lost_peers_named(), contextlib.ExitStack() as held:
         runtime = held.enter_context(contextlib.closing(join_processes(config, precision)))
+        check_same_code(runtime)
         config = dataclasses.replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
         runs = configure_folds(config)
         results = runtime.on_main(partial(_open, config, runs, new, held))

@@ -74,6 +74,16 @@ def list_machines(peers: Sequence[Peer]) -> list[list[int]]:
     return list(machines.values())
 
 
+def check_same_code(runtime: Runtime) -> None:
+    """Refuse machines that run other code than rank 0's. All processes must call this; one machine has nothing to tell.
+
+    Raises:
+        MachineError: see `check_versions`.
+    """
+    if runtime.world_size > runtime.processes_here:
+        check_versions(introduce(runtime))
+
+
 def check_versions(peers: Sequence[Peer]) -> None:
     """Refuse processes that run other code.
 

@@ -48,7 +48,7 @@ from alexnet_dist.inference.model_folder import (
 )
 from alexnet_dist.inference.model_page import drop_page
 from alexnet_dist.models import AlexNetSpec, build_model
-from alexnet_dist.parallel.peers import check_versions, introduce
+from alexnet_dist.parallel.peers import check_same_code
 from alexnet_dist.parallel.processes.guard import is_elastic
 from alexnet_dist.parallel.runtime import Runtime, lost_peers_named
 from alexnet_dist.runs.announce import announce, say_goodbye
@@ -124,6 +124,7 @@ def train(
         return ended
     precision = None if new else keep_precision(folder, config.precision)
     with lost_peers_named(), contextlib.closing(join_processes(config, precision)) as runtime:
+        check_same_code(runtime)
         config = replace(config, output_dir=runtime.on_main(partial(settle_folder, config, note)))
         end = run_session(config, runtime, StopRequest(stop), new, resume_from, profile)
     try:
@@ -202,9 +203,7 @@ def run_session(
 
 
 def _check_machine(config: Config, runtime: Runtime) -> None:
-    """Refuse what this machine cannot do, and machines that run other code, before anything is looked for."""
-    if runtime.world_size > runtime.processes_here:
-        check_versions(introduce(runtime))
+    """Refuse what this machine cannot do, before anything is looked for."""
     check_engine(config.data.engine)
     check_kernels(config.kernels, runtime.device)
     if config.compile:

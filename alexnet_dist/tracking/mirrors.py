@@ -23,6 +23,7 @@ KINDS: dict[str, Kind] = {  # by its name in messages
     "MLflow": MLFLOW,
     "Ray": RAY,
 }
+EVERYWHERE = frozenset(name for name, kind in KINDS.items() if kind.is_everywhere)
 
 
 def check_mirrors(tracking: Mapping[str, Any], folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -256,14 +256,19 @@ class Trackers:
     Args:
         metrics: metrics.jsonl, cut back to the restored step; None where another process writes it.
         starts: for each mirror its name in warnings, and what makes it from the rows that metrics.jsonl holds already.
+        everywhere: those that each process has. They may wait for one another, so one of them begins without earlier
+            rows where these cannot be read.
     """
 
-    def __init__(self, metrics: MetricsFile | None, starts: Mapping[str, Start]) -> None:
+    def __init__(
+        self, metrics: MetricsFile | None, starts: Mapping[str, Start], everywhere: Container[str] = ()
+    ) -> None:
         self._metrics = metrics
         self._mirrors: dict[str, Tracker] = {}
-        rows = [] if metrics is None else self._guard(", ".join(starts), metrics.rows)
+        alone = [name for name in starts if name not in everywhere]
+        rows = [] if metrics is None else self._guard(", ".join(alone), metrics.rows)
         if rows is None:
-            return
+            starts, rows = {name: start for name, start in starts.items() if name in everywhere}, []
         for name, start in starts.items():
             mirror = self._guard(name, partial(start, rows))
             if mirror is not None:

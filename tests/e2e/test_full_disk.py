@@ -50,6 +50,16 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def store(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The pictures in a bucket, as `s3://pics/flowers`."""
+    files = read_files(disk.with_name("pictures"))
+    with serving(Objects({f"pics/flowers/{name}": data for name, data in files.items()})) as server:
+        for name, value in {"ENDPOINT_URL": server.address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield
+
+
+@pytest.fixture
 def no_look_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is needed is held against what is free before; a disk that fills up meanwhile is met in the middle."""
     for module in (build, keep, pack, parquet_packs):
@@ -93,28 +103,24 @@ def _cache(disk: Path, pictures: Path) -> list[str]:
     return ["cache", "--config", "imagenet_subset", *words, "--data.cache_dir", str(disk), "--augment.resize", "256"]
 
 
-@pytest.mark.usefixtures("no_look_before")
+@pytest.mark.usefixtures("no_look_before", "store")
 @pytest.mark.parametrize("make", [_fetch, _unpack, _pack, _index, _cache])
 def test_a_full_disk(
     disk: Path,
     tmp_path: Path,
     make: Callable[[Path, Path], list[str]],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pictures = tmp_path / "pictures"
     files = read_files(pictures)
-    with serving(Objects({f"pics/flowers/{name}": data for name, data in files.items()})) as server:
-        for name, value in {"ENDPOINT_URL": server.address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        words = make(disk, pictures)
-        assert run("prepare", words) == 5
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert "No space left on device" in line
-        assert str(disk) in line
-        assert run("prepare", words) == 5  # and again: nothing is taken for whole
-        _mount(disk, "-o", f"remount,size={LARGE}")
-        assert run("prepare", words) == 0
+    words = make(disk, pictures)
+    assert run("prepare", words) == 5
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in line
+    assert str(disk) in line
+    assert run("prepare", words) == 5  # and again: nothing is taken for whole
+    _mount(disk, "-o", f"remount,size={LARGE}")
+    assert run("prepare", words) == 0
     capsys.readouterr()
     if make is _fetch:
         (place,) = disk.glob("fetched/*/files")
@@ -126,19 +132,12 @@ def test_a_full_disk(
         assert run("prepare", [*words, "--check"]) == 0
 
 
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("make", [_fetch, _unpack, _pack, _cache])
 def test_what_does_not_fit_is_said_before(
-    disk: Path,
-    tmp_path: Path,
-    make: Callable[[Path, Path], list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    disk: Path, tmp_path: Path, make: Callable[[Path, Path], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = read_files(tmp_path / "pictures")
-    with serving(Objects({f"pics/flowers/{name}": data for name, data in files.items()})) as server:
-        for name, value in {"ENDPOINT_URL": server.address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        assert run("prepare", make(disk, tmp_path / "pictures")) == 5
+    assert run("prepare", make(disk, tmp_path / "pictures")) == 5
     assert "error: too little space" in capsys.readouterr().err
     assert sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) < 100_000
 
