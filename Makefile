@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow --timeout 900 --ignore tests/cluster
 
-# Clusters of Ray and SLURM on this machine: SLURM wants root, and all of them want it for themselves.
+# Ray, SLURM and two machines in small on this one: the last two want root, and all want the machine for themselves.
 test-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 900 tests/cluster
 

@@ -164,7 +164,7 @@ def describe_link(link: str, options: argparse.Namespace) -> list[str]:
     """Options of `accelerate launch`."""
     if link == "two_machines":
         machines = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", "MACHINE_RANK"]
-        return [*machines, "--main_process_ip", "10.77.0.1", "--main_process_port", "29500"]
+        return [*machines, "--main_process_ip", "192.0.2.1", "--main_process_port", "29500"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

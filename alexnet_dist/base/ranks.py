@@ -34,6 +34,11 @@ def local_world_size_from_environment(without: int = 1) -> int:
     return read_number("LOCAL_WORLD_SIZE", without)
 
 
+def is_of_several_machines() -> bool:
+    """Whether other machines have processes of this job, too."""
+    return world_size_from_environment() > local_world_size_from_environment()
+
+
 def machine_from_environment() -> str | None:
     """The number of this machine as torch's launchers count them; None without such a launcher."""
     return os.environ.get("GROUP_RANK")

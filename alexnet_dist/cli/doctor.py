@@ -100,10 +100,12 @@ def examine(options: Namespace, given: dict[str, Any]) -> None:
 
 def _warn_about_interface() -> None:
     """On each machine, before the processes join: on the wrong interface they never do."""
-    from alexnet_dist.parallel.processes.network import advise_interface
+    from alexnet_dist.parallel.processes.network import GLOO, advise_interface, settle_interface
 
-    if is_first_here() and (found := advise_interface()) is not None:
-        print(f"interface WARNING: {found}", file=sys.stderr, flush=True)
+    settled, wrong = settle_interface(), advise_interface()
+    said = f"WARNING: {wrong}" if wrong else f"{settled}: set as {GLOO} here, where the machine's name is a loopback's"
+    if is_first_here() and (settled or wrong):
+        print(f"interface {said}", file=sys.stderr, flush=True)
 
 
 def _say(runtime: Runtime, text: str) -> None:

@@ -56,7 +56,10 @@ def main(argv: Sequence[str]) -> int:
     if words[0] in RECIPES and not os.path.isfile(words[0]):
         print(read_recipe(words), end="")
         return 0
-    os.execv(sys.executable, [sys.executable, *build_command(words)])
+    command = build_command(words)
+    # torch reads it as it is loaded. Sockets would say each try, and which names they lack; the launcher says the end.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 def read_recipe(words: Sequence[str]) -> str:

@@ -12,13 +12,13 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from alexnet_dist.base.ending import print_last
+from alexnet_dist.base.ending import leave_line, print_last
 from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError, UsageError, describe_stop
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
 from alexnet_dist.base.machine import settle_home, tune_allocator
 from alexnet_dist.base.progress import set_level
-from alexnet_dist.base.ranks import rank_from_environment
+from alexnet_dist.base.ranks import is_first_here, is_of_several_machines, rank_from_environment
 from alexnet_dist.base.signals import Stopped, ending_at_once
 from alexnet_dist.base.streams import usable_streams, write_output
 from alexnet_dist.parallel.processes.environment import check_environment
@@ -155,10 +155,12 @@ def _call_verb(verb: str, argv: Sequence[str]) -> int:
 
 def _say(error: AlexNetDistError) -> int:
     """Print an error, once however many processes have it; its exit code."""
+    line = f"{error}" if isinstance(error, InterruptedRunError) else f"error: {error}"
     if not error.is_said and (rank_from_environment() == 0 or error.is_local):
-        line = f"{error}" if isinstance(error, InterruptedRunError) else f"error: {error}"
         print_last(line)
     elif was_launched():
+        if is_first_here() and is_of_several_machines():
+            leave_line(line)  # somebody may sit at this machine, too, and see its launcher alone
         with contextlib.suppress(KeyboardInterrupt):  # the launcher ends this process as soon as rank 0 has ended
             time.sleep(SPEAK_SECONDS)
     return error.exit_code

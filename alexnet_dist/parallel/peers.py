@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,9 +99,13 @@ def check_versions(peers: Sequence[Peer]) -> None:
                 raise MachineError(
                     "versions differ between processes",
                     where=f"{peer.host}, rank {peer.rank}",
-                    why=f"{name} is {theirs} there and {ours} on {first.host}, rank 0",
+                    why=f"{name} is {_short(theirs)} there and {_short(ours)} on {first.host}, rank 0",
                     remedy="install the same everywhere",
                 )
+
+
+def _short(version: str) -> str:
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", version)
 
 
 def _may_be_one_commit(ours: str, theirs: str) -> bool:

@@ -6,6 +6,7 @@ mirrors and the checkpoints are ours, because its versions go wrong once process
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -292,12 +293,14 @@ def build_accelerator(on_cpu: bool, precision: str) -> Accelerator:
     Raises:
         MachineError: it chose something else, as a variable that we do not know may ask for.
     """
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=MIXED_PRECISION[precision],
-        dynamo_backend="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")  # `start_runtime` counts the threads itself
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=MIXED_PRECISION[precision],
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
     kind, device = accelerator.distributed_type, accelerator.device.type
     is_ours = kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if not is_ours or device not in ("cpu", "cuda") or accelerator.gradient_accumulation_steps != 1:

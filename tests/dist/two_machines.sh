@@ -4,15 +4,20 @@
 #   tests/dist/two_machines.sh RATE COMMAND...
 #
 # runs COMMAND in both at once; the word MACHINE_RANK in it becomes 0 or 1. RATE is tc's (1gbit), or `unlimited`.
-# 10.77.0.1 is machine 0. Ends with the first exit code that is not 0; with 77, and the reason, where it is not allowed.
+# node-a, machine 0, is 192.0.2.1 at its eth0, and node-b is 192.0.2.2. To itself each is 127.0.1.1, as in Debian's own
+# /etc/hosts. Ends with the first exit code that is not 0; with 77, and the reason, where it is not allowed.
 set -u
 rate=$1
 shift
 names=(alexnet-$$-0 alexnet-$$-1)
+hosts=(node-a node-b)
 cables=(an$$-0 an$$-1)
 
 clean_up() {
-    for name in "${names[@]}"; do ip netns del "$name" 2>/dev/null; done
+    for name in "${names[@]}"; do
+        ip netns del "$name" 2>/dev/null
+        rm -rf "/etc/netns/$name"
+    done
 }
 trap clean_up EXIT
 trap 'exit 143' TERM
@@ -22,12 +27,16 @@ connect() {
     ip link add "${cables[0]}" type veth peer name "${cables[1]}" || return
     for rank in 0 1; do
         ip netns add "${names[rank]}" || return
-        ip link set "${cables[rank]}" netns "${names[rank]}" || return
-        ip -n "${names[rank]}" addr add "10.77.0.$((rank + 1))/24" dev "${cables[rank]}" || return
-        ip -n "${names[rank]}" link set "${cables[rank]}" up || return
+        ip link set "${cables[rank]}" netns "${names[rank]}" name eth0 || return
+        ip -n "${names[rank]}" addr add "192.0.2.$((rank + 1))/24" dev eth0 || return
+        ip -n "${names[rank]}" link set eth0 up || return
         ip -n "${names[rank]}" link set lo up || return
+        # `ip netns exec` shows it as /etc/hosts.
+        mkdir -p "/etc/netns/${names[rank]}" || return
+        printf '127.0.0.1 localhost\n127.0.1.1 %s\n192.0.2.%d %s\n' \
+            "${hosts[rank]}" $((2 - rank)) "${hosts[1 - rank]}" >"/etc/netns/${names[rank]}/hosts" || return
         [ "$rate" = unlimited ] || ip netns exec "${names[rank]}" \
-            tc qdisc add dev "${cables[rank]}" root tbf rate "$rate" burst 256kb latency 50ms || return
+            tc qdisc add dev eth0 root tbf rate "$rate" burst 256kb latency 50ms || return
     done
 }
 
@@ -43,8 +52,9 @@ mapfile -t cores < <(taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | while IFS=-
 done)
 children=()
 for rank in 0 1; do
-    GLOO_SOCKET_IFNAME=${cables[rank]} NCCL_SOCKET_IFNAME=${cables[rank]} OMP_NUM_THREADS=1 \
-        ip netns exec "${names[rank]}" taskset -c "${cores[rank % ${#cores[@]}]}" "${@//MACHINE_RANK/$rank}" &
+    GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 \
+        ip netns exec "${names[rank]}" unshare --uts bash -c 'hostname "$0"; exec "$@"' "${hosts[rank]}" \
+        taskset -c "${cores[rank % ${#cores[@]}]}" "${@//MACHINE_RANK/$rank}" &
     children+=($!)
 done
 trap 'kill "${children[@]}" 2>/dev/null; wait; exit 143' TERM

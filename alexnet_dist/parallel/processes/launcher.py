@@ -17,7 +17,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
@@ -29,14 +30,14 @@ from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, 
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.rendezvous import RendezvousError, c10d_rendezvous_backend
 from torch.distributed.launcher import api
 
 from alexnet_dist.base.ending import TAKES_LAST_LINE, print_line
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError, describe_stop
 from alexnet_dist.base.signals import SIGNALS, ending_at_once
 from alexnet_dist.parallel.processes.meeting import explain_meeting
-from alexnet_dist.parallel.processes.network import check_port_is_free, resolve_host
+from alexnet_dist.parallel.processes.network import check_port_is_free, is_own_address, resolve_host
 from alexnet_dist.parallel.processes.waiting import NOTE_SECONDS
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -45,6 +46,7 @@ SAVE_SECONDS = "120"  # for workers that were told to stop
 COME_SECONDS = 300  # for all machines to come: nodes of a cluster do not start together
 ELASTIC_RESTARTS = 10
 DEFAULT_PORT = 29500
+REMEDY = "start each machine with a number of its own, 0 at that address, and let its firewall pass that port"
 
 
 # -- how a job ended --------------------------------------------------------------------------------------------------
@@ -175,12 +177,38 @@ def _tell_waiting(have_come: threading.Event) -> None:
 # -- the launchers ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where launchers meet.
+
+    Args:
+        endpoint: host and port; "" on one machine.
+        advice: what is wrong with it, where that is known.
+    """
+
+    endpoint: str = ""
+    advice: str = ""
+
+    @contextlib.contextmanager
+    def meeting_named(self) -> Iterator[None]:
+        """Within, launchers meet; what keeps them apart is one line.
+
+        Raises:
+            MachineError: they cannot meet.
+        """
+        try:
+            yield
+        except (RendezvousError, dist.DistError, OSError) as error:
+            raise explain_meeting(error, self.endpoint or "on this machine", self.advice or REMEDY) from error
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a launcher, by its module's name, to the end of its workers; their exit code."""
     name, words = argv[0], list(argv[1:])
     os.environ[TAKES_LAST_LINE] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVE_SECONDS)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # sockets that try again say so each time
+    if os.environ.get("TORCH_CPP_LOG_LEVEL", "FATAL") == "FATAL":
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # of workers, which may have errors of NCCL's to tell
     if "--debug" not in words:
         logging.disable(logging.CRITICAL)  # 40 lines of torch's for a worker that has ended
     try:
@@ -195,8 +223,8 @@ def main(argv: Sequence[str]) -> int:
         code, line = failed.returncode if failed.returncode > 0 else 128 - failed.returncode, ""
     except AlexNetDistError as error:
         code, line = error.exit_code, f"error: {error}"
-    except (RendezvousError, dist.DistError, OSError) as error:
-        code, line = MachineError.exit_code, f"error: {explain_meeting(error, 'launcher')}"
+    except OSError as error:
+        code, line = MachineError.exit_code, f"error: {MachineError('the launcher cannot start', why=str(error))}"
     else:
         code, line = 0, ""
     if line:
@@ -214,15 +242,15 @@ def run_torch(words: list[str]) -> None:
         fewest, most = torchrun.parse_min_max_nnodes(options.nnodes)
     except (ValueError, RuntimeError):
         raise UsageError(f"--nnodes is {options.nnodes}", remedy="give a number, or the range MIN:MAX") from None
-    _settle_torch(options, words, fewest, most)
+    place = _settle_torch(options, words, fewest, most)
     os.environ |= {"PET_NNODES": options.nnodes, "PET_NPROC_PER_NODE": options.nproc_per_node}  # for the workers' guard
     api.LocalElasticAgent = partial(Agent, is_elastic=fewest < most, machines=most)  # type: ignore[attr-defined,assignment]
-    with _mistakes_are_usage():
+    with _mistakes_are_usage(), place.meeting_named():
         torchrun.run(options)  # type: ignore[no-untyped-call]
 
 
-def _settle_torch(options: argparse.Namespace, words: Sequence[str], fewest: int, most: int) -> None:
-    """Where the machines meet, and how often they do."""
+def _settle_torch(options: argparse.Namespace, words: Sequence[str], fewest: int, most: int) -> Place:
+    """Settle where the machines meet, and how often they do."""
     says_address = "PET_MASTER_ADDR" in os.environ or _says(words, "master_addr")
     is_static = options.rdzv_backend == "static" and not options.rdzv_endpoint
     if most == 1:
@@ -232,7 +260,7 @@ def _settle_torch(options: argparse.Namespace, words: Sequence[str], fewest: int
         where, remedy = f"--nnodes {options.nnodes}", "give --master_addr, a name or an address of the first machine"
         raise UsageError("the machines do not know where to meet", where=where, remedy=remedy)
     if options.standalone:
-        return
+        return Place()
     host = bracket(options.master_addr)
     options.master_addr = host
     port = options.master_port or DEFAULT_PORT
@@ -248,9 +276,15 @@ def _settle_torch(options: argparse.Namespace, words: Sequence[str], fewest: int
         if "timeout" not in options.rdzv_conf:  # torch waits a quarter of an hour
             options.rdzv_conf = ",".join(filter(None, (options.rdzv_conf, f"timeout={COME_SECONDS}")))
     endpoint = options.rdzv_endpoint or f"{host}:{port}"
-    check_endpoint(endpoint, "--rdzv_endpoint" if options.rdzv_endpoint and not is_static else "--master_addr")
+    where = "--rdzv_endpoint" if options.rdzv_endpoint and not is_static else "--master_addr"
+    addresses = check_endpoint(endpoint, where)
+    # torch looks for the address among those of this machine's name, which is a loopback's on many.
+    is_here = any(map(is_own_address, addresses))
+    c10d_rendezvous_backend._matches_machine_hostname = lambda host: is_here  # type: ignore[attr-defined]
     if options.rdzv_backend == "static" and options.node_rank == 0:
         check_port_is_free(port, "--master_port")
+        return Place(endpoint, check_first_machine(addresses, where, "--node_rank 0"))
+    return Place(endpoint)
 
 
 def run_accelerate(words: list[str]) -> None:
@@ -258,7 +292,7 @@ def run_accelerate(words: list[str]) -> None:
     from accelerate.commands import launch as starter
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
-    options = _parse(starter.launch_command_parser(), words)
+    options, place = _parse(starter.launch_command_parser(), words), Place()
     with _mistakes_are_usage():
         file = options.config_file or (default_config_file if os.path.isfile(default_config_file) else None)
         told = load_config_from_file(file) if file is not None and not options.cpu else None
@@ -272,12 +306,15 @@ def run_accelerate(words: list[str]) -> None:
                 raise UsageError("the machines do not know where to meet", where=f"{machines} machines", remedy=remedy)
             options.main_process_ip = bracket(host)
             options.main_process_port = port if port is not None else DEFAULT_PORT
-            check_endpoint(options.main_process_ip, "--main_process_ip")
+            addresses, advice = check_endpoint(options.main_process_ip, "--main_process_ip"), ""
             if int(rank or 0) == 0:
                 check_port_is_free(int(options.main_process_port), "--main_process_port")
+                advice = check_first_machine(addresses, "--main_process_ip", "--machine_rank 0")
+            place = Place(f"{options.main_process_ip}:{options.main_process_port}", advice)
         api.LocalElasticAgent = partial(Agent, machines=machines or 1)  # type: ignore[attr-defined,assignment]
         starter.simple_launcher = partial(_start_single, starter.simple_launcher)
-        starter.launch_command(options)
+        with place.meeting_named():
+            starter.launch_command(options)
 
 
 def _start_single(start: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
@@ -313,10 +350,27 @@ def bracket(host: str) -> str:
     return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
 
 
-def check_endpoint(endpoint: str, where: str) -> None:
-    """Refuse a host that no name server knows, before torch tries it for minutes."""
+def check_endpoint(endpoint: str, where: str) -> list[str]:
+    """The addresses of a host. One that no name server knows is refused before torch tries it for minutes."""
     has_port = endpoint.rpartition(":")[2].isdigit() and (endpoint.count(":") == 1 or "]:" in endpoint)
-    resolve_host(endpoint.rpartition(":")[0] if has_port else endpoint, where)
+    return resolve_host(endpoint.rpartition(":")[0] if has_port else endpoint, where)
+
+
+def check_first_machine(addresses: Sequence[str], where: str, number: str) -> str:
+    """Say, and return, that the others will look for this machine elsewhere; "" where they will not.
+
+    It is no error: what stands between machines may pass on what is sent to another address.
+
+    Args:
+        addresses: at which they will look.
+        where: the option that says so.
+        number: the option that makes this machine the first.
+    """
+    if any(map(is_own_address, addresses)):
+        return ""
+    said = f"{number} makes this machine the first, and {addresses[0]} ({where}) is none of its addresses"
+    print_line(said)
+    return said
 
 
 def _says(words: Sequence[str], option: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 import sys
@@ -17,17 +18,13 @@ import psutil
 
 from alexnet_dist.base.deadlines import call_with_deadline
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.ranks import (
-    local_rank_from_environment,
-    local_world_size_from_environment,
-    world_size_from_environment,
-)
+from alexnet_dist.base.ranks import is_of_several_machines, local_rank_from_environment
 
 RESOLVE_SECONDS = 8.0
 POD_SECONDS = 120.0  # the name of a pod comes with the pod, which may still load its image
 RETRY_SECONDS = 1.0
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
-_LOOPBACKS = {"127.0.0.1", "::1"}
+_LOCAL_NETWORKS = ("docker", "br-", "veth", "virbr")  # of containers and virtual machines on this machine
 
 
 def resolve_host(host: str, where: str) -> list[str]:
@@ -95,14 +92,33 @@ def port_in_use(where: str, why: str) -> MachineError:
     return MachineError("the port cannot be used", where=where, why=why, remedy=remedy, is_local=True)
 
 
+def is_own_address(address: str) -> bool:
+    """Whether an address is one of this machine's."""
+    return _interface_of(address, list_interfaces()) is not None
+
+
 # -- interfaces -------------------------------------------------------------------------------------------------------
+
+
+def settle_interface() -> str | None:
+    """Tell gloo which interface leads to the other machines, where it would listen on a loopback; the one it is told.
+
+    gloo listens on the interface with the address of this machine's name, which many machines give to a loopback.
+    Somebody who has set the variable is obeyed.
+    """
+    if GLOO in os.environ or not is_of_several_machines():
+        return None
+    known = list_interfaces()
+    chosen, ways = _interface_of(_find_gloo_address(), known), find_ways_out(os.environ.get("MASTER_ADDR", ""), known)
+    if len(ways) != 1 or not (chosen is None or _is_loopback(chosen, known)):
+        return None
+    os.environ[GLOO] = ways[0]
+    return ways[0]
 
 
 def advise_interface() -> str | None:
     """`find_wrong_interface` for this job; None where all of it is on one machine."""
-    if world_size_from_environment() <= local_world_size_from_environment():
-        return None
-    return find_wrong_interface(os.environ.get("MASTER_ADDR", ""))
+    return find_wrong_interface(os.environ.get("MASTER_ADDR", "")) if is_of_several_machines() else None
 
 
 def find_wrong_interface(master: str, interfaces: Mapping[str, list[str]] | None = None) -> str | None:
@@ -116,22 +132,56 @@ def find_wrong_interface(master: str, interfaces: Mapping[str, list[str]] | None
         interfaces: {name: addresses}; None = look.
     """
     known = list_interfaces() if interfaces is None else interfaces
-    leads, told = _interface_of(_find_own_address(master), known), os.environ.get(GLOO)
-    if leads is None or _LOOPBACKS.intersection(known[leads]):
-        return None  # all on this machine, or nobody knows
+    ways, told = find_ways_out(master, known), os.environ.get(GLOO)
     chosen = told if told is not None else _interface_of(_find_gloo_address(), known)
-    if chosen == leads:
+    if not ways or chosen in ways:
         return None
     what = f"{GLOO} is {told}" if told is not None else f"gloo would listen on {chosen or 'an unknown interface'}"
-    return f"{what}, and {leads} leads to {master}: set {GLOO}={leads} {NCCL}={leads}"
+    if len(ways) > 1:
+        return f"{what}: set {GLOO} to that of {', '.join(ways)} which leads to the other machines"
+    return f"{what}, and {ways[0]} leads to {master}: set {GLOO}={ways[0]} {NCCL}={ways[0]}"
+
+
+def find_ways_out(master: str, interfaces: Mapping[str, list[str]]) -> list[str]:
+    """The interfaces that may lead to the other machines; none where all is on this one, or nobody knows.
+
+    A name that means a loopback here is this machine's own, and says nothing: many a /etc/hosts has that line.
+
+    Args:
+        master: the address at which the processes meet.
+        interfaces: {name: addresses}.
+    """
+    leads = _interface_of(_find_own_address(master), interfaces)
+    if leads is None or not _is_loopback(leads, interfaces):
+        return [leads] if leads is not None else []
+    if master == "localhost" or _means(master, "is_loopback"):
+        return []
+    return [
+        name
+        for name, addresses in interfaces.items()
+        if not (_is_loopback(name, interfaces) or name.startswith(_LOCAL_NETWORKS))
+        and not all(_means(address, "is_link_local") for address in addresses)
+    ]
+
+
+def _is_loopback(name: str, interfaces: Mapping[str, list[str]]) -> bool:
+    return any(_means(address, "is_loopback") for address in interfaces[name])
+
+
+def _means(text: str, property_name: str) -> bool:
+    try:
+        return bool(getattr(ipaddress.ip_address(text.strip("[]")), property_name))
+    except ValueError:  # a name
+        return False
 
 
 def list_interfaces() -> dict[str, list[str]]:
-    """The network interfaces of this machine and their addresses."""
-    families = (socket.AF_INET, socket.AF_INET6)
+    """The network interfaces of this machine that are up, and their addresses."""
+    families, states = (socket.AF_INET, socket.AF_INET6), psutil.net_if_stats()
     return {
         name: [entry.address.partition("%")[0] for entry in entries if entry.family in families]
         for name, entries in psutil.net_if_addrs().items()
+        if name in states and states[name].isup
     }
 
 

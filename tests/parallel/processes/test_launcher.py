@@ -13,7 +13,8 @@ from helpers.ports import find_free_port, taken_port
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from alexnet_dist.base.ending import ERROR_FILE, TAKES_LAST_LINE, leave_line
-from alexnet_dist.parallel.processes.launcher import bracket, judge
+from alexnet_dist.parallel.processes.launcher import bracket, check_first_machine, judge
+from alexnet_dist.parallel.processes.meeting import explain_meeting
 
 TORCH, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
 STOP = "Stopped by SIGTERM. Saved at step 3. Run the same command again to continue."
@@ -76,6 +77,40 @@ def test_a_line_is_left_where_torchrun_shows_it(
 )
 def test_an_address_of_ipv6_is_told_from_its_port(host: str, expected: str) -> None:
     assert bracket(host) == expected
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["127.0.1.1"], ""),
+        (["203.0.113.9", "127.0.0.1"], ""),
+        (["203.0.113.9"], "--node_rank 0 makes this machine the first, and 203.0.113.9 (--master_addr) is none of its"),
+    ],
+)
+def test_the_first_machine_says_that_the_others_look_elsewhere(
+    capsys: pytest.CaptureFixture[str], addresses: list[str], expected: str
+) -> None:
+    said = check_first_machine(addresses, "--master_addr", "--node_rank 0")
+    assert said == (expected and f"{expected} addresses")
+    assert capsys.readouterr().err == (said and f"{said}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "The client socket has failed to connect to 192.0.2.9:29500 (errno: 113 - No route to host).",
+            "No route to host",
+        ),
+        ("Timed out after 61 seconds waiting for clients. 1/2 clients joined.", "1 of 2 came within 61 s"),
+        ("The client socket has timed out after 60000ms while trying to connect to (a, 1).", "no answer within 60 s"),
+        ("wait timeout after 300000ms, keys: /none/torchelastic/role_info/1", "no answer within 300 s"),
+        ("Connection reset by\npeer", "Connection reset by peer"),
+    ],
+)
+def test_of_torchs_words_those_that_say_why_remain(text: str, why: str) -> None:
+    error = explain_meeting(RuntimeError(text), "192.0.2.9:29500", "see")
+    assert str(error) == f"the processes could not meet (192.0.2.9:29500): {why}; see"
 
 
 # -- the launchers ----------------------------------------------------------------------------------------------------
@@ -198,7 +233,7 @@ def test_variables_of_kubeflow_say_what_options_would(monkeypatch: pytest.Monkey
         (
             (TORCH, "--nnodes", "2", "--master_addr", "::1", "--master_port", "0", "--rdzv_conf", "timeout=1"),
             5,
-            "error: the processes could not meet (launcher): Timed out after ",
+            "error: the processes could not meet ([::1]:29500): 1 of 2 came within ",
         ),
     ],
     ids=["no place", "no number", "option", "accelerate", "name", "endpoint", "port", "ipv6 port", "alone"],

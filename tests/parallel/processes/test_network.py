@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from typing import Any
@@ -13,9 +14,11 @@ from alexnet_dist.parallel.processes import network
 from alexnet_dist.parallel.processes.network import (
     advise_interface,
     check_port_is_free,
+    find_ways_out,
     find_wrong_interface,
     list_interfaces,
     resolve_host,
+    settle_interface,
 )
 
 INTERFACES = {"lo": ["127.0.0.1", "::1"], "docker0": ["172.17.0.1"], "eth0": ["10.0.0.7", "fd00::7"]}
@@ -103,7 +106,7 @@ def test_a_port_in_use_is_refused(family: socket.AddressFamily) -> None:
 @pytest.mark.parametrize(
     ("leads", "own", "told", "expected"),
     [
-        ("127.0.0.1", "172.17.0.1", None, None),  # all on this machine
+        ("127.0.1.1", "127.0.1.1", None, "gloo would listen on lo, and eth0 leads to node-a: set "),  # itself is node-a
         ("10.0.0.7", "10.0.0.7", None, None),
         ("fd00::7", "10.0.0.7", None, None),
         (None, "10.0.0.7", None, None),  # no way there: nobody knows
@@ -129,6 +132,55 @@ def test_the_interface_that_leads_to_the_others_is_named(
 def test_this_machine_is_looked_at() -> None:
     assert any("127.0.0.1" in addresses for addresses in list_interfaces().values())
     assert find_wrong_interface("127.0.0.1") is None
+
+
+@pytest.mark.parametrize("master", ["127.0.0.1", "::1", "[::1]", "localhost"])
+def test_a_job_that_meets_on_a_loopback_is_on_one_machine(master: str) -> None:
+    assert find_ways_out(master, INTERFACES) == []
+
+
+ROUTED = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.7"], "eth1": ["10.1.0.7"], "tap0": ["fe80::1"], "ifb0": []}
+
+
+@pytest.mark.parametrize(
+    ("leads", "own", "told", "interfaces", "expected"),
+    [
+        ("10.0.0.7", "127.0.1.1", None, INTERFACES, "eth0"),
+        ("10.0.0.7", None, None, INTERFACES, "eth0"),  # a name that nobody knows: gloo falls back to the loopback
+        ("127.0.1.1", "127.0.1.1", None, INTERFACES, "eth0"),  # its own name, and one way out
+        ("127.0.1.1", "127.0.1.1", None, ROUTED, None),  # ... and two
+        ("10.0.0.7", "127.0.1.1", None, ROUTED, "eth0"),
+        ("10.0.0.7", "10.1.0.7", None, ROUTED, None),  # perhaps the faster one
+        ("10.0.0.7", "127.0.1.1", "lo", INTERFACES, None),
+        (None, "127.0.1.1", None, INTERFACES, None),
+    ],
+)
+def test_gloo_is_told_the_way_out_where_it_would_take_the_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+    leads: str | None,
+    own: str | None,
+    told: str | None,
+    interfaces: dict[str, list[str]],
+    expected: str | None,
+) -> None:
+    monkeypatch.setattr(network, "_find_own_address", lambda _: leads)
+    monkeypatch.setattr(network, "_find_gloo_address", lambda: own)
+    monkeypatch.setattr(network, "list_interfaces", lambda: interfaces)
+    monkeypatch.setenv(network.GLOO, told or "")
+    if told is None:
+        monkeypatch.delenv(network.GLOO)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "1"), ("MASTER_ADDR", "node-a")):
+        monkeypatch.setenv(name, value)
+    assert settle_interface() == expected
+    assert os.environ.get(network.GLOO) == (expected or told)
+
+
+def test_of_two_ways_out_the_user_must_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_find_own_address", lambda _: "127.0.1.1")
+    monkeypatch.setattr(network, "_find_gloo_address", lambda: "127.0.1.1")
+    monkeypatch.delenv(network.GLOO, raising=False)
+    said = "gloo would listen on lo: set GLOO_SOCKET_IFNAME to that of eth0, eth1 which leads to the other machines"
+    assert find_wrong_interface("node-a", ROUTED) == said
 
 
 @pytest.mark.parametrize(("here", "expected"), [("4", None), ("2", "node-a")])

@@ -1,4 +1,4 @@
-"""Two machines in small: network namespaces joined by a cable, a launcher on each."""
+"""Two machines in small over a cable of limited speed, a launcher on each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "dist" / "two_machines.sh"
 NOT_ALLOWED = 77
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
-MACHINE = ["--machine_rank", "MACHINE_RANK", "--main_process_ip", "10.77.0.1", "--main_process_port", "29500"]
+MACHINE = ["--machine_rank", "MACHINE_RANK", "--main_process_ip", "192.0.2.1", "--main_process_port", "29500"]
 
 
 def run_on_two_machines(rate: str, *words: str) -> subprocess.CompletedProcess[str]:
