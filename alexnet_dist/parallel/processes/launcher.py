@@ -198,7 +198,7 @@ class Place:
         """
         try:
             yield
-        except (RendezvousError, dist.DistError, OSError) as error:
+        except (RendezvousError, dist.DistError, ConnectionError, TimeoutError) as error:
             raise explain_meeting(error, self.endpoint or "on this machine", self.advice or REMEDY) from error
 
 

@@ -14,7 +14,7 @@ from alexnet_dist.parallel.processes.network import advise_interface
 
 JOIN_SECONDS = 120.0
 NOTE_SECONDS = 15.0  # between lines that say who is waited for
-REMEDY = "start the same command on each machine, and see that each reaches that address"
+REMEDY = "start the same command on each machine; each must reach that address, and the others at any port"
 TURN_SECONDS = 2.0  # for a process to speak, before the next one of its machine does
 
 
