@@ -32,12 +32,14 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Machine]
 
 
 @pytest.fixture
-def folder(machines: list[Machine], tmp_path: Path) -> Path:
+def folder(machines: list[Machine], tmp_path: Path) -> Iterator[Path]:
     """A run folder on a disk that both see; what the page calls imagenet_subset trains into it, in seconds."""
     for machine in machines:
         recipe = machine.folder / "configs" / "imagenet_subset.yaml"
         recipe.write_text(dump_config(settings(tmp_path / "run")), encoding="utf-8")
-    return tmp_path / "run"
+    yield tmp_path / "run"
+    for machine in machines:
+        machine.cut_power()  # where a test failed
 
 
 def find_lines(part: str) -> list[str]:

@@ -24,7 +24,8 @@ from alexnet_dist.base.ranks import is_first_here, rank_from_environment
 LOOK_SECONDS = 0.05  # between looks whether others have joined or know: a short run may lose one soon after
 BEAT_SECONDS = 0.5
 LISTEN_SECONDS = 2.0  # of four beats, one must have been heard
-SILENT_TICKS = 25  # seconds, counted by a thread: a process that is suspended as a whole does not count
+TICK_SECONDS = 1.0
+SILENT_TICKS = 25  # counted by a thread: a process that is suspended as a whole does not count
 DONE = "done"
 VERDICT = "pulse/verdict"
 INFORMED = "pulse/informed"  # how many know the verdict
@@ -43,6 +44,7 @@ class Pulse:
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._rank = self._world_size = self._neighbor = self._beats = 0
+        self._has_joined = False
         self._heard = ""
         self._kept: Store | None = None
         self._store: Store | None = None  # of the main thread; the one that beats has its own
@@ -106,6 +108,7 @@ class Pulse:
             return
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._neighbor = (self._rank + 1) % self._world_size
+        self._has_joined = True  # from here on silence counts: the network may be gone before the first beat is heard
         try:
             self._kept = _default_store()  # where rank 0 keeps it, it serves the others until this process has spoken
             store, self._store = _clone_store(), _clone_store()
@@ -119,10 +122,10 @@ class Pulse:
 
     def _watch(self) -> None:
         before, ticks = (0, ""), 0
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(TICK_SECONDS):
             now = (self._beats, self._heard)
             is_silent = now[0] == before[0] or (now[1] == before[1] and now[1] != DONE)
-            ticks = ticks + 1 if is_silent and self._beats else 0
+            ticks = ticks + 1 if is_silent and self._has_joined else 0
             before = now
             if ticks >= SILENT_TICKS:
                 self._end(f"rank {self._neighbor}" if self._is_beating(now[0]) else None)
