@@ -52,6 +52,7 @@ def finish(started: subprocess.Popen[str]) -> tuple[int, str]:
     """Its exit code and its last words on stderr that are not a worker's."""
     _, errors = started.communicate(timeout=SECONDS)
     own = [line for line in errors.splitlines() if line.strip() and "pid=" not in line]
+    print(errors)  # pytest shows it where a test fails
     return started.returncode, own[-1]
 
 
