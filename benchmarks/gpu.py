@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 import torch
 from common.ceilings import count_flops, measure_ceilings, percent_of_ceiling
 from common.report import Report, check_writable, describe_environment
-from common.subject import TrainerStep, build_network, make_batch, pick_spec
+from common.subject import TrainerStep, build_network, drive_graph, make_batch, pick_spec
 from common.timing import Protocol, Spread, divide, time_calls
 from end_to_end import Effort, measure_speed
 from model import build_graph_loop, build_minimal_loop
@@ -195,7 +195,7 @@ def profile(lease: Lease) -> None:
 
 
 def graphs(lease: Lease) -> None:
-    """The hand-written loop as one CUDA graph, beside itself and the trainer."""
+    """The trainer's update and the hand-written loop as one CUDA graph each, beside themselves."""
     if not lease.on_gpu:
         lease.say("graphs", missing="no CUDA device")
         return
@@ -204,7 +204,12 @@ def graphs(lease: Lease) -> None:
         batch, trainer, minimal = make_subject(lease, variant, size)
         network = build_network(pick_spec(variant, lease.tiny), runtime, channels_last=True)
         graph = build_graph_loop(network, batch, runtime.precision, runtime.device)
-        calls = {"trainer": lambda run=trainer, one=batch: run(one), "minimal": minimal, "graph": graph}
+        calls = {"trainer": lambda run=trainer, one=batch: run(one), "minimal": minimal, "minimal_graph": graph}
+        try:
+            own = build_network(pick_spec(variant, lease.tiny), runtime, channels_last=True)
+            calls["trainer_graph"] = drive_graph(runtime, own, batch)
+        except MachineError as error:
+            lease.say("graphs", variant=variant, batch=size, missing=str(error))
         lease.say("graphs", **describe_speeds(lease, variant, size, lease.time(calls, 0.3)))
 
 

@@ -14,7 +14,8 @@ batch.
 - trainer_step/minimal_loop: two networks with equal first weights, on the same batch, in the same precision and layout,
   both with fused SGD; one is driven as `Trainer` does it, the other by the loop of `minimal_step` below. 7 rounds of
   windows of at least 10 steps, so that each window has a log point. Beside them trainer_compiled, the trainer's step on
-  a network under torch.compile, and minimal_graph, the minimal loop as one CUDA graph.
+  a network under torch.compile, trainer_graph, the same step as one CUDA graph, as train.cuda_graph has it, and
+  minimal_graph, the minimal loop as one.
 
 A batch that the memory has no room for is replaced by the largest that it has, and a row says so. An arm that cannot
 run here (no GPU, no compiler) says so in its row.
@@ -40,7 +41,17 @@ from common.report import (
     pick_effort,
     run_benchmark,
 )
-from common.subject import LR, MOMENTUM, WEIGHT_DECAY, TrainerStep, build_network, build_sgd, make_batch, pick_spec
+from common.subject import (
+    LR,
+    MOMENTUM,
+    WEIGHT_DECAY,
+    TrainerStep,
+    build_network,
+    build_sgd,
+    drive_graph,
+    make_batch,
+    pick_spec,
+)
 from common.timing import Protocol, Spread, divide, time_calls
 from torch import nn
 from torch.nn import functional as F
@@ -362,6 +373,10 @@ def compare_with_minimal_loop(
     setting = Setting("torchvision", runtime.precision, "channels_last", batch_size, "")
     missing = {"trainer_compiled": explain_no_compiler(device, options.quick)}
     missing["minimal_graph"] = "" if device.type == "cuda" else "no CUDA device"
+    try:
+        calls["trainer_graph"] = drive_graph(runtime, network(), batch)
+    except MachineError as error:
+        missing["trainer_graph"] = str(error)
     extra: dict[str, object] = {}
     if not missing["trainer_compiled"]:
         calls["trainer_compiled"] = drive(TrainerStep(runtime, torch.compile(network()), batch_size))
@@ -379,7 +394,7 @@ def compare_with_minimal_loop(
         if reason:
             report.rows.append({**vars(replace(setting, work=name)), "missing": reason})
     what = f"images per second, torchvision, {runtime.precision}, channels_last, batch {batch_size}"
-    targets = {"trainer_step": f"; {TARGET_TRAINER}", "trainer_compiled": "", "minimal_graph": ""}
+    targets = {"trainer_step": f"; {TARGET_TRAINER}", "trainer_compiled": "", "trainer_graph": "", "minimal_graph": ""}
     for name in targets.keys() & figures.keys():
         ratio = divide(figures["minimal_loop"], figures[name])
         report.add_ratio(f"{name}/minimal_loop{suffix}", ratio, what + targets[name])

@@ -96,6 +96,10 @@ def _is_kernels(value: Any) -> bool:
     return isinstance(value, dict) and all(_has_form(form)(value.get(name)) for name, form in forms.items())
 
 
+def _is_graph(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("failure"), str | None)
+
+
 # What later starts believe of run.json.
 FORMS: dict[str, Callable[[Any], bool]] = {
     "run_id": _has_form("[0-9a-f]{16}"),
@@ -104,6 +108,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     "engine": _has_form("dali|torchvision|cache"),
     "device": _has_form("cpu|cuda"),
     "kernels": _is_kernels,
+    "cuda_graph": _is_graph,
     "pretrained": lambda value: isinstance(value, dict),
     "held_out": lambda value: isinstance(value, dict),
     "data": _is_data,

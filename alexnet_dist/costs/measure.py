@@ -50,7 +50,7 @@ def measure_compute(runtime: Runtime, config: Config, spec: AlexNetSpec, images:
         runtime.agree(0)
         start = time.perf_counter()
         size = batch.num_images
-        train_step(alone, model, optimizer, batch, micro_batch_size=size, num_images=size, counters=counters)
+        train_step(alone, model, optimizer, batch, micro_batch_size=size, scale=1 / size, counters=counters)
         if runtime.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start

@@ -19,6 +19,7 @@ from alexnet_dist.models.signal import LEAST_SIGNAL
 from alexnet_dist.runs.folder import read_reported, relative_path
 from alexnet_dist.runs.past_runs import measure_size
 from alexnet_dist.runs.start import Network, Start
+from alexnet_dist.training.graph import WARM_UP
 from alexnet_dist.training.loop import Trainer
 from alexnet_dist.training.schedule import list_unreached
 
@@ -49,6 +50,7 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         f"{threads} thread{'s' if threads > 1 else ''}",
         f"precision {runtime.precision} ({runtime.precision_reason})",
         *([f"kernels   {start.kernels} ({start.kernels.reason})"] if start.kernels.are_special else []),
+        *_describe_graph(start),
         f"run       {start.folder}, {start.resumption.describe(trainer.state.step)}",
     ]
     if network.signal is not None and network.signal["fc8"] < LEAST_SIGNAL:
@@ -64,6 +66,8 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         lines.append(f"changed   {changes}; from step {trainer.state.step} on")
     for line in lines:
         logger.info(line)
+    if start.config.train.cuda_graph is True and not start.graph.wanted:
+        logger.warning("graph     none, although train.cuda_graph is true: %s", start.graph.reason)
     for line in [*list_unreached(trainer.schedule), *_list_late_settings(start)]:
         logger.warning("schedule  %s", line)
     if trainer.is_over and start.resumption.was_finished:
@@ -71,6 +75,16 @@ def announce(start: Start, network: Network, trainer: Trainer) -> None:
         if trainer.stopped_early:
             remedy = "it stopped early; raise train.early_stop to go on, or use"
         logger.info("this run is finished; %s --new", remedy)
+
+
+def _describe_graph(start: Start) -> list[str]:
+    """What becomes of an update as a CUDA graph, where there is something to say."""
+    if start.graph.wanted:
+        return [
+            f"graph     each update from number {WARM_UP + 2} of this start on, where it has the bits of an eager one"
+        ]
+    is_worth_it = start.runtime.device.type == "cuda" and start.config.train.cuda_graph == "auto"
+    return [f"graph     none: {start.graph.reason}"] if is_worth_it else []
 
 
 def _describe_batch(start: Start) -> str:

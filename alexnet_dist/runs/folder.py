@@ -156,6 +156,11 @@ def update_run_json(folder: Path, facts: dict[str, Any], start: dict[str, Any]) 
     return values
 
 
+def add_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Store what a start has found out on its way."""
+    write_json(folder / RUN, {**read_run(folder), **facts})
+
+
 def new_run_id() -> str:
     """An id that no other run has."""
     return secrets.token_hex(8)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alexnet_dist.assembly.graph import GraphChoice
 from alexnet_dist.assembly.loaders import build_augmentation
 from alexnet_dist.base.durable import read_digest, write_file
 from alexnet_dist.base.machine import describe_machine, find_git_commit, list_versions
@@ -16,7 +17,7 @@ from alexnet_dist.base.run_record import CHECKPOINTS, METRICS, is_step_name
 from alexnet_dist.inference.checkpoints import is_inside
 from alexnet_dist.inference.model_folder import WEIGHTS, ModelCard, describe_source, read_card
 from alexnet_dist.inference.model_page import README, SetResult, drop_page, format_page
-from alexnet_dist.runs.folder import store_settings, update_run_json, write_summary
+from alexnet_dist.runs.folder import add_facts, store_settings, update_run_json, write_summary
 from alexnet_dist.runs.held_out import write_held_out
 from alexnet_dist.runs.image_list import iterate_images, keep_image_list
 from alexnet_dist.runs.start import Network, Start
@@ -112,6 +113,7 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
         "engine": start.engine.name,
         "engine_reason": start.engine.reason,
         "kernels": dataclasses.asdict(start.kernels),
+        "cuda_graph": dataclasses.asdict(start.graph),
         "batch": str(start.sizes),
         "pretrained": network.pretrained,
         "data": {**start.data, "list": _keep_image_list(start)},
@@ -123,6 +125,18 @@ def _record_start(start: Start, network: Network, step: int) -> dict[str, Any]:
     values = update_run_json(start.folder, facts, entry)
     store_settings(start.folder, config)  # after the record of what is new in them
     return values
+
+
+def give_up_graph(start: Start, failure: str) -> None:
+    """Say why updates stay eager, and keep it for later starts. For the main process.
+
+    Args:
+        start: of the run.
+        failure: why no update could be captured, or which bits differ.
+    """
+    logger.warning("graph     all updates are eager: %s", failure)
+    add_facts(start.folder, {"cuda_graph": dataclasses.asdict(GraphChoice(False, "it failed", failure))})
+    store_settings(start.folder, start.config)  # with the copy of it
 
 
 def _pick_told(start: Start, network: Network, record: dict[str, Any]) -> dict[str, Any]:

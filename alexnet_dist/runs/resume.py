@@ -40,6 +40,7 @@ CHANGEABLE = {
     "output_dir",
     "train.epochs",
     "train.max_steps",
+    "train.cuda_graph",
     "train.micro_batch_size",
     "data.cache_dir",
     "data.download",
@@ -88,6 +89,7 @@ class Resumption:
         images: what is known of the images that the run began with: a fingerprint, and of run.json the counts.
         engine: the engine that `auto` meant before, or what takes its place; None = to be chosen.
         kernels: what the run computed with until now; None = to be chosen.
+        graph_failure: why no update could be captured as a CUDA graph; None = it was not tried, or could be.
         device: where that was: cpu or cuda.
         pretrained: what run.json says of the weights that the run began with.
         was_finished: whether the run had ended.
@@ -103,6 +105,7 @@ class Resumption:
     images: Mapping[str, Any] = field(default_factory=dict)
     engine: Choice | None = None
     kernels: Kernels | None = None
+    graph_failure: str | None = None
     device: str | None = None
     pretrained: dict[str, Any] | None = None
     was_finished: bool = False
@@ -169,6 +172,7 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
         images=find_images_before(folder, filter(None, [origin.checkpoint])) if goes_on else {},
         engine=keep_engine(config.data.engine, facts.get("engine"), config.augment.crop),
         kernels=find_kernels_before(facts.get("kernels"), goes_on),
+        graph_failure=(facts.get("cuda_graph") or {}).get("failure"),
         device=facts.get("device"),
         pretrained=facts.get("pretrained"),
         was_finished=was_finished,

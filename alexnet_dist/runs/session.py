@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
+from alexnet_dist.assembly.graph import GraphChoice, Update, build_recorder, check_graph, choose_graph
 from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, check_kernels, choose_kernels, settle_cudnn
 from alexnet_dist.assembly.learning import build_cadence, build_rule, build_saver, build_schedule, use_shadows
 from alexnet_dist.assembly.loaders import (
@@ -65,7 +66,7 @@ from alexnet_dist.runs.own_folder import explain_taken, find_own_folder, settle_
 from alexnet_dist.runs.pictures import picture_filters, picture_plots
 from alexnet_dist.runs.preflight import check_signal
 from alexnet_dist.runs.profile import build_profiler
-from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, summarize
+from alexnet_dist.runs.recording import MODEL, Recording, begin_recording, describe_model, give_up_graph, summarize
 from alexnet_dist.runs.report import REPORT
 from alexnet_dist.runs.report_tracker import prepare_report
 from alexnet_dist.runs.resume import Choice, Resumption, check_beginning, decide, find_end, keep_precision
@@ -174,7 +175,10 @@ def run_session(
             engine = resumption.engine or Choice(*runtime.on_main(partial(_choose_engine, config, feed)))
         with phase("comparing kernels", runtime.is_main):
             kernels = _settle_kernels(config, runtime, spec, sizes, resumption)
-        start = Start(config, folder, runtime, stop, resumption, splits, changes, sizes, spec, feed, engine, kernels)
+        graph = _choose_graph(config, runtime, resumption, profile)
+        start = Start(
+            config, folder, runtime, stop, resumption, splits, changes, sizes, spec, feed, engine, kernels, graph
+        )
 
         loaded = load_checkpoint(resumption.checkpoint) if resumption.checkpoint is not None else None
         with phase("building the network", runtime.is_main):
@@ -193,10 +197,7 @@ def run_session(
         with _ending_recorded(start, trainer):
             trainer.train()
             test_row = _test(start, trainer, recording.test_row)
-        summary = summarize(start, trainer, "finished", test_row)
-        if config.checkpoint.keep == 0:
-            runtime.on_main(lambda: drop_checkpoints(folder / CHECKPOINTS, resumption.run_id))
-    return End(start, summary, trackers)
+        return End(start, _finish(start, trainer, test_row), trackers)
 
 
 # -- before the first update ------------------------------------------------------------------------------------------
@@ -206,6 +207,7 @@ def _check_machine(config: Config, runtime: Runtime) -> None:
     """Refuse what this machine cannot do, before anything is looked for."""
     check_engine(config.data.engine)
     check_kernels(config.kernels, runtime.device)
+    check_graph(config.train.cuda_graph, runtime.device)
     if config.compile:
         check_compiler(runtime.device.type == "cuda")
     if config.data.engine == "cache":
@@ -280,6 +282,18 @@ def _settle_kernels(
     return runtime.on_main(lambda: choose_kernels(config.kernels, subject, kept, strategy, rule))
 
 
+def _choose_graph(config: Config, runtime: Runtime, resumption: Resumption, profile: int | None) -> GraphChoice:
+    """Whether whole updates are captured, the same in each process."""
+    update = Update(
+        device=runtime.device,
+        precision=runtime.precision,
+        strategy=config.parallel.strategy,
+        compiled=config.compile,
+        profiled=profile is not None,
+    )
+    return choose_graph(config.train.cuda_graph, update, resumption.graph_failure)
+
+
 def _build_network(start: Start, is_fresh: bool) -> Network:
     """The network on its device; with its first weights, where the run begins afresh."""
     config, runtime = start.config, start.runtime
@@ -323,7 +337,9 @@ def _build_trainer(
 ) -> Trainer:
     config, runtime, feed, folder = start.config, start.runtime, start.feed, start.folder
     how: Any = {"compiled": config.compile, "accumulates": start.sizes.accumulation > 1, "runtime": runtime}
-    forward = replicate_network(config.parallel, network.model, network.partition, **how)
+    recorder = build_recorder(start.graph, runtime.device)
+    with recorder.aside() if recorder is not None else contextlib.nullcontext():
+        forward = replicate_network(config.parallel, network.model, network.partition, **how)
     forward = use_shadows(forward, optimizer, **how)
     bad_files = start.bad_files if runtime.is_main else set()  # once: each process would name the same ones
     loader = feed.load("train", start.engine.name)
@@ -356,6 +372,8 @@ def _build_trainer(
         saver=saver,
         fused_loss=start.kernels.loss == "fused",
         spectator=ValidationPictures(start, trackers, lambda: describe_model(start, network, {})) if shows else None,
+        recorder=recorder,
+        give_up_graph=lambda failure: runtime.on_main(lambda: give_up_graph(start, failure)),
     )
 
 
@@ -381,6 +399,14 @@ def _ending_recorded(start: Start, trainer: Trainer) -> Iterator[None]:
         status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
         trainer.trackers.finish(summarize(start, trainer, status, test_row={}))
         raise
+
+
+def _finish(start: Start, trainer: Trainer, test_row: Row) -> dict[str, Any]:
+    """Write the summary, and drop checkpoints that nobody wants any more; what the summary holds."""
+    summary = summarize(start, trainer, "finished", test_row)
+    if start.config.checkpoint.keep == 0:
+        start.runtime.on_main(lambda: drop_checkpoints(start.folder / CHECKPOINTS, start.resumption.run_id))
+    return summary
 
 
 def _show_results(end: End) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from alexnet_dist.assembly.graph import GraphChoice
 from alexnet_dist.assembly.kernels import Kernels
 from alexnet_dist.assembly.loaders import BatchSizes, Feed
 from alexnet_dist.assembly.sets import Splits, find_root
@@ -41,6 +42,7 @@ class Start:
         feed: what loaders are made from.
         engine: what carries the plans out.
         kernels: what the network is computed with.
+        graph: whether a whole update is captured as a CUDA graph.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class Start:
     feed: Feed
     engine: Choice
     kernels: Kernels
+    graph: GraphChoice
 
     @property
     def steps_per_epoch(self) -> int:

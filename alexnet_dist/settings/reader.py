@@ -365,7 +365,9 @@ def _refuse_lookalikes(values: dict[str, Any], places: dict[str, str]) -> None:
     for key, item in walk_fields(Config):
         value = values.get(key)
         is_missing = key in values and value is None and "None" not in str(item.type)
-        is_choice = str(item.type).startswith("Literal") and not (value is False and "False" in str(item.type))
+        is_choice = str(item.type).startswith("Literal") and not (
+            isinstance(value, bool) and str(value) in str(item.type)
+        )
         if is_missing or (isinstance(value, bool | float) and is_choice):
             raise _wrong_value(key, values, places)
 

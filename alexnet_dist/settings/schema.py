@@ -310,6 +310,9 @@ class TrainConfig:
     global_batch_size / replicas"""
     early_stop: int | None = bounded(None, minimum=1, maximum=MAX_EPOCHS)
     """evaluations without a better val top-1 after which the run ends; null = it never ends early"""
+    cuda_graph: Literal["auto", True, False] = "auto"
+    """replay a whole update as one CUDA graph, to the bits of an eager update; auto: on CUDA, where it can be captured;
+    true: as auto, with a warning where it cannot"""
 
 
 @dataclass(frozen=True)

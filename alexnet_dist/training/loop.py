@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from alexnet_dist.training.checkpoint import Checkpoint, save_checkpoint, set_as
 from alexnet_dist.training.divergence import find_good_checkpoint
 from alexnet_dist.training.evaluate import Evaluation, check_outputs, evaluate
 from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.graph import Recorder, StepGraph
 from alexnet_dist.training.metrics import Totals
 from alexnet_dist.training.optim import optimizer_tensors, set_lr
 from alexnet_dist.training.predictions import Spectator
@@ -103,6 +105,8 @@ class Trainer:
         saver: writes checkpoints.
         spectator: sees what the network says of each image of the validation set.
         fused_loss: see `train_step`.
+        recorder: captures a whole update, which is then replayed; None = all updates are eager.
+        give_up_graph: is told why they stay eager although there is a recorder.
     """
 
     runtime: Runtime
@@ -131,14 +135,37 @@ class Trainer:
     saver: Saver = field(default_factory=lambda: Saver(in_background=False))
     spectator: Spectator | None = None
     fused_loss: bool = False
+    recorder: Recorder | None = None
+    give_up_graph: Callable[[str], None] = lambda reason: None
 
     def __post_init__(self) -> None:
         self._counters = DeviceCounters.on(self.runtime.device)
+        self._step = partial(
+            train_step,
+            self.runtime,
+            self.forward,
+            self.optimizer,
+            micro_batch_size=self.micro_batch_size,
+            counters=self._counters,
+            fused_loss=self.fused_loss,
+        )
+        self._graph = self._prepare_graph(self.recorder) if self.recorder is not None else None
         self.is_done_before = self.is_model_lost = self.is_model_new = False
         self._saved = (0, -1)
         self._progress = Progress("training", self.cadence.total_steps, shown=False)
         self._last_row: dict[str, Any] = {}  # of the last log point
         self._clock = time.perf_counter()
+
+    def _prepare_graph(self, recorder: Recorder) -> StepGraph:
+        return StepGraph(
+            self.runtime,
+            recorder,
+            self.model,
+            self.optimizer,
+            self._counters,
+            lambda batch, scale: self._step(batch, scale=scale),
+            self.give_up_graph,
+        )
 
     def _settle_model(self) -> None:
         """Notice that model/ does not hold the best weights the checkpoint knows of: then the next ones are the best.
@@ -253,17 +280,13 @@ class Trainer:
             constant_lr=schedule.constant_lr(state.step),
             epoch=self.epoch,
         )
-        self.runtime.seed_dropout(self.seed, state.step)
-        train_step(
-            self.runtime,
-            self.forward,
-            self.optimizer,
-            batch,
-            micro_batch_size=self.micro_batch_size,
-            num_images=max(num_images, 1),
-            counters=self._counters,
-            fused_loss=self.fused_loss,
-        )
+        scale = self.runtime.dp_size / max(num_images, 1)
+        seed = partial(self.runtime.seed_dropout, self.seed, state.step)
+        if self._graph is not None:
+            self._graph.update(batch, scale, seed)
+        else:
+            seed()
+            self._step(batch, scale=scale)
         state.step += 1
         state.samples_seen += num_images
         state.window.num_images += num_images

@@ -41,7 +41,7 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over the layers that learn; see `OptimizerConfig` for the values' meaning.
 
-    It has no rate: call `set_lr` before each update.
+    It has no rate: call `set_lr` before each update. On a GPU rates are float32 tensors there.
 
     Args:
         model: the network; layers that never learn get `requires_grad` False, so build it before replicating.
@@ -52,7 +52,19 @@ def build_optimizer(
         grouping: keyword arguments of `group_parameters`.
     """
     groups = group_parameters(model, **grouping)
-    return OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
+    optimizer = OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        place_rates(optimizer, device)
+    return optimizer
+
+
+def place_rates(optimizer: Optimizer, device: torch.device) -> None:
+    """Let the rates lie on the device, in float32: a captured update reads them there, see training/graph.py."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.full((), UNSET_LR, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 def _build_sgd(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
@@ -110,12 +122,15 @@ def set_lr(optimizer: Optimizer, lr: float, *, constant_lr: float | None = None,
         optimizer: from `build_optimizer`.
         lr: what the schedule says.
         constant_lr: what it would say if it were constant; None = lr.
-        epoch: finished passes over the training set; layers frozen by then get the rate 0.
+        epoch: finished passes over the training set; layers frozen by then get the rate 0, and it is a number.
     """
     for group in optimizer.param_groups:
         rate = constant_lr if group["lr_constant"] and constant_lr is not None else lr
         is_frozen = group["freeze_epoch"] is not None and epoch >= group["freeze_epoch"]
-        group["lr"] = 0.0 if is_frozen else rate * group["lr_factor"]
+        if isinstance(group["lr"], torch.Tensor) and not is_frozen:
+            group["lr"].fill_(rate * group["lr_factor"])
+        else:
+            group["lr"] = 0.0 if is_frozen else rate * group["lr_factor"]
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:

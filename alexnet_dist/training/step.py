@@ -41,7 +41,7 @@ def train_step(
     batch: Batch,
     *,
     micro_batch_size: int,
-    num_images: int,
+    scale: float | Tensor,
     counters: DeviceCounters,
     fused_loss: bool = False,
 ) -> None:
@@ -53,14 +53,13 @@ def train_step(
         optimizer: with the rate of this update already set.
         batch: this replica's part of the global batch.
         micro_batch_size: images per forward; gradients accumulate over the parts.
-        num_images: real images in the global batch, what the sum of losses is divided by.
+        scale: what the losses' sum is multiplied by, replicas / real images of the global batch: DDP averages over the
+            replicas, and what is wanted is the sum. A captured update (training/graph.py) reads it from the device.
         counters: what the log points read.
         fused_loss: by kernels of a GPU; not for fp16, whose loss is scaled again.
     """
     adds_directly = fused_loss and runtime.mesh.dp_group is None
     sums = counters.sums if adds_directly else torch.zeros_like(counters.sums)  # (2,)
-    # DDP averages over the replicas; what is wanted is the sum.
-    scale = runtime.dp_size / num_images
     images, labels, mask = (torch.split(part, micro_batch_size) for part in (batch.images, batch.labels, batch.mask))
     for micro_step in range(len(images)):
         is_last = micro_step == len(images) - 1

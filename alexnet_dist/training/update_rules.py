@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 # Elements that one thread handles per slice on a CPU: a handful of scratch tensors of this size fit its L2 cache.
 ELEMENTS_PER_THREAD = 1 << 17
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 LayerNorms = Callable[[Sequence[Tensor]], Sequence[tuple[Tensor, Tensor]]]
 
@@ -58,7 +58,7 @@ class RMSprop(Optimizer):
                     change.div_(mean.sqrt().add_(group["eps"]))
                     for buffer in momentum:
                         change.add_(buffer, alpha=group["momentum"])
-                    _replace(weight, torch.sub(weight, change, alpha=group["lr"]), made)
+                    _replace(weight, _go_down(weight, change, group["lr"]), made)
                     for buffer in momentum:
                         _replace(buffer, change, made)
                     _replace(square, mean, made)
@@ -140,7 +140,8 @@ class LARS(Optimizer):
     def _rate(self, group: dict[str, Any], weight_norm: Tensor, gradient_norm: Tensor) -> Tensor:
         ratio = self.trust_coefficient * weight_norm / (gradient_norm + group["weight_decay"] * weight_norm)  # ()
         has_ratio = (weight_norm > 0) & (gradient_norm > 0)  # ()
-        return torch.where(has_ratio, ratio, torch.ones_like(ratio)) * float(group["lr"])  # ()
+        rate: Tensor = torch.where(has_ratio, ratio, torch.ones_like(ratio)) * group["lr"]  # ()
+        return rate
 
 
 def _begin_update(optimizer: Optimizer) -> Tensor:
@@ -158,8 +159,16 @@ def _begin_update(optimizer: Optimizer) -> Tensor:
 
 
 def _learning(group: dict[str, Any]) -> list[Tensor]:
-    """The group's parameters that this update changes."""
-    return [parameter for parameter in group["params"] if parameter.grad is not None and group["lr"] > 0]
+    """The group's parameters that this update changes. A rate on the device is not looked at: it is never 0."""
+    learns = isinstance(group["lr"], Tensor) or group["lr"] > 0
+    return [parameter for parameter in group["params"] if parameter.grad is not None and learns]
+
+
+def _go_down(weight: Tensor, change: Tensor, rate: float | Tensor) -> Tensor:
+    """weight - rate * change, in one pass; a rate on the device is not read by the host."""
+    if isinstance(rate, Tensor):
+        return torch.addcmul(weight, change, rate, value=-1)
+    return torch.sub(weight, change, alpha=rate)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -197,6 +206,6 @@ def _replace(old: Tensor, new: Tensor, made: Tensor) -> None:
     The bits that differ are flipped, all or none: arithmetic would not stop a NaN, and torch.where takes twice as long
     on a CPU.
     """
-    bits = _BITS[old.element_size()]
+    bits = BITS[old.element_size()]
     old_bits = old.view(bits)
     old_bits.bitwise_xor_(new.view(bits).bitwise_xor_(old_bits).bitwise_and_(made))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, choose_kernels
 from alexnet_dist.assembly.learning import build_rule, build_schedule, use_shadows
 from alexnet_dist.assembly.loaders import place_model
+from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import can_build_kernels
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import AlexNetSpec, build_model, make_spec
@@ -21,6 +24,7 @@ from alexnet_dist.parallel.runtime import Runtime
 from alexnet_dist.settings.schema import KernelsConfig, OptimizerConfig, ScheduleConfig
 from alexnet_dist.training.flat_update import FlatSGD
 from alexnet_dist.training.gate import BatchGate
+from alexnet_dist.training.graph import WARM_UP, CudaRecorder, Recorder, StepGraph
 from alexnet_dist.training.optim import set_lr
 from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.step import DeviceCounters, train_step
@@ -86,11 +90,20 @@ def make_batch(
     )
 
 
+def refuse_to_measure(failure: str) -> None:
+    """An eager update is no figure of a graph.
+
+    Raises:
+        MachineError: always.
+    """
+    raise MachineError("the update cannot be captured as a CUDA graph", why=failure)
+
+
 @dataclass(eq=False)
 class TrainerStep:
     """All that `Trainer` does with a batch: gate, learning rate, dropout's seed, step, and the log window's read.
 
-    Only the writing of the log line is left out.
+    Only the writing of the log line is left out. With a recorder, updates are replayed after the first ones.
     """
 
     runtime: Runtime
@@ -98,6 +111,7 @@ class TrainerStep:
     batch_size: int
     step: int = 0
     loss_sum: float = 0.0
+    recorder: Recorder | None = None
     schedule: Schedule = field(
         default_factory=lambda: build_schedule(ScheduleConfig(name="constant"), LR, 1000, 1_000_000)
     )
@@ -108,27 +122,55 @@ class TrainerStep:
         self.model = use_shadows(self.model, self.optimizer, **how)
         self.gate = BatchGate(self.runtime, skip_bad_files=False)
         self.counters = DeviceCounters.on(self.runtime.device)
+        self._update: Callable[[Batch, float, Callable[[], None]], None] = self._update_eagerly
+        if self.recorder is not None:
+            self._update = self._build_graph(self.recorder).update
 
     def __call__(self, batch: Batch) -> None:
         num_images = self.gate.admit(batch)
         set_lr(self.optimizer, self.schedule.lr(self.step, PlateauState()))
-        self.runtime.seed_dropout(SEED, self.step)
+        self._update(batch, self.runtime.dp_size / num_images, partial(self.runtime.seed_dropout, SEED, self.step))
+        self.step += 1
+        if self.step % LOG_STEPS == 0:
+            self._drain()
+
+    def _update_eagerly(self, batch: Batch, scale: float, seed: Callable[[], None]) -> None:
+        seed()
+        self._make_step(batch, scale)
+
+    def _make_step(self, batch: Batch, scale: float | Tensor) -> None:
         train_step(
             self.runtime,
             self.model,
             self.optimizer,
             batch,
             micro_batch_size=self.batch_size,
-            num_images=num_images,
+            scale=scale,
             counters=self.counters,
             fused_loss=isinstance(self.optimizer, FlatSGD) and self.runtime.scaler is None,
         )
-        self.step += 1
-        if self.step % LOG_STEPS == 0:
-            self._drain()
+
+    def _build_graph(self, recorder: Recorder) -> StepGraph:
+        return StepGraph(
+            self.runtime, recorder, self.model, self.optimizer, self.counters, self._make_step, refuse_to_measure
+        )
 
     def _drain(self) -> None:
         self.loss_sum, _ = self.counters.sums.tolist()
         if not math.isfinite(self.loss_sum):
             raise FloatingPointError("the loss is not finite: no update was made, so the figures mean nothing")
         self.counters.sums.zero_()
+
+
+def drive_graph(runtime: Runtime, model: nn.Module, batch: Batch) -> Callable[[], None]:
+    """The trainer's step on a batch, as one CUDA graph: the updates before its capture are made here.
+
+    Raises:
+        MachineError: there is no GPU, or it cannot be captured.
+    """
+    if runtime.device.type != "cuda":
+        raise MachineError("no CUDA device")
+    trainer = TrainerStep(runtime, model, len(batch.images), recorder=CudaRecorder(runtime.device))
+    for _ in range(WARM_UP + 1):
+        trainer(batch)
+    return lambda: trainer(batch)

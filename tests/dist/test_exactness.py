@@ -63,7 +63,7 @@ def train_twenty_updates(
             optimizer,
             batch._replace(images=batch.images.to(dtype)),
             micro_batch_size=micro_batch_size or len(batch.images),
-            num_images=num_images,
+            scale=runtime.dp_size / num_images,
             counters=counters,
         )
     assert int(counters.diverged) == 0
@@ -253,7 +253,9 @@ def diverge_on_one_rank() -> tuple[bool, bool, int]:
     for step, batch in enumerate(loader.batches(0, 3)):
         broken = step == 1 and runtime.rank == 1
         batch = batch._replace(images=batch.images * (float("nan") if broken else 1.0))
-        train_step(runtime, forward, optimizer, batch, micro_batch_size=2, num_images=12, counters=counters)
+        train_step(
+            runtime, forward, optimizer, batch, micro_batch_size=2, scale=runtime.dp_size / 12, counters=counters
+        )
         weights.append([parameter.detach().clone() for parameter in model.parameters()])
     first, second, third = weights
     unchanged = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -278,7 +278,7 @@ def diverge_on_one_rank(case: Case, broken_rank: int) -> list[bool]:
         if step == 1 and runtime.rank == broken_rank:
             batch = batch._replace(images=batch.images * float("nan"))
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        train_step(runtime, forward, optimizer, batch, micro_batch_size=1, num_images=8, counters=counters)
+        train_step(runtime, forward, optimizer, batch, micro_batch_size=1, scale=runtime.dp_size / 8, counters=counters)
         changed.append(any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)))
     return changed
 

@@ -142,7 +142,7 @@ def train_twenty_updates(case: Case, dtype: torch.dtype, rule: str, micro_batch_
             optimizer,
             batch,
             micro_batch_size=micro_batch_size,
-            num_images=num_images,
+            scale=runtime.dp_size / num_images,
             counters=counters,
         )
     assert seen == NUM_STEPS // 4 * TRAIN_IMAGES

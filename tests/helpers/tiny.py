@@ -65,7 +65,7 @@ def tiny_config(output_dir: Path, **overrides: Any) -> Config:
 def make_runtime() -> Runtime:
     """One process without an Accelerator."""
     return Runtime(
-        accelerator=SimpleNamespace(autocast=contextlib.nullcontext, scaler=None),
+        accelerator=SimpleNamespace(autocast=contextlib.nullcontext, backward=torch.Tensor.backward, scaler=None),
         device=torch.device("cpu"),
         mesh=build_mesh(0, 1),
         processes_here=1,
