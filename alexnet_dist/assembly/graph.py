@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.optim import Optimizer
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.training.graph import CudaRecorder, Recorder
+from alexnet_dist.training.optim import place_rates
+
+OLDER = "an older version began the run, with rates on the host"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def choose_graph(cuda_graph: Literal["auto"] | bool, update: Update, failure: st
     Args:
         cuda_graph: the setting.
         update: what is to be captured.
-        failure: why that has failed in an earlier start of the run, if it has.
+        failure: see `find_failure_before`.
     """
     obstacle = _find_obstacle(update)
     if cuda_graph is False:
@@ -70,7 +75,7 @@ def choose_graph(cuda_graph: Literal["auto"] | bool, update: Update, failure: st
     if obstacle is not None:
         return GraphChoice(False, obstacle, failure)
     if cuda_graph == "auto" and failure is not None:
-        return GraphChoice(False, f"an earlier start could not: {failure}", failure)
+        return GraphChoice(False, failure, failure)
     return GraphChoice(True, "asked for" if cuda_graph is True else "CUDA")
 
 
@@ -84,6 +89,25 @@ def _find_obstacle(update: Update) -> str | None:
     if update.precision == "fp16":
         return "precision is fp16, which scales its losses"
     return "--profile looks into each update" if update.profiled else None
+
+
+def find_failure_before(recorded: Mapping[str, Any] | None, goes_on: bool) -> str | None:
+    """Why updates of a run were not captured until now, although they might be.
+
+    Args:
+        recorded: run.json's `cuda_graph`, if any.
+        goes_on: whether there are updates of the run.
+    """
+    if recorded is None:
+        return OLDER if goes_on else None
+    failure: str | None = recorded["failure"]
+    return failure
+
+
+def settle_rates(choice: GraphChoice, optimizer: Optimizer, device: torch.device) -> None:
+    """Let the rates lie on a GPU, captured or not, so that the bits are the same; an older run keeps its own."""
+    if device.type == "cuda" and choice.failure != OLDER:
+        place_rates(optimizer, device)
 
 
 def build_recorder(choice: GraphChoice, device: torch.device) -> Recorder | None:

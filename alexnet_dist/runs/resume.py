@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alexnet_dist.assembly.graph import find_failure_before
 from alexnet_dist.assembly.kernels import CHOICES, PLAIN, Kernels
 from alexnet_dist.assembly.sets import Splits
 from alexnet_dist.base.durable import read_object
@@ -89,7 +90,7 @@ class Resumption:
         images: what is known of the images that the run began with: a fingerprint, and of run.json the counts.
         engine: the engine that `auto` meant before, or what takes its place; None = to be chosen.
         kernels: what the run computed with until now; None = to be chosen.
-        graph_failure: why no update could be captured as a CUDA graph; None = it was not tried, or could be.
+        graph_failure: why updates were not captured as a CUDA graph until now; see `find_failure_before`.
         device: where that was: cpu or cuda.
         pretrained: what run.json says of the weights that the run began with.
         was_finished: whether the run had ended.
@@ -172,7 +173,7 @@ def decide(folder: Path, config: Config, named: str | None = None) -> Resumption
         images=find_images_before(folder, filter(None, [origin.checkpoint])) if goes_on else {},
         engine=keep_engine(config.data.engine, facts.get("engine"), config.augment.crop),
         kernels=find_kernels_before(facts.get("kernels"), goes_on),
-        graph_failure=(facts.get("cuda_graph") or {}).get("failure"),
+        graph_failure=find_failure_before(facts.get("cuda_graph"), goes_on),
         device=facts.get("device"),
         pretrained=facts.get("pretrained"),
         was_finished=was_finished,

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
-from alexnet_dist.assembly.graph import GraphChoice, Update, build_recorder, check_graph, choose_graph
+from alexnet_dist.assembly.graph import GraphChoice, Update, build_recorder, check_graph, choose_graph, settle_rates
 from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, check_kernels, choose_kernels, settle_cudnn
 from alexnet_dist.assembly.learning import build_cadence, build_rule, build_saver, build_schedule, use_shadows
 from alexnet_dist.assembly.loaders import (
@@ -185,8 +185,7 @@ def run_session(
             network = _build_network(start, is_fresh=loaded is None)
         if engine.name == "cache":
             build_caches(runtime, config.data, feed.load_all(engine.name), stop)
-        norms = merged_norms(network.find_cut(), runtime.sum_over_parts)
-        optimizer = build_rule(config.optimizer, network.model, norms, kernels.update)
+        optimizer = _build_optimizer(start, network)
         state = _restore(start, network, optimizer, loaded)
         recording = runtime.on_main(lambda: begin_recording(start, network, state.step, loaded))
         trackers = _open_trackers(start, recording)
@@ -307,6 +306,13 @@ def _build_network(start: Start, is_fresh: bool) -> Network:
     place_model(model, runtime, config.channels_last)
     apply_kernels(model, start.kernels, config.parallel.strategy)
     return Network(model, partition, pretrained, signal)
+
+
+def _build_optimizer(start: Start, network: Network) -> Optimizer:
+    norms = merged_norms(network.find_cut(), start.runtime.sum_over_parts)
+    optimizer = build_rule(start.config.optimizer, network.model, norms, start.kernels.update)
+    settle_rates(start.graph, optimizer, start.runtime.device)
+    return optimizer
 
 
 def _restore(start: Start, network: Network, optimizer: Optimizer, loaded: Checkpoint | None) -> TrainState:

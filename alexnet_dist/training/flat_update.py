@@ -60,6 +60,11 @@ class FlatSGD(Optimizer):
         self._leaves = [view.requires_grad_() for view in self._list_views(self._shadows)]
         return dict(zip(self._parameters, self._leaves, strict=True))
 
+    @property
+    def shadows(self) -> Tensor | None:
+        """The copies, (N,); None where there are none."""
+        return self._shadows
+
     def send_terms(self) -> None:
         """Give the device the rates of the next update, where they are others than those of the last one.
 

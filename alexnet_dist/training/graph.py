@@ -26,7 +26,8 @@ from torch.optim import Optimizer
 
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.training.optim import optimizer_tensors
+from alexnet_dist.training.flat_update import FlatSGD
+from alexnet_dist.training.optim import optimizer_tensors, send_rates
 from alexnet_dist.training.step import DeviceCounters
 from alexnet_dist.training.update_rules import BITS
 
@@ -97,7 +98,7 @@ class StepGraph:
     ) -> None:
         self._runtime, self._recorder, self._model = runtime, recorder, model
         self._optimizer, self._counters, self._step, self._report = optimizer, counters, step, report
-        self._constants = self._list_constants()
+        self._fixed_rates: list[float] = []
         self._num_eager, self._is_refused = 0, False
         self._replay: Callable[[], None] | None = None
         self._inputs: _Inputs | None = None
@@ -115,8 +116,9 @@ class StepGraph:
             scale: of its losses.
             seed: gives dropout's generator the state of this update.
         """
-        if self._constants != self._list_constants():  # a layer was frozen
-            self._constants, self._num_eager, self._replay = self._list_constants(), 0, None
+        fixed_rates = send_rates(self._optimizer)
+        if fixed_rates != self._fixed_rates:  # a layer was frozen: no capture before it is right any more
+            self._fixed_rates, self._num_eager, self._replay = fixed_rates, 0, None
         with self._recorder.aside():
             seed()
             if self._replay is not None and self._inputs is not None and self._inputs.fit(batch):
@@ -128,14 +130,12 @@ class StepGraph:
                 self._step(batch, scale)
                 self._num_eager += 1
 
-    def _list_constants(self) -> list[float | None]:
-        """What a capture would hold as numbers: the rates that are not on the device."""
-        return [None if isinstance(rate := group["lr"], Tensor) else rate for group in self._optimizer.param_groups]
-
     def list_state(self) -> dict[str, Tensor]:
         """All tensors that an update changes."""
         weights = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        return {**weights, **optimizer_tensors(self._optimizer, self._model), **vars(self._counters)}
+        shadows = self._optimizer.shadows if isinstance(self._optimizer, FlatSGD) else None
+        copies = {} if shadows is None else {"shadows": shadows}
+        return {**weights, **copies, **optimizer_tensors(self._optimizer, self._model), **vars(self._counters)}
 
     def _try(self, batch: Batch, scale: float, seed: Callable[[], None]) -> None:
         """Make an update eagerly, and once more from the same state by a replay; settle which way they are made."""

@@ -41,7 +41,7 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over the layers that learn; see `OptimizerConfig` for the values' meaning.
 
-    It has no rate: call `set_lr` before each update. On a GPU rates are float32 tensors there.
+    It has no rate: call `set_lr` before each update.
 
     Args:
         model: the network; layers that never learn get `requires_grad` False, so build it before replicating.
@@ -52,15 +52,16 @@ def build_optimizer(
         grouping: keyword arguments of `group_parameters`.
     """
     groups = group_parameters(model, **grouping)
-    optimizer = OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        place_rates(optimizer, device)
-    return optimizer
+    return OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
 
 
 def place_rates(optimizer: Optimizer, device: torch.device) -> None:
-    """Let the rates lie on the device, in float32: a captured update reads them there, see training/graph.py."""
+    """Let the rates lie on the device, in float32: a captured update reads them there, see training/graph.py.
+
+    A flat update has a place of its own for them, see `FlatSGD.send_terms`.
+    """
+    if isinstance(optimizer, FlatSGD):
+        return
     for group in optimizer.param_groups:
         group["lr"] = torch.full((), UNSET_LR, device=device)
         if "capturable" in group:
@@ -131,6 +132,14 @@ def set_lr(optimizer: Optimizer, lr: float, *, constant_lr: float | None = None,
             group["lr"].fill_(rate * group["lr_factor"])
         else:
             group["lr"] = 0.0 if is_frozen else rate * group["lr_factor"]
+
+
+def send_rates(optimizer: Optimizer) -> list[float]:
+    """See to it that the rates of the next update are on the device; those that stay numbers on the host."""
+    if isinstance(optimizer, FlatSGD):
+        optimizer.send_terms()
+        return []
+    return [group["lr"] for group in optimizer.param_groups if not isinstance(group["lr"], torch.Tensor)]
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:

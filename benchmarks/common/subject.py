@@ -25,7 +25,7 @@ from alexnet_dist.settings.schema import KernelsConfig, OptimizerConfig, Schedul
 from alexnet_dist.training.flat_update import FlatSGD
 from alexnet_dist.training.gate import BatchGate
 from alexnet_dist.training.graph import WARM_UP, CudaRecorder, Recorder, StepGraph
-from alexnet_dist.training.optim import set_lr
+from alexnet_dist.training.optim import place_rates, set_lr
 from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.step import DeviceCounters, train_step
 
@@ -171,6 +171,7 @@ def drive_graph(runtime: Runtime, model: nn.Module, batch: Batch) -> Callable[[]
     if runtime.device.type != "cuda":
         raise MachineError("no CUDA device")
     trainer = TrainerStep(runtime, model, len(batch.images), recorder=CudaRecorder(runtime.device))
+    place_rates(trainer.optimizer, runtime.device)
     for _ in range(WARM_UP + 1):
         trainer(batch)
     return lambda: trainer(batch)

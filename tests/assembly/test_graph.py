@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from alexnet_dist.assembly.graph import GraphChoice, Update, build_recorder, check_graph, choose_graph
+from alexnet_dist.assembly import graph
+from alexnet_dist.assembly.graph import (
+    OLDER,
+    GraphChoice,
+    Update,
+    build_recorder,
+    check_graph,
+    choose_graph,
+    find_failure_before,
+    settle_rates,
+)
 from alexnet_dist.base.errors import MachineError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -42,7 +52,7 @@ def test_what_cannot_be_captured_says_why(setting: Any, changes: dict[str, Any],
 
 
 def test_what_has_failed_is_tried_again_when_it_is_asked_for() -> None:
-    expected = GraphChoice(False, "an earlier start could not: other bits", "other bits")
+    expected = GraphChoice(False, "other bits", "other bits")
     assert choose_graph("auto", UPDATE, "other bits") == expected
     assert choose_graph(True, UPDATE, "other bits") == GraphChoice(True, "asked for")
 
@@ -53,3 +63,27 @@ def test_without_a_gpu_it_cannot_be_asked_for() -> None:
     check_graph(True, GPU)
     with pytest.raises(MachineError, match=r"train.cuda_graph true needs a GPU: there is no CUDA device; set"):
         check_graph(True, CPU)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "goes_on", "failure"),
+    [
+        (None, False, None),
+        (None, True, OLDER),
+        ({"failure": None}, True, None),
+        ({"failure": "other bits"}, True, "other bits"),
+        ({"failure": OLDER}, False, OLDER),
+    ],
+)
+def test_a_run_of_an_older_version_stays_as_it_was_computed(
+    recorded: dict[str, Any] | None, goes_on: bool, failure: str | None
+) -> None:
+    found = find_failure_before(recorded, goes_on)
+    assert found == failure
+    assert choose_graph("auto", UPDATE, found).wanted == (failure is None)
+    placed: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "place_rates", lambda *values: placed.append(values))
+        for device in (CPU, GPU):
+            settle_rates(choose_graph("auto", UPDATE, found), torch.optim.SGD([torch.zeros(1)]), device)
+    assert [device for _, device in placed] == ([] if failure == OLDER else [GPU])

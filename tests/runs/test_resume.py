@@ -121,6 +121,7 @@ def run(tmp_path: Path) -> Path:
         "pretrained": {"weights": "x"},
         "device": "cpu",
         "kernels": {"maps": "reference", "groups": "apart", "conv1": "direct", "reason": "asked for"},
+        "cuda_graph": {"wanted": False, "reason": "it failed", "failure": "other bits"},
     }
     (tmp_path / "run.json").write_text(json.dumps(record))
     (tmp_path / "summary.json").write_text(json.dumps({"status": "finished", "step": 3}))
@@ -137,6 +138,7 @@ def test_all_that_a_start_needs_to_know_is_in_one_record(run: Path) -> None:
         images=DATA,
         engine=resume.Choice("torchvision", KEPT),
         kernels=Kernels("reference", "apart", "direct", "reference", "reference", KEPT),
+        graph_failure="other bits",
         device="cpu",
         pretrained={"weights": "x"},
         was_finished=True,
