@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from helpers.graphs import PlainRecorder, TapeRecorder
+from helpers.interpreter import rounding_to_nearest
 from helpers.tiny import make_runtime, tiny_loader, tiny_spec
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.models import build_model, build_on_meta
 from alexnet_dist.training import graph
+from alexnet_dist.training.flat_update import FlatSGD, Shadowed
 from alexnet_dist.training.graph import StepGraph
 from alexnet_dist.training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, place_rates, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
@@ -54,6 +56,10 @@ class Training:
         )
         if is_placed:
             place_rates(self.optimizer, self.runtime.device)
+        self.forward: nn.Module = self.model
+        if isinstance(self.optimizer, FlatSGD):
+            self.forward = Shadowed(self.model, self.optimizer.make_shadows(torch.bfloat16))
+            self.runtime.accelerator.autocast = partial(torch.autocast, "cpu", torch.bfloat16)
         self.counters = DeviceCounters.on(self.runtime.device)
         self.graph = None if recorder is None else self.build_graph(recorder)
 
@@ -65,7 +71,7 @@ class Training:
     def step(self, batch: Batch, scale: float | Tensor) -> None:
         train_step(
             self.runtime,
-            self.model,
+            self.forward,
             self.optimizer,
             batch,
             micro_batch_size=self.micro,
@@ -97,9 +103,9 @@ def draw_batches(num_steps: int = NUM_STEPS) -> Iterator[Batch]:
         yield batch
 
 
-def train(training: Training, freeze_at: int = NUM_STEPS) -> list[dict[str, Tensor]]:
+def train(training: Training, freeze_at: int = NUM_STEPS, num_steps: int = NUM_STEPS) -> list[dict[str, Tensor]]:
     bits = []
-    for number, batch in enumerate(draw_batches()):
+    for number, batch in enumerate(draw_batches(num_steps)):
         training.update(number, batch, freeze_at)
         bits.append(training.list_bits())
     return bits
@@ -152,6 +158,24 @@ def test_rates_on_the_host_are_no_part_of_a_graph() -> None:
     recorded = Training(recorder, is_placed=False)
     assert_same(train(recorded)[-1], train(Training(is_placed=False))[-1])
     assert recorder.num_recorded == 0
+
+
+@pytest.mark.parametrize("has_defect", [False, True])
+def test_a_flat_update_and_its_copies_are_part_of_it(monkeypatch: pytest.MonkeyPatch, has_defect: bool) -> None:
+    """A tape does not see the kernel. The defect: an update is made again with the copies that it has renewed."""
+    pytest.importorskip("triton")
+    recorder = PlainRecorder()
+    with rounding_to_nearest():
+        expected = train(Training(rule="flat_sgd"), freeze_at=6, num_steps=8)
+        if has_defect:
+            monkeypatch.setattr(FlatSGD, "shadows", None)
+        recorded = Training(recorder, rule="flat_sgd")
+        found = train(recorded, freeze_at=6, num_steps=8)
+    if has_defect:
+        assert recorded.failures == ["a replay and an eager update differ in features.0.weight"]
+        return
+    assert_same(found[-1], expected[-1])
+    assert (recorder.num_recorded, recorder.num_replayed) == (1, 5)  # a frozen layer's rate is on the device, too
 
 
 # -- updates that cannot be recorded ----------------------------------------------------------------------------------
