@@ -130,6 +130,10 @@ class StepGraph:
                 self._step(batch, scale)
                 self._num_eager += 1
 
+    def release(self) -> None:
+        """Give up the graph, if any: NCCL does not let go of its communicators while one holds them."""
+        self._replay = self._inputs = None
+
     def list_state(self) -> dict[str, Tensor]:
         """All tensors that an update changes."""
         weights = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}

@@ -238,6 +238,9 @@ class Trainer:
                 self._save()
                 self._finish_saving()
             raise InterruptedRunError(stopped.signal_number, self.state.step) from None
+        finally:
+            if self._graph is not None:
+                self._graph.release()
 
     @property
     def stopped_early(self) -> bool:

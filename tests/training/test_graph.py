@@ -134,6 +134,9 @@ def test_replays_have_the_bits_of_eager_updates(rule: str, micro: int) -> None:
     assert recorded.failures == []
     # From update 3 on, and again three updates after a layer was frozen; the one of another shape is eager.
     assert (recorder.num_recorded, recorder.num_replayed) == (2, 8 + 5)
+    assert recorded.graph is not None
+    recorded.graph.release()
+    assert not recorded.graph.is_replayed
 
 
 def test_a_run_that_goes_on_has_the_bits_of_one_that_was_not_stopped() -> None:
