@@ -77,6 +77,7 @@ class Training:
             micro_batch_size=self.micro,
             scale=scale,
             counters=self.counters,
+            fused_loss=isinstance(self.optimizer, FlatSGD),
         )
 
     def update(self, number: int, batch: Batch, freeze_at: int = NUM_STEPS) -> None:
@@ -164,7 +165,9 @@ def test_rates_on_the_host_are_no_part_of_a_graph() -> None:
 
 
 @pytest.mark.parametrize("has_defect", [False, True])
-def test_a_flat_update_and_its_copies_are_part_of_it(monkeypatch: pytest.MonkeyPatch, has_defect: bool) -> None:
+def test_a_flat_update_its_copies_and_the_fused_loss_are_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, has_defect: bool
+) -> None:
     """A tape does not see the kernel. The defect: an update is made again with the copies that it has renewed."""
     pytest.importorskip("triton")
     recorder = PlainRecorder()

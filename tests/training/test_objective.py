@@ -137,8 +137,8 @@ def test_a_step_is_the_same_with_either(micro_batch_size: int, alone: bool, monk
             images, labels = torch.randn(6, 3, 64, 64, generator=dice), torch.randint(3, (6,), generator=dice)
             batch = Batch(images, labels, torch.tensor([1.0, 1, 1, 1, 0, 0]), torch.arange(6), 4, [])
             set_lr(optimizer, 0.1)
-            sizes = {"micro_batch_size": micro_batch_size, "num_images": 4}
-            train_step(runtime, model, optimizer, batch, **sizes, counters=counters, fused_loss=fused)
+            how: dict[str, Any] = {"micro_batch_size": micro_batch_size, "scale": 1 / 4, "fused_loss": fused}
+            train_step(runtime, model, optimizer, batch, **how, counters=counters)
         found.append([counters.sums, counters.diverged, *(weight.detach() for weight in model.parameters())])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
     assert found[0][0][0] > 1
