@@ -6,12 +6,9 @@ import torch
 from torch import nn
 
 from alexnet_dist.models import AlexNet, AlexNetSpec
-from alexnet_dist.parallel.collectives import WIRE_DTYPES
-from alexnet_dist.parallel.hybrid import check_hybrid, cut_into_shards
 from alexnet_dist.parallel.partition import Partition
 from alexnet_dist.parallel.replicas import average_over_replicas
 from alexnet_dist.parallel.runtime import Runtime
-from alexnet_dist.parallel.towers import check_towers, cut_into_towers
 from alexnet_dist.settings.schema import ParallelConfig
 
 
@@ -22,8 +19,12 @@ def check_strategy(parallel: ParallelConfig, spec: AlexNetSpec, runtime: Runtime
         UsageError: it cannot.
     """
     if parallel.strategy == "towers":
+        from alexnet_dist.parallel.towers import check_towers  # with it comes torch.compile: a second of a start
+
         check_towers(spec)
     if parallel.strategy == "hybrid":
+        from alexnet_dist.parallel.hybrid import check_hybrid
+
         check_hybrid(spec, runtime.mesh.num_parts)
 
 
@@ -35,12 +36,18 @@ def cut_network(parallel: ParallelConfig, model: AlexNet, runtime: Runtime) -> P
         model: the whole network with its weights, on the CPU.
         runtime: this process among the others.
     """
+    if parallel.strategy == "ddp":
+        return Partition(runtime.mesh)
+    from alexnet_dist.parallel.collectives import WIRE_DTYPES
+
     exchange = WIRE_DTYPES[parallel.exchange] if parallel.exchange is not None else None
     if parallel.strategy == "towers":
+        from alexnet_dist.parallel.towers import cut_into_towers
+
         return cut_into_towers(model, runtime.mesh, exchange)
-    if parallel.strategy == "hybrid":
-        return cut_into_shards(model, runtime.mesh, exchange, parallel.hybrid_schedule)
-    return Partition(runtime.mesh)
+    from alexnet_dist.parallel.hybrid import cut_into_shards
+
+    return cut_into_shards(model, runtime.mesh, exchange, parallel.hybrid_schedule)
 
 
 def replicate_network(

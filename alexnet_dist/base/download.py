@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock
-from torchvision.datasets.utils import USER_AGENT
 
 from alexnet_dist.base.durable import CACHE_SETTING, TEMPORARY, disk_errors_named, mark_name, tidy_folder
 from alexnet_dist.base.errors import MachineError
@@ -32,6 +31,7 @@ STALL_SECONDS = 10.0  # a transfer that stands still for so long has ended
 RATE_SECONDS = 20.0  # over which the rate is measured
 MIN_BYTES_PER_SECOND = 5_000
 CHUNK_BYTES = 1 << 20
+USER_AGENT = "pytorch/vision"  # torchvision's, whose import would take a second
 
 _ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of digits
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

@@ -7,10 +7,10 @@ cut network takes slices of the same numbers. PyTorch's global random state is n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexnet_dist.models.alexnet import (
     LAYER_NAMES,
@@ -39,21 +39,29 @@ def build_model(spec: AlexNetSpec, seed: int) -> AlexNet:
         ValueError: a layer is so large that its size overflows.
     """
     model = build_on_meta(spec)  # so that PyTorch's own initialization costs neither time nor random numbers
-    model.to_empty(device="cpu")
-    initialize(model, seed)
+    layers = named_layers(model)
+    for name, drawn in _draw_layers(model, seed):
+        for kind, values in drawn.items():
+            layers[name].register_parameter(kind, nn.Parameter(values))
     return model
 
 
 @torch.no_grad()
 def initialize(model: AlexNet, seed: int) -> None:
     """Overwrites all weights and biases of `model`, on whatever device and in whatever type they are."""
+    layers = named_layers(model)
+    for name, drawn in _draw_layers(model, seed):
+        for kind, values in drawn.items():
+            layers[name].get_parameter(kind).copy_(values)
+
+
+def _draw_layers(model: AlexNet, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Each layer's name, with its weight and bias as they are drawn."""
     draw_layer = _DRAW_LAYER[model.spec.init]
     generator = torch.Generator().manual_seed(seed)
     for name, layer in named_layers(model).items():
-        weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
-        drawn_weight, drawn_bias = draw_layer(name, weight.shape, generator)
-        weight.copy_(drawn_weight)
-        bias.copy_(drawn_bias)
+        weight, bias = draw_layer(name, layer.get_parameter("weight").shape, generator)
+        yield name, {"weight": weight, "bias": bias}
 
 
 def _draw_source2012(name: str, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:

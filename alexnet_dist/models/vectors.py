@@ -11,6 +11,7 @@ from alexnet_dist.base.machine import can_build_kernels
 CHANNELS = 8
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _MOST_VALUES = CHANNELS * 2**31 - CHANNELS * 2**10  # the kernels count vectors in 32 bits
+_CAN_BUILD = can_build_kernels()  # a constant: torch.compile cannot look for programs on the disk
 
 
 def fits_vectors(maps: Tensor, group: int) -> bool:
@@ -27,13 +28,7 @@ def fits_vectors(maps: Tensor, group: int) -> bool:
 
 def runs_kernels(maps: Tensor) -> bool:
     """Whether kernels of ours can be started on the maps: on a GPU, where Triton can build them, and not in a trace."""
-    return maps.device.type == "cuda" and not is_tracing() and _can_build()
-
-
-# A compiler cannot look for programs on the disk.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _can_build() -> bool:
-    return can_build_kernels()
+    return maps.device.type == "cuda" and not is_tracing() and _CAN_BUILD
 
 
 def use_vectors(model: nn.Module, wanted: bool) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from alexnet_dist.parallel.collectives import Wire
 from alexnet_dist.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from alexnet_dist.parallel.collectives import Wire
 
 
 @dataclass(frozen=True, eq=False)

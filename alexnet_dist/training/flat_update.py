@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from alexnet_dist.training.eager_optimizers import EagerOptimizer
 
 
-class FlatSGD(Optimizer):
+class FlatSGD(EagerOptimizer):
     """torch.optim.SGD's rule, by a kernel for a GPU: v = momentum v + g + weight_decay w; w -= lr v.
 
     It reads the attributes of torch's fused optimizers: `found_inf` (a device scalar, 1 = leave this update out; see

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from alexnet_dist.models import named_layers
+from alexnet_dist.training.eager_optimizers import SGD, Adam
 from alexnet_dist.training.flat_update import FlatSGD
 from alexnet_dist.training.update_rules import LARS, LayerNorms, RMSprop, own_norms
 
@@ -24,7 +25,7 @@ UNSET_LR = 0.0
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda groups, momentum, **_: _build_sgd(groups, momentum),
     "flat_sgd": lambda groups, momentum, **_: FlatSGD(groups, lr=UNSET_LR, momentum=momentum),
-    "adam": lambda groups, momentum, **_: torch.optim.Adam(groups, UNSET_LR, betas=(momentum, 0.999), fused=True),
+    "adam": lambda groups, momentum, **_: Adam(groups, UNSET_LR, betas=(momentum, 0.999), fused=True),
     "rmsprop": lambda groups, momentum, **_: RMSprop(groups, lr=UNSET_LR, momentum=momentum),
     "lars": lambda groups, momentum, **of_lars: LARS(groups, lr=UNSET_LR, momentum=momentum, **of_lars),
 }
@@ -74,7 +75,7 @@ def _build_sgd(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
     By itself it takes memory that nobody has written, and counts on the first update to write it. If that one is left
     out, as fp16's mostly is while its loss scale is being found, the next adds to whatever was there.
     """
-    optimizer = torch.optim.SGD(groups, UNSET_LR, momentum=momentum, fused=True)
+    optimizer = SGD(groups, UNSET_LR, momentum=momentum, fused=True)
     if momentum:
         for parameter in (p for group in groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -194,7 +195,7 @@ def state_kinds(optimizer: Optimizer) -> tuple[str, ...]:
     """The tensors that a rule keeps for each parameter, once it has made an update."""
     has_momentum = bool(optimizer.defaults.get("momentum"))
     momentum = ("momentum_buffer",) if has_momentum else ()
-    if isinstance(optimizer, torch.optim.Adam):
+    if isinstance(optimizer, Adam):
         return (STEP, "exp_avg", "exp_avg_sq")
     if isinstance(optimizer, LARS):
         return ("momentum_buffer",)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from alexnet_dist.training.eager_optimizers import EagerOptimizer
+
 # Elements that one thread handles per slice on a CPU: a handful of scratch tensors of this size fit its L2 cache.
 ELEMENTS_PER_THREAD = 1 << 17
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -23,7 +25,7 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 LayerNorms = Callable[[Sequence[Tensor]], Sequence[tuple[Tensor, Tensor]]]
 
 
-class RMSprop(Optimizer):
+class RMSprop(EagerOptimizer):
     """torch.optim.RMSprop's rule: v = alpha v + (1 - alpha) g^2; b = momentum b + g / (sqrt(v) + eps); w -= lr b.
 
     g is the gradient plus weight_decay times w. A group with rate 0 is left as it is.
@@ -92,7 +94,7 @@ def merged_norms(cut: Collection[Tensor], sum_over_parts: Callable[[Tensor], Ten
     return norms
 
 
-class LARS(Optimizer):
+class LARS(EagerOptimizer):
     """SGD with momentum, where each layer's weight has a rate of its own (You, Gitman, Ginsburg 2017, algorithm 1).
 
     ratio = trust_coefficient |w| / (|g| + weight_decay |w|), 1 where a norm is 0;

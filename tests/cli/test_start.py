@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.images import save_jpeg
 from helpers.verbs import NOTHING_DRAWN
+
+from alexnet_dist.data.engines import resize
 
 HEAVY = ["torch", "torchvision", "accelerate", "scipy", "sklearn", "matplotlib", "huggingface_hub", "wandb", "nvidia"]
 RARE = ["IPython", "asyncio", "onnx", "onnxruntime", "pandas", "pyarrow", "obstore", "ray", "tensorboard", "webdataset"]
@@ -83,17 +87,35 @@ def test_a_start_is_said_before_anything_heavy_is_imported(tmp_path: Path) -> No
 
 
 @pytest.mark.heavy
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in resize._FAST, reason="torchvision resizes bytes on this CPU"
+)
 def test_a_training_imports_only_what_it_uses(tmp_path: Path) -> None:
-    words = ["train", "--config", "smoke", "--data.workers", "0", *NOTHING_DRAWN, "--model.fc_width", "8"]
-    words += ["--train.max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    for number in range(8):
+        path = tmp_path / "pictures" / f"class-{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_jpeg(path, 80, 90)
+    words = ["train", str(tmp_path / "pictures"), "--data.workers", "0", *NOTHING_DRAWN, "--train.max_steps", "1"]
+    words += [
+        "--model.fc_width",
+        "8",
+        "--model.image_size",
+        "64",
+        "--augment.resize",
+        "70",
+        "--data.val_fraction",
+        "0.5",
+    ]
+    words += ["--train.global_batch_size", "4", "--output_dir", str(tmp_path / "run")]
     code = (
         "import sys\n"
         "from alexnet_dist.cli.main import run\n"
         "import alexnet_dist.runs.session\n"
         "assert 'huggingface_hub.hf_api' not in sys.modules  # a third of a second, which the end of a run needs\n"
         "assert run(sys.argv[1], sys.argv[2:]) == 0\n"
+        "assert 'torch._dynamo' not in sys.modules  # a second and a half, which torch.compile needs\n"
         "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-    unused = {*HEAVY, *RARE} - {"torch", "torchvision", "accelerate", "asyncio", "huggingface_hub"}
+    unused = {*HEAVY, *RARE, "sympy"} - {"torch", "accelerate", "asyncio", "huggingface_hub"}
     assert set(done.stdout.split()) & unused == set()

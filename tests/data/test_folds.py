@@ -17,7 +17,7 @@ from alexnet_dist.assembly.sets import build_splits
 from alexnet_dist.base.errors import UsageError
 from alexnet_dist.cli.crossval import configure_fold
 from alexnet_dist.cli.main import run
-from alexnet_dist.data.folds import split_fold
+from alexnet_dist.data.folds import draw_stratified, split_fold
 from alexnet_dist.data.index import BadFile, SampleIndex
 from alexnet_dist.data.sources.synthetic import synthetic_index
 from alexnet_dist.runs.crossval_table import FoldResult, format_table, write_table
@@ -50,6 +50,23 @@ def test_folds_are_shuffled_and_follow_the_seed() -> None:
     assert first == again
     assert first != other
     assert list(first) != sorted(index.paths)[10:20] + sorted(index.paths)[40:50]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 1 / 3, 0.5, 0.85])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 10, 100])
+def test_a_validation_set_is_the_one_that_scikit_learn_draws(num_classes: int, fraction: float) -> None:
+    from sklearn.model_selection import train_test_split
+
+    draws = np.random.default_rng(num_classes)
+    for seed in (0, 1, 7, 2**32 - 1):
+        # Some labels do not occur, and equal counts make the lot decide.
+        counts = draws.integers(2, 4 if seed == 1 else 40, num_classes)
+        labels = draws.permutation(np.repeat(2 * np.arange(num_classes), counts))
+        num_val = min(max(round(len(labels) * fraction), num_classes), len(labels) - num_classes)
+        expected = train_test_split(np.arange(len(labels)), test_size=num_val, stratify=labels, random_state=seed)
+        found = draw_stratified(labels, num_val, seed)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, np.sort(theirs))
 
 
 def test_bad_files_are_reported_once() -> None:

@@ -55,11 +55,11 @@ def choose_engine(requested: str, loader: Loader) -> tuple[str, str]:
         return "cache", "built for this recipe"
     if not loader.index.has_files:
         return REFERENCE, "the pictures lie in no files"
+    if len(loader.index) < FEW_IMAGES:
+        return REFERENCE, f"few images: {len(loader.index)}"  # DALI need not even be imported
     obstacle = find_obstacle("dali")
     if obstacle:
         return REFERENCE, obstacle
-    if len(loader.index) < FEW_IMAGES:
-        return REFERENCE, f"few images: {len(loader.index)}"
     return _judge(compare_engines(loader, [REFERENCE, "dali"]))
 
 

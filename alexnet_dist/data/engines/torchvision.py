@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
@@ -29,6 +28,7 @@ from alexnet_dist.data.decode import UnreadableImageError
 from alexnet_dist.data.engines.finish import CutCrops, find_factors, find_targets, finish
 from alexnet_dist.data.engines.loader import Batch, Factors, Loader
 from alexnet_dist.data.engines.patience import Patience, describe_process
+from alexnet_dist.data.engines.resize import resize_planes
 from alexnet_dist.data.engines.to_device import (
     Form,
     SideStream,
@@ -170,7 +170,7 @@ def resize_pixels(window: Pixels, width: int, height: int) -> Pixels:
     # With the batch's axis in place torch sees that the channels come last, and leaves them there: without it, it sorts
     # the pixels into planes, which takes as long as the resize.
     planes = torch.from_numpy(np.ascontiguousarray(window))[None].permute(0, 3, 1, 2)  # (1, C, H, W)
-    planes = transforms.resize(planes, [height, width], antialias=True)  # (1, C, height, width)
+    planes = resize_planes(planes, height, width)  # (1, C, height, width)
     picture: Pixels = planes[0].permute(1, 2, 0).numpy()
     return picture
 

@@ -15,13 +15,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.engines.cache.store import Mask, Store, load_picture
 from alexnet_dist.data.engines.finish import DeviceCrops, Places, find_factors, find_targets, finish
 from alexnet_dist.data.engines.loader import Factors, Loader
+from alexnet_dist.data.engines.resize import resize_planes
 from alexnet_dist.data.engines.to_device import Form, allocate, forms_of, send, split
 from alexnet_dist.data.plan import StepPlan, resize_shapes
 
@@ -102,9 +102,7 @@ def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask:
 
 def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:
     """(N, H, W, C) uint8 to (N, height, width, C): on a CPU bit by bit the reference's resize, on a GPU within 1."""
-    planes = transforms.resize(pictures.permute(0, 3, 1, 2), [height, width], antialias=True)  # (N, C, H', W')
-    resized: Tensor = planes.permute(0, 2, 3, 1)
-    return resized
+    return resize_planes(pictures.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1)
 
 
 def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
