@@ -181,11 +181,12 @@ def _draw(
     index: SampleIndex,
     said: Sequence[Predictions],
 ) -> None:
-    """The figures of a run, and of a set that has been evaluated."""
+    """The figures of a run, and of a set that has been evaluated; in the run's page, too, if it has one."""
     from alexnet_dist.base.run_record import SUMMARY, find_run
     from alexnet_dist.data.engines.choose import REFERENCE
     from alexnet_dist.runs.held_out import restore_splits
     from alexnet_dist.runs.plots import Judged, Subject, draw_figures
+    from alexnet_dist.runs.report_tracker import refresh_report
     from alexnet_dist.training.predictions import join_predictions
 
     run = find_run(folder)
@@ -194,6 +195,8 @@ def _draw(
     judged = Judged(split, index, join_predictions(said))
     find_splits = partial(restore_splits, config.data, config.seed, True, run, card.data_fingerprint)
     draw_figures(subject, judged, lambda: find_splits().train, read_object(subject.run / SUMMARY).get("step"))
+    if run is not None:
+        refresh_report(run)
 
 
 def report_bad_files(index: SampleIndex, gate: BatchGate) -> int:

@@ -124,16 +124,18 @@ def show(text: str, joint: str = "") -> None:
     print(fit_text(text.removesuffix("\n"), sys.stdout, joint), flush=True)
 
 
-def hand_over(text: str, out: Path | None, is_table: bool) -> None:
-    """Print a text, or write it to the file that --out names.
+def hand_over(text: str, out: Path | None, is_table: bool, what: str = "") -> None:
+    """Print a text, or write it to the file that --out names, and say so.
 
     Args:
         text: with the end of its last line.
         out: None = the terminal.
         is_table: for people; else a program may read it, and lines stay as they are.
+        what: how much is written, as in "3 rows".
     """
     if out is not None:
         write_file(out, text.encode(), "out")
+        say(", ".join(filter(None, (f"written: {out}", what))))
     elif is_table:
         show(text)
     else:

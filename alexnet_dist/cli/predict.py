@@ -50,6 +50,7 @@ then 3. Where the network's output for a picture is not finite, the row says so;
 are files that cannot be read, too."""
 
 
+NAMED = 0.0005  # the least confidence of another class in the table: a smaller one rounds to 0.0 %
 _SHORTEST_PATH = 20  # columns
 _GLUE = "\0"  # a blank at which no line is broken: within a class and its confidence
 
@@ -103,11 +104,12 @@ def main(argv: Sequence[str]) -> int:
     predictions = list(
         predict_files(Path(options.model), paths, options.topk, options.device, options.weights, drawing, unpacking)
     )
+    count = f"{len(predictions):,} row{'s' if len(predictions) != 1 else ''}"
     if (form := choose_format(options.format, out)) != "table":
-        hand_over(FORMATS[form](predictions), out, is_table=False)
+        hand_over(FORMATS[form](predictions), out, is_table=False, what=count)
     else:
         columns = find_columns(sys.stdout) if out is None else None
-        hand_over(format_table(predictions, columns), out, is_table=True)
+        hand_over(format_table(predictions, columns), out, is_table=True, what=count)
     return min((prediction.exit_code for prediction in predictions if prediction.error), default=0)
 
 
@@ -162,7 +164,7 @@ def choose_format(requested: str, out: Path | None) -> str:
 
 
 def format_table(predictions: Sequence[Prediction], columns: int | None = None) -> str:
-    """Aligned columns: path, class, confidence, the other likely classes.
+    """Aligned columns: path, class, confidence, the other likely classes without those at 0.0 %.
 
     Args:
         predictions: a row each.
@@ -170,7 +172,7 @@ def format_table(predictions: Sequence[Prediction], columns: int | None = None) 
     """
     rows = [["path", "class", "confidence", "other classes"]]
     for row in predictions:
-        others = ", ".join(f"{find_words(name) or name} {value:.1%}" for name, value in row.top[1:])
+        others = ", ".join(f"{find_words(name) or name} {value:.1%}" for name, value in row.top[1:] if value >= NAMED)
         said = f"error: {row.error}" if row.label is None else describe_class(row.label)
         rows.append([escape_text(cell) for cell in (row.path, said, _percent(row.confidence), others)])
     table = align(rows, "<")

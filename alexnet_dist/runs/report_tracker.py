@@ -1,4 +1,4 @@
-"""report.html of a run that goes on: written when an epoch ends, and when the run does."""
+"""report.html of a run: written when an epoch ends, when the run does, and when its figures are drawn again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.figures.vega import begin_vega, find_vega, load_vega
+from alexnet_dist.runs.ownership import is_own_table
 from alexnet_dist.runs.past_runs import clean_rows, read_past_run
 from alexnet_dist.runs.report import REPORT, write_report
 from alexnet_dist.tracking.trackers import Row, Start
@@ -65,3 +66,20 @@ def _load_vega() -> str | None:
 def prepare_report(folder: Path) -> Start:
     """What starts the tracker of a run."""
     return lambda rows: ReportTracker(folder, rows)
+
+
+def refresh_report(folder: Path) -> None:
+    """Write the page of a run anew, where there is one. What hinders it costs a warning.
+
+    Args:
+        folder: the run folder.
+    """
+    page = folder / REPORT
+    if not page.is_file() or not is_own_table(page):
+        return
+    try:
+        write_report(page, [read_past_run(folder)], _load_vega())
+    except MachineError as error:
+        logger.warning("%s is not written anew: %s", page, error)
+    else:
+        logger.info("report: %s", page)

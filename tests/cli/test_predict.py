@@ -44,6 +44,15 @@ def test_a_narrow_terminal_has_the_other_classes_below_the_row() -> None:
     assert format_table(rows, columns=30).splitlines()[3:5] == ["    Apple Red 2 12.5%,", "      =x:1 6.2%"]
 
 
+def test_table_leaves_out_what_rounds_to_nothing() -> None:
+    sure = Prediction("a.jpg", "cat", 0.9994, [("cat", 0.9994), ("dog", 0.00052), ("rat", 0.00049), ("cow", 0.0)])
+    assert FORMATS["table"]([sure]).splitlines()[1].split(maxsplit=3) == ["a.jpg", "cat", "99.9%", "dog 0.1%"]
+    assert [FORMATS[form]([sure]).count(name) for form in ("csv", "jsonl") for name in ("rat", "cow")] == [1] * 4
+    alone = dataclasses.replace(sure, top=sure.top[:1] + sure.top[2:])
+    assert FORMATS["table"]([alone]).splitlines()[1].split() == ["a.jpg", "cat", "99.9%"]
+    assert format_table([alone], columns=30).splitlines()[-1].split() == ["a.jpg", "cat", "99.9%"]
+
+
 def test_csv_has_a_column_for_each_class_and_confidence() -> None:
     good, bad = csv.DictReader(io.StringIO(FORMATS["csv"](ROWS)))
     assert good == {
@@ -100,9 +109,12 @@ def test_rows_go_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(predict, "predict_files", lambda *args, **keywords: iter(ROWS))
     words = ["--model", "runs/any", "a b.jpg", "page.jpg", "--out", str(tmp_path / "rows.csv")]
     assert run("predict", words) == 3  # the exit code is that of the row which could not be read
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"written: {tmp_path / 'rows.csv'}, 2 rows\n"
     assert (tmp_path / "rows.csv").read_text() == FORMATS["csv"](ROWS)
     assert run("predict", words) == 2
     assert "--out is there already" in capsys.readouterr().err
-    assert run("predict", [*words, "--overwrite", "--format", "jsonl"]) == 3
+    assert run("predict", [*words, "--overwrite", "--format", "jsonl", "--quiet"]) == 3
+    assert capsys.readouterr().err == ""
     assert (tmp_path / "rows.csv").read_text() == FORMATS["jsonl"](ROWS)

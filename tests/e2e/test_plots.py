@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -21,8 +22,8 @@ from alexnet_dist.base.durable import read_csv
 from alexnet_dist.base.run_record import MARKER
 from alexnet_dist.cli.main import run
 from alexnet_dist.figures import canvas
-from alexnet_dist.runs import plots
-from alexnet_dist.runs.ownership import mark_folder
+from alexnet_dist.runs import plots, report_tracker
+from alexnet_dist.runs.ownership import FIRST_WORDS, mark_folder
 from alexnet_dist.settings.reader import dump_config
 
 OF_A_SET = {"confusion.png", "worst.png", "worst_explained.png", "classes.csv", "predictions.csv"}
@@ -265,10 +266,15 @@ def test_evaluate_draws_again(trained: Path, copied: Path, processes: int, name:
     assert [file for file, one, other in zip(files, ours, theirs, strict=True) if one != other] == []
 
 
-def test_evaluate_draws_the_set_that_it_evaluates(copied: Path) -> None:
+def test_evaluate_draws_the_set_that_it_evaluates(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_tracker, "load_vega", lambda: "")
+    page = copied / "report.html"
+    page.write_bytes(FIRST_WORDS[page.name])
     text = call_well("evaluate", "--model", copied, "--split", "test", "--plots", "--ten_crop", "--data.workers", "0")
     result = json.loads(text[text.index("{") : text.rindex("}") + 1])
     assert count_right(copied) == result["top1"] * 5
+    confusion = base64.b64encode((copied / "plots" / "confusion.png").read_bytes()).decode()
+    assert confusion in page.read_text()
 
 
 def test_a_model_folder_on_its_own_has_all_but_the_curves(trained: Path, tmp_path: Path) -> None:

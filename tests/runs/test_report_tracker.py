@@ -15,7 +15,7 @@ from helpers.tiny import tiny_config
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.runs import report_tracker
 from alexnet_dist.runs.ownership import is_own_table, owns
-from alexnet_dist.runs.report_tracker import ReportTracker
+from alexnet_dist.runs.report_tracker import ReportTracker, refresh_report
 
 VEGA = "window.vegaEmbed=()=>0;window.vegaLite=0;"
 
@@ -120,6 +120,33 @@ def test_ninety_epochs_are_written_within_a_second(tmp_path: Path, linking: Link
     began = time.process_time()
     tracker.log(rows[-1])
     assert time.process_time() - began < 1.0
+
+
+def test_a_page_is_written_anew_where_there_is_one(
+    tmp_path: Path, linking: Linking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_run(tmp_path / "a")
+    page = folder / "report.html"
+    refresh_report(folder)
+    assert not page.exists()  # log.report was false
+    page.write_text("somebody else's")
+    refresh_report(folder)
+    assert page.read_text() == "somebody else's"
+    page.unlink()
+    watch_a_row(folder).finish({"status": "finished"})
+    before = page.read_text()
+    (folder / "plots").mkdir()
+    (folder / "plots" / "classes.csv").write_text("class,count,top1,\nzebra,3,0.5,\n")
+    refresh_report(folder)
+    assert "zebra" not in before
+    assert "zebra" in page.read_text()
+
+    def fail(*_: object) -> None:
+        raise MachineError("no space")
+
+    monkeypatch.setattr(report_tracker, "write_report", fail)
+    refresh_report(folder)
+    assert "report.html is not written anew: no space" in caplog.text
 
 
 @pytest.mark.heavy
