@@ -69,6 +69,17 @@ def check_compiler(on_gpu: bool) -> None:
         raise MachineError(f"compile needs {missing}", why="there is none", remedy="install it, or set --compile false")
 
 
+def explain_failed_compiler(error: Exception) -> MachineError | None:
+    """The line for an error of torch.compile's compilers; None for any other error."""
+    if "BackendCompilerFailed" not in {kind.__name__ for kind in type(error).__mro__}:  # torch's, without its import
+        return None
+    inner = getattr(error, "inner_exception", error)
+    said = [line.strip() for line in str(getattr(inner, "output", inner)).splitlines() if line.strip()]
+    why = next((line for line in said if "error" in line.lower()), next(iter(said), type(inner).__name__))
+    remedy = "try again with more memory and fewer programs beside it, or set --compile false"
+    return MachineError("torch.compile cannot compile the network", why=why, remedy=remedy)
+
+
 def find_device(device: str | torch.device) -> torch.device:
     """The device of a name; "auto" is the GPU where there is one.
 

@@ -16,7 +16,7 @@ from alexnet_dist.base.ending import leave_line, print_last
 from alexnet_dist.base.errors import AlexNetDistError, InterruptedRunError, UsageError, describe_stop
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.base.extras import explain_import_error
-from alexnet_dist.base.machine import settle_home, tune_allocator
+from alexnet_dist.base.machine import explain_failed_compiler, settle_home, tune_allocator
 from alexnet_dist.base.progress import set_level
 from alexnet_dist.base.ranks import is_first_here, is_of_several_machines, rank_from_environment
 from alexnet_dist.base.signals import Stopped, ending_at_once
@@ -131,7 +131,7 @@ def _run(verb: str, argv: Sequence[str]) -> int:
         print_last(describe_stop(signal.SIGINT))
         return 130
     except Exception as error:
-        line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory"))
+        line = explain_exhaustion(error, LESS_MEMORY.get(verb, "free some memory")) or explain_failed_compiler(error)
         if line is None:
             raise
         if DEBUG in argv:

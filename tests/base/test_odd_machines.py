@@ -14,6 +14,7 @@ from helpers.tiny import tiny_config
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import check_compiler, settle_home
 from alexnet_dist.base.places import find_cache_dir
+from alexnet_dist.cli import main
 from alexnet_dist.cli.train import train
 
 
@@ -82,3 +83,30 @@ def test_no_compiler_is_said_before_training(
             assert not (tmp_path / "run").exists()
     finally:
         machine.can_build_kernels.cache_clear()
+
+
+@pytest.mark.heavy  # a second of torch.compile's import
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        (
+            "In file included from a.cpp\ng++: fatal error: Killed signal terminated program cc1plus\n",
+            "g++: fatal error",
+        ),
+        ("\n  nothing more is said\n", "nothing more is said"),
+        ("", "CppCompileError"),
+    ],
+)
+def test_a_compiler_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str, why: str
+) -> None:
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    def fail(*_: object) -> None:
+        raise InductorError(CppCompileError(["g++", "a.cpp"], output), None)
+
+    monkeypatch.setattr(main, "_call_verb", fail)
+    assert main.run("train", []) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: torch.compile cannot compile the network: {why}")
+    assert line.endswith("; try again with more memory and fewer programs beside it, or set --compile false")
