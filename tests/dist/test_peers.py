@@ -287,7 +287,7 @@ def end_by_errors(port: int, ways: list[str]) -> str:
     [
         pytest.param(["wait", "broken picture", "wait"], ["broken picture"], marks=pytest.mark.slow),
         (["broken picture", "wait", "wait"], ["broken picture"]),
-        (["wait", "wait", "memory"], [""]),
+        pytest.param(["wait", "wait", "memory"], [""], marks=pytest.mark.slow),
         pytest.param(["no space"] * 3, ["no space"], marks=pytest.mark.slow),
     ],
     ids=["another", "first", "memory", "all"],

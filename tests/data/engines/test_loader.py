@@ -382,7 +382,7 @@ def test_workers_share_the_cores_of_a_gpu_machine(monkeypatch: pytest.MonkeyPatc
     assert list(itertools.starmap(choose_workers, [(0, True, 1), (7, False, 2)])) == [0, 7]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # PyTorch looks after its workers every 5 s
 def test_a_killed_worker_is_named(index: SampleIndex) -> None:
     batches = make_loader(index, workers=1).batches(0, 200)
     next(batches)
@@ -394,7 +394,7 @@ def test_a_killed_worker_is_named(index: SampleIndex) -> None:
             pass
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_stopped_worker_is_named_and_not_waited_for_for_ever(
     index: SampleIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
