@@ -145,9 +145,16 @@ class StepGraph:
         """Make an update eagerly, and once more from the same state by a replay; settle which way they are made."""
         attempt, state = _Attempt(), self.list_state()
         before = attempt(partial(_copy, state))
-        self._step(batch, scale)  # whatever becomes of the rest, this update is made
+        inputs = self._inputs = attempt(lambda: _Inputs(batch))
+        # Whatever becomes of the rest, this update is made. It reads the places, as the captured one will: a kernel that
+        # takes the scale as a tensor is built and loaded now, which nothing may be during a capture.
+        if inputs is None:
+            self._step(batch, scale)
+        else:
+            inputs.fill(batch, scale)
+            self._step(inputs.batch, inputs.scale)
         after = attempt(partial(_copy, state))
-        replay = attempt(partial(self._capture, batch, scale))
+        replay = attempt(partial(self._capture, inputs)) if inputs is not None else None
         differing = None
         if self._all(replay is not None) and before is not None and after is not None and replay is not None:
             _restore(state, before)
@@ -166,9 +173,7 @@ class StepGraph:
         self._is_refused, self._inputs = True, None
         self._report(failure)
 
-    def _capture(self, batch: Batch, scale: float) -> Callable[[], None]:
-        inputs = self._inputs = _Inputs(batch)
-        inputs.fill(batch, scale)
+    def _capture(self, inputs: _Inputs) -> Callable[[], None]:
         return self._recorder.record(lambda: self._step(inputs.batch, inputs.scale))
 
     def _all(self, is_good: bool) -> bool:

@@ -42,6 +42,7 @@ class Training:
         device: torch.device = CPU,
     ) -> None:
         self.runtime, self.micro, self.failures = replace(make_runtime(), device=device), micro, list[str]()
+        self.scales: list[float | Tensor] = []
         model = build_model(tiny_spec(), seed=0) if device == CPU else build_on_meta(tiny_spec())
         self.model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = build_optimizer(
@@ -69,6 +70,7 @@ class Training:
         )
 
     def step(self, batch: Batch, scale: float | Tensor) -> None:
+        self.scales.append(scale)
         train_step(
             self.runtime,
             self.forward,
@@ -135,6 +137,8 @@ def test_replays_have_the_bits_of_eager_updates(rule: str, micro: int) -> None:
     assert recorded.failures == []
     # From update 3 on, and again three updates after a layer was frozen; the one of another shape is eager.
     assert (recorder.num_recorded, recorder.num_replayed) == (2, 8 + 5)
+    # Before the first recording, an eager update takes its scale as a tensor: a kernel for that is there by then.
+    assert [isinstance(scale, Tensor) for scale in recorded.scales[:5]] == [False, False, False, True, True]
     assert recorded.graph is not None
     recorded.graph.release()
     assert not recorded.graph.is_replayed
