@@ -146,8 +146,8 @@ class StepGraph:
         attempt, state = _Attempt(), self.list_state()
         before = attempt(partial(_copy, state))
         inputs = self._inputs = attempt(lambda: _Inputs(batch))
-        # Whatever becomes of the rest, this update is made. It reads the places, as the captured one will: a kernel that
-        # takes the scale as a tensor is built and loaded now, which nothing may be during a capture.
+        # Whatever becomes of the rest, this update is made. It reads the places, as the captured one will: a kernel
+        # that takes the scale as a tensor is built and loaded now, which nothing may be during a capture.
         if inputs is None:
             self._step(batch, scale)
         else:

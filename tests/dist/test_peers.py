@@ -282,13 +282,14 @@ def end_by_errors(port: int, ways: list[str]) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ways", "expected"),
     [
-        pytest.param(["wait", "broken picture", "wait"], ["broken picture"], marks=pytest.mark.slow),
+        (["wait", "broken picture", "wait"], ["broken picture"]),
         (["broken picture", "wait", "wait"], ["broken picture"]),
-        pytest.param(["wait", "wait", "memory"], [""], marks=pytest.mark.slow),
-        pytest.param(["no space"] * 3, ["no space"], marks=pytest.mark.slow),
+        (["wait", "wait", "memory"], [""]),
+        (["no space"] * 3, ["no space"]),
     ],
     ids=["another", "first", "memory", "all"],
 )

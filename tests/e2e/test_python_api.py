@@ -74,6 +74,7 @@ def test_example_says_what_it_should(said: list[str], number: int) -> None:
         'base": "imagenet_subset"': [],
         "import predict": ["picture.jpg ", "damaged.jpg None None [] "],
         "import AlexNet\n": ["\n"],
+        "widget = [": [],
         "import explain_classes": ["torch.Size([1, 64, 64]) tensor(1.)"],
         "create_feature_extractor": ["torch.Size([1, 8, 15, 15]) torch.Size([1, 16])"],
         'make_spec("paper", num_classes=3': [],

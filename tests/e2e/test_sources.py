@@ -47,7 +47,8 @@ def read_summary(tmp_path: Path) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(1, 1), pytest.param(2, 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 0)])
 def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, workers: int) -> None:
     write_fashion_mnist(tmp_path / "data" / "FashionMNIST" / "raw", monkeypatch)
     before = list_files(tmp_path / "data")

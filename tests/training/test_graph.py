@@ -168,6 +168,7 @@ def test_rates_on_the_host_are_no_part_of_a_graph() -> None:
     assert recorder.num_recorded == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("has_defect", [False, True])
 def test_a_flat_update_its_copies_and_the_fused_loss_are_part_of_it(
     monkeypatch: pytest.MonkeyPatch, has_defect: bool
