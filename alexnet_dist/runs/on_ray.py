@@ -227,7 +227,7 @@ def _train_in_worker(job: dict[str, Any]) -> dict[str, Any] | None:
     try:
         return train(job["config"], stop=stop.is_wanted)
     except InterruptedRunError as error:
-        number = stop.number
+        number = ray.get(desk.find_signal.remote())  # of the driver; another worker may have heard of it first
         told = InterruptedRunError(number, error.step) if number is not None else error
         ray.get(desk.tell_error.remote(told, is_final=True))
     except AlexNetDistError as error:
