@@ -20,15 +20,16 @@ from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import can_build_kernels
 from alexnet_dist.models import AlexNet, AlexNetSpec, build_on_meta
 from alexnet_dist.models.convolutions import CONV1_FORMS, GROUPS_FORMS, Conv1Form, GroupsForm, has_groups, take_forms
+from alexnet_dist.models.fused_relu import fuse_relu
 from alexnet_dist.models.vectors import take_in_relu, use_vectors
 from alexnet_dist.settings.schema import KernelsConfig
 from alexnet_dist.training.objective import MOST_CLASSES
 
 logger = logging.getLogger("alexnet_dist")
 
-CHOICES = ("maps", "groups", "conv1", "update", "loss")
-PLAIN = ("reference", "grouped", "direct", "reference", "reference")  # as it is written down
-KERNELS = {"maps": "vectors", "update": "flat", "loss": "fused"}  # what a GPU has of its own
+CHOICES = ("maps", "groups", "conv1", "relu", "update", "loss")
+PLAIN = ("reference", "grouped", "direct", "reference", "reference", "reference")  # as it is written down
+KERNELS = {"maps": "vectors", "relu": "fused", "update": "flat", "loss": "fused"}  # what a GPU has of its own
 MOST_IMAGES = 256  # in a measurement
 ROUNDS = 5
 LEAST_GAIN = 0.95  # of the plain form's time: another one must take less
@@ -45,6 +46,7 @@ class Kernels:
         maps: normalization and pooling: vectors or reference.
         groups: the convolutions in groups: grouped, apart or dense.
         conv1: direct or space_to_depth.
+        relu: of the layers that no map kernel takes it from; fused or reference.
         update: flat or reference.
         loss: fused or reference.
         reason: in words.
@@ -53,13 +55,14 @@ class Kernels:
     maps: str
     groups: str
     conv1: str
+    relu: str
     update: str
     loss: str
     reason: str
 
     def __str__(self) -> str:
         network = f"convolutions {self.groups}, conv1 {self.conv1}, maps by {self.maps}"
-        return f"{network}, loss {self.loss}, update {self.update}"
+        return f"{network}, ReLU {self.relu}, loss {self.loss}, update {self.update}"
 
     @property
     def are_special(self) -> bool:
@@ -98,8 +101,8 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
     """Refuse kernels that this machine cannot have.
 
     Raises:
-        MachineError: kernels.maps is vectors, kernels.update flat or kernels.loss fused, and there is no GPU, or
-            nothing that builds kernels for it.
+        MachineError: kernels.maps is vectors, kernels.update flat, kernels.relu or kernels.loss fused, and there is no
+            GPU, or nothing that builds kernels for it.
     """
     for name, value in KERNELS.items():
         if getattr(settings, name) == value and not _has_kernels(device):
@@ -151,6 +154,8 @@ def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
     use_vectors(model, kernels.maps == "vectors")
     if kernels.maps == "vectors":
         take_in_relu(model.features)
+    if kernels.relu == "fused" and strategy == "ddp" and groups != "apart":  # towers apart are not computed by layers
+        fuse_relu(model.features, model.classifier)
 
 
 def _can_be_flat(rule: str, strategy: str) -> bool:

@@ -26,11 +26,12 @@ from alexnet_dist.assembly.kernels import (
 from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.models.convolutions import DenseConv2d, SpaceToDepthConv2d, TowersApart
+from alexnet_dist.models.fused_relu import ReluLinear
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import KernelsConfig
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-KEPT = Kernels("reference", "dense", "direct", "flat", "reference", "chosen when the run began")
+KEPT = Kernels("reference", "dense", "direct", "reference", "flat", "reference", "chosen when the run began")
 SECONDS = {"grouped": 0.03, "apart": 0.01, "dense": 0.02, "direct": 0.03, "space_to_depth": 0.02}
 
 
@@ -60,11 +61,13 @@ def test_a_cpu_goes_by_its_table() -> None:
 def test_a_gpu_takes_what_was_fastest_and_says_why() -> None:
     chosen = choose_kernels(KernelsConfig(), make_subject(GPU), measure=measure)
     assert (chosen.maps, chosen.groups, chosen.conv1) == ("vectors", "apart", "space_to_depth")
-    assert (chosen.update, chosen.loss) == ("flat", "fused")
+    assert (chosen.relu, chosen.update, chosen.loss) == ("fused", "flat", "fused")
     assert chosen.reason == (
         "measured: grouped 30.00 ms, apart 10.00 ms, dense 20.00 ms; direct 30.00 ms, space_to_depth 20.00 ms"
     )
-    assert str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors, loss fused, update flat"
+    assert (
+        str(chosen) == "convolutions apart, conv1 space_to_depth, maps by vectors, ReLU fused, loss fused, update flat"
+    )
 
 
 def test_conv1_is_measured_in_the_form_of_the_others() -> None:
@@ -93,10 +96,12 @@ def test_what_is_asked_for_is_taken(settings: dict[str, Any], expected: tuple[st
 
 
 def test_nothing_is_measured_where_all_is_asked_for() -> None:
-    settings = KernelsConfig(maps="reference", groups="apart", conv1="direct", update="flat", loss="fused")
+    settings = KernelsConfig(
+        maps="reference", groups="apart", conv1="direct", relu="fused", update="flat", loss="fused"
+    )
     for kept in (None, KEPT):
         chosen = choose_kernels(settings, make_subject(GPU), kept, measure=never)
-        assert chosen == Kernels("reference", "apart", "direct", "flat", "fused", "asked for")
+        assert chosen == Kernels("reference", "apart", "direct", "fused", "flat", "fused", "asked for")
 
 
 def test_a_run_that_goes_on_keeps_what_it_has() -> None:
@@ -167,11 +172,12 @@ def test_a_network_is_computed_as_chosen(
     kernels_: tuple[str, str, str], strategy: str, features: type, conv1: type, conv2: type
 ) -> None:
     model = build_model(tiny_spec(), seed=0)
-    apply_kernels(model, Kernels(*kernels_, "reference", "reference", reason=""), strategy)
+    apply_kernels(model, Kernels(*kernels_, "fused", "reference", "reference", reason=""), strategy)
     layers = named_layers(model)
     assert (type(model.features), type(layers["conv1"]), type(layers["conv2"])) == (features, conv1, conv2)
     wanted = [module.uses_vectors for module in model.modules() if hasattr(module, "uses_vectors")]
     assert wanted == [kernels_[0] == "vectors"] * 5
+    assert isinstance(layers["fc6"], ReluLinear) == (strategy == "ddp" and kernels_[1] != "apart")
     taken = [module.takes_relu for module in model.modules() if hasattr(module, "takes_relu")]
     assert sum(taken) == (3 if kernels_[0] == "vectors" else 0)
 
@@ -186,6 +192,11 @@ def test_kernels_that_cannot_be_are_refused(
     monkeypatch.setattr(kernels, "can_build_kernels", build)
     check_kernels(KernelsConfig(), device)
     check_kernels(KernelsConfig(maps="reference", groups="apart"), device)
-    for wanted in (KernelsConfig(maps="vectors"), KernelsConfig(update="flat"), KernelsConfig(loss="fused")):
+    for wanted in (
+        KernelsConfig(maps="vectors"),
+        KernelsConfig(update="flat"),
+        KernelsConfig(relu="fused"),
+        KernelsConfig(loss="fused"),
+    ):
         with pytest.raises(MachineError, match=why):
             check_kernels(wanted, device)

@@ -23,7 +23,11 @@ from alexnet_dist.runs.session import train
 APART = {"kernels__groups": "apart", "kernels__conv1": "space_to_depth"}
 SHORT = {"train__epochs": 2, "precision": "fp32"}
 FLAT = {"precision": "bf16", "kernels__update": "flat", "kernels__loss": "fused"}
-PLAIN = {"maps": "reference", "groups": "grouped", "conv1": "direct"} | {"update": "reference", "loss": "reference"}
+PLAIN = {"maps": "reference", "groups": "grouped", "conv1": "direct"} | {
+    "relu": "reference",
+    "update": "reference",
+    "loss": "reference",
+}
 
 
 def train_quietly(folder: Path, overrides: dict[str, Any], steps: int | None = None) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ def test_all_that_a_start_needs_to_know_is_in_one_record(run: Path) -> None:
         changed={"optimizer.lr": (0.01, 0.5)},
         images=DATA,
         engine=resume.Choice("torchvision", KEPT),
-        kernels=Kernels("reference", "apart", "direct", "reference", "reference", KEPT),
+        kernels=Kernels("reference", "apart", "direct", "reference", "reference", "reference", KEPT),
         graph_failure="other bits",
         device="cpu",
         pretrained={"weights": "x"},
@@ -178,7 +178,9 @@ def test_an_ended_run_without_checkpoints_is_not_begun_again(run: Path, tmp_path
 
 def test_kernels_stay_what_they_were_on_a_device_of_that_kind(run: Path) -> None:
     found = decide(run, tiny_config(run))
-    assert found.keep_kernels("cpu") == Kernels("reference", "apart", "direct", "reference", "reference", KEPT)
+    assert found.keep_kernels("cpu") == Kernels(
+        "reference", "apart", "direct", "reference", "reference", "reference", KEPT
+    )
     assert found.keep_kernels("cuda") is None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from alexnet_dist.inference.weights import pack_tensors
-from alexnet_dist.models import build_model
+from alexnet_dist.models import build_model, build_on_meta, make_spec
 from alexnet_dist.models.convolutions import take_forms
 from alexnet_dist.training.flat_update import FlatSGD, Shadowed
 from alexnet_dist.training.optim import build_optimizer, set_lr
@@ -192,6 +192,21 @@ def test_weights_fill_any_number_of_blocks() -> None:
     optimizer.step()
     for weight in weights:
         assert torch.equal(weight, len(weight) - 0.5 * torch.arange(float(len(weight))))
+
+
+def test_an_update_moves_20_bytes_a_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the paper's network: weights and velocities read and written, gradients read, bf16 weights written."""
+    model = build_on_meta(make_spec("paper"))
+    optimizer, moved = make_flat(model), []
+
+    def note(weights: Tensor, velocities: Tensor, shadows: Tensor, grads: list[Tensor], *_: Any, **__: Any) -> None:
+        moved.append(2 * weights.nbytes + 2 * velocities.nbytes + shadows.nbytes + sum(grad.nbytes for grad in grads))
+
+    monkeypatch.setattr(optimizer, "_update", note)
+    for shadow in optimizer.make_shadows(torch.bfloat16).values():
+        shadow.grad = torch.empty_like(shadow)
+    optimizer.step()
+    assert 20 <= moved[0] / sum(weight.numel() for weight in model.parameters()) < 20.01
 
 
 def test_rates_travel_only_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
