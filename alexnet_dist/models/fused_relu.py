@@ -1,6 +1,7 @@
 """Layers with the ReLU behind them, as a GPU computes them in fewer passes: bias and ReLU, ReLU and dropout.
 
-The bits are those of the layers one by one. Elsewhere than on a GPU, the layers are what is computed.
+The bits are those of the layers one by one on a GPU, where PyTorch adds the bias to the rounded output of cuDNN. Only a
+zero of a gradient can have the other sign. Elsewhere than on a GPU, the layers are what is computed.
 """
 
 from __future__ import annotations
@@ -44,15 +45,18 @@ class ReluLinear(nn.Linear):
 def fuse_relu(features: nn.Sequential, classifier: nn.Sequential) -> None:
     """Leave ReLUs, and dropout behind them, to the layers before them, in place; no layer changes its number.
 
-    A ReLU that a normalization or pooling can take is left to that, see `vectors.take_in_relu`.
+    A ReLU that a normalization or pooling has taken is not there any more, see `vectors.take_in_relu`. The dropout in
+    front of fc7 stands behind fc6, too.
     """
     for place, (layer, behind) in enumerate(pairwise(features)):
         if type(layer) is nn.Conv2d and isinstance(behind, nn.ReLU):
             layer.__class__ = ReluConv2d
             features[place + 1] = nn.Identity()
-    for place, (layer, relu, dropout) in enumerate(zip(classifier, classifier[1:], classifier[2:], strict=False)):  # type: ignore[arg-type]
+    for place in range(len(classifier) - 2):
+        layer, relu, dropout = classifier[place : place + 3]
         if type(layer) is nn.Linear and isinstance(relu, nn.ReLU) and isinstance(dropout, nn.Dropout):
-            layer.__class__, layer.dropout = ReluLinear, dropout.p
+            layer.__class__ = ReluLinear
+            layer.dropout = dropout.p  # type: ignore[assignment]
             classifier[place + 1], classifier[place + 2] = nn.Identity(), nn.Identity()
 
 

@@ -412,8 +412,9 @@ class KernelsConfig:
     """the first convolution; direct: as it is; space_to_depth: 4x4 pixels become channels; auto: the fastest on CUDA,
     direct on a CPU"""
     relu: Literal["auto", "fused", "reference"] = "auto"
-    """ReLU on a GPU; fused: with the bias of conv3 and conv4, and with the dropout of fc6 and fc7, in one pass, with
-    parallel.strategy ddp; reference: PyTorch's layers; auto: fused on CUDA"""
+    """ReLU on a GPU; fused: one pass for bias and ReLU of conv3 and conv4 (with kernels.maps reference, of all five),
+    and one back through ReLU and the dropout behind it, with parallel.strategy ddp; reference: PyTorch's layers; auto:
+    fused on CUDA"""
     update: Literal["auto", "flat", "reference"] = "auto"
     """SGD on a GPU; flat: one kernel for all parameters, which also writes the bf16 weights of the next forward pass;
     reference: PyTorch's; auto: flat on CUDA with optimizer.name sgd and parallel.strategy ddp"""

@@ -26,7 +26,7 @@ from alexnet_dist.assembly.kernels import (
 from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.models.convolutions import DenseConv2d, SpaceToDepthConv2d, TowersApart
-from alexnet_dist.models.fused_relu import ReluLinear
+from alexnet_dist.models.fused_relu import ReluConv2d, ReluLinear
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import KernelsConfig
 
@@ -162,24 +162,31 @@ def test_measuring_computes_each_form_and_touches_no_random_state(precision: str
 @pytest.mark.parametrize(
     ("kernels_", "strategy", "features", "conv1", "conv2"),
     [
-        (("reference", "grouped", "direct"), "ddp", nn.Sequential, nn.Conv2d, nn.Conv2d),
-        (("vectors", "apart", "space_to_depth"), "ddp", TowersApart, SpaceToDepthConv2d, nn.Conv2d),
-        (("vectors", "dense", "direct"), "hybrid", nn.Sequential, nn.Conv2d, DenseConv2d),
-        (("vectors", "apart", "space_to_depth"), "towers", nn.Sequential, SpaceToDepthConv2d, nn.Conv2d),
+        (("reference", "grouped", "direct", "reference"), "ddp", nn.Sequential, nn.Conv2d, nn.Conv2d),
+        (("reference", "grouped", "direct", "fused"), "ddp", nn.Sequential, ReluConv2d, ReluConv2d),
+        (("vectors", "grouped", "direct", "fused"), "ddp", nn.Sequential, nn.Conv2d, nn.Conv2d),
+        (("vectors", "apart", "space_to_depth", "fused"), "ddp", TowersApart, SpaceToDepthConv2d, nn.Conv2d),
+        (("vectors", "dense", "direct", "fused"), "hybrid", nn.Sequential, nn.Conv2d, DenseConv2d),
+        (("vectors", "apart", "space_to_depth", "fused"), "towers", nn.Sequential, SpaceToDepthConv2d, nn.Conv2d),
     ],
 )
 def test_a_network_is_computed_as_chosen(
-    kernels_: tuple[str, str, str], strategy: str, features: type, conv1: type, conv2: type
+    kernels_: tuple[str, str, str, str], strategy: str, features: type, conv1: type, conv2: type
 ) -> None:
     model = build_model(tiny_spec(), seed=0)
-    apply_kernels(model, Kernels(*kernels_, "fused", "reference", "reference", reason=""), strategy)
+    apply_kernels(model, Kernels(*kernels_, "reference", "reference", reason=""), strategy)
     layers = named_layers(model)
     assert (type(model.features), type(layers["conv1"]), type(layers["conv2"])) == (features, conv1, conv2)
     wanted = [module.uses_vectors for module in model.modules() if hasattr(module, "uses_vectors")]
     assert wanted == [kernels_[0] == "vectors"] * 5
-    assert isinstance(layers["fc6"], ReluLinear) == (strategy == "ddp" and kernels_[1] != "apart")
+    is_fused = kernels_[3] == "fused" and strategy == "ddp" and kernels_[1] != "apart"
+    fused = [name for name, layer in layers.items() if isinstance(layer, ReluConv2d | ReluLinear)]
+    convolutions = ["conv3", "conv4"] if kernels_[0] == "vectors" else ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    assert fused == ([*convolutions, "fc6", "fc7"] if is_fused else [])
     taken = [module.takes_relu for module in model.modules() if hasattr(module, "takes_relu")]
     assert sum(taken) == (3 if kernels_[0] == "vectors" else 0)
+    left = sum(isinstance(module, nn.ReLU) for module in model.modules())
+    assert left == 7 - sum(taken) - len(fused)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.dist_helper import reset_accelerate
-from helpers.tiny import tiny_config
+from helpers.tiny import tiny_config, tiny_spec
 from torch import nn
 
 from alexnet_dist.cli.train import train
+from alexnet_dist.models import build_model
+from alexnet_dist.models.fused_relu import fuse_relu
+from alexnet_dist.models.vectors import take_in_relu
 from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.tracking.trackers import read_rows
 from alexnet_dist.training.flat_update import FlatSGD
@@ -52,6 +55,24 @@ def test_float32_is_computed_in_float32() -> None:
         errors[precision] = float((made - exact).norm() / exact.norm())
     assert errors["fp32"] < 1e-6
     assert errors["tf32"] > 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_relu_with_bias_and_dropout_has_the_bits_of_pytorchs_layers(precision: str) -> None:
+    runtime = start_runtime("cuda", precision)
+    model = build_model(tiny_spec(dropout=0.3), seed=0).to("cuda", memory_format=torch.channels_last)
+    take_in_relu(model.features)
+    images = torch.randn(5, 3, 64, 64).to("cuda", memory_format=torch.channels_last)
+    made = []
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(5)
+        with runtime.accelerator.autocast():
+            logits = model(images)
+        logits.float().square().sum().backward()
+        made.append([logits.detach(), *(weight.grad for weight in model.parameters())])
+        fuse_relu(model.features, model.classifier)
+    assert all(map(torch.equal, *made))
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

@@ -1,4 +1,8 @@
-"""ReLU with bias or dropout, against the layers one by one; the kernels run in Triton's interpreter."""
+"""ReLU with bias or dropout, against the layers one by one; the kernels run in Triton's interpreter.
+
+The layers one by one are those of a GPU: PyTorch adds the bias to what cuDNN made, rounded in its type, as an operation
+of its own, and drops in one operation. On a CPU, oneDNN adds the bias before it rounds.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 from helpers.interpreter import rounding_to_nearest
 from helpers.tiny import tiny_spec
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from alexnet_dist.models import AlexNet, build_model, fused_relu
 from alexnet_dist.models.fused_relu import ReluConv2d, ReluLinear, fuse_relu
@@ -46,19 +51,33 @@ def forward_and_gradients(model: nn.Module, images: Tensor, is_mixed: bool) -> l
     return [logits.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)]
 
 
+class BiasApart(nn.Conv2d):
+    """A convolution as a GPU computes it: two roundings."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        made = F.conv2d(maps, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        assert self.bias is not None
+        return made + self.bias.to(made.dtype).view(-1, 1, 1)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("is_mixed", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("mode", ["training", "evaluation", "frozen"])
+@pytest.mark.parametrize("mode", ["training", "evaluation", "frozen", "before_fc"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_layers_together_have_the_bits_of_layers_apart(channels_last: bool, mode: str, is_mixed: bool) -> None:
-    model = make_model().train(mode != "evaluation")
+    model = make_model(dropout_position="before_fc" if mode == "before_fc" else "after_fc").train(mode != "evaluation")
     images = torch.randn(3, 3, 64, 64)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     if mode == "frozen":
         for place in (8, 10):
             model.features[place].requires_grad_(False)
+    convolutions = model.features[8], model.features[10]
+    for layer in convolutions:
+        layer.__class__ = BiasApart
     expected = forward_and_gradients(model, images, is_mixed)
+    for layer in convolutions:
+        layer.__class__ = nn.Conv2d
     fuse_relu(model.features, model.classifier)
     found = forward_and_gradients(model, images, is_mixed)
     assert len(found) == len(expected) == 17 - (4 if mode == "frozen" else 0)
@@ -71,7 +90,7 @@ def test_layers_take_what_stands_behind_them(dropout_position: str) -> None:
     fuse_relu(model.features, model.classifier)
     assert [place for place, layer in enumerate(model.features) if isinstance(layer, ReluConv2d)] == [8, 10]
     found = [place for place, layer in enumerate(model.classifier) if isinstance(layer, ReluLinear)]
-    assert found == ([0, 3] if dropout_position == "after_fc" else [])
+    assert found == ([0, 3] if dropout_position == "after_fc" else [1])  # the dropout behind fc6 is fc7's
     assert not any(isinstance(layer, nn.ReLU) for layer in model.features)
 
 
@@ -81,14 +100,19 @@ def test_layers_of_another_kind_stay() -> None:
     assert not any(isinstance(layer, ReluLinear) for layer in model.classifier)
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_channels_go_on_in_the_next_block(dtype: torch.dtype) -> None:
+    """24 channels do not divide a block, and the last block is not full."""
     from alexnet_dist.models.fused_relu_kernel import add_bias_relu
 
-    maps = torch.tensor([math.nan, 1.0, -math.inf, math.inf, -0.5, 2.0]).view(1, 2, 3, 1)
+    torch.manual_seed(0)
+    maps, bias = torch.randn(3, 24, 7, 5).to(dtype), torch.randn(24).to(dtype)
+    maps[0, :3, 0, 0] = torch.tensor([math.nan, math.inf, -math.inf])
     maps = maps.contiguous(memory_format=torch.channels_last)
-    expected = torch.relu(maps + torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))
-    add_bias_relu(maps, torch.tensor([1.0, -1.0]))
+    expected = torch.relu(maps + bias.view(-1, 1, 1))
+    add_bias_relu(maps, bias)
     assert torch.equal(maps.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert maps[0, 0, 0, 0].isnan()
 
 
 def test_no_images_are_fine() -> None:

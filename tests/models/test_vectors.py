@@ -22,12 +22,14 @@ import re, triton
 from collections import Counter
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from alexnet_dist.models import fused_relu_kernel as fused
 from alexnet_dist.models import normalization_vectors_kernel as normalization, pooling_kernel as pooling
 
 def build(kernel, **constants):
     names, types = kernel.arg_names, {"position_ptr": "*u8", "vectors": "i32", "weight": "fp32", "k": "fp32"}
+    types |= {"count": "i32", "scale": "fp32"}
     signature = {name: "constexpr" if name in constants else types.get(name, "*bf16") for name in names}
-    places = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name.endswith("_ptr")}
+    places = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name.endswith(("_ptr", "count"))}
     values = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=places)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
@@ -39,6 +41,8 @@ build(normalization._forward, per_group=6, relu=True, block=128)
 build(normalization._backward, per_group=6, relu=True, block=128)
 build(pooling._forward, relu=True, **sides)
 build(pooling._backward, **sides)
+build(fused._add_bias_relu, channels=384, block=fused.BLOCK)
+build(fused._mask_gradient, block=fused.BLOCK)
 """
 
 RECORD = """
@@ -82,6 +86,8 @@ def test_a_gpu_loads_16_bytes_at_a_time_and_keeps_all_in_registers() -> None:
         "0 False ld.global.v4.b32 6 st.global.v4.b32 1",
         "0 False ld.global.v4.b32 9 st.global.v2.b32 1 st.global.v4.b32 1",
         "0 False ld.global.v2.b32 4 ld.global.v4.b32 4 st.global.v4.b32 1",
+        "0 False ld.global.b16 8 ld.global.v4.b32 1 st.global.v4.b32 1",  # a bias a value, from the cache
+        "0 False ld.global.v4.b32 2 st.global.v4.b32 1",
     ]
 
 

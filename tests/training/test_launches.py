@@ -114,7 +114,7 @@ def test_an_eager_update_keeps_to_its_budget() -> None:
     assert "_to_copy" not in found  # no copy of a weight or gradient in another type
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_pytorchs_loss_optimizer_and_layers_start_twice_as_many() -> None:
     found = count_launches("vectors grouped direct reference reference reference")
     assert sum(found.values()) == 121, found
