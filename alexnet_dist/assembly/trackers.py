@@ -61,6 +61,6 @@ def open_set_trackers(config: Config, folder: Path, set_id: str, name: str) -> T
         MachineError: a package that was asked for is not installed.
     """
     tracking = dataclasses.replace(config.tracking, name=f"{name}-summary", job_type="summary", group=name)
-    config = dataclasses.replace(config, tracking=tracking)
+    config = dataclasses.replace(config, tracking=tracking, output_dir=str(folder))
     run = Run(folder, set_id, dataclasses.asdict(config), dump_config(config))
     return Trackers(None, mirrors.prepare_mirrors(run, of_set=True))

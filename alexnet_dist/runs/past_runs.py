@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet_dist.base.durable import read_object
 from alexnet_dist.base.errors import AlexNetDistError, UsageError
@@ -23,6 +23,9 @@ from alexnet_dist.runs.folder import is_held, read_settings
 from alexnet_dist.settings.reader import read_layers
 from alexnet_dist.settings.shipped import shipped_folder
 from alexnet_dist.tracking.trackers import Row, parse_rows
+
+if TYPE_CHECKING:
+    from alexnet_dist.runs.report_pictures import Newest
 
 DEEPEST = 4  # folders between the one that is searched and a run
 LAST_BYTES = 1 << 16  # of metrics.jsonl: the last row ends in them
@@ -45,6 +48,7 @@ class PastRun:
         notes: what is missing or damaged.
         given_rows: what `clean_rows` gives for metrics.jsonl, where it is known; else it is read.
         given_state: how it stands, where that is known.
+        given_pictures: what it has shown while it goes on, newer than plots/.
     """
 
     folder: Path
@@ -55,6 +59,7 @@ class PastRun:
     notes: list[str] = field(default_factory=list)
     given_rows: list[Row] | None = None
     given_state: str | None = None
+    given_pictures: Newest | None = None
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -163,14 +168,18 @@ def clean_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def read_past_run(
-    folder: Path, name: str = "", given_rows: list[Row] | None = None, given_state: str | None = None
+    folder: Path,
+    name: str = "",
+    given_rows: list[Row] | None = None,
+    given_state: str | None = None,
+    given_pictures: Newest | None = None,
 ) -> PastRun:
     """What a run folder tells, whatever state it is in.
 
     Args:
         folder: the run folder.
         name: in tables; "" = the folder's.
-        given_rows, given_state: see `PastRun`.
+        given_rows, given_state, given_pictures: see `PastRun`.
     """
     notes: list[str] = []
     try:
@@ -189,7 +198,8 @@ def read_past_run(
         notes.append(f"{SUMMARY} is damaged")
     if not _ends_well(folder / METRICS):
         notes.append(f"{METRICS} is missing, or ends in half a line")
-    return PastRun(folder, name or folder.resolve().name, settings, facts, summary, notes, given_rows, given_state)
+    given = (given_rows, given_state, given_pictures)
+    return PastRun(folder, name or folder.resolve().name, settings, facts, summary, notes, *given)
 
 
 def find_runs(folder: Path) -> list[PastRun]:

@@ -23,7 +23,7 @@ from alexnet_dist.figures.charts import Axes, Curve, describe_chart
 from alexnet_dist.figures.curves import find_unit
 from alexnet_dist.figures.vega import explain_missing
 from alexnet_dist.runs.comparison import SPREAD, find_differences, group_seeds, summarize_seeds
-from alexnet_dist.runs.folder import now
+from alexnet_dist.runs.folder import PLOTS, now
 from alexnet_dist.runs.past_runs import PastRun
 from alexnet_dist.runs.report_parts import (
     Cell,
@@ -31,18 +31,17 @@ from alexnet_dist.runs.report_parts import (
     Part,
     describe_run,
     drop_empty_columns,
-    embed_curves,
     show_number,
     show_share,
     show_speed,
     show_time,
     text,
 )
+from alexnet_dist.runs.report_pictures import MOST_PICTURE_BYTES, embed_curves
 from alexnet_dist.tracking.trackers import find_most_memory
 
 PAGE = Path(__file__).parent
 REPORT = "report.html"
-MOST_PICTURE_BYTES = 3_000_000  # of a page, in base64; Vega has 0.9 MB, the rows of a run of 90 epochs less
 VALIDATION, EPOCHS, LOG_POINTS = "validation", "train, mean of the epoch", "train, log points"
 TEST = "test, of the best weights"
 WAITS, WAITS_MOSTLY = 0.05, 0.25  # parts of the time of training
@@ -289,5 +288,5 @@ def _show_run(number: int, run: PastRun, num_runs: int, has_vega: bool) -> Shown
         [show_number(row["epoch"]), *(show_number(row.get(key), form) for key, form in _EPOCH_COLUMNS.values())]
         for row in run.select("epoch", "epoch")
     ]
-    curves = None if has_vega else embed_curves(run, room // 4)
+    curves = None if has_vega else embed_curves(run.folder / PLOTS, room // 4)
     return Shown(number, escape_text(run.name), [head, *rows], find_limits(run), describe_run(run, room), curves)

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from alexnet_dist.base.durable import format_json, read_csv
 from alexnet_dist.base.nested import flatten
 from alexnet_dist.base.text import escape_text
-from alexnet_dist.figures.canvas import is_own_figure
 from alexnet_dist.runs.folder import BAD_FILES, PLOTS
 from alexnet_dist.runs.past_runs import PastRun
+from alexnet_dist.runs.report_pictures import (
+    CONFUSION,
+    CONV1,
+    EXPLAINED,
+    FIGURES,
+    INPUTS,
+    WORST,
+    Picture,
+    find_pictures,
+)
 from alexnet_dist.settings.schema import Config
 
 NUM_WORST = 24
+NO_FIGURES = (
+    "Figures are drawn where log.plots is true: when the run has ended, and while it goes on where they take at most "
+    "2 % of its time."
+)
 MOST_ROWS = 1000  # of a table; it says how many there are
 MANY_A_SECOND = 100  # images, that are shown without decimals
-QUALITY, SCALES = 82, (1.0, 0.75, 0.5, 0.35, 0.25)  # of a picture that has no room as PNG
-IN_BASE64 = 4 / 3
-FIGURES = {  # of plots/: what they show
-    "confusion.png": "Confusion matrix: rows are true classes, columns predicted ones",
-    "conv1.png": "Filters of conv1, each tower's apart; gray is 0",
-    "inputs.png": "The first training images as the network sees them, after augmentation",
-    "worst.png": "The worst predictions: what each picture is, and what the network said",
-    "worst_explained.png": "The same pictures: bright is what speaks for the class that was said (LayerCAM at conv5)",
-}
-DIAGRAMS = ("confusion.png", "curves.png")
 FACTS = (  # of run.json
     *("strategy", "processes", "device", "precision", "precision_reason", "engine", "engine_reason", "kernels"),
     *("batch", "git_commit", "pretrained"),
@@ -64,18 +64,6 @@ class Cell:
 
 
 Grid = list[list[Cell]]  # the head, then the rows
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that lies in the page; one without photographs may change its colors on a dark page."""
-
-    source: str
-    alt: str
-    caption: str
-    width: int
-    height: int
-    is_diagram: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,66 +126,15 @@ def describe_run(run: PastRun, room: int) -> list[Part]:
         run: which.
         room: bytes for its pictures.
     """
-    pictures = {name: embed(run.folder / PLOTS / name, about, room // len(FIGURES)) for name, about in FIGURES.items()}
-    shown = {name: picture for name, picture in pictures.items() if picture is not None}
-    drawn = [] if shown else ["Figures are drawn when the run has ended, where log.plots is true."]
-    classes = Part("classes", "Classes", drawn, _pick(shown, "confusion.png"), _tabulate_classes(run))
-    inside = Part("pictures", "Filters and inputs", [], _pick(shown, "conv1.png", "inputs.png"))
-    worst = Part(
-        "worst", "Worst predictions", [], _pick(shown, "worst.png", "worst_explained.png"), _tabulate_worst(run)
-    )
+    newest, place = run.given_pictures, run.folder / PLOTS
+    shown = {name: find_pictures(place, name, room // len(FIGURES), newest) for name in FIGURES}
+    drawn = [] if any(shown[name] for name in FIGURES if name != CONV1) else [NO_FIGURES]
+    classes = Part("classes", "Classes", drawn, shown[CONFUSION], _tabulate_classes(run))
+    inside = Part("pictures", "Filters and inputs", [], [*shown[CONV1], *shown[INPUTS]])
+    worst = Part("worst", "Worst predictions", [], [*shown[WORST], *shown[EXPLAINED]], _tabulate_worst(run))
     bad = Part("bad-files", "Bad files", *_list_bad_files(run))
     parts = [classes, inside, worst, _describe_settings(run), _describe_environment(run), bad]
     return [part for part in parts if part.lines or part.pictures or any(len(table.rows) > 1 for table in part.tables)]
-
-
-def _pick(shown: dict[str, Picture], *names: str) -> list[Picture]:
-    return [shown[name] for name in names if name in shown]
-
-
-# -- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def embed_curves(run: PastRun, most: int) -> Picture | None:
-    """The figure of the curves, for a page without charts."""
-    return embed(run.folder / PLOTS / "curves.png", "Loss, accuracy and learning rate over the run", most)
-
-
-def embed(path: Path, about: str, most: int) -> Picture | None:
-    """A figure that this program drew, as a part of the page; None where there is none, or it cannot be read.
-
-    Args:
-        path: the PNG.
-        about: what it shows.
-        most: bytes that it may have in the page.
-    """
-    if path.is_symlink() or not path.is_file() or not is_own_figure(path):
-        return None
-    facts = path.stat()
-    try:
-        kind, data, width, height = _pack(path, facts.st_mtime_ns, facts.st_size, int(most / IN_BASE64))
-    except (OSError, ValueError):
-        return None
-    is_diagram = path.name in DIAGRAMS
-    return Picture(f"data:image/{kind};base64,{data}", about, f"{about}.", width, height, is_diagram)
-
-
-@lru_cache(maxsize=64)
-def _pack(path: Path, changed_ns: int, size: int, most: int) -> tuple[str, str, int, int]:
-    """A picture in base64, as it is or, where that is too much, as WebP; `changed_ns`, `size`: of this version."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
-        data, kind = path.read_bytes(), "png"
-        for scale in SCALES:
-            if len(data) <= most:
-                break
-            smaller = image.convert("RGB").resize((round(width * scale), round(height * scale)))
-            packed = io.BytesIO()
-            smaller.save(packed, "WEBP", quality=QUALITY, method=2)
-            data, kind = packed.getvalue(), "webp"
-    return kind, base64.b64encode(data).decode(), width, height
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -214,6 +151,8 @@ def _read(path: Path) -> list[dict[str, str]]:
 def _tabulate_classes(run: PastRun) -> list[Table]:
     columns = {"count": "images", "recall": "recall", "precision": "precision", "f1-score": "F1"}
     head = [*map(text, ("class", *columns.values(), "most confused with", "times"))]
+    newest = run.given_pictures
+    is_older = newest is not None and newest.find(CONFUSION) is not None  # than the matrix above the table
     rows = [
         [
             text(_name(row, "class", "words")),
@@ -221,14 +160,15 @@ def _tabulate_classes(run: PastRun) -> list[Table]:
             text(_name(row, "most_confused_with", "confused_words")),
             _parse(row.get("confused_count"), ""),
         ]
-        for row in _read(run.folder / PLOTS / "classes.csv")[:MOST_ROWS]
+        for row in ([] if is_older else _read(run.folder / PLOTS / "classes.csv")[:MOST_ROWS])
     ]
-    return [Table("table of classes", [head, *rows], is_sortable=True)]
+    return [Table("table of classes", [head, *rows], is_sortable=True)] if rows else []
 
 
 def _tabulate_worst(run: PastRun) -> list[Table]:
     """The wrong predictions that gave the truth least, then right ones."""
-    found = _read(run.folder / PLOTS / "predictions.csv")
+    newest = [] if run.given_pictures is None else run.given_pictures.worst
+    found = newest or _read(run.folder / PLOTS / "predictions.csv")
     found.sort(key=lambda row: (row.get("right") == "True", _to_float(row.get("true_confidence")) or 0.0))
     head = [*map(text, ("picture", "verdict", "true class", "probability", "predicted class", "probability"))]
     rows = [
@@ -242,7 +182,7 @@ def _tabulate_worst(run: PastRun) -> list[Table]:
         ]
         for row in found[:NUM_WORST]
     ]
-    return [Table("table of worst predictions", [head, *rows], is_sortable=True)]
+    return [Table("table of worst predictions", [head, *rows], is_sortable=True)] if rows else []
 
 
 def _name(row: dict[str, str], key: str, words: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from pathlib import Path
 
 from alexnet_dist.base.errors import MachineError
@@ -11,11 +12,14 @@ from alexnet_dist.figures.vega import begin_vega, find_vega, load_vega
 from alexnet_dist.runs.ownership import is_own_table
 from alexnet_dist.runs.past_runs import clean_rows, read_past_run
 from alexnet_dist.runs.report import REPORT, write_report
+from alexnet_dist.runs.report_pictures import Newest
+from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Row, Start
 
 logger = logging.getLogger("alexnet_dist")
 
 WAIT_SECONDS, STOPPED_SECONDS = 60, 3  # at a run's end, for the script that draws charts; where it was stopped
+FIRST_PICTURES_SECONDS = 200  # of a run, before they are drawn for the page alone: they take up to 4 s, 2 % of that
 
 
 class ReportTracker:
@@ -24,10 +28,12 @@ class ReportTracker:
     Args:
         folder: the run folder.
         rows: what metrics.jsonl holds already.
+        has_pictures: whether the page of a run that goes on has some.
     """
 
-    def __init__(self, folder: Path, rows: list[Row]) -> None:
+    def __init__(self, folder: Path, rows: list[Row], has_pictures: bool = True) -> None:
         self._folder, self._rows = folder, clean_rows(rows)
+        self._newest, self._has_pictures, self._began = Newest(), has_pictures, time.monotonic()
         self._linking: subprocess.Popen[bytes] | None = None
         self._has_begun = False
 
@@ -38,6 +44,16 @@ class ReportTracker:
             self._has_begun, self._linking = True, begin_vega()
         if row["event"] == "epoch" and (self._linking is None or self._linking.poll() is not None):
             self._write(find_vega(), "running")
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether validations are to be drawn for the page; those that another tracker wants are shown in it anyway."""
+        return self._has_pictures and time.monotonic() - self._began >= FIRST_PICTURES_SECONDS
+
+    def show(self, pictures: Pictures) -> None:
+        """Take what there is to see of a step, for the next page."""
+        if self._has_pictures:
+            self._newest.take(pictures)
 
     def finish(self, summary: Row) -> None:
         """Write the page of the end. Whoever stops a run does not wait for charts."""
@@ -51,7 +67,8 @@ class ReportTracker:
         self._write(_load_vega() if has_ended else find_vega(), str(summary["status"]))
 
     def _write(self, vega: str | None, state: str) -> None:
-        run = read_past_run(self._folder, given_rows=self._rows, given_state=state)
+        newest = None if state == "finished" else self._newest  # then plots/ has the figures of the end
+        run = read_past_run(self._folder, given_rows=self._rows, given_state=state, given_pictures=newest)
         write_report(self._folder / REPORT, [run], vega)
 
 
@@ -63,9 +80,9 @@ def _load_vega() -> str | None:
         return None
 
 
-def prepare_report(folder: Path) -> Start:
-    """What starts the tracker of a run."""
-    return lambda rows: ReportTracker(folder, rows)
+def prepare_report(folder: Path, has_pictures: bool) -> Start:
+    """What starts the tracker of a run; see `ReportTracker`."""
+    return lambda rows: ReportTracker(folder, rows, has_pictures)
 
 
 def refresh_report(folder: Path) -> None:

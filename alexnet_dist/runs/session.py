@@ -327,7 +327,8 @@ def _restore(start: Start, network: Network, optimizer: Optimizer, loaded: Check
 def _open_trackers(start: Start, recording: Recording) -> Trackers:
     opened: list[Trackers] = []
     open_here = partial(open_trackers, start.config, start.folder, recording.metrics_bytes, recording.wandb_id)
-    others = {REPORT: prepare_report(start.folder)} if start.config.log.report else {}
+    log = start.config.log
+    others = {REPORT: prepare_report(start.folder, log.plots)} if log.report else {}
     start.runtime.on_main(lambda: opened.append(open_here(facts=recording.told, others=others)))
     return opened[0] if opened else open_here(is_main=False)
 

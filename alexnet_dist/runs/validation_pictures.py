@@ -6,6 +6,7 @@ augmentation does not wait for the run's end.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ from alexnet_dist.runs.start import Start
 from alexnet_dist.tracking.pictures import Pictures
 from alexnet_dist.tracking.trackers import Trackers
 from alexnet_dist.training.predictions import Predictions, join_predictions
+
+logger = logging.getLogger("alexnet_dist")
 
 SHARE = 0.02  # of a run's time, at most; the first validation is always shown
 
@@ -50,7 +53,10 @@ class ValidationPictures:
         found = runtime.gather(self._parts if runtime.count_once(1) else [])
         if runtime.is_main:
             began = time.monotonic()
-            self._draw(join_predictions([part for parts in found for part in parts]), step)
+            try:
+                self._draw(join_predictions([part for parts in found for part in parts]), step)
+            except Exception as error:  # noqa: BLE001 (pictures must not end a run)
+                logger.warning("validation at step %d: no pictures (%s: %s)", step, type(error).__name__, error)
             ended = time.monotonic()
             self._next = ended + (ended - began) / SHARE
 

@@ -325,7 +325,7 @@ class LogConfig:
     """what is shown, while run.log holds all of it; quiet: results, warnings and errors, as --quiet; normal: progress,
     too; debug: every log point, and the seconds of each step of the start"""
     plots: bool = True
-    """draw the figures of plots/ after training"""
+    """draw the figures of plots/ after training, and for trackers and report.html some of them before"""
     report: bool = True
     """write report.html, a page with curves, tables and figures, at the end of each epoch and of the run"""
 

@@ -54,6 +54,8 @@ def test_a_tracker_of_the_runs_writes_into_the_folder(tmp_path: Path) -> None:
     seed_summary.track_seeds(find_runs(tmp_path), tmp_path / "all")
     events = EventAccumulator(str(tmp_path / "all" / "tensorboard")).Reload()
     assert [(point.step, point.value) for point in events.Scalars("seed/best_top1")] == [(1, 0.25), (2, 0.5)]
+    (settings,) = events.Tensors("settings/text_summary")
+    assert f"output_dir: {tmp_path / 'all'}\n" in settings.tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,17 @@ def test_pictures_take_their_share_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     assert watch(pictures) == 2
 
 
+def test_a_failure_costs_the_pictures_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(self: Costly, rows: Predictions, step: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Costly, "_draw", fail)
+    runtime = SimpleNamespace(on_main=lambda ask: ask(), gather=lambda value: [value], count_once=int, is_main=True)
+    start: Any = SimpleNamespace(runtime=runtime)
+    watch(Costly(start, SimpleNamespace(shows_images=True), lambda: None))  # type: ignore[arg-type, return-value]
+    assert "validation at step 1: no pictures (OSError: no space left)" in caplog.text
+
+
 def train_watched(folder: Path, strategy: str, plots: bool) -> list[tuple[set[str], list[str]]]:
     """The names of pictures, and the files of the worst predictions, of each time that a tracker was shown some."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (a child of the test: its messages are not the test's)
