@@ -16,6 +16,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -131,6 +132,7 @@ def play(scene: Scene, clone: Path) -> dict[str, list[str]]:
 def start(command: str, clone: Path) -> None:
     """Become a shell that runs a command as in a fresh login; returns never."""
     os.chdir(clone)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell cannot trap what is ignored where it begins, as behind a `&`
     path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
     changed = {"PATH": path, "PYTHONPATH": str(clone), "HOME": str(clone.parent), "TERM": "xterm-256color"}
     kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
