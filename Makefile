@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they have trained, and stay in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train fast test test-slow test-cluster test-gpu lint docs notebook clean
+.PHONY: train fast test test-slow test-long test-cluster test-gpu lint docs notebook clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits --checkpoint.keep 0
@@ -20,7 +20,10 @@ fast: $(VENV)/.installed-dev
 test: $(VENV)/.installed-dev
 	$(PYTEST)
 
-test-slow: $(VENV)/.installed-dev
+# The slow ones, first those that may run side by side.
+test-slow: test-long test-cluster
+
+test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m slow --timeout 900 --ignore tests/cluster
 
 # Ray, SLURM and two machines in small on this one: the last two want root, and all want the machine for themselves.
