@@ -8,6 +8,7 @@ them, channels last. A network's call is a whole training step at 224 pixels.
   is what the network uses, on two groups.
 - paper/paper_without_lrn: the same weights and step, with and without the two normalizations, in bf16 unless
   --precision says otherwise.
+- paper/paper_by_layers: the same network, computed as a run does and with kernels.maps reference.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from functools import partial
 
 import torch
 from common.report import Report, add_device_options, describe_environment, new_parser, pick_effort, run_benchmark
-from common.subject import TrainerStep, build_network, make_batch, pick_spec
+from common.subject import AS_A_RUN, TrainerStep, build_network, make_batch, pick_spec
 from common.timing import Protocol, Spread, divide, time_calls
 from torch import nn
 
 from alexnet_dist.models import LocalResponseNorm
 from alexnet_dist.parallel.runtime import Runtime, start_runtime
+from alexnet_dist.settings.schema import KernelsConfig
 
 TARGET_LAYER, TARGET_STEP = "target 4 in fp32 on a CPU", "target 0.9 in bf16 on a CPU"
 
@@ -76,14 +78,18 @@ def build_call(layer: nn.Module, maps: torch.Tensor) -> Callable[[], None]:
 
 
 def measure_networks(report: Report, runtime: Runtime, options: argparse.Namespace) -> None:
-    """A training step of the paper's network, with and without the normalization."""
+    """A training step of the paper's network, with and without the normalization, and by PyTorch's layers."""
     batch_size = pick_effort(options, full=64, quick=8, tiny=2)
     spec = pick_spec("paper", options.tiny)
     batch = make_batch(batch_size, spec, runtime.device, channels_last=True)
-    specs = {"paper": spec, "paper_without_lrn": pick_spec("paper", options.tiny, lrn=False)}
+    arms = {
+        "paper": (spec, AS_A_RUN),
+        "paper_without_lrn": (pick_spec("paper", options.tiny, lrn=False), AS_A_RUN),
+        "paper_by_layers": (spec, KernelsConfig(maps="reference")),
+    }
     steps = {
-        name: TrainerStep(runtime, build_network(spec, runtime, channels_last=True), batch_size)
-        for name, spec in specs.items()
+        name: TrainerStep(runtime, build_network(spec, runtime, True, kernels), batch_size)
+        for name, (spec, kernels) in arms.items()
     }
     protocol = pick_effort(options, full=Protocol(7, 3.0), quick=Protocol(3, 0.2), tiny=Protocol(2, 0.0))
     calls = {name: partial(step, batch) for name, step in steps.items()}
@@ -94,6 +100,11 @@ def measure_networks(report: Report, runtime: Runtime, options: argparse.Namespa
         "paper/paper_without_lrn",
         divide(figures["paper_without_lrn"], figures["paper"]),
         f"images per second, whole training step, batch {batch_size}, channels last, {precision}; {TARGET_STEP}",
+    )
+    report.add_ratio(
+        "paper/paper_by_layers",
+        divide(figures["paper_by_layers"], figures["paper"]),
+        f"images per second, whole training step, batch {batch_size}, channels last, {precision}",
     )
 
 

@@ -2,7 +2,7 @@
 
 Every choice computes the same function and rounds differently, so a run that changed it on its way would not end with
 the bits of one that was never killed. On a GPU `auto` measures; on a CPU it goes by a table, which
-benchmarks/convolutions.py measured.
+benchmarks/convolutions.py and benchmarks/normalization.py measured.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from alexnet_dist.base.machine import can_build_kernels
 from alexnet_dist.models import AlexNet, AlexNetSpec, build_on_meta
 from alexnet_dist.models.convolutions import CONV1_FORMS, GROUPS_FORMS, Conv1Form, GroupsForm, has_groups, take_forms
 from alexnet_dist.models.fused_relu import fuse_relu
+from alexnet_dist.models.joined_pooling import join_poolings, load_functions
 from alexnet_dist.models.vectors import take_in_relu, use_vectors
 from alexnet_dist.settings.schema import KernelsConfig
 from alexnet_dist.training.objective import MOST_CLASSES
@@ -29,6 +30,7 @@ logger = logging.getLogger("alexnet_dist")
 
 CHOICES = ("maps", "groups", "conv1", "relu", "update", "loss")
 PLAIN = ("reference", "grouped", "direct", "reference", "reference", "reference")  # as it is written down
+ON_CPU = ("joined", *PLAIN[1:])  # where its functions in C can be built
 KERNELS = {"maps": "vectors", "relu": "fused", "update": "flat", "loss": "fused"}  # what a GPU has of its own
 MOST_IMAGES = 256  # in a measurement
 ROUNDS = 5
@@ -43,7 +45,7 @@ class Kernels:
     """What a network is computed with, and why.
 
     Args:
-        maps: normalization and pooling: vectors or reference.
+        maps: normalization and pooling: vectors, joined or reference.
         groups: the convolutions in groups: grouped, apart or dense.
         conv1: direct or space_to_depth.
         relu: of the layers that no map kernel takes it from; fused or reference.
@@ -66,8 +68,8 @@ class Kernels:
 
     @property
     def are_special(self) -> bool:
-        """Whether something is not as it is written down."""
-        return tuple(getattr(self, name) for name in CHOICES) != PLAIN
+        """Whether something is neither as it is written down nor what every CPU has."""
+        return tuple(getattr(self, name) for name in CHOICES) not in (PLAIN, ON_CPU)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
 
     Raises:
         MachineError: kernels.maps is vectors, kernels.update flat, kernels.relu or kernels.loss fused, and there is no
-            GPU, or nothing that builds kernels for it.
+            GPU, or nothing that builds kernels for it; kernels.maps is joined, and there is a GPU, or no C compiler.
     """
+    if settings.maps == "joined" and (why := _find_obstacle(device)):
+        raise MachineError("kernels.maps joined is not for this machine", why=why, remedy="set --kernels.maps auto")
     for name, value in KERNELS.items():
         if getattr(settings, name) == value and not _has_kernels(device):
             why = "there is no CUDA device" if device.type != "cuda" else "Triton or its C compiler is missing"
@@ -136,7 +140,7 @@ def choose_kernels(
         unfit["loss"] = "reference"
     if len(asked) == len(CHOICES):
         return Kernels(**asked, reason="asked for")
-    chosen = kept or _choose(subject, asked, strategy, measure or measure_forms)
+    chosen = _go_on(kept, subject) if kept else _choose(subject, asked, strategy, measure or measure_forms)
     reason = f"{' and '.join(asked)} asked for, else {chosen.reason}" if asked else chosen.reason
     return replace(chosen, **(asked | unfit), reason=reason)
 
@@ -148,13 +152,19 @@ def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
         model: on its device.
         kernels: what was chosen.
         strategy: under towers each process has one tower, and no layer whose towers could lie apart.
+
+    Raises:
+        MachineError: maps is joined, and this process's machine has no C compiler for it.
     """
     groups = "grouped" if strategy == "towers" else kernels.groups
     take_forms(model, cast(GroupsForm, groups), cast(Conv1Form, kernels.conv1))
     use_vectors(model, kernels.maps == "vectors")
-    if kernels.maps == "vectors":
+    if kernels.maps != "reference":
         take_in_relu(model.features)
-    if kernels.relu == "fused" and strategy == "ddp" and groups != "apart":  # towers apart are not computed by layers
+    if kernels.maps == "joined" and groups != "apart":  # towers apart are not computed by layers
+        load_functions()
+        join_poolings(model.features)
+    if kernels.relu == "fused" and strategy == "ddp" and groups != "apart":
         fuse_relu(model.features, model.classifier)
 
 
@@ -170,8 +180,9 @@ def _can_be_fused(subject: Subject) -> bool:
 
 def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure) -> Kernels:
     has_kernels = _has_kernels(subject.device)
-    if subject.device.type == "cpu":  # no other form was clearly faster: benchmarks/results/convolutions.json
-        return Kernels(*PLAIN, "the fastest on CPUs")
+    if subject.device.type == "cpu":  # no other form of the convolutions was clearly faster: results/convolutions.json
+        obstacle = _find_obstacle(subject.device)
+        return Kernels(*PLAIN, f"no maps joined: {obstacle}") if obstacle else Kernels(*ON_CPU, "the fastest on CPUs")
     groups, conv1, words = "grouped", "direct", []
     if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
         seconds = measure(subject, {form: (form, "direct") for form in GROUPS_FORMS})
@@ -187,8 +198,28 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
     return Kernels(groups=groups, conv1=conv1, **others, reason=reason)
 
 
+def _go_on(kept: Kernels, subject: Subject) -> Kernels:
+    """What a run has computed with, as far as this machine can."""
+    obstacle = _find_obstacle(subject.device) if kept.maps == "joined" else ""
+    if not obstacle:
+        return kept
+    logger.warning("kernels.maps joined cannot go on with this run (%s): reference does", obstacle)
+    return replace(kept, maps="reference", reason=f"joined cannot go on: {obstacle}")
+
+
 def _has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and can_build_kernels()
+
+
+def _find_obstacle(device: torch.device) -> str:
+    """Why a device cannot have its maps joined; "" where it can."""
+    if device.type != "cpu":
+        return "its functions are for CPUs"
+    try:
+        load_functions()
+    except MachineError as error:
+        return str(error)
+    return ""
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    features = _read_line("/proc/cpuinfo", "flags").split()
+    features = list_cpu_features()
     matrix_units = [name for name in ("amx_tile", "avx512_bf16", "avx512f", "avx2") if name in features]
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -169,6 +169,11 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,
     }
+
+
+def list_cpu_features() -> list[str]:
+    """What the processor can do, in the kernel's words; empty where it does not say."""
+    return (_read_line("/proc/cpuinfo", "flags") or _read_line("/proc/cpuinfo", "Features")).split()
 
 
 def list_versions() -> dict[str, str]:

@@ -92,7 +92,7 @@ def _has_form(pattern: str) -> Callable[[Any], bool]:
 
 
 def _is_kernels(value: Any) -> bool:
-    forms = {"maps": "vectors|reference", "groups": "grouped|apart|dense", "conv1": "direct|space_to_depth"}
+    forms = {"maps": "vectors|joined|reference", "groups": "grouped|apart|dense", "conv1": "direct|space_to_depth"}
     return isinstance(value, dict) and all(_has_form(form)(value.get(name)) for name, form in forms.items())
 
 

@@ -402,9 +402,10 @@ class TrackingConfig:
 class KernelsConfig:
     """How the network is computed: every choice computes the same function. What `auto` chose is kept on resume."""
 
-    maps: Literal["auto", "vectors", "reference"] = "auto"
-    """normalization and pooling on a GPU; vectors: eight channels a thread, for maps that lie so; reference: the
-    kernels for any maps; auto: vectors on CUDA"""
+    maps: Literal["auto", "vectors", "joined", "reference"] = "auto"
+    """normalization and pooling; vectors: on a GPU, eight channels a thread, for maps that lie so; joined: on a CPU, in
+    one pass with the ReLU beside them, by functions in C; reference: for any maps; auto: vectors on CUDA, joined on a
+    CPU with a C compiler"""
     groups: Literal["auto", "grouped", "apart", "dense"] = "auto"
     """the convolutions in groups; grouped: as they are; apart: dense ones, on towers that lie apart in memory; dense:
     one, with zeros between the towers; auto: the fastest on CUDA, grouped on a CPU"""

@@ -29,6 +29,7 @@ from alexnet_dist.base.errors import InterruptedRunError
 from alexnet_dist.base.spans import BACKWARD, COMMUNICATION, FORWARD, REST, record_spans, span
 from alexnet_dist.models import LocalResponseNorm, MapResponseNorm, named_layers
 from alexnet_dist.models.convolutions import TowersApart
+from alexnet_dist.models.joined_pooling import JoinedPooling
 
 LEFT_OUT = 5  # first updates of a start: workers begin, kernels are chosen, memory is taken
 _AFTER_GRADIENT = "after a gradient"  # the last one of a backward pass ends in a wait for the other replicas
@@ -36,6 +37,7 @@ _KINDS: dict[type[nn.Module], str] = {
     LocalResponseNorm: "LRN",
     MapResponseNorm: "LRN",
     nn.MaxPool2d: "pooling",
+    JoinedPooling: "LRN and pooling",
     nn.AdaptiveAvgPool2d: "pooling",
     nn.ReLU: "ReLU",
     nn.Dropout: "dropout",

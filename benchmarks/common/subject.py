@@ -30,6 +30,7 @@ from alexnet_dist.training.schedule import PlateauState, Schedule
 from alexnet_dist.training.step import DeviceCounters, train_step
 
 SEED = 0
+AS_A_RUN = KernelsConfig()
 LOG_STEPS = 10  # the default of log.every_steps
 MOMENTUM, WEIGHT_DECAY = OptimizerConfig().momentum, OptimizerConfig().weight_decay
 # So small that a batch seen a thousand times is not learned: a network that diverges or whose gradients vanish computes
@@ -43,17 +44,21 @@ def pick_spec(variant: str, tiny: bool, **overrides: Any) -> AlexNetSpec:
     return make_spec(variant, **(TINY if tiny else {}), **overrides)
 
 
-def build_network(spec: AlexNetSpec, runtime: Runtime, channels_last: bool) -> nn.Module:
+def build_network(
+    spec: AlexNetSpec, runtime: Runtime, channels_last: bool, kernels: KernelsConfig = AS_A_RUN
+) -> nn.Module:
     """A network on the device in training mode, computed as a run would; equal specs give equal weights."""
     model = build_model(spec, SEED)
     place_model(model, runtime, channels_last)
-    apply_kernels(model, _choose_kernels(spec, runtime.device, runtime.precision, channels_last), "ddp")
+    apply_kernels(model, _choose_kernels(spec, runtime.device, runtime.precision, channels_last, kernels), "ddp")
     return model.train()
 
 
 @functools.cache  # all arms of a benchmark are computed alike
-def _choose_kernels(spec: AlexNetSpec, device: torch.device, precision: str, channels_last: bool) -> Kernels:
-    return choose_kernels(KernelsConfig(), Subject(spec, device, precision, channels_last, num_images=256))
+def _choose_kernels(
+    spec: AlexNetSpec, device: torch.device, precision: str, channels_last: bool, kernels: KernelsConfig
+) -> Kernels:
+    return choose_kernels(kernels, Subject(spec, device, precision, channels_last, num_images=256))
 
 
 def build_sgd(model: nn.Module) -> Optimizer:

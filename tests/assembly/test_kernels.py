@@ -14,6 +14,7 @@ from torch import nn
 from alexnet_dist.assembly import kernels
 from alexnet_dist.assembly.kernels import (
     CHOICES,
+    ON_CPU,
     PLAIN,
     Kernels,
     Subject,
@@ -27,6 +28,7 @@ from alexnet_dist.base.errors import MachineError, UsageError
 from alexnet_dist.models import build_model, named_layers
 from alexnet_dist.models.convolutions import DenseConv2d, SpaceToDepthConv2d, TowersApart
 from alexnet_dist.models.fused_relu import ReluConv2d, ReluLinear
+from alexnet_dist.models.joined_pooling import JoinedPooling
 from alexnet_dist.settings.reader import build_config
 from alexnet_dist.settings.schema import KernelsConfig
 
@@ -47,15 +49,32 @@ def never(subject: Subject, forms: Mapping[str, Any]) -> dict[str, float]:
     raise AssertionError("nothing is to be measured")
 
 
+def refuse() -> None:
+    raise MachineError("no compiler")
+
+
 @pytest.fixture(autouse=True)
 def _with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "can_build_kernels", lambda: True)
 
 
-def test_a_cpu_goes_by_its_table() -> None:
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_cpu_goes_by_its_table(compiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiles:
+        monkeypatch.setattr(kernels, "load_functions", refuse)
     chosen = choose_kernels(KernelsConfig(), make_subject(CPU), measure=never)
-    assert tuple(getattr(chosen, name) for name in CHOICES) == PLAIN
+    assert tuple(getattr(chosen, name) for name in CHOICES) == (ON_CPU if compiles else PLAIN)
+    assert chosen.reason == ("the fastest on CPUs" if compiles else "no maps joined: no compiler")
     assert not chosen.are_special
+
+
+def test_a_run_goes_on_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kernels(*ON_CPU, reason="as before")
+    assert choose_kernels(KernelsConfig(), make_subject(CPU), kept) == kept
+    monkeypatch.setattr(kernels, "load_functions", refuse)
+    chosen = choose_kernels(KernelsConfig(), make_subject(CPU), kept)
+    assert (chosen.maps, chosen.reason) == ("reference", "joined cannot go on: no compiler")
+    assert "kernels.maps joined cannot go on with this run" in caplog.text
 
 
 def test_a_gpu_takes_what_was_fastest_and_says_why() -> None:
@@ -166,6 +185,8 @@ def test_measuring_computes_each_form_and_touches_no_random_state(precision: str
         (("reference", "grouped", "direct", "fused"), "ddp", nn.Sequential, ReluConv2d, ReluConv2d),
         (("vectors", "grouped", "direct", "fused"), "ddp", nn.Sequential, nn.Conv2d, nn.Conv2d),
         (("vectors", "apart", "space_to_depth", "fused"), "ddp", TowersApart, SpaceToDepthConv2d, nn.Conv2d),
+        (("joined", "grouped", "direct", "reference"), "towers", nn.Sequential, nn.Conv2d, nn.Conv2d),
+        (("joined", "apart", "direct", "reference"), "ddp", TowersApart, nn.Conv2d, nn.Conv2d),
         (("vectors", "dense", "direct", "fused"), "hybrid", nn.Sequential, nn.Conv2d, DenseConv2d),
         (("vectors", "apart", "space_to_depth", "fused"), "towers", nn.Sequential, SpaceToDepthConv2d, nn.Conv2d),
     ],
@@ -181,10 +202,12 @@ def test_a_network_is_computed_as_chosen(
     assert wanted == [kernels_[0] == "vectors"] * 5
     is_fused = kernels_[3] == "fused" and strategy == "ddp" and kernels_[1] != "apart"
     fused = [name for name, layer in layers.items() if isinstance(layer, ReluConv2d | ReluLinear)]
-    convolutions = ["conv3", "conv4"] if kernels_[0] == "vectors" else ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    convolutions = ["conv3", "conv4"] if kernels_[0] != "reference" else ["conv1", "conv2", "conv3", "conv4", "conv5"]
     assert fused == ([*convolutions, "fc6", "fc7"] if is_fused else [])
     taken = [module.takes_relu for module in model.modules() if hasattr(module, "takes_relu")]
-    assert sum(taken) == (3 if kernels_[0] == "vectors" else 0)
+    assert sum(taken) == (0 if kernels_[0] == "reference" else 3)
+    joined = sum(isinstance(module, JoinedPooling) for module in model.modules())
+    assert joined == (3 if kernels_[:2] == ("joined", "grouped") else 0)
     left = sum(isinstance(module, nn.ReLU) for module in model.modules())
     assert left == 7 - sum(taken) - len(fused)
 
@@ -197,6 +220,7 @@ def test_kernels_that_cannot_be_are_refused(
 ) -> None:
     build: Callable[[], bool] = lambda: can_build  # noqa: E731
     monkeypatch.setattr(kernels, "can_build_kernels", build)
+    monkeypatch.setattr(kernels, "load_functions", refuse)
     check_kernels(KernelsConfig(), device)
     check_kernels(KernelsConfig(maps="reference", groups="apart"), device)
     for wanted in (
@@ -207,3 +231,5 @@ def test_kernels_that_cannot_be_are_refused(
     ):
         with pytest.raises(MachineError, match=why):
             check_kernels(wanted, device)
+    with pytest.raises(MachineError, match="no compiler" if device == CPU else "functions are for CPUs"):
+        check_kernels(KernelsConfig(maps="joined"), device)
