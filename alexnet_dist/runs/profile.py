@@ -15,13 +15,13 @@ from alexnet_dist.models import LAYER_NAMES
 from alexnet_dist.parallel.precision import computes_bf16
 from alexnet_dist.runs.advice import Setup, find_faster_link, find_faster_loader, find_faster_network
 from alexnet_dist.runs.start import Network, Start
-from alexnet_dist.training.profile import Profile, Profiler
+from alexnet_dist.training.profile import LRN_AND_POOLING, POOLING, Profile, Profiler
 
 logger = logging.getLogger("alexnet_dist")
 
 FOLDER, TABLE, TRACE = "profile", "profile.txt", "trace.json.gz"
 ROWS = (DATA_WAIT, COPIES, FORWARD, LOSS, BACKWARD, UPDATE, COMMUNICATION, REST)
-PARTS = (*LAYER_NAMES, "convolutions", "LRN", "pooling", "ReLU", "dropout", "other")  # of a forward pass
+PARTS = (*LAYER_NAMES, "convolutions", "LRN", LRN_AND_POOLING, POOLING, "ReLU", "dropout", "other")  # of a forward pass
 LIMITING = 0.2  # a wait that takes more of an update is what to shorten first
 
 

@@ -33,12 +33,12 @@ from alexnet_dist.models.joined_pooling import JoinedPooling
 
 LEFT_OUT = 5  # first updates of a start: workers begin, kernels are chosen, memory is taken
 _AFTER_GRADIENT = "after a gradient"  # the last one of a backward pass ends in a wait for the other replicas
+POOLING, LRN_AND_POOLING = "pooling", "LRN and pooling"
 _KINDS: dict[type[nn.Module], str] = {
     LocalResponseNorm: "LRN",
     MapResponseNorm: "LRN",
-    nn.MaxPool2d: "pooling",
-    JoinedPooling: "LRN and pooling",
-    nn.AdaptiveAvgPool2d: "pooling",
+    nn.MaxPool2d: POOLING,
+    nn.AdaptiveAvgPool2d: POOLING,
     nn.ReLU: "ReLU",
     nn.Dropout: "dropout",
     TowersApart: "convolutions",  # it calls no hooks of theirs
@@ -250,6 +250,8 @@ def name_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _find_kind(module: nn.Module) -> str | None:
+    if isinstance(module, JoinedPooling):
+        return POOLING if module.norm is None else LRN_AND_POOLING
     return next((kind for type_, kind in _KINDS.items() if isinstance(module, type_)), None)
 
 

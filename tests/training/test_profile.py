@@ -18,6 +18,7 @@ from helpers.tiny import tiny_config, tiny_spec
 
 from alexnet_dist.base.spans import BACKWARD, COMMUNICATION, DATA_WAIT, FORWARD, REST, UPDATE, record_spans, span
 from alexnet_dist.models import build_model, make_spec
+from alexnet_dist.models.joined_pooling import join_poolings
 from alexnet_dist.training.profile import Profile, Profiler, Timeline, name_modules
 
 
@@ -132,6 +133,8 @@ def test_every_part_of_a_network_has_a_row(variant: str, kinds: set[str]) -> Non
     layers = [name for name in names if name not in kinds]
     assert layers == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
     assert set(names) - set(layers) == kinds
+    join_poolings(model.features)
+    assert set(dict(name_modules(model))) == {*layers, *kinds, "LRN and pooling"}
 
 
 def train_here(folder: Path, steps: int, profile: int | None, settings: dict[str, Any]) -> None:
@@ -160,7 +163,19 @@ def test_a_profile_changes_no_bit(tmp_path: Path, world_size: int, before: int, 
     assert take_digest(tmp_path / "plain") == take_digest(tmp_path / "profiled")
     text = (tmp_path / "profiled" / "profile" / "profile.txt").read_text()
     assert text.startswith(f"where the time goes in updates {before + 3} to {before + 4}")
-    for name in ("data wait", "copies", "forward", "  conv1", "  LRN", "  fc8", "loss", "backward", "update", "all"):
+    for name in (
+        "data wait",
+        "copies",
+        "forward",
+        "  conv1",
+        "  LRN and pooling",
+        "  pooling",
+        "  fc8",
+        "loss",
+        "backward",
+        "update",
+        "all",
+    ):
         assert f"\n{name} " in text, name
     assert ("\ncommunication " in text) == (world_size > 1)
     trace = json.loads(gzip.decompress((tmp_path / "profiled" / "profile" / "trace.json.gz").read_bytes()))
