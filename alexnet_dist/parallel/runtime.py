@@ -133,10 +133,25 @@ class Runtime:
 
     def sum_over_replicas(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the replicas, in place."""
-        if self.mesh.dp_group is not None:
-            with span(COMMUNICATION):
-                dist.all_reduce(values, group=self.mesh.dp_group)
-        return values
+        return self.begin_sum_over_replicas(values)()
+
+    def begin_sum_over_replicas(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to sum a device tensor over the replicas, in place; all of them begin at the same point.
+
+        Returns:
+            What waits for the sum and gives it: on a GPU the current stream waits, and not the host. Who gives up
+            before that drops it: the group ends the sum by itself, or notices that another process is gone.
+        """
+        group = self.mesh.dp_group
+        work = None if group is None else dist.all_reduce(values, group=group, async_op=True)
+
+        def end() -> Tensor:
+            if work is not None:
+                with span(COMMUNICATION):
+                    work.wait()
+            return values
+
+        return end
 
     def sum_over_parts(self, values: Tensor) -> Tensor:
         """Sum a device tensor over the processes that hold one network together, in place."""

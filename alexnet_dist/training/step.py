@@ -69,6 +69,8 @@ def train_step(
             scored = (logits, labels[micro_step], mask[micro_step], scale, sums)
             with span(LOSS):
                 found = score_on_device(*scored, counters.diverged) if fused_loss else score(*scored)
+            if is_last:  # in every process before DDP sends a gradient; the sums travel beside the backward pass
+                end_sum = runtime.begin_sum_over_replicas(sums)
             with span(BACKWARD):
                 if fused_loss:
                     logits.backward(found)
@@ -76,7 +78,7 @@ def train_step(
                     runtime.backward(found)
 
     if not adds_directly:
-        counters.sums.add_(runtime.sum_over_replicas(sums))
+        counters.sums.add_(end_sum())
         # A sum that is not finite stays so, and 0 times it is not 0: two kernels, where torch.isfinite takes six.
         torch.ne(counters.sums[0] * 0, 0, out=counters.diverged)
     with span(UPDATE):

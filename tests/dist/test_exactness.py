@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,35 @@ def diverge_on_one_rank() -> tuple[bool, bool, int]:
 
 def test_a_nan_in_one_process_blocks_the_update_in_all() -> None:
     assert run_processes(2, diverge_on_one_rank) == [(True, True, 1)] * 2
+
+
+def fail_on_one_rank() -> tuple[str, float]:
+    """The first line of the error, and the seconds until the process group is left."""
+    runtime = start_runtime("cpu", "fp32")
+    batch = next(tiny_loader(runtime, NUM_IMAGES, BATCH_SIZE, training=True).batches(0, 1))
+    model = build_model(tiny_spec(), seed=0)
+    optimizer = build_optimizer(model, **SGD)  # type: ignore[arg-type]
+    forward, counters = average_over_replicas(model, runtime.mesh, runtime.device), DeviceCounters.on(runtime.device)
+    if runtime.rank == 0:
+        model.get_parameter("features.0.weight").register_hook(_fail)
+    else:
+        time.sleep(1)  # the other one has given up when this one begins its sum
+    began = time.monotonic()
+    try:
+        train_step(runtime, forward, optimizer, batch, micro_batch_size=6, scale=1.0, counters=counters)
+    except RuntimeError as error:
+        runtime.close()
+        return str(error).splitlines()[0], time.monotonic() - began
+    raise AssertionError("an update was made")
+
+
+def _fail(_: torch.Tensor) -> None:
+    raise RuntimeError("no memory for a gradient")
+
+
+def test_a_failure_while_sums_travel_ends_all_processes() -> None:
+    """They are begun before the backward pass, and nobody waits for them any more."""
+    (failed, seconds), (lost, other_seconds) = run_processes(2, fail_on_one_rank)
+    assert failed == "no memory for a gradient"
+    assert "gloo" in lost  # see lost_peers_named
+    assert max(seconds, other_seconds) < 20
