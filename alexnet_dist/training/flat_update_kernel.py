@@ -37,7 +37,7 @@ def update(
     """Change the weights in place.
 
     Args:
-        weights: (N,), all parameters, each filled up to whole blocks.
+        weights: (N,), parameters one behind the other, each filled up to whole blocks.
         velocities: (N,) in the same order; None = without momentum.
         shadows: (N,), copies of the weights in the type of the forward pass; None = there are none.
         grads: of each parameter, of one type, dense in memory in the order of its weights.

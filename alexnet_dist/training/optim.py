@@ -24,10 +24,10 @@ UNSET_LR = 0.0
 # 61 million parameters, and they cannot leave an update out without asking the device (Runtime.update).
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": lambda groups, momentum, **_: _build_sgd(groups, momentum),
-    "flat_sgd": lambda groups, momentum, **_: FlatSGD(groups, lr=UNSET_LR, momentum=momentum),
+    "flat_sgd": lambda groups, momentum, early, **_: FlatSGD(groups, lr=UNSET_LR, momentum=momentum, early=early),
     "adam": lambda groups, momentum, **_: Adam(groups, UNSET_LR, betas=(momentum, 0.999), fused=True),
     "rmsprop": lambda groups, momentum, **_: RMSprop(groups, lr=UNSET_LR, momentum=momentum),
-    "lars": lambda groups, momentum, **of_lars: LARS(groups, lr=UNSET_LR, momentum=momentum, **of_lars),
+    "lars": lambda groups, momentum, early, **of_lars: LARS(groups, lr=UNSET_LR, momentum=momentum, **of_lars),
 }
 
 
@@ -53,7 +53,9 @@ def build_optimizer(
         grouping: keyword arguments of `group_parameters`.
     """
     groups = group_parameters(model, **grouping)
-    return OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms)
+    connected = (layer for layer in named_layers(model).values() if isinstance(layer, nn.Linear))  # the last layers
+    early = {parameter for layer in connected for parameter in layer.parameters()}
+    return OPTIMIZERS[name](groups, momentum, trust_coefficient=trust_coefficient, layer_norms=layer_norms, early=early)
 
 
 def place_rates(optimizer: Optimizer, device: torch.device) -> None:

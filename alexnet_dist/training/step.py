@@ -12,6 +12,7 @@ from alexnet_dist.base.spans import BACKWARD, FORWARD, LOSS, UPDATE, span
 from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.parallel.replicas import hold_gradients
 from alexnet_dist.parallel.runtime import Runtime
+from alexnet_dist.training.flat_update import FlatSGD
 from alexnet_dist.training.objective import score, score_on_device
 
 
@@ -71,6 +72,8 @@ def train_step(
                 found = score_on_device(*scored, counters.diverged) if fused_loss else score(*scored)
             if is_last:  # in every process before DDP sends a gradient; the sums travel beside the backward pass
                 end_sum = runtime.begin_sum_over_replicas(sums)
+                if adds_directly and len(images) == 1 and isinstance(optimizer, FlatSGD):
+                    optimizer.expect_backward(counters.diverged)
             with span(BACKWARD):
                 if fused_loss:
                     logits.backward(found)

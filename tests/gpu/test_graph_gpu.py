@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from alexnet_dist.base.errors import InterruptedRunError
 from alexnet_dist.runs.session import train
 from alexnet_dist.training import graph
+from alexnet_dist.training.flat_update import FlatSGD, SideStream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,6 +93,31 @@ def test_over_nccl_the_graph_holds_the_sums(tmp_path: Path, compression: str | N
     assert read_graph(tmp_path / "graph")["failure"] is None
     assert "captured" in (tmp_path / "graph" / "run.log").read_text()
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("cuda_graph", [False, "auto"])
+def test_an_update_beside_the_backward_pass_has_the_bits_of_one_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, cuda_graph: Any
+) -> None:
+    """Also where it comes late: a stream that sleeps before its work shows whether it is waited for."""
+    overrides = {"precision": precision, "train__cuda_graph": cuda_graph, "model__fc_width": 1024}
+    with monkeypatch.context() as patch:
+        patch.setattr(FlatSGD, "expect_backward", lambda *_: None)
+        expected = train_on_gpu(tmp_path / "after", overrides)
+    start, started = SideStream.start, list[int]()
+
+    def start_after(self: SideStream, work: Callable[[], None], cycles: int) -> None:
+        started.append(cycles)
+        start(self, lambda: (torch.cuda._sleep(cycles), work())[1])
+
+    for cycles in (1, 10_000_000):
+        monkeypatch.setattr(SideStream, "start", lambda *how, cycles=cycles: start_after(*how, cycles))
+        assert_same(train_on_gpu(tmp_path / str(cycles), overrides), expected)
+        # One of the updates from FIRST on is eager and recorded; the others are replays.
+        assert started.count(cycles) == (30 if cuda_graph is False else FIRST + 1)
+        if cuda_graph == "auto":
+            assert "captured" in (tmp_path / str(cycles) / "run.log").read_text()
 
 
 def test_what_cannot_be_captured_leaves_the_run_eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.interpreter import rounding_to_nearest
-from helpers.tiny import tiny_spec
+from helpers.tiny import make_runtime, tiny_spec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alexnet_dist.data.engines.loader import Batch
 from alexnet_dist.inference.weights import pack_tensors
 from alexnet_dist.models import build_model, build_on_meta, make_spec
 from alexnet_dist.models.convolutions import take_forms
-from alexnet_dist.training.flat_update import FlatSGD, Shadowed
-from alexnet_dist.training.optim import build_optimizer, set_lr
+from alexnet_dist.models.fused_relu import fuse_relu
+from alexnet_dist.training.flat_update import FlatSGD, Shadowed, SideStream
+from alexnet_dist.training.optim import build_optimizer, optimizer_tensors, set_lr
+from alexnet_dist.training.step import DeviceCounters, train_step
 
 pytest.importorskip("triton")
 
@@ -33,9 +39,11 @@ from triton.compiler import ASTSource
 from alexnet_dist.models import build_on_meta, make_spec
 from alexnet_dist.training.flat_update_kernel import BLOCK, WARPS, _update
 
-sizes = tuple(weight.numel() for weight in build_on_meta(make_spec("paper")).parameters())
-*firsts, _ = accumulate((-(-size // BLOCK) for size in sizes), initial=0)
-for kind, has_shadow in (("*bf16", True), ("*fp32", False)):
+whole = tuple(weight.numel() for weight in build_on_meta(make_spec("paper")).parameters())
+early, late = whole[10:], whole[:10]
+arithmetic = []
+for sizes, kind, has_shadow in [(part, "*bf16", True) for part in (whole, early, late)] + [(whole, "*fp32", False)]:
+    *firsts, _ = accumulate((-(-size // BLOCK) for size in sizes), initial=0)
     values = dict(firsts=tuple(firsts), sizes=sizes, count=len(sizes), block=BLOCK, has_velocity=True)
     values |= dict(has_shadow=has_shadow, can_be_blocked=True, is_scaled=False)
     types = {"shadow_ptr": "*bf16", "term_ptr": "*fp64", "grads": tuple([kind] * len(sizes))}
@@ -48,7 +56,9 @@ for kind, has_shadow in (("*bf16", True), ("*fp32", False)):
     source = ASTSource(fn=_update, signature=signature, constexprs=constants, attrs=attributes)
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS}).asm["ptx"]
     moves = Counter(re.findall(r"(?:ld|st)[.]global[.v0-9b]*", ptx))
+    arithmetic.append(re.findall(r"(?:add|sub|mul|fma)[.][.a-z]*f64|cvt[.][.a-z0-9]*f(?:16|32|64)", ptx))
     print(".local" in ptx, *(f"{name} {moves[name]}" for name in sorted(moves)))
+print(arithmetic[0] == arithmetic[1] == arithmetic[2], arithmetic[0].count("fma.rn.f64"))
 """
 
 SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.01, "bias_lr_factor": 2.0, "bias_weight_decay": 0.0}
@@ -62,14 +72,18 @@ def _round_as_a_gpu() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_gpu_moves_16_bytes_at_a_time_and_keeps_all_in_registers() -> None:
-    """Of eight values: weight and velocity twice, the gradient in one of two places; one rate, decay and momentum."""
+    """Of eight values: weight and velocity twice, the gradient in one of two places; one rate, decay and momentum.
+
+    The arithmetic is the same for a part of the network, with three products added to something for each value.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     scalars = "ld.global.b32 1 ld.global.b64 3"
     assert done.stdout.splitlines() == [
-        f"False {scalars} ld.global.v4.b32 6 st.global.v4.b32 5",
+        *[f"False {scalars} ld.global.v4.b32 6 st.global.v4.b32 5"] * 3,
         f"False {scalars} ld.global.v4.b32 8 st.global.v4.b32 4",
+        "True 24",
     ]
 
 
@@ -225,3 +239,178 @@ def test_rates_travel_only_when_they_change(monkeypatch: pytest.MonkeyPatch) -> 
     assert optimizer._terms is held
     optimizer.step()
     assert weight.tolist() == [0.25] * 3
+
+
+# -- beside the backward pass -----------------------------------------------------------------------------------------
+
+
+class LateStream(SideStream):
+    """Its work is done as late as it may be: when someone waits for it."""
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        assert self.work is None
+        self.work = work
+
+    def end(self) -> None:
+        assert self.work is not None
+        self.work()
+        self.work = None
+
+
+class UnawaitedStream(LateStream):
+    """The defect: the network's stream goes on, and the work is done while the next update is made."""
+
+    def start(self, work: Callable[[], None]) -> None:
+        if self.work is not None:
+            self.work()
+        self.work = work
+
+    def end(self) -> None:
+        pass
+
+
+class Updates:
+    """Updates as the trainer makes them.
+
+    Args:
+        side: of the optimizer; None = nothing is announced to it.
+        changes: of the recipe.
+        spec: of the network.
+        is_shadowed: whether the optimizer makes the bf16 weights.
+        how: arguments of `train_step`.
+    """
+
+    def __init__(
+        self,
+        side: SideStream | None,
+        *,
+        changes: dict[str, Any] | None = None,
+        spec: dict[str, Any] | None = None,
+        is_shadowed: bool = True,
+        **how: Any,
+    ) -> None:
+        model = build_model(tiny_spec(**(spec or {})), seed=0)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fuse_relu(self.model.features, self.model.classifier)
+        self.optimizer = make_flat(self.model, **(changes or {}))
+        self.forward: nn.Module = self.model
+        if is_shadowed:
+            self.forward = Shadowed(self.model, self.optimizer.make_shadows(torch.bfloat16))
+        if side is None:
+            self.optimizer.expect_backward = lambda blocked: None  # type: ignore[method-assign]
+        else:
+            self.optimizer._side = side
+        autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+        accelerator: Any = SimpleNamespace(autocast=autocast, scaler=None)
+        self.runtime, self.how = replace(make_runtime(), accelerator=accelerator), how
+        self.counters = DeviceCounters.on(torch.device("cpu"))
+        self.launches: list[tuple[int, int]] = []  # blocks, and gradients that were there
+        self._launch, self.optimizer._update = self.optimizer._update, self._note_launch
+
+    def _note_launch(self, weights: Tensor, *others: Any, **how: Any) -> None:
+        self.launches.append((len(weights) // 2048, sum(leaf.grad is not None for leaf in self.optimizer._leaves)))
+        self._launch(weights, *others, **how)
+
+    def make(self, steps: int, factor: float = 40.0) -> list[Tensor]:
+        """Some; all that an update changes."""
+        for step in range(steps):
+            dice = torch.Generator().manual_seed(step)
+            images = torch.randn(6, 3, 64, 64, generator=dice).bfloat16() * factor
+            batch = Batch(images, torch.randint(3, (6,), generator=dice), torch.ones(6), torch.arange(6), 6, [])
+            set_lr(self.optimizer, 0.01 / (1 + step // 2))
+            torch.manual_seed(step)  # of dropout
+            how = {"micro_batch_size": 6, "fused_loss": True} | self.how
+            train_step(self.runtime, self.forward, self.optimizer, batch, scale=1 / 6, counters=self.counters, **how)
+        state = {**dict(self.model.named_parameters()), **optimizer_tensors(self.optimizer, self.model)}
+        return [tensor.detach().clone() for tensor in [*state.values(), self.counters.sums]]
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("is_shadowed", [True, False])
+@pytest.mark.parametrize("fc_groups", [1, 2])
+def test_fully_connected_layers_are_updated_beside_the_convolutions_backward_pass(
+    is_shadowed: bool, fc_groups: int
+) -> None:
+    """As early and as late as may be: the bits are those of one launch after it."""
+    how: dict[str, Any] = {"is_shadowed": is_shadowed, "spec": {"fc_groups": fc_groups}}
+    expected = Updates(None, **how).make(3)
+    for side in (SideStream(CPU), LateStream()):
+        updates = Updates(side, **how)
+        assert all(map(torch.equal, updates.make(3), expected))
+        # Of 16 parameters six are of fully connected layers. A late launch is made when all have their gradients.
+        places = updates.optimizer._early.values
+        num_blocks, num_early = len(updates.optimizer._weights) // 2048, (places.stop - places.start) // 2048
+        launches = [(num_early, 6 if type(side) is SideStream else 16), (num_blocks - num_early, 16)]
+        assert updates.launches == 3 * (launches if type(side) is SideStream else launches[::-1])
+
+
+@pytest.mark.heavy
+def test_a_side_stream_that_is_not_waited_for_is_noticed() -> None:
+    found, expected = Updates(UnawaitedStream()).make(3), Updates(None).make(3)
+    assert not any(map(torch.equal, found, expected))
+
+
+@pytest.mark.heavy
+def test_weights_that_change_before_the_backward_pass_has_read_them_are_noticed() -> None:
+    """The defect: the first early gradient begins the update. Those not there yet are zeros, and weights decay."""
+    changes = {"changes": {"weight_decay": 10.0}}
+    updates, expected = Updates(SideStream(CPU), **changes), Updates(None, **changes).make(1)
+    announce, leaves = updates.optimizer.expect_backward, updates.optimizer._leaves[-6:]
+
+    def announce_too_early(blocked: Tensor) -> None:
+        announce(blocked)
+        updates.optimizer._num_missing = 1
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf)
+
+    updates.optimizer.expect_backward = announce_too_early  # type: ignore[method-assign]
+    convolutions = slice(0, 10)
+    assert not any(map(torch.equal, updates.make(1)[convolutions], expected[convolutions]))
+
+
+@pytest.mark.heavy
+def test_an_update_that_is_left_out_is_so_in_both_launches() -> None:
+    updates = Updates(SideStream(CPU))
+    *before, _ = updates.make(1)
+    *after, sums = updates.make(1, factor=float("nan"))
+    assert sums[0].isnan()
+    assert len(updates.launches) == 4
+    assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"micro_batch_size": 4},
+        {"fused_loss": False},
+        {"changes": {"freeze": ("conv1", "conv2", "conv3", "conv4", "conv5")}},
+        {"changes": {"freeze": ("fc6", "fc7", "fc8")}},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_begun_early_is_one_launch(how: dict[str, Any]) -> None:
+    updates = Updates(SideStream(CPU), **({"is_shadowed": False} | how))
+    updates.make(2)
+    assert [blocks for blocks, _ in updates.launches] == [len(updates.optimizer._weights) // 2048] * 2
+
+
+@pytest.mark.heavy
+def test_an_update_that_was_given_up_halfway_leaves_no_trace() -> None:
+    """As that of a CUDA graph whose capture failed: gradients are dropped when the side stream is done with them."""
+    side = LateStream()
+    updates = Updates(side)
+    updates.optimizer.expect_backward(torch.zeros(()))
+    updates.forward(torch.randn(2, 3, 64, 64).bfloat16()).sum().backward()
+    assert side.work is not None
+    updates.optimizer.zero_grad()
+    assert side.work is None
+    updates.launches.clear()
+    updates.make(1)
+    assert len(updates.launches) == 2
