@@ -55,12 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """It has the functions in C, which else the first test that trains would compile."""
     from alexnet_dist.base.errors import MachineError
+    from alexnet_dist.data.engines.cache.device import load_copier
     from alexnet_dist.models.joined_pooling import load_functions
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         with suppress(MachineError):
             load_functions()
+            load_copier()
         lanes.started.clear()
         yield
 

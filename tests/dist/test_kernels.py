@@ -20,10 +20,10 @@ from alexnet_dist.assembly import kernels
 from alexnet_dist.base.errors import InterruptedRunError
 from alexnet_dist.runs.session import train
 
-APART = {"kernels__groups": "apart", "kernels__conv1": "space_to_depth"}
+APART = {"kernels__groups": "apart", "kernels__conv1": "space_to_depth", "kernels__maps": "reference"}
 SHORT = {"train__epochs": 2, "precision": "fp32"}
 FLAT = {"precision": "bf16", "kernels__update": "flat", "kernels__loss": "fused"}
-PLAIN = {"maps": "reference", "groups": "grouped", "conv1": "direct"} | {
+ON_CPU = {"maps": "joined", "groups": "grouped", "conv1": "direct"} | {
     "relu": "reference",
     "update": "reference",
     "loss": "reference",
@@ -64,7 +64,7 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("plain") / "run"
     (weights,) = run_processes(1, train_quietly, folder, {"model__dropout": 0.0})
-    assert read_kernels(folder) == PLAIN | {"reason": "the fastest on CPUs"}
+    assert read_kernels(folder) == ON_CPU | {"reason": "the fastest on CPUs"}
     return weights  # type: ignore[no-any-return]
 
 
@@ -87,8 +87,8 @@ def test_a_run_goes_on_in_the_form_that_it_began_with(tmp_path: Path) -> None:
     run_processes(1, train_quietly, tmp_path / "two", APART, 3)
     (found,) = run_processes(1, train_quietly, tmp_path / "two", {})
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    kept = {"groups": "apart", "conv1": "space_to_depth", "reason": "chosen when the run began"}
-    assert read_kernels(tmp_path / "two") == PLAIN | kept
+    kept = {"maps": "reference", "groups": "apart", "conv1": "space_to_depth", "reason": "chosen when the run began"}
+    assert read_kernels(tmp_path / "two") == ON_CPU | kept
 
 
 def test_another_form_on_the_way_is_noticed(tmp_path: Path) -> None:

@@ -1,21 +1,26 @@
 """The cache engine on a GPU: bytes go to the device, and one kernel cuts, flips and normalizes a whole batch there.
 
 - A set that fits into the device's memory is kept there, and nothing but the plan travels.
-- Of a larger one, the bytes from a crop's first line to its last travel, copied to pinned memory by two threads.
+- Of a larger one, crops travel, copied to pinned memory by two threads: the lines of each, or all bytes from a crop's
+  first line to its last where pictures are still to be resized, or share their bytes among several crops.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from alexnet_dist.base.c_library import load_c_library
+from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.data.draws import IntArray
 from alexnet_dist.data.engines.cache.store import Mask, Store, load_picture
@@ -25,7 +30,11 @@ from alexnet_dist.data.engines.resize import resize_planes
 from alexnet_dist.data.engines.to_device import Form, allocate, forms_of, send, split
 from alexnet_dist.data.plan import StepPlan, resize_shapes
 
+logger = logging.getLogger("alexnet_dist")
+
+SOURCE = Path(__file__).with_name("copy_lines.c")
 RESIDENT_PART = 0.4  # of the device's free memory that a set may take
+LINE_COPIERS = 4  # threads; they share the memory's bandwidth
 COPIERS = 2  # threads; with more the time goes into waiting for the GIL (of 1, 2, 4, 8, 16 the fastest on 14 cores)
 
 
@@ -52,6 +61,8 @@ def choose_maker(store: Store, loader: Loader) -> Callable[[Loader, StepPlan, Ma
     resident_fits = store.layout.total_bytes <= RESIDENT_PART * free
     if resident_fits and (store.is_uniform or is_final(store, loader)):
         return partial(make_from_resident, upload(store, loader))
+    if loader.plan.augmentation.views == 1 and is_final(store, loader) and load_copier() is not None:
+        return partial(make_from_lines, store, ThreadPoolExecutor(min(LINE_COPIERS, available_cores()), "cache-lines"))
     return partial(make_from_bands, store, ThreadPoolExecutor(COPIERS, "cache-bands"))
 
 
@@ -103,6 +114,49 @@ def make_from_resident(resident: Resident, loader: Loader, rows: StepPlan, mask:
 def resize_batch(pictures: Tensor, height: int, width: int) -> Tensor:
     """(N, H, W, C) uint8 to (N, height, width, C): on a CPU bit by bit the reference's resize, on a GPU within 1."""
     return resize_planes(pictures.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1)
+
+
+def make_from_lines(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
+    """Images (B, C, S, S), labels and weights on the device, from the lines of each image's one crop."""
+    side, channels, widths = loader.plan.augmentation.crop_size, loader.channels, rows.resized[:, 0]
+    ids, line = rows.ids[mask], side * channels
+    list(pool.map(store.load, ids[~store.is_checked[ids]].tolist()))  # which checks them
+    sources = np.zeros(len(widths), np.int64)  # (B,) addresses of the crops' first bytes
+    sources[mask] = store.find_addresses(ids)
+    sources[mask] += ((rows.corners[:, 1] * widths + rows.corners[:, 0]) * channels)[mask]
+    places = np.arange(len(widths)) * (side * line)  # (B,) where each crop's bytes go
+    numbers = _list_numbers(loader, rows, mask, places, np.full(len(widths), side))
+    forms = [Form(torch.uint8, (len(widths) * side * line,)), *forms_of(numbers)]
+    buffer = allocate(forms, loader.device)
+    bytes_here = split(buffer, forms)[0]
+    _copy_lines(pool, sources, (widths * channels).astype(np.int64), bytes_here, side, line)
+    pixels, *numbers = send([bytes_here, *numbers], loader.device, buffer)
+    return _finish_there(loader, pixels, numbers, rows, mask)
+
+
+@cache
+def load_copier() -> Callable[..., None] | None:
+    """`copy_lines` of copy_lines.c, which holds no GIL; None where there is no C compiler."""
+    try:
+        copier: Callable[..., None] = load_c_library(SOURCE).copy_lines
+    except MachineError as error:
+        logger.info("crops travel with the bytes between their lines: %s", error)
+        return None
+    return copier
+
+
+def _copy_lines(
+    pool: ThreadPoolExecutor, sources: IntArray, strides: IntArray, target: Tensor, lines: int, line: int
+) -> None:
+    """Copy `lines` lines of `line` bytes of each crop to a buffer, one crop after the other."""
+    copier, step = load_copier(), max(1, -(-len(sources) // LINE_COPIERS))
+    assert copier is not None
+    places = [ctypes.c_void_p(start) for start in (sources.ctypes.data, strides.ctypes.data, target.data_ptr())]
+
+    def copy(begin: int) -> None:
+        copier(*places, *map(ctypes.c_int64, (lines, line, begin, min(begin + step, len(sources)))))
+
+    list(pool.map(copy, range(0, len(sources), step)))
 
 
 def make_from_bands(store: Store, pool: ThreadPoolExecutor, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:

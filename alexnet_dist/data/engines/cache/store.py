@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -310,6 +311,14 @@ class Store:
         channels, first = self.layout.channels, int(self.layout.offsets[sample_id])
         shape, strides = (height, width, channels), (width * channels, channels, 1)
         return torch.as_strided(self.chunks[self.chunk_of[sample_id]], shape, strides, first)
+
+    def find_addresses(self, sample_ids: IntArray) -> IntArray:
+        """(n,) where the first bytes of some images lie in this process's memory, (n,) ids; see `load`."""
+        return self._bases[self.chunk_of[sample_ids]] + self.layout.offsets[sample_ids]
+
+    @cached_property
+    def _bases(self) -> IntArray:
+        return np.array([chunk.data_ptr() for chunk in self.chunks])
 
     def _check(self, sample_id: int) -> None:
         """Hold an image against its checksum, or its whole chunk, where an older version wrote that."""

@@ -33,7 +33,14 @@ from alexnet_dist.data.engines.cache import device as cache_device
 from alexnet_dist.data.engines.cache import engine as cache_engine
 from alexnet_dist.data.engines.cache import store as cache_store
 from alexnet_dist.data.engines.cache.build import build_store
-from alexnet_dist.data.engines.cache.device import make_from_bands, make_from_resident, upload
+from alexnet_dist.data.engines.cache.device import (
+    choose_maker,
+    is_final,
+    make_from_bands,
+    make_from_lines,
+    make_from_resident,
+    upload,
+)
 from alexnet_dist.data.engines.cache.engine import find_layout, run_ahead
 from alexnet_dist.data.engines.cache.store import open_store
 from alexnet_dist.data.engines.choose import ENGINES
@@ -70,6 +77,7 @@ RECIPES: dict[str, tuple[Any, int, bool, dict[str, Any]]] = {
     "small, ten views": (41, 32, True, {"views": 10}),
     "large": (200, 180, True, EVERYTHING),
 }
+LINES = ["shorter side", "square", "own size", "no margin", "centre"]  # one crop each of pictures that are kept resized
 BYTES = Normalization((0, 0, 0), (1, 1, 1))  # the network's input is the crop
 
 
@@ -230,6 +238,21 @@ def test_bytes_that_travel_give_the_references_batches(
 
 
 @pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", LINES)
+def test_lines_that_travel_give_the_references_batches(
+    index: SampleIndex, small_index: SampleIndex, tmp_path: Path, name: str, channels: int
+) -> None:
+    index, recipe = pick(name, index, small_index)
+    loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
+    store = open_store(find_layout(loader))
+    assert is_final(store, loader)
+    made = make_all(loader, partial(make_from_lines, store, ThreadPoolExecutor(2)))
+    for (images, *targets), expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
+        torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
+        assert all(map(torch.equal, targets, expected[1:3]))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", ["square", "small", "small, ten views", "large", "shorter side", "ten views"])
 def test_a_set_that_lies_on_the_device_gives_the_references_batches(
     index: SampleIndex, small_index: SampleIndex, tmp_path: Path, name: str, channels: int
@@ -272,8 +295,41 @@ def test_a_flipped_bit_does_not_reach_the_device(index: SampleIndex, tmp_path: P
     data = bytearray(path.read_bytes())
     data[99] ^= 4
     path.write_bytes(data)
-    with pytest.raises(DataError, match=f"{path.name}.*are not those that were written"):
-        upload(open_store(find_layout(loader)), loader)
+    for use in (
+        lambda store: upload(store, loader),
+        lambda store: list(make_all(loader, partial(make_from_lines, store, ThreadPoolExecutor(2)))),
+    ):
+        with pytest.raises(DataError, match=f"{path.name}.*are not those that were written"):
+            use(open_store(find_layout(loader)))
+
+
+@pytest.mark.parametrize(
+    ("name", "free", "compiles", "expected"),
+    [
+        ("square", 10**9, True, make_from_resident),
+        ("square", 0, True, make_from_lines),
+        ("square", 0, False, make_from_bands),
+        ("small", 0, True, make_from_bands),
+        ("ten views", 0, True, make_from_bands),
+    ],
+)
+def test_what_travels_follows_from_memory_and_recipe(
+    index: SampleIndex,
+    small_index: SampleIndex,
+    tmp_path: Path,
+    name: str,
+    free: int,
+    compiles: bool,
+    expected: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index, recipe = pick(name, index, small_index)
+    loader = cached(make_loader(index, tmp_path, recipe))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    if not compiles:
+        monkeypatch.setattr(cache_device, "load_copier", lambda: None)
+    chosen: Any = choose_maker(open_store(find_layout(loader)), loader)
+    assert chosen.func is expected
 
 
 @pytest.mark.parametrize("name", ["jitter", "small, jitter"])
