@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Where this is set, each process would compile every module of the package and of the tests again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # A file's tests share what they have trained, and stay in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
