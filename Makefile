@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # A file's tests share what they have trained, and stay in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train fast test test-slow test-long test-cluster test-gpu lint docs notebook clean
+.PHONY: train fast test test-slow test-long test-both test-cluster test-gpu lint docs notebook clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train.py --config digits --checkpoint.keep 0
@@ -28,6 +28,10 @@ test-slow: test-long test-cluster
 
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m slow --timeout 900 --ignore tests/cluster
+
+# `test` and `test-long` in one: files whose tests are in both train what these share once.
+test-both: $(VENV)/.installed-dev
+	$(PYTEST) -m "" --timeout 900 --ignore tests/cluster
 
 # Ray, SLURM and two machines in small on this one: the last two want root, and all want the machine for themselves.
 test-cluster: $(VENV)/.installed-dev

@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if mark := lanes.mark_of(item.path):
             item.add_marker(mark)
-    items.sort(key=lambda item: lanes.mark_of(item.path) is None)
+    items.sort(key=lambda item: ("slow", "heavy", None).index(lanes.mark_of(item.path)))
 
 
 def pytest_collection_finish() -> None:

@@ -158,14 +158,14 @@ class Shell:
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
     shell = Shell()
-    monkeypatch.setattr(notebook, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(notebook, "_PATIENCE_SECONDS", 0.1)
     display = types.SimpleNamespace(DisplayHandle=shell.make_output)
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=display))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     return shell
 
 
-def work(name: str, seconds: float = 0.9) -> None:
+def work(name: str, seconds: float = 0.5) -> None:
     with phase("looking"), Progress(name, 3) as bar:
         for _ in range(3):
             time.sleep(seconds / 3)

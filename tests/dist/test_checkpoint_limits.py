@@ -234,22 +234,27 @@ def other_images(copy: Path) -> dict[str, Any]:
     return {}
 
 
+OTHER_SETTINGS = "2 this run was started with other settings"
+
+
 @pytest.mark.parametrize(
-    "place", ["checkpoints/abandoned-1/step-00000006", "checkpoints/best", "../backup/step-00000006"]
+    ("place", "change", "refusal"),
+    [
+        ("checkpoints/abandoned-1/step-00000006", other_images, "3 the images changed since this run began"),
+        ("checkpoints/best", other_setting, OTHER_SETTINGS),
+        ("../backup/step-00000006", other_seed, OTHER_SETTINGS),
+    ],
 )
-def test_a_run_goes_on_as_it_was_wherever_its_checkpoint_lies(copy: Path, place: str) -> None:
+def test_a_run_goes_on_as_it_was_wherever_its_checkpoint_lies(
+    copy: Path, place: str, change: Callable[[Path], dict[str, Any]], refusal: str
+) -> None:
     (copy / place).parent.mkdir(exist_ok=True)
     (copy / "checkpoints" / "step-00000006").rename(copy / place)
     shutil.rmtree(copy / "checkpoints" / "step-00000003")
     facts = (copy / "run.json").read_bytes()
     named = "best" if place.endswith("best") else str(copy / place)
-    for change, refusal in (
-        (other_setting, "2 this run was started with other settings"),
-        (other_seed, "2 this run was started with other settings"),
-        (other_images, "3 the images changed since this run began"),
-    ):
-        assert go_on(copy, LONGER | change(copy), named).startswith(refusal)
-        (copy / "run.json").write_bytes(facts)
+    assert go_on(copy, LONGER | change(copy), named).startswith(refusal)
+    (copy / "run.json").write_bytes(facts)
     assert go_on(copy, resume_from=named) == ""
     assert [start["step"] for start in json.loads((copy / "run.json").read_text())["starts"]] == [0, 6]
 

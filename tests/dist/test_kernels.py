@@ -70,7 +70,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("world_size", "strategy"),
-    [(1, "ddp"), (2, "ddp"), (2, "hybrid"), pytest.param(2, "towers", marks=pytest.mark.slow)],
+    [(1, "ddp"), (2, "hybrid"), *(pytest.param(2, name, marks=pytest.mark.slow) for name in ("ddp", "towers"))],
 )
 def test_a_form_trains_the_same_network(
     plain: dict[str, Tensor], tmp_path: Path, world_size: int, strategy: str

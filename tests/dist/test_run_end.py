@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -127,16 +128,29 @@ VARIANTS: dict[str, tuple[dict[str, Any], float]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def train_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a variant that nothing disturbed, trained once."""
+
+    @functools.cache
+    def train_variant(variant: str) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        run_processes(1, train_tiny, folder, SHORT | VARIANTS[variant][0])
+        return folder
+
+    return train_variant
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, variant: str) -> None:
+def test_a_killed_run_ends_with_the_same_bits(
+    train_undisturbed: Callable[[str], Path], tmp_path: Path, variant: str
+) -> None:
     settings, last_rate = VARIANTS[variant]
-    overrides = SHORT | settings
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run_processes(1, train_tiny, undisturbed, overrides)
+    overrides, killed = SHORT | settings, tmp_path / "killed"
     kill_tiny(killed, overrides, "_log_window", 5)  # inside the second epoch, two updates after a save
     run_processes(1, train_tiny, killed, overrides)
     assert resumed_steps(killed) == [0, 3]
-    assert_same_run(killed, undisturbed)
+    assert_same_run(killed, train_undisturbed(variant))
     rates = [row["lr"] for row in read_rows(killed / "metrics.jsonl") if row["event"] == "train"]
     assert (len(rates), rates[-1]) == (8, pytest.approx(last_rate, rel=1e-12))
 
@@ -146,14 +160,15 @@ def _forget_optimizer(folder: Path, overrides: dict[str, Any]) -> None:
     train_tiny(folder, overrides)
 
 
-def test_comparison_notices_a_forgotten_average_of_rmsprop(tmp_path: Path) -> None:
-    overrides = SHORT | VARIANTS["rmsprop, halved every 3 updates"][0]
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    run_processes(1, train_tiny, undisturbed, overrides)
+def test_comparison_notices_a_forgotten_average_of_rmsprop(
+    train_undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    variant = "rmsprop, halved every 3 updates"
+    overrides, killed = SHORT | VARIANTS[variant][0], tmp_path / "killed"
     kill_tiny(killed, overrides, "_log_window", 5)
     run_processes(1, _forget_optimizer, killed, overrides)
     with pytest.raises(AssertionError):
-        assert_same_run(killed, undisturbed)
+        assert_same_run(killed, train_undisturbed(variant))
 
 
 def test_frozen_layers_keep_their_bits_in_the_run(tmp_path: Path) -> None:
@@ -200,12 +215,6 @@ def test_a_run_that_stalls_ends_early_and_well(stopped: Path) -> None:
     assert f"early stop at step {STOP_STEP}: train.early_stop is 2" in (stopped / "run.log").read_text()
 
 
-def test_without_early_stop_the_run_goes_to_its_end(tmp_path: Path) -> None:
-    run_processes(1, train_tiny, tmp_path / "run", STALLED | {"train__early_stop": None})
-    summary = read_summary(tmp_path / "run")
-    assert (summary["stopped_early"], summary["step"], summary["best_epoch"]) == (False, 20, 1)
-
-
 def test_a_limit_reached_by_the_last_evaluation_stops_nothing(tmp_path: Path) -> None:
     run_processes(1, train_tiny, tmp_path / "run", STALLED | {"train__epochs": 3})
     summary = read_summary(tmp_path / "run")
@@ -222,7 +231,12 @@ def test_starting_a_stopped_run_again_says_so_and_changes_nothing(stopped: Path)
 
 
 @pytest.mark.parametrize(
-    ("method", "save_steps"), [("_log_window", 5), ("evaluate_val", 3), ("_close_epoch", None), ("_save", 5)]
+    ("method", "save_steps"),
+    [
+        ("evaluate_val", 3),
+        ("_save", 5),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("_log_window", 5), ("_close_epoch", None))),
+    ],
 )
 def test_a_kill_around_the_early_stop_leaves_no_trace(
     stopped: Path, tmp_path: Path, method: str, save_steps: int | None
@@ -282,11 +296,15 @@ def test_all_processes_stop_together(stopped: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("early_stop", "end"), [(3, STOP_STEP + 4), (None, 20)])
-def test_more_patience_goes_on(stopped: Path, tmp_path: Path, early_stop: int | None, end: int) -> None:
+def test_more_patience_goes_on_and_without_a_limit_to_the_end(
+    stopped: Path, tmp_path: Path, early_stop: int | None, end: int
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     run_processes(1, train_tiny, folder, STALLED | {"train__early_stop": early_stop})
-    assert (resumed_steps(folder)[-1], read_summary(folder)["step"]) == (STOP_STEP, end)
+    summary = read_summary(folder)
+    assert (resumed_steps(folder)[-1], summary["step"], summary["best_epoch"]) == (STOP_STEP, end, 1)
+    assert summary["stopped_early"] is (early_stop is not None)
     changed = json.loads((folder / "run.json").read_text())["starts"][-1]["changed"]
     assert changed == {"output_dir": [str(stopped), str(folder)], "train.early_stop": [2, early_stop]}
 
@@ -318,7 +336,7 @@ def test_of_equally_good_evaluations_the_lower_loss_is_the_best(top1: float, los
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_starting_a_finished_run_again_changes_nothing_of_its_record(tmp_path: Path, world_size: int) -> None:
-    folder, settings = tmp_path / "run", {"data__test": "test"}
+    folder, settings = tmp_path / "run", {"data__test": "test", "train__epochs": 2}
     run_processes(world_size, train_tiny, folder, settings)
     files = ("metrics.jsonl", "metrics.csv", "epochs.csv", "summary.json")
     before = {name: (folder / name).read_text() for name in files}

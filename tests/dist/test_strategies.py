@@ -22,7 +22,7 @@ from helpers.strategies import (
     hybrid,
     start_case,
     towers,
-    train_twenty_updates,
+    train_three_epochs,
 )
 from helpers.tiny import tiny_loader, worst_difference
 from torch import Tensor
@@ -59,6 +59,10 @@ def backward_in_each_type(case: Case) -> dict[torch.dtype, dict[str, Tensor]]:
     return {dtype: backward_once(case, dtype) for dtype in TOLERANCES}
 
 
+def backward_and_count(case: Case) -> tuple[dict[torch.dtype, dict[str, Tensor]], Traffic]:
+    return backward_in_each_type(case), count_traffic(case)
+
+
 def backward_alone(case: Case) -> dict[torch.dtype, dict[str, Tensor]]:
     """What one device computes; many cases share it."""
     key = str(case.alone())
@@ -68,10 +72,11 @@ def backward_alone(case: Case) -> dict[torch.dtype, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_logits_loss_and_gradients_are_those_of_one_device(case: Case) -> None:
-    found = run_processes(case.world_size, backward_in_each_type, case)[0]
+def test_logits_loss_and_gradients_are_those_of_one_device_and_bytes_those_of_the_closed_form(case: Case) -> None:
+    found, counted = zip(*run_processes(case.world_size, backward_and_count, case), strict=True)
     for dtype, tolerance in TOLERANCES.items():
-        assert worst_difference(found[dtype], backward_alone(case)[dtype]) <= tolerance, dtype
+        assert worst_difference(found[0][dtype], backward_alone(case)[dtype]) <= tolerance, dtype
+    assert set(counted) == {predict_bytes(case)}
 
 
 def layer_outputs(case: Case) -> dict[str, Tensor]:
@@ -187,7 +192,7 @@ def test_shards_draw_masks_of_their_own() -> None:
     assert ids[0] != ids[1]
 
 
-# -- twenty updates ---------------------------------------------------------------------------------------------------
+# -- three epochs -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +202,7 @@ def trained_alone() -> Callable[[Case, torch.dtype, str], dict[str, Tensor]]:
     def train(case: Case, dtype: torch.dtype, rule: str) -> dict[str, Tensor]:
         key = (str(case.alone()), dtype, rule)
         if key not in known:
-            (known[key],) = run_processes(1, train_twenty_updates, case.alone(), dtype, rule, BATCH_SIZE)
+            (known[key],) = run_processes(1, train_three_epochs, case.alone(), dtype, rule, BATCH_SIZE)
         return known[key]
 
     return train
@@ -226,16 +231,16 @@ OFTEN = (UPDATES[1], UPDATES[-1])  # in fp32, too; the others are looser copies 
     ],
     ids=str,
 )
-def test_twenty_updates_give_the_weights_of_one_device(
+def test_three_epochs_give_the_weights_of_one_device(
     trained_alone: Callable[..., dict[str, Tensor]], case: Case, rule: str, micro_batch_size: int, dtype: torch.dtype
 ) -> None:
-    found = run_processes(case.world_size, train_twenty_updates, case, dtype, rule, micro_batch_size)[0]
+    found = run_processes(case.world_size, train_three_epochs, case, dtype, rule, micro_batch_size)[0]
     assert worst_difference(found, trained_alone(case, dtype, rule)) <= TOLERANCES[dtype]
 
 
 def train_with_own_norms(case: Case) -> dict[str, Tensor]:
     """The defect: LARS takes a part of a layer for the layer."""
-    return train_twenty_updates(case, torch.float32, "lars", BATCH_SIZE // 2)
+    return train_three_epochs(case, torch.float32, "lars", BATCH_SIZE // 2)
 
 
 def test_comparison_notices_lars_on_parts(
@@ -262,17 +267,7 @@ def count_traffic(case: Case) -> Traffic:
     return Traffic(sent, count_gradient_bytes(forward))
 
 
-COUNTED = [
-    *CASES,
-    towers(2).with_settings(exchange="bf16"),
-    towers(4).with_settings(exchange="fp16", gradient_compression="bf16"),
-    hybrid(4, 2, "batch_by_batch").with_settings(exchange="bf16", gradient_compression="fp16"),
-    ddp(4).with_settings(gradient_compression="bf16"),
-]
-
-
-@pytest.mark.parametrize("case", COUNTED, ids=str)
-def test_bytes_counted_are_those_of_the_closed_form(case: Case) -> None:
+def predict_bytes(case: Case) -> Traffic:
     parallel = case.parallel
     strategy = Strategy(
         parallel.strategy,
@@ -280,9 +275,20 @@ def test_bytes_counted_are_those_of_the_closed_form(case: Case) -> None:
         exchange_bytes=4 if parallel.exchange in (None, "fp32") else 2,
         shards=parallel.shard_size,
     )
-    expected = predict_traffic(case.make_spec(), strategy, case.world_size, NUM_IMAGES // case.world_size)
-    for counted in run_processes(case.world_size, count_traffic, case):
-        assert counted == expected
+    return predict_traffic(case.make_spec(), strategy, case.world_size, NUM_IMAGES // case.world_size)
+
+
+NARROW = [
+    towers(2).with_settings(exchange="bf16"),
+    towers(4).with_settings(exchange="fp16", gradient_compression="bf16"),
+    hybrid(4, 2, "batch_by_batch").with_settings(exchange="bf16", gradient_compression="fp16"),
+    ddp(4).with_settings(gradient_compression="bf16"),
+]
+
+
+@pytest.mark.parametrize("case", NARROW, ids=str)
+def test_bytes_of_narrow_exchanges_are_those_of_the_closed_form(case: Case) -> None:
+    assert set(run_processes(case.world_size, count_traffic, case)) == {predict_bytes(case)}
 
 
 def test_bytes_of_the_papers_network_are_the_published_ones() -> None:

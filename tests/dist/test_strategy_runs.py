@@ -39,7 +39,7 @@ from alexnet_dist.training.optim import build_optimizer, set_lr
 from alexnet_dist.training.step import DeviceCounters, train_step
 
 QUIET = {"precision": "fp32", "model__dropout": 0.0, "train__epochs": None, "checkpoint__every_steps": None}
-FIRST_STEPS, ALL_STEPS = 8, 12  # ends of epochs: a run that ends elsewhere evaluates once more
+FIRST_STEPS, ALL_STEPS = 4, 8  # ends of epochs: a run that ends elsewhere evaluates once more
 STRATEGIES = {
     "ddp": (2, {}),
     "towers": (4, {"parallel__strategy": "towers"}),
@@ -150,7 +150,7 @@ def test_layers_that_never_learn_may_be_all_that_a_replica_averages(tmp_path: Pa
 
 
 def die_in_backward(folder: Path, overrides: dict[str, Any]) -> str:
-    """The last process is killed while the sixth update's gradients travel."""
+    """The last process is killed while the sixth update's gradients travel, after a checkpoint."""
     land, landed = collectives._Flight.land, 0
 
     def land_or_die(flight: collectives._Flight) -> Tensor:
@@ -192,9 +192,10 @@ def test_where_towers_meet_may_not_change_and_stands_in_the_model(tmp_path: Path
     assert read_model_weights(tmp_path / "model")["classifier.0.weight"].shape == (16, 8)
 
 
-# -- model/ -----------------------------------------------------------------------------------------------------------
+# -- model/, and counting ---------------------------------------------------------------------------------------------
 
 CASES = [ddp(2), towers(2), towers(4), hybrid(2), hybrid(4, 2), hybrid(4, None, "batch_by_batch")]
+COUNTED = (1, 13, 16)  # images that are evaluated
 
 
 def merge_fresh(case: Case) -> tuple[bytes, bool]:
@@ -207,12 +208,30 @@ def merge_fresh(case: Case) -> tuple[bytes, bool]:
     return pack_tensors(merged), all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.fixture(scope="module")
+def alone() -> tuple[tuple[bytes, bool], list[tuple[float, ...]]]:
+    """What one device has for all of these cases."""
+    assert len({str(case.alone()) for case in CASES}) == 1
+    (found,) = run_processes(1, merge_and_evaluate, CASES[0].alone(), {number: number for number in COUNTED})
+    return found  # type: ignore[no-any-return]
+
+
+def merge_and_evaluate(case: Case, sizes: dict[int, int]) -> tuple[tuple[bytes, bool], list[tuple[float, ...]]]:
+    return merge_fresh(case), [evaluate_cut(case, num_images, batch, False) for num_images, batch in sizes.items()]
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equal_weights_give_equal_bytes_under_every_strategy(case: Case) -> None:
-    ((expected, _),) = run_processes(1, merge_fresh, case.alone())
-    results = run_processes(case.world_size, merge_fresh, case)
-    assert results[0][0] == expected
-    assert all(is_same for _, is_same in results)
+def test_equal_weights_give_equal_bytes_and_each_image_counts_once(
+    alone: tuple[tuple[bytes, bool], list[tuple[float, ...]]], case: Case
+) -> None:
+    results = run_processes(case.world_size, merge_and_evaluate, case, dict.fromkeys(COUNTED, 8))
+    merged, counted = zip(*results, strict=True)
+    assert merged[0][0] == alone[0][0]
+    assert all(is_same for _, is_same in merged)
+    for num_images, expected, *found in zip(COUNTED, alone[1], *counted, strict=True):
+        assert all(result[:3] == expected[:3] for result in found), num_images
+        assert found[0][0] == num_images
+        assert found[0][3] == pytest.approx(expected[3], rel=1e-6)
 
 
 def merge_with_defect(case: Case) -> tuple[bytes, bool]:
@@ -227,9 +246,6 @@ def test_comparison_notices_a_tower_with_the_others_weights() -> None:
     assert [is_same for _, is_same in run_processes(2, merge_with_defect, towers(2))] == [True, False]
 
 
-# -- counting ---------------------------------------------------------------------------------------------------------
-
-
 def evaluate_cut(case: Case, num_images: int, batch_size: int, count_twice: bool) -> tuple[float, ...]:
     if count_twice:
         Runtime.count_once = lambda runtime, count: count  # type: ignore[method-assign]
@@ -238,21 +254,6 @@ def evaluate_cut(case: Case, num_images: int, batch_size: int, count_twice: bool
     loader = tiny_loader(runtime, num_images, batch_size, training=False)
     result = evaluate(runtime, model, loader, BatchGate(runtime, skip_bad_files=False).admit)
     return (result.num_examples, result.top1, result.top5, result.loss)
-
-
-def evaluate_each(case: Case, sizes: dict[int, int]) -> list[tuple[float, ...]]:
-    return [evaluate_cut(case, num_images, batch_size, False) for num_images, batch_size in sizes.items()]
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_evaluation_counts_each_image_once(case: Case) -> None:
-    numbers = (1, 13, 16)
-    (alone,) = run_processes(1, evaluate_each, case.alone(), {number: number for number in numbers})
-    results = run_processes(case.world_size, evaluate_each, case, dict.fromkeys(numbers, 8))
-    for num_images, expected, *found in zip(numbers, alone, *results, strict=True):
-        assert all(result[:3] == expected[:3] for result in found), num_images
-        assert found[0][0] == num_images
-        assert found[0][3] == pytest.approx(expected[3], rel=1e-6)
 
 
 def test_evaluation_refuses_to_count_for_both_towers() -> None:

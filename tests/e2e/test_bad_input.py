@@ -114,11 +114,10 @@ def test_missing_data_root_says_how_to_make_it(config: Path, tmp_path: Path) -> 
     assert_refused(call("train", *words), 3, "nowhere", "CLASS")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_empty_data_root(config: Path, tmp_path: Path, processes: int) -> None:
+def test_empty_data_root(config: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "train").mkdir(parents=True)
     words = ["--config", str(config), "--data.source", "folder", "--data.root", str(tmp_path / "empty")]
-    assert_refused(call("train", *words, processes=processes), 3, "empty")
+    assert_refused(call("train", *words, processes=2), 3, "empty")
 
 
 def test_empty_class_folder_is_named(on_pictures: list[str], pictures: Path) -> None:
@@ -150,30 +149,27 @@ def test_second_start_in_the_same_folder(config: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_loss_that_is_not_finite_makes_no_update(config: Path, tmp_path: Path, processes: int) -> None:
-    call("train", "--config", str(config), "--train.max_steps", "6", processes=processes)
-    words = ["--config", str(config), "--train.max_steps", "20", "--optimizer.lr", "0.01"]
-    shutil.copytree(tmp_path / "run", tmp_path / "other")
-    settings = (tmp_path / "other" / "config.yaml").read_text().replace("lr: 0.01", "lr: 1.0e+30")
-    (tmp_path / "other" / "config.yaml").write_text(settings)
-    words = [*words, "--output_dir", str(tmp_path / "other"), "--optimizer.lr", "1e30"]
+def test_a_loss_that_is_not_finite_makes_no_update(config: Path, finished: Path, processes: int) -> None:
+    settings = (finished / "config.yaml").read_text().replace("lr: 0.01", "lr: 1.0e+30")
+    (finished / "config.yaml").write_text(settings)
+    words = ["--config", str(config), "--train.epochs", "9", "--optimizer.lr", "1e30"]
     assert_refused(call("train", *words, processes=processes), 6, "not finite", "step-000000")
-    newest = list_checkpoints(tmp_path / "other" / "checkpoints")[0]
+    newest = list_checkpoints(finished / "checkpoints")[0]
     weights = torch.cat([t.flatten() for t in _load(newest / "weights.safetensors").values()])
     assert torch.isfinite(weights).all()
-    assert json.loads((tmp_path / "other" / "summary.json").read_text())["status"] == "failed"
-    assert all(np.isfinite(row.get("loss", 0.0)) for row in read_rows(tmp_path / "other" / "metrics.jsonl"))
+    assert json.loads((finished / "summary.json").read_text())["status"] == "failed"
+    assert all(np.isfinite(row.get("loss", 0.0)) for row in read_rows(finished / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize(
-    ("extra", "where"),
+    ("extra", "where", "processes"),
     [
-        ([], "validation at step 3): 8 of 8 images"),
-        (["--data.val", "null", "--data.val_fraction", "0"], "step 3, no validation set): an update"),
+        ([], "validation at step 3): 8 of 8 images", 2),
+        (["--data.val", "null", "--data.val_fraction", "0"], "step 3, no validation set): an update", 1),
     ],
 )
 def test_a_model_is_kept_from_a_network_whose_outputs_are_not_finite(
-    on_pictures: list[str], tmp_path: Path, extra: list[str], where: str
+    on_pictures: list[str], tmp_path: Path, extra: list[str], where: str, processes: int
 ) -> None:
     """The last update of an epoch gives weights of 1e28, which are numbers; its loss was finite."""
     words = [*on_pictures, "--train.global_batch_size", "24", *extra]
@@ -182,21 +178,18 @@ def test_a_model_is_kept_from_a_network_whose_outputs_are_not_finite(
     model = {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     settings = (tmp_path / "run" / "config.yaml").read_text().replace("\n  lr: 0.01", "\n  lr: 1.0e+30")
     (tmp_path / "run" / "config.yaml").write_text(settings)
-    shutil.copytree(tmp_path / "run", tmp_path / "run2")
     breaking = [*words, "--train.epochs", "3", "--optimizer.lr", "1e30"]
-    for processes, run in ((1, tmp_path / "run"), (2, tmp_path / "run2")):
-        outcome = call("train", *breaking, "--output_dir", run, processes=processes)
-        assert_refused(outcome, 6, "outputs are not finite", where, "step-00000002")
-        assert {path.name: path.read_bytes() for path in (run / "model").iterdir()} == model
-        assert_all_is_json(run)
+    outcome = call("train", *breaking, processes=processes)
+    assert_refused(outcome, 6, "outputs are not finite", where, "step-00000002")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()} == model
+    assert_all_is_json(tmp_path / "run")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
-    "extra",
+    ("processes", "extra"),
     [
-        ["--train.global_batch_size", "24", "--data.val", "null", "--data.val_fraction", "0"],
-        ["--train.global_batch_size", "12", "--checkpoint.every_steps", "1"],
+        (2, ["--train.global_batch_size", "24", "--data.val", "null", "--data.val_fraction", "0"]),
+        (1, ["--train.global_batch_size", "12", "--checkpoint.every_steps", "1"]),
     ],
 )
 def test_weights_that_are_not_finite_are_never_saved(
@@ -235,8 +228,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("damage", [truncate, empty])
+@pytest.mark.parametrize(("damage", "processes"), [(truncate, 2), (empty, 1)])
 def test_a_bad_file_ends_the_run_by_name(
     on_pictures: list[str], pictures: Path, damage: Callable[[Path], None], processes: int
 ) -> None:
@@ -244,8 +236,7 @@ def test_a_bad_file_ends_the_run_by_name(
     assert_refused(call("train", *on_pictures, processes=processes), 3, "dog/03.jpg", "on_bad_file: skip")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("damage", [truncate, empty])
+@pytest.mark.parametrize(("damage", "processes"), [(truncate, 2), (empty, 1)])
 def test_a_bad_file_is_left_out_and_listed(
     on_pictures: list[str], pictures: Path, tmp_path: Path, damage: Callable[[Path], None], processes: int
 ) -> None:
@@ -264,8 +255,9 @@ def test_a_bad_file_is_left_out_and_listed(
     assert sorted((path, path.stat().st_size) for path in pictures.rglob("*.jpg")) == before
 
 
-@pytest.mark.parametrize(("part", "where"), [("train", "updates 1 to 2"), ("val", "validation at step 2")])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("part", "where", "processes"), [("train", "updates 1 to 2", 2), ("val", "validation at step 2", 1)]
+)
 def test_a_set_of_which_no_image_can_be_read_ends_the_run(
     on_pictures: list[str], pictures: Path, tmp_path: Path, processes: int, part: str, where: str
 ) -> None:
@@ -318,10 +310,9 @@ def test_a_packed_file_that_is_damaged_or_missing(
     assert_refused(call("train", *fashion), 3, "train-images-idx3-ubyte.gz", *parts)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_no_network_for_a_download(fashion: list[str], tmp_path: Path, processes: int) -> None:
+def test_no_network_for_a_download(fashion: list[str], tmp_path: Path) -> None:
     (tmp_path / "data" / "train-labels-idx1-ubyte.gz").unlink()
-    outcome = call("train", *fashion, "--data.download", "true", processes=processes)
+    outcome = call("train", *fashion, "--data.download", "true", processes=2)
     assert_refused(outcome, 5, "cannot fetch train-labels-idx1-ubyte.gz", "Connection refused", "ROOT/FashionMNIST/raw")
 
 
@@ -369,8 +360,9 @@ def test_a_named_checkpoint_that_is_damaged(config: Path, finished: Path) -> Non
     assert_refused(outcome, 4, newest.name, "sha256")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
-@pytest.mark.parametrize("verb", ["evaluate", "predict", "export"])
+@pytest.mark.parametrize(
+    ("verb", "damage"), [("evaluate", truncate), ("predict", flip_a_bit), ("export", truncate), ("export", flip_a_bit)]
+)
 def test_damaged_model(finished: Path, damage: Callable[[Path], None], verb: str) -> None:
     damage(finished / "model" / "model.safetensors")
     words = OTHER_WORDS.get(verb, [])
@@ -410,33 +402,29 @@ def test_pretrained_weights_of_another_shape(config: Path, finished: Path, tmp_p
     weights = str(finished / "model" / "model.safetensors")
     words = ["--config", str(config), "--output_dir", str(tmp_path / "other"), "--model.pretrained", weights]
     assert_refused(call("train", *words, "--model.fc_width", "24"), 4, "classifier", weights)
-    assert call("train", *words)[0] == 0
+    assert call("train", *words, "--train.epochs", "1")[0] == 0
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_pretrained_weights_for_as_many_other_classes(
-    on_pictures: list[str], finished: Path, pictures: Path, tmp_path: Path, processes: int
+    on_pictures: list[str], finished: Path, pictures: Path, tmp_path: Path
 ) -> None:
     for part in ("train", "val"):
         shutil.copytree(pictures / part / "dog", pictures / part / "fox")
     words = [*on_pictures, "--output_dir", str(tmp_path / "other"), "--model.pretrained", str(finished)]
-    outcome = call("train", *words, processes=processes)
+    outcome = call("train", *words, processes=2)
     assert_refused(outcome, 4, "class 0", "'cat'", "model.safetensors")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_no_network_for_torchvisions_weights(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
-) -> None:
+def test_no_network_for_torchvisions_weights(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     words = ["--config", str(config), "--model.pretrained", "torchvision", "--data.cache_dir", str(tmp_path / "cache")]
-    outcome = call("train", *words, processes=processes)
+    outcome = call("train", *words, processes=2)
     assert_refused(outcome, 5, "cannot fetch alexnet-owt-7be5be79.pth", "refused", "--model.pretrained FILE")
 
 
 def test_evaluation_on_other_classes(on_pictures: list[str], pictures: Path, tmp_path: Path) -> None:
-    assert call("train", *on_pictures)[0] == 0
+    assert call("train", *on_pictures, "--train.epochs", "1")[0] == 0
     (pictures / "val" / "dog").rename(pictures / "val" / "wolf")
     assert_refused(call("evaluate", "--model", str(tmp_path / "run")), 4, "'wolf'")
 
@@ -463,16 +451,10 @@ def test_a_changed_setting_is_refused_with_the_difference(config: Path, finished
 
 def test_new_keeps_the_old_run(config: Path, finished: Path) -> None:
     old = (finished / "summary.json").read_text()
-    code, _, text = call("train", "--config", str(config), "--optimizer.lr", "0.02", "--new")
+    code, _, text = call("train", "--config", str(config), "--train.epochs", "1", "--optimizer.lr", "0.02", "--new")
     assert code == 0, text
     assert (finished.with_name("run.1") / "summary.json").read_text() == old
     assert json.loads((finished / "run.json").read_text())["starts"][0]["step"] == 0
-
-
-def test_images_that_changed_since_the_run_began(on_pictures: list[str], pictures: Path) -> None:
-    assert call("train", *on_pictures)[0] == 0
-    shutil.copy(pictures / "train" / "cat" / "00.jpg", pictures / "train" / "cat" / "new.jpg")
-    assert_refused(call("train", *on_pictures, "--train.epochs", "3"), 3, "num_train was 24, is 25")
 
 
 def test_an_image_that_was_altered_in_place_is_said(on_pictures: list[str], pictures: Path) -> None:
@@ -492,13 +474,17 @@ def test_an_image_that_was_altered_in_place_is_said(on_pictures: list[str], pict
     assert (code, "changed or copied" in text) == (0, False)
 
 
-def test_another_root_with_the_same_images_goes_on(on_pictures: list[str], pictures: Path, tmp_path: Path) -> None:
+def test_images_that_changed_since_the_run_began_and_another_root_with_the_same(
+    on_pictures: list[str], pictures: Path, tmp_path: Path
+) -> None:
     assert call("train", *on_pictures)[0] == 0
     shutil.copytree(pictures, tmp_path / "moved")
     words = [*on_pictures, "--data.root", str(tmp_path / "moved"), "--train.epochs", "3"]
     code, _, text = call("train", *words)
     assert code == 0, text
     assert "resumed from step-" in text
+    shutil.copy(pictures / "train" / "cat" / "00.jpg", tmp_path / "moved" / "train" / "cat" / "new.jpg")
+    assert_refused(call("train", *words, "--train.epochs", "4"), 3, "num_train was 24, is 25")
 
 
 def test_a_finished_run_says_so(config: Path, finished: Path) -> None:

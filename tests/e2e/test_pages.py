@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -234,15 +235,18 @@ def find_inline(verb: str) -> list[list[str]]:
     return [shlex.split(words) for words in dict.fromkeys(found) if not {"...", "--help"} & set(words.split())]
 
 
-@pytest.mark.parametrize(
-    ("verb", "words"),
-    [
-        (verb, words)
+def list_training() -> list[Any]:
+    """Verbs and words of all commands that train; those that do not stand on the first pages are `slow`."""
+    first = [split_script(command.words)[1:] for command in COMMANDS if command.page in FIRST_PAGES]
+    return [
+        pytest.param(verb, words, marks=() if (verb, words) in first else pytest.mark.slow)
         for verb in ("train", "crossval")
         for words in read_commands(verb) + find_inline(verb)
         if not {"data/npy", "--help"} & set(words)  # the one is of a source that is not ours
-    ],
-)
+    ]
+
+
+@pytest.mark.parametrize(("verb", "words"), list_training())
 def test_settings_of_training_are_names_and_values_that_exist(
     verb: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,7 @@ def listed(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_manifest(tmp_path: Path, listed: Path, processes: int) -> None:
     before = list_files(listed)
     settings = {"source": "manifest", "train": "train.txt", "val": "val.csv", "test": "test.csv"}
@@ -204,8 +204,11 @@ def test_a_life_on_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("manifest", "inside", "half extracted", "kaggle")),
-        *("imagenet", "parquet"),
+        "parquet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("imagenet", "manifest", "inside", "half extracted", "kaggle")
+        ),
     ],
 )
 def test_a_part_is_held_out_evaluated_again_and_cut_into_folds(tmp_path: Path, name: str) -> None:

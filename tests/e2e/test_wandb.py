@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,7 +109,7 @@ def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wandb") / "run"
     group = start_processes(1, train_with_wandb, folder)
     while not any(row["step"] >= 8 for row in read_rows(folder / "metrics.jsonl")) and not group.has_ended():
-        pass
+        time.sleep(0.01)
     group.kill([0])
     group.wait()
     run_processes(1, train_with_wandb, folder)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.dist_helper import reset_accelerate, run_gpu_processes
-from helpers.strategies import Case, backward_once, ddp, hybrid, towers, train_twenty_updates
+from helpers.strategies import Case, backward_once, ddp, hybrid, towers, train_three_epochs
 from helpers.tiny import tiny_config, worst_difference
 from torch import Tensor
 
@@ -86,9 +86,9 @@ def test_narrow_exchanges_round_a_little(case: Case) -> None:
 
 @pytest.mark.parametrize("rule", ["sgd", "lars"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_twenty_updates_give_the_weights_of_one_device(case: Case, rule: str) -> None:
-    expected = find_all(train_twenty_updates, 1, torch.float64, rule, 3)[str(case.alone())]
-    found = find_all(train_twenty_updates, case.world_size, torch.float64, rule, 3)[str(case)]
+def test_three_epochs_give_the_weights_of_one_device(case: Case, rule: str) -> None:
+    expected = find_all(train_three_epochs, 1, torch.float64, rule, 3)[str(case.alone())]
+    found = find_all(train_three_epochs, case.world_size, torch.float64, rule, 3)[str(case)]
     assert worst_difference(found, expected) <= TOLERANCES[torch.float64]
 
 

@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from scipy.io import savemat
 
 from helpers.archives import make_tar, write_nested, write_tar
 from helpers.images import save_jpeg
@@ -34,6 +33,8 @@ def flatten_val(folder: Path) -> dict[str, bytes]:
 
 def make_kit() -> dict[str, bytes]:
     """The two files of the development kit that matter. A synset of synsets is no class."""
+    from scipy.io import savemat
+
     rows = [(number, name, "words", "gloss", 0, 0, 0, 1) for number, name in enumerate(IDS, start=1)]
     rows.append((len(IDS) + 1, "n00001740", "entity", "gloss", 3, 0, 0, 0))
     names = (

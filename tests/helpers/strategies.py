@@ -23,7 +23,7 @@ from alexnet_dist.training.update_rules import merged_norms
 from helpers.tiny import tiny_loader, tiny_spec
 
 NUM_IMAGES = 12
-NUM_STEPS, BATCH_SIZE, TRAIN_IMAGES = 20, 12, 37  # the fourth batch of an epoch holds a single image
+NUM_STEPS, BATCH_SIZE, TRAIN_IMAGES = 12, 12, 37  # the fourth batch of an epoch holds a single image
 RULES: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.02, "bias_lr_factor": 2.0, "bias_weight_decay": 0.0},
     "lars": {"lr": 1.0, "trust_coefficient": 0.02},
@@ -118,7 +118,7 @@ def backward_once(case: Case, dtype: torch.dtype, runtime: Runtime | None = None
     return {name: tensor.cpu() for name, tensor in found.items()}
 
 
-def train_twenty_updates(case: Case, dtype: torch.dtype, rule: str, micro_batch_size: int) -> dict[str, Tensor]:
+def train_three_epochs(case: Case, dtype: torch.dtype, rule: str, micro_batch_size: int) -> dict[str, Tensor]:
     """Weights, the optimizer's state and the sums of the metrics, merged, in the main process."""
     runtime = start_case(case)
     model, partition = cut_tiny(case, runtime, dtype)

@@ -17,7 +17,6 @@ from helpers.cards import CARD
 from helpers.refusals import refused
 from helpers.tiny import tiny_config
 from huggingface_hub import ModelCard as HubCard
-from scipy.stats import binomtest
 
 import alexnet_dist
 from alexnet_dist import AlexNet
@@ -108,6 +107,8 @@ def test_people_read_the_figures() -> None:
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (6, 8), (399, 400), (400, 400)])
 def test_the_interval_is_wilsons(right: int, count: int) -> None:
+    from scipy.stats import binomtest  # takes half a second
+
     wanted = binomtest(right, count).proportion_ci(method="wilson")
     assert _find_interval(right / count, count) == pytest.approx(tuple(wanted), abs=1e-12)
 

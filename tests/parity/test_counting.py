@@ -22,7 +22,6 @@ from alexnet_dist.data.sources.folders import scan_folder
 
 MAX_IMAGES, BATCHES, PROCESSES = 40, (1, 2, 3, 7, 16), (1, 2, 3, 4)  # a batch is that of one process
 RECIPE = Augmentation(crop_size=16, resize=18)
-CASES = 40
 
 
 def list_ids(plan: Plan, shards: int) -> list[int]:
@@ -73,12 +72,13 @@ def make_loader(index: SampleIndex, engine: str, batch: int, processes: int) -> 
     return loader
 
 
+@pytest.mark.parametrize("cases", [12, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-def test_each_engine_counts_every_image_once_in_forty_drawn_cases(index: SampleIndex, engine: str) -> None:
+def test_each_engine_counts_every_image_once_in_drawn_cases(index: SampleIndex, engine: str, cases: int) -> None:
     if engine == "dali" and importlib.util.find_spec("nvidia") is None:
         pytest.skip("nvidia-dali is not installed")
     dice = np.random.default_rng(0)
-    for _ in range(CASES):
+    for _ in range(cases):
         count, batch, processes = dice.integers(1, MAX_IMAGES + 1), dice.choice(BATCHES), dice.choice(PROCESSES)
         loader = make_loader(index.subset(range(count)), engine, int(batch), int(processes))
         shards = [dataclasses.replace(loader, shard_id=shard) for shard in range(processes)]

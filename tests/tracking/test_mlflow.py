@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from alexnet_dist.tracking import mlflow as mirror
 from alexnet_dist.tracking.pictures import Picture, Pictures
 from alexnet_dist.tracking.trackers import Row, name_points, read_rows
 
-pytest.importorskip("mlflow")
-pytestmark = pytest.mark.heavy  # its import takes two seconds
+# Its import takes two seconds, which who collects these tests does not wait for.
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the extra mlflow")]
 ROWS: list[Row] = [
     {"event": "train", "step": 1, "epoch": 0, "loss": 2.0, "lr": 0.1},
     {"event": "eval", "split": "val", "step": 2, "epoch": 1, "loss": 1.0, "top1": 0.5},

@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -50,6 +49,8 @@ def test_setting_reaches_the_plan_and_not_the_evaluation() -> None:
     ids=["usual", "tiny", "mostly too large"],
 )
 def test_rectangles_are_distributed_as_torchvisions(side: int, ranges: dict[str, tuple[float, float]]) -> None:
+    from scipy import stats  # takes half a second
+
     ours, theirs = draw(side=side, **ranges), draw_as_torchvision(side, **ranges)
     assert ((ours[:, :2] >= 0) & (ours[:, :2] + ours[:, 2:] <= side)).all()
     is_ours, is_theirs = ours[:, 2] > 0, theirs[:, 2] > 0

@@ -105,7 +105,10 @@ def largest_difference(loader: Loader, way: str, plan_seed: int) -> float:
     return largest
 
 
-@pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.heavy] if n > 3 else []) for n in range(12)])
+SEEDS = [*range(4), *(pytest.param(n, marks=pytest.mark.heavy if n < 8 else pytest.mark.slow) for n in range(4, 12))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_form_of_crops_ends_as_the_references_input(way: str, seed: int, tmp_path: Path) -> None:
     loader = draw_loader(seed, tmp_path)

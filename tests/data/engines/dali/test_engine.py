@@ -626,12 +626,12 @@ def test_an_iterator_that_is_left_early_leaves_nothing_running(
 
 @pytest.mark.heavy
 def test_memory_stays_flat(index: SampleIndex) -> None:
-    batches = make_loader(index, MIXED).batches(0, 700)
+    batches = make_loader(index, MIXED).batches(0, 500)
     process = psutil.Process()
-    for _ in range(200):
+    for _ in range(150):
         next(batches)
     before = process.memory_info().rss
-    for _ in range(500):
+    for _ in range(350):
         next(batches)
     assert process.memory_info().rss - before < 4 * 2**20
 
