@@ -8,6 +8,7 @@ settings/yaml_file.py's business, for files and command lines alike.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
@@ -61,7 +62,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
 
     Args:
         argv: the words after the verb.
-        parser: holds the verb's own options (`--model`, `--out`); the settings are added to it.
+        parser: holds the verb's own options (`--model`, `--out`).
         settings: which settings the verb takes: `Config`, or a class with some of its fields.
 
     Raises:
@@ -72,9 +73,7 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
         parser.exit()
     own = {action.dest for action in parser._actions}
     own_values = parser.get_defaults()
-    parser.add_class_arguments(settings, None)
-    if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
-        raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
+    parser = _join_settings(parser, settings)
     _refuse_unknown_flags(argv, parser)
     _refuse_odd_words(argv, parser)
     with _explaining(_pair_words(argv), {}):
@@ -82,6 +81,15 @@ def parse_arguments(argv: Sequence[str], parser: ArgumentParser, settings: type 
     flat = {key: value for key, value in flatten(namespace.as_dict()).items() if key in _all_keys()}
     chosen = {key: namespace.get(key, own_values.get(key)) for key in own if key not in ("help",)}
     return Arguments(flat, _settle_paths(Namespace(**chosen)))
+
+
+def _join_settings(parser: ArgumentParser, settings: type) -> ArgumentParser:
+    """One parser for a verb's own options and for settings."""
+    joined = copy.deepcopy(_settings_parser(settings))  # a tenth of the time that making it takes
+    for action in parser._actions:
+        if action.dest != "help":
+            joined._add_action(action)
+    return joined
 
 
 def parse_options(argv: Sequence[str], parser: ArgumentParser) -> Namespace:
@@ -255,7 +263,7 @@ def build_config(values: dict[str, Any], places: dict[str, str] | None = None) -
     _refuse_lookalikes(values, places)
     _refuse_odd_shapes(values, places)
     homes = {key: expand_home(values[key]) for key in PATH_KEYS if isinstance(values.get(key), str)}
-    parser = _settings_parser()
+    parser = _settings_parser(Config)
     with _explaining(values, places):
         namespace = parser.parse_object(nest({**values, **homes}), defaults=False)  # Config has them
         config = parser.instantiate(namespace).as_dict()
@@ -335,10 +343,12 @@ def dump_config(config: Config, unicode: bool = True) -> str:
     return yaml.dump(values, Dumper=StrictDumper, sort_keys=False, default_flow_style=None, allow_unicode=unicode)
 
 
-@functools.cache  # reading the fields' docstrings takes a tenth of a second
-def _settings_parser() -> ArgumentParser:
+@functools.cache  # it takes a tenth of a second
+def _settings_parser(settings: type) -> ArgumentParser:
     parser = new_parser()
-    parser.add_class_arguments(Config, None)
+    parser.add_class_arguments(settings, None)
+    if any(f"--{key}" not in parser._option_string_actions for key, _ in walk_fields(settings)):
+        raise MemoryError  # jsonargparse leaves out an option for whatever goes wrong with it
     return parser
 
 

@@ -16,6 +16,7 @@ from helpers.verbs import NOTHING_DRAWN
 from alexnet_dist.base.errors import MachineError
 from alexnet_dist.base.exhaustion import explain_exhaustion
 from alexnet_dist.data.engines import workers
+from alexnet_dist.settings import reader
 from alexnet_dist.settings.reader import new_parser, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,10 +71,10 @@ def test_the_cause_of_an_error_counts_and_other_errors_stay_what_they_are() -> N
 
 
 def test_an_option_that_jsonargparse_left_out_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = new_parser("train")
-    monkeypatch.setattr(parser, "add_class_arguments", lambda *_: None)
+    monkeypatch.setattr(reader.ArgumentParser, "add_class_arguments", lambda *_: None)
+    reader._settings_parser.cache_clear()
     with pytest.raises(MemoryError):
-        parse_arguments(["--output_dir", "x"], parser)
+        parse_arguments(["--output_dir", "x"], new_parser("train"))
 
 
 @pytest.mark.parametrize(

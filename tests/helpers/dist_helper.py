@@ -92,12 +92,14 @@ def run_processes(world_size: int, body: Callable[..., Any], *args: Any) -> list
 def _warm_up() -> None:
     """Import and make here, once, what every child would import and make for itself: more than half of a tiny run."""
     import alexnet_dist
-    from alexnet_dist.settings.reader import build_config
+    from alexnet_dist.settings.reader import new_parser, parse_arguments
+    from alexnet_dist.settings.schema import Config, EvaluationConfig
 
     for module in pkgutil.walk_packages(alexnet_dist.__path__, "alexnet_dist."):
         if not module.name.endswith(("__main__", "_kernel")):
             importlib.import_module(module.name)
-    build_config({"data.source": "synthetic", "train.epochs": 1})
+    for settings in (Config, EvaluationConfig):
+        parse_arguments([], new_parser(), settings)
 
 
 def _fork(rank: int, world_size: int, folder: Path, body: Callable[..., Any], args: tuple[Any, ...]) -> int:
