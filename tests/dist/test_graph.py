@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -75,19 +76,25 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
-def eager(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Tensor]]:
-    """A number of processes, and the weights at the end of their eager run."""
-    folder = tmp_path_factory.mktemp("eager") / "run"
-    (weights, _), *_ = run_processes(request.param, train_quietly, folder)
-    assert read_choice(folder) == {"wanted": False, "reason": "there is no GPU", "failure": None}
-    return request.param, weights
+@pytest.fixture(scope="module")
+def train_eagerly(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Tensor]]:
+    """Gives the weights at the end of the eager run of so many processes, which is trained once."""
+
+    @functools.cache
+    def train_once(world_size: int) -> dict[str, Tensor]:
+        folder = tmp_path_factory.mktemp("eager") / "run"
+        (weights, _), *_ = run_processes(world_size, train_quietly, folder)
+        assert read_choice(folder) == {"wanted": False, "reason": "there is no GPU", "failure": None}
+        return weights  # type: ignore[no-any-return]
+
+    return train_once
 
 
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_recorded_run_has_the_bits_of_an_eager_one_on_resume_too(
-    tmp_path: Path, eager: tuple[int, dict[str, Tensor]]
+    tmp_path: Path, train_eagerly: Callable[[int], dict[str, Tensor]], world_size: int
 ) -> None:
-    world_size, expected = eager
+    expected = train_eagerly(world_size)
     begins_at = 0
     for steps in (10, None):
         (found, replays), *_ = run_processes(world_size, train_quietly, tmp_path / "run", PlainRecorder(), steps)
@@ -98,11 +105,10 @@ def test_a_recorded_run_has_the_bits_of_an_eager_one_on_resume_too(
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("eager", [2], indirect=True)
 def test_where_one_process_cannot_record_all_stay_eager_and_later_starts_know(
-    tmp_path: Path, eager: tuple[int, dict[str, Tensor]]
+    tmp_path: Path, train_eagerly: Callable[[int], dict[str, Tensor]]
 ) -> None:
-    _, expected = eager
+    expected = train_eagerly(2)
     for steps in (10, None):
         (found, replays), *_ = run_processes(2, train_quietly, tmp_path / "run", LameRecorder(), steps)
         assert replays == 0

@@ -98,6 +98,8 @@ def _warm_up() -> None:
     for module in pkgutil.walk_packages(alexnet_dist.__path__, "alexnet_dist."):
         if not module.name.endswith(("__main__", "_kernel")):
             importlib.import_module(module.name)
+    for name in ("sklearn.model_selection", "torchvision.transforms.v2"):  # which ours import where they are used
+        importlib.import_module(name)
     for settings in (Config, EvaluationConfig):
         parse_arguments([], new_parser(), settings)
 
