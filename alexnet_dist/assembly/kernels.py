@@ -91,7 +91,8 @@ class Subject:
     num_images: int
 
 
-Measure = Callable[[Subject, Mapping[str, tuple[GroupsForm, Conv1Form]]], Mapping[str, float]]
+Form = tuple[GroupsForm, Conv1Form, str]  # of the layers in groups, of conv1, and of the maps
+Measure = Callable[[Subject, Mapping[str, Form]], Mapping[str, float]]
 
 
 def settle_cudnn(benchmark: bool) -> None:
@@ -104,7 +105,7 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
 
     Raises:
         MachineError: kernels.maps is vectors, kernels.update flat, kernels.relu or kernels.loss fused, and there is no
-            GPU, or nothing that builds kernels for it; kernels.maps is joined, and there is a GPU, or no C compiler.
+            GPU, or nothing that builds kernels for it; kernels.maps is joined, and there is no compiler for it.
     """
     if settings.maps == "joined" and (why := _find_obstacle(device)):
         raise MachineError("kernels.maps joined is not for this machine", why=why, remedy="set --kernels.maps auto")
@@ -158,14 +159,19 @@ def apply_kernels(model: AlexNet, kernels: Kernels, strategy: str) -> None:
     """
     groups = "grouped" if strategy == "towers" else kernels.groups
     take_forms(model, cast(GroupsForm, groups), cast(Conv1Form, kernels.conv1))
-    use_vectors(model, kernels.maps == "vectors")
-    if kernels.maps != "reference":
-        take_in_relu(model.features)
-    if kernels.maps == "joined" and groups != "apart":  # towers apart are not computed by layers
-        load_functions()
-        join_poolings(model.features)
-    if kernels.relu == "fused" and strategy == "ddp" and groups != "apart":
+    _apply_maps(model, kernels.maps, groups)
+    if kernels.relu == "fused" and strategy == "ddp" and groups != "apart":  # towers apart are not computed by layers
         fuse_relu(model.features, model.classifier)
+
+
+def _apply_maps(model: AlexNet, maps: str, groups: str) -> None:
+    use_vectors(model, maps != "reference")
+    if maps != "reference":
+        take_in_relu(model.features)
+    if maps == "joined" and groups != "apart":
+        if next(model.parameters()).device.type == "cpu":
+            load_functions()
+        join_poolings(model.features)
 
 
 def _can_be_flat(rule: str, strategy: str) -> bool:
@@ -184,18 +190,23 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
         obstacle = _find_obstacle(subject.device)
         return Kernels(*PLAIN, f"no maps joined: {obstacle}") if obstacle else Kernels(*ON_CPU, "the fastest on CPUs")
     groups, conv1, words = "grouped", "direct", []
+    maps = asked.get("maps", "vectors" if has_kernels else "reference")
     if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
-        seconds = measure(subject, {form: (form, "direct") for form in GROUPS_FORMS})
+        seconds = measure(subject, {form: (form, "direct", maps) for form in GROUPS_FORMS})
         groups = pick_fastest(seconds)
         words.append(describe_times(seconds))
+    form = cast(GroupsForm, groups)
     if "conv1" not in asked:
-        form = cast(GroupsForm, groups)
-        seconds = measure(subject, {conv1: (form, conv1) for conv1 in CONV1_FORMS})
+        seconds = measure(subject, {conv1: (form, conv1, maps) for conv1 in CONV1_FORMS})
         conv1 = pick_fastest(seconds)
+        words.append(describe_times(seconds))
+    if "maps" not in asked and has_kernels and groups != "apart" and subject.spec.lrn:
+        seconds = measure(subject, {maps: (form, cast(Conv1Form, conv1), maps) for maps in ("vectors", "joined")})
+        maps = pick_fastest(seconds)
         words.append(describe_times(seconds))
     reason = f"measured: {'; '.join(words)}" if words else "for a GPU"
     others = KERNELS if has_kernels else dict.fromkeys(KERNELS, "reference")
-    return Kernels(groups=groups, conv1=conv1, **others, reason=reason)
+    return Kernels(**(others | {"maps": maps}), groups=groups, conv1=conv1, reason=reason)
 
 
 def _go_on(kept: Kernels, subject: Subject) -> Kernels:
@@ -214,7 +225,7 @@ def _has_kernels(device: torch.device) -> bool:
 def _find_obstacle(device: torch.device) -> str:
     """Why a device cannot have its maps joined; "" where it can."""
     if device.type != "cpu":
-        return "its functions are for CPUs"
+        return "" if _has_kernels(device) else "Triton or its C compiler is missing"
     try:
         load_functions()
     except MachineError as error:
@@ -226,7 +237,7 @@ def _find_obstacle(device: torch.device) -> str:
 
 
 def measure_forms(
-    subject: Subject, forms: Mapping[str, tuple[GroupsForm, Conv1Form]], clock: Clock = time.perf_counter
+    subject: Subject, forms: Mapping[str, Form], clock: Clock = time.perf_counter
 ) -> dict[str, float]:
     """Seconds for a forward and a backward of the convolutions in each form; the least of some rounds, A B A B ...
 
@@ -246,7 +257,7 @@ def measure_forms(
     return {name: min(seconds) for name, seconds in times.items()}
 
 
-def _build_call(subject: Subject, groups: GroupsForm, conv1: Conv1Form) -> Callable[[], None]:
+def _build_call(subject: Subject, groups: GroupsForm, conv1: Conv1Form, maps: str) -> Callable[[], None]:
     device, dtype = subject.device, DTYPES[subject.precision]
     layout = torch.channels_last if subject.channels_last else torch.contiguous_format
     generator = torch.Generator(device).manual_seed(0)  # PyTorch's global random state stays as it is
@@ -257,8 +268,7 @@ def _build_call(subject: Subject, groups: GroupsForm, conv1: Conv1Form) -> Calla
         for parameter in model.parameters():
             parameter.normal_(0, 0.01, generator=generator)
     take_forms(model, groups, conv1)
-    if _has_kernels(device):
-        take_in_relu(model.features)
+    _apply_maps(model, maps, groups)
     side = subject.spec.image_size
     shape = (min(subject.num_images, MOST_IMAGES), subject.spec.in_channels, side, side)
     images: Tensor = torch.randn(shape, device=device, generator=generator).to(dtype=dtype, memory_format=layout)

@@ -3,7 +3,7 @@
 One after the other, these layers move the large maps of conv1 and conv2 some thirty times through a CPU's memory, which
 costs an update of the paper's network a third of its time where the cores have matrix units. Here each row of the maps
 is read once and stays in a core's cache until it is pooled. The functions are in C (joined_pooling.c), since PyTorch's
-operators pass over whole tensors.
+operators pass over whole tensors. A GPU has a kernel of its own each way (normalized_pooling_kernel.py).
 
 Shapes: B images, C channels of all groups.
 """
@@ -23,8 +23,9 @@ from torch.autograd.function import once_differentiable
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from alexnet_dist.base.c_library import load_c_library
-from alexnet_dist.models.normalization import LocalResponseNorm
-from alexnet_dist.models.pooling import MaxPooling
+from alexnet_dist.models.normalization import LocalResponseNorm, has_vectors
+from alexnet_dist.models.pooling import MaxPooling, is_poolable
+from alexnet_dist.models.vectors import runs_kernels
 
 SOURCE = Path(__file__).with_suffix(".c")
 PARTS = 4  # of a batch for each thread: one that was held up leaves its last ones to the others
@@ -34,8 +35,8 @@ _TYPES = (torch.bfloat16, torch.float32)
 class JoinedPooling(nn.Module):
     """A normalization, if there is one, and the max pooling behind it, each with the ReLU that it has taken.
 
-    Input: (B, C, H, W). Output: what both layers give, one after the other. On a CPU, bf16 is rounded where they would
-    round it, and the maps that do not fit are theirs to compute. There is no second derivative.
+    Input: (B, C, H, W). Output: what both layers give, one after the other, rounded where they would round it; those of
+    a GPU to the bit. The maps that do not fit are theirs to compute. There is no second derivative.
 
     Args:
         norm: None = there is none.
@@ -47,12 +48,23 @@ class JoinedPooling(nn.Module):
         self.norm, self.pool = norm, pool
 
     def forward(self, maps: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or is_tracing() or not self._fits(maps):
-            return self.pool(maps if self.norm is None else self.norm(maps))  # type: ignore[no-any-return]
-        joined: Tensor = _Join.apply(maps, self._describe(maps))
+        joined: Tensor
+        if self._fits_kernel(maps):
+            assert self.norm is not None
+            joined = _join_on_device(maps, self.norm, self.pool)
+        elif torch.compiler.is_compiling() or is_tracing() or not self._fits_functions(maps):
+            joined = self.pool(maps if self.norm is None else self.norm(maps))
+        else:
+            joined = _Join.apply(maps, self._describe(maps))
         return joined
 
-    def _fits(self, maps: Tensor) -> bool:
+    def _fits_kernel(self, maps: Tensor) -> bool:
+        norm, pool = self.norm, self.pool
+        if norm is None or not runs_kernels(maps) or not is_poolable(maps, pool.kernel, pool.step):
+            return False
+        return has_vectors(maps, norm.groups, norm.size // 2, norm.beta)
+
+    def _fits_functions(self, maps: Tensor) -> bool:
         norm, pool = self.norm, self.pool
         if maps.device.type != "cpu" or maps.dtype not in _TYPES or maps.dim() != 4 or not maps.numel():
             return False
@@ -95,6 +107,17 @@ def load_functions() -> ctypes.CDLL:
         MachineError: they cannot be.
     """
     return load_c_library(SOURCE)
+
+
+def _join_on_device(maps: Tensor, norm: LocalResponseNorm, pool: MaxPooling) -> Tensor:
+    from alexnet_dist.models.normalized_pooling_kernel import NormalizePoolVectors, normalize_pool_vectors
+
+    settings = (norm.groups, norm.alpha / norm.size, norm.k, norm.takes_relu, pool.takes_relu)
+    if torch.compiler.is_compiling():
+        recorded: Tensor = normalize_pool_vectors(maps, *settings)[0]
+        return recorded
+    joined: Tensor = NormalizePoolVectors.apply(maps, *settings)
+    return joined
 
 
 class _Layers(ctypes.Structure):

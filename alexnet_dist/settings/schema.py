@@ -403,9 +403,9 @@ class KernelsConfig:
     """How the network is computed: every choice computes the same function. What `auto` chose is kept on resume."""
 
     maps: Literal["auto", "vectors", "joined", "reference"] = "auto"
-    """normalization and pooling; vectors: on a GPU, eight channels a thread, for maps that lie so; joined: on a CPU, in
-    one pass with the ReLU beside them, by functions in C; reference: for any maps; auto: vectors on CUDA, joined on a
-    CPU with a C compiler"""
+    """normalization and pooling; vectors: on a GPU, eight channels a thread, for maps that lie so; joined: in one pass
+    with the ReLU beside them, by a kernel of a GPU, or by functions in C on a CPU; reference: for any maps; auto: the
+    faster of vectors and joined on CUDA, joined on a CPU with a C compiler"""
     groups: Literal["auto", "grouped", "apart", "dense"] = "auto"
     """the convolutions in groups; grouped: as they are; apart: dense ones, on towers that lie apart in memory; dense:
     one, with zeros between the towers; auto: the fastest on CUDA, grouped on a CPU"""
@@ -417,7 +417,8 @@ class KernelsConfig:
     and one back through ReLU and the dropout behind it, with parallel.strategy ddp; reference: PyTorch's layers; auto:
     fused on CUDA"""
     update: Literal["auto", "flat", "reference"] = "auto"
-    """SGD on a GPU; flat: one kernel for all parameters, which also writes the bf16 weights of the next forward pass;
+    """SGD on a GPU; flat: a kernel over one buffer of all parameters, which also writes the bf16 weights of the next
+    forward pass, and takes fc6 to fc8 while the convolutions' backward pass runs;
     reference: PyTorch's; auto: flat on CUDA with optimizer.name sgd and parallel.strategy ddp"""
     loss: Literal["auto", "fused", "reference"] = "auto"
     """loss, correct images and the gradient of the logits; fused: by two kernels of a GPU, in float32, for up to 16,384
