@@ -32,7 +32,7 @@ class PoolVectors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, relu: bool) -> Tensor:
-        pooled, positions = _allocate(maps)
+        pooled, positions = allocate_pooled(maps)
         if pooled.numel():
             _forward[_grid(pooled)](maps, pooled, positions, *_describe(pooled, maps), relu)
         ctx.save_for_backward(positions)
@@ -49,7 +49,7 @@ class PoolVectors(torch.autograd.Function):
         return grad_maps, None
 
 
-def _allocate(maps: Tensor) -> tuple[Tensor, Tensor]:
+def allocate_pooled(maps: Tensor) -> tuple[Tensor, Tensor]:
     """The pooled maps and the positions of their maxima, both to be filled."""
     height, width = (maps.shape[2] - 3) // 2 + 1, (maps.shape[3] - 3) // 2 + 1
     pooled = _allocate_like(maps, height, width)
@@ -81,7 +81,7 @@ def _describe(made: Tensor, other: Tensor, turned: bool = False) -> tuple[int, .
 @triton_op("alexnet_dist::pool_vectors", mutates_args=())
 def pool_vectors(maps: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """`PoolVectors` as one operator: the pooled maps, and the positions of their maxima."""
-    pooled, positions = _allocate(maps)
+    pooled, positions = allocate_pooled(maps)
     if pooled.numel():
         wrap_triton(_forward)[_grid(pooled)](maps, pooled, positions, *_describe(pooled, maps), relu)
     return pooled, positions
@@ -130,7 +130,7 @@ def _forward(
 ):
     vector = tl.program_id(0) * block + tl.arange(0, block)
     inside = vector < vectors
-    image, y, x, channel = _locate(vector, pooled_height, pooled_width, per_pixel)
+    image, y, x, channel = locate(vector, pooled_height, pooled_width, per_pixel)
     corner = ((image.to(tl.int64) * height + 2 * y) * width + 2 * x) * per_pixel + channel
     lane = tl.arange(0, 8)[None, :]
     best = tl.full([block, 8], float("-inf"), tl.float32)
@@ -165,7 +165,7 @@ def _backward(
 ):
     vector = tl.program_id(0) * block + tl.arange(0, block)
     inside = vector < vectors
-    image, y, x, channel = _locate(vector, height, width, per_pixel)
+    image, y, x, channel = locate(vector, height, width, per_pixel)
     lane = tl.arange(0, 8)[None, :]
     total = tl.zeros([block, 8], tl.float32)
     for up in tl.static_range(1, -1, -1):  # the window above comes first, and the one to the left, as PyTorch adds
@@ -184,7 +184,7 @@ def _backward(
 
 
 @triton.jit
-def _locate(vector, height: tl.constexpr, width: tl.constexpr, per_pixel: tl.constexpr):
+def locate(vector, height: tl.constexpr, width: tl.constexpr, per_pixel: tl.constexpr):
     """Image, row, column and place among a pixel's vectors."""
     pixel = vector // per_pixel
     return pixel // (width * height), (pixel // width) % height, pixel % width, vector % per_pixel
