@@ -2,7 +2,7 @@
 
 The kernels of normalization_kernel.py take any shape and load every value of a window by itself: some 275 instructions
 a value backward. Here a thread loads aligned vectors of eight channels (its own, the one before, the one after), and a
-shift along the channels gives registers another name: 33 instructions a value, and every load is of 16 bytes in bf16.
+shift along the channels gives registers another name: 37 instructions a value, and every load is of 16 bytes in bf16.
 
 With `relu` the maps are what the ReLU before the normalization would get, and it costs no pass over them: values and
 gradients are those of both layers, one after the other, to the bit.

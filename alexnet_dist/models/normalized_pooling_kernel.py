@@ -34,7 +34,9 @@ from alexnet_dist.models.pooling_kernel import allocate_pooled, locate
 from alexnet_dist.models.vectors import CHANNELS
 
 BLOCK = 128  # threads of a program
-ROWS = 7  # pooled rows that a thread walks down: the network has 27 and 13, and the first row of a walk is read twice
+ROWS = (
+    7  # pooled rows that a thread walks down, at most: the network has 27 and 13, and each walk begins with a row more
+)
 
 
 class NormalizePoolVectors(torch.autograd.Function):
@@ -55,8 +57,8 @@ class NormalizePoolVectors(torch.autograd.Function):
     ) -> Tensor:
         pooled, positions = allocate_pooled(maps)
         if pooled.numel():
-            described = _describe(maps, pooled, groups, weight, k)
-            _forward[_grid_forward(pooled)](maps, pooled, positions, *described, relu_before, relu_behind, ROWS)
+            described = (*_describe(maps, pooled, groups, weight, k), relu_before, relu_behind, _count_rows(pooled))
+            _forward[_grid_forward(pooled)](maps, pooled, positions, *described)
         ctx.save_for_backward(maps, positions)
         ctx.settings = (groups, weight, k, relu_before)
         return pooled
@@ -68,14 +70,20 @@ class NormalizePoolVectors(torch.autograd.Function):
         *settings, relu_before = ctx.settings
         grad_maps = torch.empty_like(maps, memory_format=torch.channels_last)
         if grad_maps.numel():
-            described = _describe(maps, grad, *settings)
-            _backward[_grid_backward(maps)](maps, _lay_out(grad), positions, grad_maps, *described, relu_before)
+            described = (*_describe(maps, grad, *settings), relu_before)
+            _backward[_grid_backward(maps)](maps, _lay_out(grad), positions, grad_maps, *described)
         return grad_maps, None, None, None, None, None
 
 
 def _grid_forward(pooled: Tensor) -> tuple[int]:
     images, channels, height, width = pooled.shape
-    return (triton.cdiv(images * triton.cdiv(height, ROWS) * width * channels, CHANNELS * BLOCK),)
+    return (triton.cdiv(images * triton.cdiv(height, _count_rows(pooled)) * width * channels, CHANNELS * BLOCK),)
+
+
+def _count_rows(pooled: Tensor) -> int:
+    """Pooled rows that a thread walks down, about as many as every other."""
+    rows: int = triton.cdiv(pooled.shape[2], triton.cdiv(pooled.shape[2], ROWS))
+    return rows
 
 
 def _grid_backward(maps: Tensor) -> tuple[int]:
@@ -104,9 +112,8 @@ def normalize_pool_vectors(
     """`NormalizePoolVectors` as one operator: the pooled maps, and the positions of their maxima."""
     pooled, positions = allocate_pooled(maps)
     if pooled.numel():
-        described = _describe(maps, pooled, groups, weight, k)
-        start = wrap_triton(_forward)[_grid_forward(pooled)]
-        start(maps, pooled, positions, *described, relu_before, relu_behind, ROWS)
+        described = (*_describe(maps, pooled, groups, weight, k), relu_before, relu_behind, _count_rows(pooled))
+        wrap_triton(_forward)[_grid_forward(pooled)](maps, pooled, positions, *described)
     return pooled, positions
 
 
@@ -117,9 +124,8 @@ def normalize_pool_vectors_backward(
     """The gradient of `normalize_pool_vectors`."""
     grad_maps = torch.empty_like(maps, memory_format=torch.channels_last)
     if grad_maps.numel():
-        described = _describe(maps, grad, groups, weight, k)
-        start = wrap_triton(_backward)[_grid_backward(maps)]
-        start(maps, _lay_out(grad), positions, grad_maps, *described, relu_before)
+        described = (*_describe(maps, grad, groups, weight, k), relu_before)
+        wrap_triton(_backward)[_grid_backward(maps)](maps, _lay_out(grad), positions, grad_maps, *described)
     return grad_maps
 
 
@@ -249,8 +255,10 @@ def _backward(
         down, right = pixel // 2, pixel % 2
         own = corner + (down * width + right) * per_pixel
         there = find_neighbors(channel, inside & (2 * y + down < height) & (2 * x + right < width), per_group)
-        ends = tl.split(grads_before[pixel]), name_eight(grads[pixel], block), tl.split(grads_after[pixel])
-        made = differentiate_eight(x_ptr, own, there, ends[0], ends[1], ends[2], weight, k, relu, block)
+        two_before = tl.split(grads_before[pixel])
+        eight = name_eight(grads[pixel], block)
+        two_after = tl.split(grads_after[pixel])
+        made = differentiate_eight(x_ptr, own, there, two_before, eight, two_after, weight, k, relu, block)
         tl.store(dx_ptr + find_eight(own), made.to(dx_ptr.dtype.element_ty), mask=there[1][:, None])
 
 
