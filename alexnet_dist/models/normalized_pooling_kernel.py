@@ -34,7 +34,8 @@ from alexnet_dist.models.pooling_kernel import allocate_pooled, locate
 from alexnet_dist.models.vectors import CHANNELS
 
 BLOCK = 128  # threads of a program
-# Pooled rows that a thread walks down, at most. Each walk begins with one row of the maps more; the network has 27 and 13.
+# Pooled rows that a thread walks down, at most. Each walk begins with one more row of the maps.
+# The network has 27 and 13.
 ROWS = 7
 
 
