@@ -189,7 +189,7 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
     if subject.device.type == "cpu":  # no other form of the convolutions was clearly faster: results/convolutions.json
         obstacle = _find_obstacle(subject.device)
         return Kernels(*PLAIN, f"no maps joined: {obstacle}") if obstacle else Kernels(*ON_CPU, "the fastest on CPUs")
-    groups, conv1, words = "grouped", "direct", []
+    groups, conv1, words = asked.get("groups", "grouped"), asked.get("conv1", "direct"), []
     maps = asked.get("maps", "vectors" if has_kernels else "reference")
     if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
         seconds = measure(subject, {form: (form, "direct", maps) for form in GROUPS_FORMS})
@@ -236,9 +236,7 @@ def _find_obstacle(device: torch.device) -> str:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure_forms(
-    subject: Subject, forms: Mapping[str, Form], clock: Clock = time.perf_counter
-) -> dict[str, float]:
+def measure_forms(subject: Subject, forms: Mapping[str, Form], clock: Clock = time.perf_counter) -> dict[str, float]:
     """Seconds for a forward and a backward of the convolutions in each form; the least of some rounds, A B A B ...
 
     Args:

@@ -48,25 +48,18 @@ class JoinedPooling(nn.Module):
         self.norm, self.pool = norm, pool
 
     def forward(self, maps: Tensor) -> Tensor:
-        joined: Tensor
-        if self._fits_kernel(maps):
-            assert self.norm is not None
-            joined = _join_on_device(maps, self.norm, self.pool)
-        elif torch.compiler.is_compiling() or is_tracing() or not self._fits_functions(maps):
-            joined = self.pool(maps if self.norm is None else self.norm(maps))
-        else:
-            joined = _Join.apply(maps, self._describe(maps))
+        if runs_kernels(maps):
+            return _join_on_device(maps, self.norm, self.pool)
+        if torch.compiler.is_compiling() or is_tracing() or not self._fits(maps):
+            return _call_layers(maps, self.norm, self.pool)
+        joined: Tensor = _Join.apply(maps, self._describe(maps))
         return joined
 
-    def _fits_kernel(self, maps: Tensor) -> bool:
+    def _fits(self, maps: Tensor) -> bool:
         norm, pool = self.norm, self.pool
-        if norm is None or not runs_kernels(maps) or not is_poolable(maps, pool.kernel, pool.step):
+        if type(maps) is not Tensor or maps.device.type != "cpu":  # a tensor of another kind may have no memory
             return False
-        return has_vectors(maps, norm.groups, norm.size // 2, norm.beta)
-
-    def _fits_functions(self, maps: Tensor) -> bool:
-        norm, pool = self.norm, self.pool
-        if maps.device.type != "cpu" or maps.dtype not in _TYPES or maps.dim() != 4 or not maps.numel():
+        if maps.dtype not in _TYPES or maps.dim() != 4 or not maps.numel():
             return False
         if norm is not None and ((norm.size, norm.beta) != (5, 0.75) or maps.shape[1] % norm.groups):
             return False
@@ -109,7 +102,15 @@ def load_functions() -> ctypes.CDLL:
     return load_c_library(SOURCE)
 
 
-def _join_on_device(maps: Tensor, norm: LocalResponseNorm, pool: MaxPooling) -> Tensor:
+def _call_layers(maps: Tensor, norm: LocalResponseNorm | None, pool: MaxPooling) -> Tensor:
+    return pool(maps if norm is None else norm(maps))  # type: ignore[no-any-return]
+
+
+def _join_on_device(maps: Tensor, norm: LocalResponseNorm | None, pool: MaxPooling) -> Tensor:
+    if norm is None or not has_vectors(maps, norm.groups, norm.size // 2, norm.beta):
+        return _call_layers(maps, norm, pool)
+    if not is_poolable(maps, pool.kernel, pool.step):
+        return _call_layers(maps, norm, pool)
     from alexnet_dist.models.normalized_pooling_kernel import NormalizePoolVectors, normalize_pool_vectors
 
     settings = (norm.groups, norm.alpha / norm.size, norm.k, norm.takes_relu, pool.takes_relu)

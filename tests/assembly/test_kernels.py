@@ -165,9 +165,7 @@ def test_groups_are_not_measured_where_there_are_none(case: str) -> None:
     strategy = "towers" if case == "towers" else "ddp"
     chosen = choose_kernels(KernelsConfig(), subject, strategy=strategy, measure=measure)
     assert (chosen.maps, chosen.groups, chosen.conv1) == ("joined", "grouped", "space_to_depth")
-    assert chosen.reason == (
-        "measured: direct 30.00 ms, space_to_depth 20.00 ms; vectors 30.00 ms, joined 20.00 ms"
-    )
+    assert chosen.reason == ("measured: direct 30.00 ms, space_to_depth 20.00 ms; vectors 30.00 ms, joined 20.00 ms")
 
 
 @pytest.mark.parametrize(("other", "expected"), [(0.97, "plain"), (0.94, "other")])

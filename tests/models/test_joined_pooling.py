@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet_dist.base import c_library
 from alexnet_dist.base.c_library import load_c_library
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.models import LocalResponseNorm, build_model, make_spec
+from alexnet_dist.models import LocalResponseNorm, build_model, make_spec, normalization, pooling
 from alexnet_dist.models import joined_pooling as joined
 from alexnet_dist.models.joined_pooling import SOURCE, JoinedPooling, join_poolings
 from alexnet_dist.models.pooling import MaxPooling
@@ -126,6 +128,40 @@ def test_maps_that_do_not_fit_are_left_to_the_layers(case: str, calls: list[str]
     expected, made = forward_and_gradient(layers, maps), forward_and_gradient(join(layers), maps)
     assert all(map(torch.equal, expected, made))
     assert not calls
+
+
+def test_maps_without_memory_are_left_to_the_layers(calls: list[str]) -> None:
+    with FakeTensorMode():
+        maps = torch.empty(2, 8, 9, 9).to(memory_format=torch.channels_last)
+        assert join(build("relu lrn pool"))(maps).shape == (2, 8, 4, 4)
+    assert not calls
+
+
+@pytest.mark.parametrize("layers", ["relu lrn pool", "lrn pool relu"])
+def test_a_gpu_has_one_kernel_each_way(layers: str, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter: the bits of its kernels one after the other."""
+    pytest.importorskip("triton")
+    from alexnet_dist.models import normalized_pooling_kernel as kernel
+
+    for module in (joined, normalization, pooling):
+        monkeypatch.setattr(module, "runs_kernels", lambda maps: True)
+    made, apart, maps = join(build(layers)), build(layers), make_maps((1, 16, 5, 5), torch.float32)
+    take_in_relu(apart)
+    started: list[Tensor] = []
+    monkeypatch.setattr(kernel.NormalizePoolVectors, "apply", note_call(kernel.NormalizePoolVectors.apply, started))
+    for a, b in zip(forward_and_gradient(apart, maps), forward_and_gradient(made, maps), strict=True):
+        assert torch.equal(a, b)
+    assert len(started) == 1
+    assert not calls
+
+
+def note_call(function: Any, started: list[Tensor]) -> Any:
+    def call(maps: Tensor, *settings: Any) -> Tensor:
+        started.append(maps)
+        made: Tensor = function(maps, *settings)
+        return made
+
+    return call
 
 
 def test_a_gradient_may_lie_in_another_layout() -> None:
