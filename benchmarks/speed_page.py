@@ -196,11 +196,11 @@ def format_times(report: Mapping[str, Any] | None) -> str:
             f"{row['goal']:.0%}",
             TIMED[row["arm"]],
             describe_time(row),
-            f"{row['top1']:.1%} after {row['epochs']:.0f} epochs" if "missing" not in row else "",
+            f"{row['top1']:.1%}, {row['epochs']:.0f}" if "missing" not in row else "",
         ]
         for row in report["rows"]
     ]
-    table = format_table(["pictures", "goal", "program", "seconds", "best top-1"], cells)
+    table = format_table(["pictures", "goal", "program", "seconds", "best top-1, epochs"], cells)
     return f"{table}\n\n{describe_origin(report)}"
 
 

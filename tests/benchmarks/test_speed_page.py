@@ -64,7 +64,7 @@ def test_a_goal_that_was_not_reached_is_a_bound() -> None:
     rows = [{**row, "arm": "ours", "reached": True}, {**row, "arm": "imagenet_bf16", "reached": False}]
     table = format_times({"environment": ENVIRONMENT, "rows": rows}).splitlines()
     assert "| alexnet_dist | 100 |" in table[2]
-    assert "| not within 100 | 50.0% after 7 epochs |" in table[3]
+    assert "| not within 100 | 50.0%, 7 |" in table[3]
 
 
 @pytest.mark.heavy
