@@ -188,11 +188,14 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
     has_kernels = _has_kernels(subject.device)
     if subject.device.type == "cpu":  # no other form of the convolutions was clearly faster: results/convolutions.json
         obstacle = _find_obstacle(subject.device)
-        return Kernels(*PLAIN, f"no maps joined: {obstacle}") if obstacle else Kernels(*ON_CPU, "the fastest on CPUs")
+        if not obstacle:
+            return Kernels(*ON_CPU, "the fastest on CPUs")
+        logger.info(f"kernels   maps by reference, which is slower: {obstacle}")
+        return Kernels(*PLAIN, f"no maps joined: {obstacle}")
     groups, conv1, words = asked.get("groups", "grouped"), asked.get("conv1", "direct"), []
     maps = asked.get("maps", "vectors" if has_kernels else "reference")
     if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
-        seconds = measure(subject, {form: (form, "direct", maps) for form in GROUPS_FORMS})
+        seconds = measure(subject, {form: (form, cast(Conv1Form, conv1), maps) for form in GROUPS_FORMS})
         groups = pick_fastest(seconds)
         words.append(describe_times(seconds))
     form = cast(GroupsForm, groups)

@@ -13,8 +13,10 @@ from helpers.tiny import tiny_config, tiny_spec
 from torch import nn
 
 from alexnet_dist.cli.train import train
-from alexnet_dist.models import build_model
+from alexnet_dist.models import LocalResponseNorm, build_model
 from alexnet_dist.models.fused_relu import fuse_relu
+from alexnet_dist.models.joined_pooling import JoinedPooling
+from alexnet_dist.models.pooling import MaxPooling
 from alexnet_dist.models.vectors import take_in_relu
 from alexnet_dist.parallel.runtime import start_runtime
 from alexnet_dist.tracking.trackers import read_rows
@@ -72,6 +74,23 @@ def test_relu_with_bias_and_dropout_has_the_bits_of_pytorchs_layers(precision: s
         logits.float().square().sum().backward()
         made.append([logits.detach(), *(weight.grad for weight in model.parameters())])
         fuse_relu(model.features, model.classifier)
+    assert all(map(torch.equal, *made))
+
+
+@pytest.mark.parametrize("relu", ["before", "behind", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(4, 96, 55, 55), (3, 256, 27, 27), (2, 16, 6, 9)], ids=str)
+def test_normalization_and_pooling_in_one_kernel_have_the_bits_of_two(
+    shape: tuple[int, ...], dtype: torch.dtype, relu: str
+) -> None:
+    norm, pool = LocalResponseNorm(groups=2), MaxPooling(3, 2)
+    norm.takes_relu, pool.takes_relu = relu == "before", relu == "behind"
+    maps = (30 * torch.randn(shape, device="cuda")).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    made = []
+    for layers in (nn.Sequential(norm, pool), JoinedPooling(norm, pool)):
+        pooled = layers(maps)
+        (grad,) = torch.autograd.grad(pooled, maps, torch.cos(pooled.detach().float()).to(dtype))
+        made.append((pooled.detach(), grad))
     assert all(map(torch.equal, *made))
 
 
