@@ -44,7 +44,7 @@ RATIOS = {
         for ratio in ("apart/grouped", "dense/grouped", "space_to_depth/direct")
         for precision in ("bf16", "fp32")
     },
-    "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn"},
+    "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn", "paper/paper_by_layers"},
     "tracking": {
         ratio for name in ("wandb", "tensorboard", "mlflow") for ratio in (f"{name}/off", f"{name}_calls/updates")
     },
