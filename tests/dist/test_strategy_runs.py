@@ -325,6 +325,9 @@ def refusal(case: Case) -> str:
     except UsageError as error:
         assert error.exit_code == 2  # noqa: PT017 (in a child)
         return str(error)
+    finally:
+        if torch.distributed.is_initialized():  # another process may still be joining this one
+            torch.distributed.barrier()
     return "accepted"
 
 
