@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,18 +13,13 @@ from pathlib import Path
 from alexnet_dist.base.disk_errors import name_reason
 from alexnet_dist.base.durable import replacing
 from alexnet_dist.base.errors import MachineError
-from alexnet_dist.base.machine import list_cpu_features
+from alexnet_dist.base.machine import find_c_compiler, list_cpu_features
 from alexnet_dist.base.places import find_cache_dir
 
 # For this processor, in its longest vectors: the first of these that the compiler knows.
 OWN_PROCESSOR = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")  # no math.h rule keeps loops from vectors
 SECONDS = 120.0  # that a compiler may take
-
-
-def find_c_compiler() -> str | None:
-    """The path of CC, or of cc, gcc or clang; None where there is none."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
 
 
 @functools.cache

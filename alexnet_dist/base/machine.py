@@ -50,10 +50,15 @@ def share_of_cores(processes_here: int) -> int:
     return cores if is_bound else max(1, cores // processes_here)
 
 
+def find_c_compiler() -> str | None:
+    """The path of CC, or of cc, gcc or clang; None where there is none."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+
+
 @cache
 def can_build_kernels() -> bool:
     """Whether Triton is installed and finds the C compiler that it needs to start its kernels."""
-    return find_spec("triton") is not None and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    return find_spec("triton") is not None and find_c_compiler() is not None
 
 
 def check_compiler(on_gpu: bool) -> None:

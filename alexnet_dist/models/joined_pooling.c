@@ -61,6 +61,12 @@ INLINE int64_t at_most(int64_t most, int64_t value) { return value < most ? valu
 
 INLINE int64_t pooled_side(int64_t side) { return (side - WINDOW) / STRIDE + 1; }
 
+INLINE int64_t count_values(const Layers *layers) { return layers->height * layers->width * layers->channels; }
+
+INLINE int64_t count_pooled(const Layers *layers) {
+    return pooled_side(layers->height) * pooled_side(layers->width) * layers->channels;
+}
+
 /* Maps in float32, behind the ReLU. */
 INLINE void load_maps(const void *maps, int64_t place, int64_t count, int has_relu, int is_bf16, float *restrict wide) {
     for (int64_t i = 0; i < count; i++) {
@@ -157,9 +163,9 @@ INLINE void pool_rows(
 }
 
 INLINE void forward_image(
-    const void *maps, int64_t first, void *pooled, uint8_t *positions, int64_t first_pooled, const Layers *layers,
-    Scratch s, int is_bf16
+    const void *maps, void *pooled, uint8_t *positions, int64_t image, const Layers *layers, Scratch s, int is_bf16
 ) {
+    int64_t first = image * count_values(layers), first_pooled = image * count_pooled(layers);
     int64_t row = layers->width * layers->channels, step = pooled_side(layers->width) * layers->channels, ready = 0;
     for (int64_t y = 0; y < pooled_side(layers->height); y++) {
         for (; ready < STRIDE * y + WINDOW; ready++) { /* each row is normalized once */
@@ -200,9 +206,10 @@ INLINE void unpool_row(
 }
 
 INLINE void backward_image(
-    const void *maps, void *grad_maps, int64_t first, const void *grad, const uint8_t *positions, int64_t first_pooled,
-    const Layers *layers, Scratch s, int is_bf16
+    const void *maps, void *grad_maps, const void *grad, const uint8_t *positions, int64_t image, const Layers *layers,
+    Scratch s, int is_bf16
 ) {
+    int64_t first = image * count_values(layers), first_pooled = image * count_pooled(layers);
     int64_t row = layers->width * layers->channels;
     for (int64_t y = 0; y < layers->height; y++) {
         float *made = s.rows;
@@ -230,13 +237,11 @@ int join_forward(
 ) {
     Scratch s;
     if (allocate(layers, &s)) return 1;
-    int64_t large = layers->height * layers->width * layers->channels;
-    int64_t small = pooled_side(layers->height) * pooled_side(layers->width) * layers->channels;
     for (int64_t n = begin; n < end; n++)
         if (layers->is_bf16)
-            forward_image(maps, n * large, pooled, positions, n * small, layers, s, 1);
+            forward_image(maps, pooled, positions, n, layers, s, 1);
         else
-            forward_image(maps, n * large, pooled, positions, n * small, layers, s, 0);
+            forward_image(maps, pooled, positions, n, layers, s, 0);
     free(s.memory);
     return 0;
 }
@@ -247,13 +252,11 @@ int join_backward(
 ) {
     Scratch s;
     if (allocate(layers, &s)) return 1;
-    int64_t large = layers->height * layers->width * layers->channels;
-    int64_t small = pooled_side(layers->height) * pooled_side(layers->width) * layers->channels;
     for (int64_t n = begin; n < end; n++)
         if (layers->is_bf16)
-            backward_image(maps, grad_maps, n * large, grad, positions, n * small, layers, s, 1);
+            backward_image(maps, grad_maps, grad, positions, n, layers, s, 1);
         else
-            backward_image(maps, grad_maps, n * large, grad, positions, n * small, layers, s, 0);
+            backward_image(maps, grad_maps, grad, positions, n, layers, s, 0);
     free(s.memory);
     return 0;
 }

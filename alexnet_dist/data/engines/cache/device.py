@@ -1,7 +1,7 @@
 """The cache engine on a GPU: bytes go to the device, and one kernel cuts, flips and normalizes a whole batch there.
 
 - A set that fits into the device's memory is kept there, and nothing but the plan travels.
-- Of a larger one, crops travel, copied to pinned memory by two threads: the lines of each, or all bytes from a crop's
+- Of a larger one, crops travel, copied to pinned memory by a few threads: the lines of each, or all bytes from a crop's
   first line to its last where pictures are still to be resized, or share their bytes among several crops.
 """
 

@@ -224,29 +224,20 @@ def make_all(loader: Loader, make: Callable[..., list[torch.Tensor]]) -> Iterato
         yield make(loader, rows, rows.ids >= 0)
 
 
+TRAVEL = [(name, make_from_bands) for name in RECIPES if "jitter" not in name]
+TRAVEL += [(name, make_from_lines) for name in LINES]
+
+
 @pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("name", [name for name in RECIPES if "jitter" not in name])
+@pytest.mark.parametrize(("name", "make"), TRAVEL, ids=[f"{name}-{make.__name__}" for name, make in TRAVEL])
 def test_bytes_that_travel_give_the_references_batches(
-    index: SampleIndex, small_index: SampleIndex, tmp_path: Path, name: str, channels: int
-) -> None:
-    index, recipe = pick(name, index, small_index)
-    loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
-    made = make_all(loader, partial(make_from_bands, open_store(find_layout(loader)), ThreadPoolExecutor(2)))
-    for (images, *targets), expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
-        torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
-        assert all(map(torch.equal, targets, expected[1:3]))
-
-
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("name", LINES)
-def test_lines_that_travel_give_the_references_batches(
-    index: SampleIndex, small_index: SampleIndex, tmp_path: Path, name: str, channels: int
+    index: SampleIndex, small_index: SampleIndex, tmp_path: Path, name: str, make: Callable[..., Any], channels: int
 ) -> None:
     index, recipe = pick(name, index, small_index)
     loader = cached(make_loader(index, tmp_path, recipe, channels=channels))
     store = open_store(find_layout(loader))
-    assert is_final(store, loader)
-    made = make_all(loader, partial(make_from_lines, store, ThreadPoolExecutor(2)))
+    assert make is make_from_bands or is_final(store, loader)
+    made = make_all(loader, partial(make, store, ThreadPoolExecutor(2)))
     for (images, *targets), expected in zip(made, as_reference(loader).batches(0, 4), strict=True):
         torch.testing.assert_close(images, expected.images, rtol=1e-6, atol=1e-6)  # a product, not a division
         assert all(map(torch.equal, targets, expected[1:3]))
