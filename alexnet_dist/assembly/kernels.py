@@ -107,13 +107,24 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
         MachineError: kernels.maps is vectors, kernels.update flat, kernels.relu or kernels.loss fused, and there is no
             GPU, or nothing that builds kernels for it; kernels.maps is joined, and there is no compiler for it.
     """
-    if settings.maps == "joined" and (why := _find_obstacle(device)):
+    if settings.maps == "joined" and (why := find_obstacle(device)):
         raise MachineError("kernels.maps joined is not for this machine", why=why, remedy="set --kernels.maps auto")
     for name, value in KERNELS.items():
         if getattr(settings, name) == value and not _has_kernels(device):
             why = "there is no CUDA device" if device.type != "cuda" else "Triton or its C compiler is missing"
             what, remedy = f"kernels.{name} {value} needs kernels on a GPU", f"set --kernels.{name} auto"
             raise MachineError(what, why=why, remedy=remedy)
+
+
+def find_obstacle(device: torch.device) -> str:
+    """Why a device cannot have its maps joined; "" where it can."""
+    if device.type != "cpu":
+        return "" if _has_kernels(device) else "Triton or its C compiler is missing"
+    try:
+        load_functions()
+    except MachineError as error:
+        return str(error)
+    return ""
 
 
 def choose_kernels(
@@ -123,6 +134,7 @@ def choose_kernels(
     strategy: str = "ddp",
     rule: str = "sgd",
     measure: Measure | None = None,
+    obstacle: str | None = None,
 ) -> Kernels:
     """Choose what the settings leave open: as before in a run that goes on, else by table or by measuring.
 
@@ -133,6 +145,7 @@ def choose_kernels(
         strategy: ddp, towers or hybrid.
         rule: optimizer.name.
         measure: see `measure_forms`.
+        obstacle: what `find_obstacle` says of the machines of the run; None = there is only this one.
     """
     asked = {name: value for name in CHOICES if (value := getattr(settings, name)) != "auto"}
     unfit = {} if _can_be_flat(rule, strategy) else {"update": "reference"}
@@ -141,7 +154,11 @@ def choose_kernels(
         unfit["loss"] = "reference"
     if len(asked) == len(CHOICES):
         return Kernels(**asked, reason="asked for")
-    chosen = _go_on(kept, subject) if kept else _choose(subject, asked, strategy, measure or measure_forms)
+    if "maps" in asked:
+        obstacle = ""
+    elif obstacle is None:
+        obstacle = find_obstacle(subject.device)
+    chosen = _go_on(kept, obstacle) if kept else _choose(subject, asked, strategy, measure or measure_forms, obstacle)
     reason = f"{' and '.join(asked)} asked for, else {chosen.reason}" if asked else chosen.reason
     return replace(chosen, **(asked | unfit), reason=reason)
 
@@ -184,10 +201,9 @@ def _can_be_fused(subject: Subject) -> bool:
     return subject.precision != "fp16" and subject.spec.num_classes <= MOST_CLASSES
 
 
-def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure) -> Kernels:
+def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure, obstacle: str) -> Kernels:
     has_kernels = _has_kernels(subject.device)
     if subject.device.type == "cpu":  # no other form of the convolutions was clearly faster: results/convolutions.json
-        obstacle = _find_obstacle(subject.device)
         if not obstacle:
             return Kernels(*ON_CPU, "the fastest on CPUs")
         logger.info(f"kernels   maps by reference, which is slower: {obstacle}")
@@ -212,10 +228,9 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
     return Kernels(**(others | {"maps": maps}), groups=groups, conv1=conv1, reason=reason)
 
 
-def _go_on(kept: Kernels, subject: Subject) -> Kernels:
-    """What a run has computed with, as far as this machine can."""
-    obstacle = _find_obstacle(subject.device) if kept.maps == "joined" else ""
-    if not obstacle:
+def _go_on(kept: Kernels, obstacle: str) -> Kernels:
+    """What a run has computed with, as far as its machines can."""
+    if kept.maps != "joined" or not obstacle:
         return kept
     logger.warning("kernels.maps joined cannot go on with this run (%s): reference does", obstacle)
     return replace(kept, maps="reference", reason=f"joined cannot go on: {obstacle}")
@@ -223,17 +238,6 @@ def _go_on(kept: Kernels, subject: Subject) -> Kernels:
 
 def _has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and can_build_kernels()
-
-
-def _find_obstacle(device: torch.device) -> str:
-    """Why a device cannot have its maps joined; "" where it can."""
-    if device.type != "cpu":
-        return "" if _has_kernels(device) else "Triton or its C compiler is missing"
-    try:
-        load_functions()
-    except MachineError as error:
-        return str(error)
-    return ""
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,3 +180,6 @@ def _run(name: str, images: int, layers: _Layers, *tensors: Tensor) -> None:
 @functools.cache
 def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="join")
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a child has none of its parent's threads

@@ -15,7 +15,15 @@ from torch.optim import Optimizer
 from alexnet_dist.assembly.caches import build_caches
 from alexnet_dist.assembly.fetching import fetch_together
 from alexnet_dist.assembly.graph import GraphChoice, Update, build_recorder, check_graph, choose_graph, settle_rates
-from alexnet_dist.assembly.kernels import Kernels, Subject, apply_kernels, check_kernels, choose_kernels, settle_cudnn
+from alexnet_dist.assembly.kernels import (
+    Kernels,
+    Subject,
+    apply_kernels,
+    check_kernels,
+    choose_kernels,
+    find_obstacle,
+    settle_cudnn,
+)
 from alexnet_dist.assembly.learning import build_cadence, build_rule, build_saver, build_schedule, use_shadows
 from alexnet_dist.assembly.loaders import (
     BatchSizes,
@@ -278,7 +286,11 @@ def _settle_kernels(
     kept = resumption.keep_kernels(runtime.device.type)
     subject = Subject(spec, runtime.device, runtime.precision, config.channels_last, sizes.micro)
     strategy, rule = config.parallel.strategy, config.optimizer.name
-    return runtime.on_main(lambda: choose_kernels(config.kernels, subject, kept, strategy, rule))
+    # Of every machine, here: one without a compiler would fail alone when the network is built.
+    mine = find_obstacle(runtime.device) if config.kernels.maps == "auto" else ""
+    obstacle = next(filter(None, runtime.gather(mine)), "")
+    choose = partial(choose_kernels, config.kernels, subject, kept, strategy, rule, obstacle=obstacle)
+    return runtime.on_main(choose)
 
 
 def _choose_graph(config: Config, runtime: Runtime, resumption: Resumption, profile: int | None) -> GraphChoice:

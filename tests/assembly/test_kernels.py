@@ -69,6 +69,13 @@ def test_a_cpu_goes_by_its_table(compiles: bool, monkeypatch: pytest.MonkeyPatch
     assert not chosen.are_special
 
 
+def test_what_another_machine_lacks_counts() -> None:
+    chosen = choose_kernels(KernelsConfig(), make_subject(CPU), Kernels(*ON_CPU, reason="as before"), obstacle="none")
+    assert (chosen.maps, chosen.reason) == ("reference", "joined cannot go on: none")
+    chosen = choose_kernels(KernelsConfig(maps="joined"), make_subject(CPU), obstacle="none")
+    assert (chosen.maps, chosen.reason) == ("joined", "maps asked for, else the fastest on CPUs")
+
+
 def test_a_run_goes_on_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     kept = Kernels(*ON_CPU, reason="as before")
     assert choose_kernels(KernelsConfig(), make_subject(CPU), kept) == kept

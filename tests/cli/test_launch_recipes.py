@@ -17,6 +17,7 @@ import pytest
 import yaml
 from helpers.ports import find_free_port
 from helpers.verbs import NOTHING_DRAWN
+from helpers.waiting import read_errors
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -252,6 +253,7 @@ def test_two_pods_train_together(tmp_path: Path) -> None:
     port = str(find_free_port())
     here = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port, "PET_NPROC_PER_NODE": "1"}
     mine = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    mine |= {"PYTHONFAULTHANDLER": "1"}
     places = {"imagenet_subset": "smoke", "/runs/imagenet_subset": str(tmp_path / "run"), "/data": str(tmp_path)}
     words = [places.get(word, word) for word in COMMANDS["kubeflow"]]
     quick = ["--train.max_steps", "2", "--data.workers", "0", *NOTHING_DRAWN]
@@ -264,7 +266,7 @@ def test_two_pods_train_together(tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]
-    said = [pod.communicate(timeout=300)[1] for pod in pods]
+    said = read_errors(pods, seconds=120)
     assert [pod.returncode for pod in pods] == [0, 0], said
     assert "2 x cpu (ddp)" in said[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from helpers.ports import find_free_port
 from helpers.refusals import refused
 from helpers.tiny import tiny_config
 
+from alexnet_dist.assembly import kernels
 from alexnet_dist.base.errors import AlexNetDistError, DataError, MachineError
 from alexnet_dist.base.machine import available_cores
 from alexnet_dist.cli.main import run
@@ -165,6 +167,26 @@ def test_versions_that_differ_are_refused(versions: dict[str, str], why: str) ->
 def test_machines_are_told_apart() -> None:
     peers = [replace(FIRST, rank=rank, machine=machine) for rank, machine in enumerate("0110")]
     assert list_machines(peers) == [[0, 3], [1, 2]]
+
+
+def train_with_one_compiler(run_folder: Path) -> str:
+    if os.environ["RANK"] == "1":
+        kernels.load_functions = refuse_to_compile
+    try:
+        train(tiny_config(run_folder, train__epochs=None, train__max_steps=1))
+    except AlexNetDistError as error:
+        return str(error)
+    return ""
+
+
+def refuse_to_compile() -> None:
+    raise MachineError("no C compiler")
+
+
+def test_no_machine_joins_maps_where_one_of_them_has_no_compiler(tmp_path: Path) -> None:
+    assert run_processes(2, train_with_one_compiler, tmp_path / "run") == [""] * 2
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["kernels"]
+    assert (told["maps"], told["reason"]) == ("reference", "no maps joined: no C compiler")
 
 
 # -- links ------------------------------------------------------------------------------------------------------------

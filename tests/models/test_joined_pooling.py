@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,22 @@ def test_threads_and_images_beside_it_change_no_bit() -> None:
     try:
         torch.set_num_threads(3 - min(threads, 2))
         assert all(map(torch.equal, together, forward_and_gradient(layers, maps)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.slow  # a child
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    layers, maps, threads = join(build("pool")), make_maps((9, 16, 13, 13), torch.bfloat16), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        layers(maps)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)  # in place of a wait without end
+            layers(maps)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(threads)
 
