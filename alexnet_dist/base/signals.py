@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from alexnet_dist.base.ending import leave, leave_line
+from alexnet_dist.base.ending import end_in_order, leave, leave_line
 from alexnet_dist.base.errors import InterruptedRunError, describe_stop
-from alexnet_dist.base.ranks import rank_from_environment
+from alexnet_dist.base.ranks import rank_from_environment, world_size_from_environment
 from alexnet_dist.base.streams import open_closed_streams
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one comes when a terminal is closed
@@ -109,6 +109,11 @@ def ending_at_once() -> Iterator[None]:
         yield
     except Stopped as stopped:  # before a verb was there to take it
         stopped.ending.end(stopped.number)
+    except SystemExit as end:
+        ending.is_over = True
+        if world_size_from_environment() > 1 and isinstance(end.code, int):
+            end_in_order(end.code)
+        raise
     finally:
         ending.is_over = True
         _take(ending.receive)

@@ -41,11 +41,12 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a Python whose temporary files go to `t`; at the end none of them is left."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t")}
+    added = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "t")}
     (tmp_path / "t").mkdir()
     started: list[subprocess.Popen[str]] = []
 
-    def start_one(*words: str) -> subprocess.Popen[str]:
+    def start_one(*words: str, **more: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, **added, **more}
         started.append(subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, env=environment))
         return started[-1]
 
@@ -98,6 +99,32 @@ def test_a_program_ends_wherever_it_is(start: Start, tmp_path: Path, place: str,
     _, stderr = process.communicate(timeout=20)
     assert (process.returncode, stderr.splitlines()) == (128 + number, [describe_stop(number)])
     assert time.monotonic() - began < 15
+
+
+ENDING = """
+import atexit, os, sys, threading, time
+from alexnet_dist.base.signals import ending_at_once
+
+class Kept:
+    def __del__(self):
+        os.write(2, b"taken apart\\n")
+
+kept = Kept()
+say = lambda word: print(word, file=sys.stderr)
+with ending_at_once():
+    atexit.register(say, "registered")
+    threading.Thread(target=lambda: (time.sleep(0.1), say("thread"))).start()
+    sys.exit(7)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("processes", "ends"), [("1", ["taken apart"]), ("2", [])])
+def test_nothing_of_one_of_several_processes_is_taken_apart(start: Start, processes: str, ends: list[str]) -> None:
+    """Threads of gloo may still hold something then."""
+    process = start("-c", ENDING, WORLD_SIZE=processes)
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr.splitlines()) == (7, ["thread", "registered", *ends])
 
 
 def is_ready(process: psutil.Process) -> bool:

@@ -33,7 +33,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError, c10d_rendezvous_backend
 from torch.distributed.launcher import api
 
-from alexnet_dist.base.ending import TAKES_LAST_LINE, print_line
+from alexnet_dist.base.ending import TAKES_LAST_LINE, end_in_order, print_line
 from alexnet_dist.base.errors import AlexNetDistError, MachineError, UsageError, describe_stop
 from alexnet_dist.base.signals import SIGNALS, ending_at_once
 from alexnet_dist.parallel.processes.meeting import explain_meeting
@@ -397,4 +397,4 @@ def _mistakes_are_usage() -> Any:
 
 if __name__ == "__main__":
     with ending_at_once():
-        sys.exit(main(sys.argv[1:]))
+        end_in_order(main(sys.argv[1:]))
