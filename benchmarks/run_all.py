@@ -18,6 +18,7 @@ BENCHMARKS = (
         "model",
         "normalization",
         "convolutions",
+        "threads",
         "original",
         "loader",
         "curves",

@@ -45,6 +45,7 @@ RATIOS = {
         for precision in ("bf16", "fp32")
     },
     "normalization": {"lrn/stock_lrn", "paper/paper_without_lrn", "paper/paper_by_layers"},
+    "threads": {f"{arm}/as_a_run" for arm in ("one_thread", "bound_to_cores", "waiting_busily")},
     "tracking": {
         ratio for name in ("wandb", "tensorboard", "mlflow") for ratio in (f"{name}/off", f"{name}_calls/updates")
     },
