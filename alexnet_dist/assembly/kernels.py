@@ -117,7 +117,7 @@ def check_kernels(settings: KernelsConfig, device: torch.device) -> None:
 
 
 def find_obstacle(device: torch.device) -> str:
-    """Why a device cannot have its maps joined; "" where it can."""
+    """Why a device cannot have its maps joined, nor a GPU any kernels of its own; "" where it can."""
     if device.type != "cpu":
         return "" if _has_kernels(device) else "Triton or its C compiler is missing"
     try:
@@ -154,11 +154,12 @@ def choose_kernels(
         unfit["loss"] = "reference"
     if len(asked) == len(CHOICES):
         return Kernels(**asked, reason="asked for")
-    if "maps" in asked:
-        obstacle = ""
-    elif obstacle is None:
+    if obstacle is None:
         obstacle = find_obstacle(subject.device)
-    chosen = _go_on(kept, obstacle) if kept else _choose(subject, asked, strategy, measure or measure_forms, obstacle)
+    if kept:
+        chosen = _go_on(kept, asked, obstacle)
+    else:
+        chosen = _choose(subject, asked, obstacle, strategy, measure or measure_forms)
     reason = f"{' and '.join(asked)} asked for, else {chosen.reason}" if asked else chosen.reason
     return replace(chosen, **(asked | unfit), reason=reason)
 
@@ -201,13 +202,13 @@ def _can_be_fused(subject: Subject) -> bool:
     return subject.precision != "fp16" and subject.spec.num_classes <= MOST_CLASSES
 
 
-def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: Measure, obstacle: str) -> Kernels:
-    has_kernels = _has_kernels(subject.device)
+def _choose(subject: Subject, asked: Mapping[str, str], obstacle: str, strategy: str, measure: Measure) -> Kernels:
     if subject.device.type == "cpu":  # no other form of the convolutions was clearly faster: results/convolutions.json
-        if not obstacle:
+        if not obstacle or "maps" in asked:
             return Kernels(*ON_CPU, "the fastest on CPUs")
         logger.info(f"kernels   maps by reference, which is slower: {obstacle}")
         return Kernels(*PLAIN, f"no maps joined: {obstacle}")
+    has_kernels = not obstacle
     groups, conv1, words = asked.get("groups", "grouped"), asked.get("conv1", "direct"), []
     maps = asked.get("maps", "vectors" if has_kernels else "reference")
     if "groups" not in asked and strategy != "towers" and has_groups(build_on_meta(subject.spec)):
@@ -228,12 +229,15 @@ def _choose(subject: Subject, asked: Mapping[str, str], strategy: str, measure: 
     return Kernels(**(others | {"maps": maps}), groups=groups, conv1=conv1, reason=reason)
 
 
-def _go_on(kept: Kernels, obstacle: str) -> Kernels:
+def _go_on(kept: Kernels, asked: Mapping[str, str], obstacle: str) -> Kernels:
     """What a run has computed with, as far as its machines can."""
-    if kept.maps != "joined" or not obstacle:
+    lost = {name: value for name in KERNELS if name not in asked and (value := getattr(kept, name)) != "reference"}
+    if not obstacle or not lost:
         return kept
-    logger.warning("kernels.maps joined cannot go on with this run (%s): reference does", obstacle)
-    return replace(kept, maps="reference", reason=f"joined cannot go on: {obstacle}")
+    names = " and ".join(f"kernels.{name} {value}" for name, value in lost.items())
+    logger.warning("%s cannot go on with this run (%s): reference does", names, obstacle)
+    reason = f"{' and '.join(lost.values())} cannot go on: {obstacle}"
+    return replace(kept, **dict.fromkeys(lost, "reference"), reason=reason)
 
 
 def _has_kernels(device: torch.device) -> bool:

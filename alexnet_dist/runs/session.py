@@ -287,8 +287,7 @@ def _settle_kernels(
     subject = Subject(spec, runtime.device, runtime.precision, config.channels_last, sizes.micro)
     strategy, rule = config.parallel.strategy, config.optimizer.name
     # Of every machine, here: one without a compiler would fail alone when the network is built.
-    mine = find_obstacle(runtime.device) if config.kernels.maps == "auto" else ""
-    obstacle = next(filter(None, runtime.gather(mine)), "")
+    obstacle = next(filter(None, runtime.gather(find_obstacle(runtime.device))), "")
     choose = partial(choose_kernels, config.kernels, subject, kept, strategy, rule, obstacle=obstacle)
     return runtime.on_main(choose)
 

@@ -74,6 +74,10 @@ def test_what_another_machine_lacks_counts() -> None:
     assert (chosen.maps, chosen.reason) == ("reference", "joined cannot go on: none")
     chosen = choose_kernels(KernelsConfig(maps="joined"), make_subject(CPU), obstacle="none")
     assert (chosen.maps, chosen.reason) == ("joined", "maps asked for, else the fastest on CPUs")
+    chosen = choose_kernels(KernelsConfig(), make_subject(GPU), measure=measure, obstacle="none")
+    assert (chosen.maps, chosen.relu, chosen.update, chosen.loss) == ("reference",) * 4
+    chosen = choose_kernels(KernelsConfig(), make_subject(GPU), KEPT, obstacle="none")
+    assert (chosen.groups, chosen.update, chosen.reason) == ("dense", "reference", "flat cannot go on: none")
 
 
 def test_a_run_goes_on_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
