@@ -23,7 +23,7 @@ from alexnet_dist.data.decode import (
     cut_window,
     decode_image,
 )
-from alexnet_dist.data.engines.torchvision import cut_pixels, resize_pixels
+from alexnet_dist.data.engines.torchvision import cut_pixels, flip_pixels, resize_pixels
 from alexnet_dist.data.plan import Augmentation, Plan
 
 Picture: TypeAlias = ImageSource | Image.Image | BinaryIO | npt.NDArray[np.uint8] | Tensor
@@ -127,4 +127,5 @@ def _crop_center(pixels: Pixels, recipe: Augmentation) -> Pixels:
     height, width = pixels.shape[:2]
     rows = Plan(np.array([[width, height]]), recipe, global_batch_size=1, seed=0, shuffle=False).at(0)
     wide, high = rows.resized[0].tolist()
-    return cut_pixels(resize_pixels(cut_window(pixels, rows.windows[0]), wide, high), rows, 0, recipe.crop_size)
+    picture = resize_pixels(cut_window(pixels, rows.windows[0]), wide, high)
+    return flip_pixels(cut_pixels(picture, rows, 0, recipe.crop_size), rows, 0)

@@ -16,7 +16,7 @@ input, but for the last bits of float32: a product with 1 / std where the refere
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -45,9 +45,12 @@ class CutCrops(NamedTuple):
 
 
 class HostCrops(NamedTuple):
-    """Crops that lie in host memory, each in its picture."""
+    """Crops that lie in host memory, each in its picture, in parts of a batch."""
 
-    crops: Iterable[tuple[int, Tensor]]  # the row, and (S, S, C) uint8 that is not flipped; of the rows with an image
+    # The row, and (S, S, C) uint8 that is not flipped; of the rows with an image.
+    parts: Sequence[Iterable[tuple[int, Tensor]]]
+    # What goes through the parts, one of them in a thread: `map`, or that of a pool of threads.
+    run: Callable[[Callable[[Any], None], Iterable[Any]], Iterable[None]] = map
 
 
 class DeviceCrops(NamedTuple):
@@ -176,16 +179,22 @@ def _scale_from_host(loader: Loader, crops: HostCrops, rows: StepPlan, mask: Mas
     images = made.permute(0, 3, 1, 2) if loader.channels_last else made  # (B, C, S, S)
     without = torch.from_numpy(~mask)
     images[without] = bias[without, :channels, None, None].to(loader.dtype)
-    scratch, is_changed, turns = torch.empty(side, side * channels), changes_bytes(recipe), rows.flips.tolist()
-    for row, uncut in crops.crops:  # a few microseconds a row are a few percent of the engine's time
-        crop, flips, offset = uncut, turns[row], bias[row]
-        if is_changed:
-            crop, flips = change_crop(_flip(crop, *flips), rows.drawn, row), (False, False)
-        lines = made[row].flatten(1) if loader.channels_last else scratch  # (S, S * C), a view
-        for part, piece in _cut_pieces(crop, *flips):
-            torch.addcmul(offset, piece.flatten(1), scale, out=lines[part])
-            if not loader.channels_last:
-                images[row, :, part] = lines[part].view(-1, side, channels).permute(2, 0, 1)
+    is_changed, turns = changes_bytes(recipe), rows.flips.tolist()
+
+    def scale_part(part: Iterable[tuple[int, Tensor]]) -> None:
+        scratch = torch.empty(side, side * channels)
+        for row, uncut in part:  # a few microseconds a row are a few percent of the engine's time
+            crop, flips, offset = uncut, turns[row], bias[row]
+            if is_changed:
+                crop, flips = change_crop(_flip(crop, *flips), rows.drawn, row), (False, False)
+            lines = made[row].flatten(1) if loader.channels_last else scratch  # (S, S * C), a view
+            for where, piece in _cut_pieces(crop, *flips):
+                torch.addcmul(offset, piece.flatten(1), scale, out=lines[where])
+                if not loader.channels_last:
+                    images[row, :, where] = lines[where].view(-1, side, channels).permute(2, 0, 1)
+
+    for _ in crops.run(scale_part, crops.parts):
+        pass
     return images
 
 
@@ -279,10 +288,10 @@ _SCALERS: dict[type[Crops], Callable[[Loader, Any, StepPlan, Mask], Tensor]] = {
     # torchvision: its processes send bytes, a quarter of what float32 would be. On a device one kernel; on a host
     # numpy, and the very sum, for this is the reference. Whatever changes bytes on a device ends here, too.
     CutCrops: _scale_cut,
-    # cache, on a CPU: a batch of cut bytes between would be written and read once more, for nothing.
+    # cache and DALI, on a CPU: a batch of cut bytes between would be written and read once more, for nothing.
     HostCrops: _scale_from_host,
     # cache, on a GPU: one kernel reads a byte once and writes a value once; cutting apart doubles the traffic.
     DeviceCrops: _scale_from_device,
-    # DALI: crop_mirror_normalize cuts, and normalizes on the way, in DALI's own threads or kernels.
+    # DALI, on a GPU: crop_mirror_normalize cuts, and normalizes on the way, in DALI's own kernels.
     ScaledCrops: _place_scaled,
 }

@@ -127,12 +127,13 @@ class PixelBatches:
         self.plan.check_fits(int(rows.ids[first]))
         window = self.index.load_pixels(int(rows.ids[first]), self.channels, self.max_pixels, rows.windows[first])
         is_changed = changes_bytes(self.plan.augmentation)
-        for row, crop in cut_views(window, rows, first, self.plan.augmentation):
+        for row, cut in cut_views(window, rows, first, self.plan.augmentation):
+            crop = flip_pixels(cut, rows, row)
             pixels[row] = change_crop(torch.from_numpy(crop), rows.drawn, row).numpy() if is_changed else crop
 
 
 def cut_views(window: Pixels, rows: StepPlan, first: int, recipe: Augmentation) -> Iterator[tuple[int, Pixels]]:
-    """Row and crop (S, S, C) of each view of an image, from its window (H, W, C); `first` is its first row."""
+    """Row and crop (S, S, C), not flipped, of each view of an image, from its window (H, W, C) and its first row."""
     width, height = rows.resized[first].tolist()
     picture = resize_pixels(window, width, height)  # the views of an image share it
     for row in range(first, first + recipe.views):
@@ -176,9 +177,13 @@ def resize_pixels(window: Pixels, width: int, height: int) -> Pixels:
 
 
 def cut_pixels(picture: Pixels, rows: StepPlan, row: int, side: int) -> Pixels:
-    """Crop and flip a resized window to (side, side, C) as row `row` of the plan says."""
+    """Crop a resized window to (side, side, C), a view, where row `row` of the plan says."""
     left, top = rows.corners[row]
-    crop = picture[top : top + side, left : left + side]
+    return picture[top : top + side, left : left + side]
+
+
+def flip_pixels(crop: Pixels, rows: StepPlan, row: int) -> Pixels:
+    """Flip a crop (S, S, C) as row `row` of the plan says."""
     axes = [axis for axis, turned in ((1, rows.flips[row, 0]), (0, rows.flips[row, 1])) if turned]
     # torch turns a row of pixels around 15 times as fast as a numpy view with a negative stride is copied.
     return torch.from_numpy(crop).flip(axes).numpy() if axes else crop

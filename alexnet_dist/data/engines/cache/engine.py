@@ -130,7 +130,7 @@ def _judge_rows(loader: Loader, store: Store, rows: StepPlan) -> tuple[Mask, lis
 
 def make_on_host(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
     """Images (B, C, S, S), labels and weights in host memory."""
-    images = finish(loader, HostCrops(_iterate_crops(store, loader, rows, mask)), rows, mask)
+    images = finish(loader, HostCrops([_iterate_crops(store, loader, rows, mask)]), rows, mask)
     return [images, *find_targets(loader, rows, mask)]
 
 

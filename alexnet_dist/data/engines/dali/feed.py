@@ -1,5 +1,5 @@
 """What enters the DALI pipeline at a step: names of files, or the bytes of files that lie in containers, and the plan's
-numbers. Pictures that DALI cannot be asked for are cut here, and join its crops behind the pipeline.
+numbers. Pictures that DALI cannot be asked for are decoded here, and join its pictures behind the pipeline.
 
 One damaged file ends a DALI pipeline, and an ended one takes its batch with it. So a file goes in by its name only if
 it is of a plain kind, has the length that the scan found, has not changed since, and ends as its format does: a region
@@ -17,46 +17,35 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from torch import Tensor
 
-from alexnet_dist.data.crop_ops.operations import changes_bytes
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
-from alexnet_dist.data.draws import FloatArray, IntArray
+from alexnet_dist.data.engines.dali.scaling import Array, Scaling, describe_scaling, list_edges
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.engines.torchvision import cut_views
 from alexnet_dist.data.index import BadFile
 from alexnet_dist.data.plan import StepPlan
-
-Array: TypeAlias = npt.NDArray[np.generic]
 
 _FILL = 128  # in all channels: what libjpeg makes of data that are missing
 ENDINGS = (b"\xff\xd9", b"\x60\x82")  # of a JPEG and of a PNG
 
 
 class Inputs(NamedTuple):
-    """What DALI gets for n files, n > 0; in pixels where nothing else is said.
-
-    An array for each argument of its operators: to cut it out of a table would take one more operator each.
-    """
+    """What DALI gets for n files, n > 0, in pixels."""
 
     file: Array | list[Pixels]  # (n, L) uint8 names, a zero or more behind each; or n contents of files in containers
     start: Array  # (n, 2) int32 x, y of the window
     shape: Array  # (n, 2) int32 width, height
-    margins: Array  # (n, 1, 2) int32 y, x of the window among zeros
-    padded: Array  # (n, 2) int32 height, width of the window with the zeros around it
-    inner_start: Array  # (n, 2) float32 y, x of the window within its margins
-    inner_end: Array  # (n, 2) float32 its other corner; with y above the start's the picture is flipped top to bottom
-    resized: Array  # (n, 2) float32 height, width
-    mean: Array  # (n, C) float32 subtracted from the pixels
-    crops: tuple[Array, ...]  # x, y in parts of the margin (n,) float32, mirror (n,) int32, and so on for each view
+    scaling: Scaling | None  # where DALI does more than to decode
 
     def flatten(self) -> tuple[object, ...]:
         """One item for each output of the external source, arrays as DALI wants them."""
-        items = (*self[:-1], *self.crops)
+        more = () if self.scaling is None else (*self.scaling[:-1], *self.scaling.crops)
+        items = (*self[:-1], *more)
         return tuple(np.ascontiguousarray(item) if isinstance(item, np.ndarray) else item for item in items)
 
 
@@ -66,12 +55,11 @@ class Feed(NamedTuple):
     rows: StepPlan  # B rows
     mask: npt.NDArray[np.bool_]  # (B,) which of them have an image
     in_dali: npt.NDArray[np.bool_]  # (B,) of these, which are in the pipeline
-    crops: Pixels  # (k, S, S, C) of the others with an image, cut and flipped; operations on bytes are to come
+    crops: Pixels  # (k, S, S, C) of the others with an image, cut and not flipped; operations on bytes are to come
     bad_files: list[BadFile]  # with full paths
-    means: npt.NDArray[np.float32]  # (B, C) mean of the normalization minus the color shift
-    gains: npt.NDArray[np.float32]  # (m, 4) of the first and last column, first and last line; see `find_edge_gains`
     names: Array | None  # (n, L) uint8, the names of all files that DALI has of the step
     inputs: Inputs | None  # None where no row is in the pipeline
+    edges: list[Tensor]  # what is left to do where DALI scales; see `list_edges`
 
     @property
     def file_ids(self) -> list[int]:
@@ -85,12 +73,14 @@ class Feeder:
 
     Args:
         loader: plan, index and normalization.
+        dali_scales: whether DALI resizes, crops and normalizes, or gives windows.
         distrusted: ids that DALI is not asked to decode any more.
         checked: what the reference said of ids whose last pixel is gray: a reason, or "" where it reads them.
         since_ns: files that changed after this time are not given to DALI either.
     """
 
     loader: Loader
+    dali_scales: bool
     distrusted: set[int] = field(default_factory=set)
     checked: dict[int, str] = field(default_factory=dict)
     since_ns: int = field(default_factory=time.time_ns)
@@ -116,19 +106,28 @@ class Feeder:
                 mask[views] = False
                 bad_files.append(BadFile(self._find_path(int(rows.ids[first])), str(error)))
             in_dali[views] = False
-        present, means = rows.take(in_dali), find_means(loader, rows)
-        side, ids = recipe.crop_size, present.ids[:: recipe.views]
-        names = stack_names(files if self._has_names else [self._name(sample_id) for sample_id in ids.tolist()])
+        present, side = rows.take(in_dali), recipe.crop_size
+        ids = present.ids[:: recipe.views].tolist()
+        names = stack_names(files if self._has_names else [self._name(sample_id) for sample_id in ids])
         return Feed(
             rows=rows,
             mask=mask,
             in_dali=in_dali,
             crops=np.stack(crops) if crops else np.empty((0, side, side, loader.channels), np.uint8),
             bad_files=bad_files,
-            means=means,
-            gains=find_edge_gains(present, side),
             names=names if files else None,
-            inputs=describe_files(files, names, present, means[in_dali], loader) if files else None,
+            inputs=self._describe_files(files, names, present) if files else None,
+            edges=list_edges(self.loader, present) if self.dali_scales else [],
+        )
+
+    def _describe_files(self, files: list[bytes], names: Array, rows: StepPlan) -> Inputs:
+        """Of n files by their names (n, L) or with what is in them, and of n rows, or n times the number of views."""
+        windows = rows.windows[:: self.loader.plan.augmentation.views]
+        return Inputs(
+            file=names if self._has_names else [np.frombuffer(data, np.uint8) for data in files],
+            start=windows[:, :2].astype(np.int32),
+            shape=windows[:, 2:].astype(np.int32),
+            scaling=describe_scaling(rows, self.loader) if self.dali_scales else None,
         )
 
     @property
@@ -149,7 +148,7 @@ class Feeder:
         while running:
             yield running.popleft().result()
 
-    def leave_out_cut(self, feed: Feed, last_pixels: Array, pool: ThreadPoolExecutor) -> tuple[Feed, Array]:
+    def leave_out_cut(self, feed: Feed, windows: list[Pixels], pool: ThreadPoolExecutor) -> tuple[Feed, list[Pixels]]:
         """A step without the JPEGs that were cut short and have an end mark all the same.
 
         The decoder makes one gray of what is missing, down to the last pixel of the picture. A window that ends in
@@ -157,32 +156,30 @@ class Feeder:
 
         Args:
             feed: the step.
-            last_pixels: (n, C) of its windows.
+            windows: (H, W, C) of its n images.
             pool: for the reference.
 
         Returns:
-            The step, and (n,) which of its images are kept.
+            The step and the windows that are kept.
         """
-        ids = feed.rows.ids[feed.in_dali][:: self.loader.plan.augmentation.views]  # (n,)
-        suspects = ids[(last_pixels == _FILL).all(axis=1)].tolist()
-        new = [sample_id for sample_id in suspects if sample_id not in self.checked]
+        ids = feed.rows.ids[feed.in_dali][:: self.loader.plan.augmentation.views].tolist()  # n
+        new = [
+            sample_id
+            for sample_id, window in zip(ids, windows, strict=True)
+            if sample_id not in self.checked and (window[-1, -1] == _FILL).all()
+        ]
         self.checked.update(zip(new, pool.map(self._judge, new), strict=True))
         # Steps that were under way when a file was found to be cut have it too, whatever their windows show.
-        cut = {sample_id: self.checked[sample_id] for sample_id in ids.tolist() if self.checked.get(sample_id)}
+        cut = {sample_id: self.checked[sample_id] for sample_id in ids if self.checked.get(sample_id)}
         if not cut:
-            return feed, np.ones(len(ids), np.bool_)
+            return feed, windows
         self.distrusted.update(cut)
         is_cut = feed.in_dali & np.isin(feed.rows.ids, [*cut])  # (B,)
         place = {self._find_path(sample_id): row for row, sample_id in enumerate(feed.rows.ids.tolist())}
         bad_files = [*feed.bad_files, *(BadFile(self._find_path(sample_id), cut[sample_id]) for sample_id in cut)]
         bad_files.sort(key=lambda bad: place[bad.path])
-        left = feed._replace(
-            mask=feed.mask & ~is_cut,
-            in_dali=feed.in_dali & ~is_cut,
-            bad_files=bad_files,
-            gains=feed.gains[~is_cut[feed.in_dali]],
-        )
-        return left, ~np.isin(ids, [*cut])
+        left = feed._replace(mask=feed.mask & ~is_cut, in_dali=feed.in_dali & ~is_cut, bad_files=bad_files)
+        return left, [window for sample_id, window in zip(ids, windows, strict=True) if sample_id not in cut]
 
     def _find_path(self, sample_id: int) -> str:
         return str(self.loader.index.root / self.loader.index.paths[sample_id])
@@ -252,92 +249,3 @@ def stack_names(names: list[bytes]) -> Array:
     A zero ends the longest name too: rows can be written one after the other.
     """
     return np.array(names, dtype=f"S{max(map(len, names), default=0) + 1}")[:, None].view(np.uint8)
-
-
-def find_means(loader: Loader, rows: StepPlan) -> npt.NDArray[np.float32]:
-    """(B, C) what is subtracted from the pixels of each row: the mean less the row's color shift."""
-    means: npt.NDArray[np.float32] = -loader.normalization.find_offsets(
-        torch.from_numpy(rows.shifts.astype(np.float32))
-    ).numpy()
-    return means
-
-
-def describe_files(
-    files: list[bytes], names: Array, rows: StepPlan, means: npt.NDArray[np.float32], loader: Loader
-) -> Inputs:
-    """What DALI gets of n files.
-
-    Args:
-        files: their names, or their contents where they lie in containers.
-        names: (n, L) uint8.
-        rows: n rows, or n times the number of views.
-        means: (rows, C) subtracted from the pixels, unless operations on bytes come before.
-        loader: of the plan.
-    """
-    recipe = loader.plan.augmentation
-    views = recipe.views
-    windows, resized = rows.windows[::views], rows.resized[::views]
-    upside_down = rows.flips[::views, 1:] & np.array([True, False])  # (n, 2) for y, x
-    shape, margins = windows[:, 3:1:-1], find_margins(windows[:, 2:], resized)[:, ::-1]  # height, width from here on
-    return Inputs(
-        file=names if loader.index.containers is None else [np.frombuffer(data, np.uint8) for data in files],
-        start=windows[:, :2].astype(np.int32),
-        shape=windows[:, 2:].astype(np.int32),
-        margins=margins[:, None].astype(np.int32),
-        padded=(shape + 2 * margins).astype(np.int32),
-        inner_start=np.where(upside_down, margins + shape, margins).astype(np.float32),
-        inner_end=np.where(upside_down, margins, margins + shape).astype(np.float32),
-        resized=resized[:, ::-1].astype(np.float32),
-        mean=np.zeros_like(means[::views]) if changes_bytes(recipe) else means[::views],
-        crops=place_crops(rows, views, recipe.crop_size),
-    )
-
-
-def place_crops(rows: StepPlan, views: int, side: int) -> tuple[Array, ...]:
-    """x, y, mirror of each view, in pictures that are flipped top to bottom already.
-
-    DALI wants x and y in parts of the margin, multiplies, and rounds: for any margin below 2**22 that gives the plan's
-    corner again.
-    """
-    margins = rows.resized - side  # (n * views, 2)
-    corners = np.where(rows.flips[:, 1:] & np.array([False, True]), margins - rows.corners, rows.corners)
-    parts = (corners / np.maximum(margins, 1)).astype(np.float32)
-    mirror = rows.flips[:, 0].astype(np.int32)
-    columns = (parts[:, 0], parts[:, 1], mirror)
-    return tuple(column[view::views] for view in range(views) for column in columns)
-
-
-def find_margins(shape: IntArray, resized: IntArray) -> IntArray:
-    """(n, 2) zeros to put around a window on each axis, so that DALI's filter finds nothing beyond its edges.
-
-    Both filters are a triangle that reaches `scale` = shape / resized pixels to each side of an output pixel. Beyond
-    the edge DALI repeats the last pixel, while the reference leaves those weights out and divides by the rest. With
-    zeros there DALI leaves them out too, and `find_edge_gains` gives the division. Enlarging needs none of this: a
-    repeated pixel gives the same as dividing.
-    """
-    return np.where(shape > resized, -(-shape // (2 * resized)) + 1, 0)
-
-
-def find_edge_gains(rows: StepPlan, side: int) -> npt.NDArray[np.float32]:
-    """(m, 4) what the first and last column and the first and last line of each crop are multiplied by.
-
-    Only the outermost pixels of a resized window reach beyond its edges; a crop within them has gains of 1.
-    """
-    if not len(rows.ids):
-        return np.ones((0, 4), np.float32)
-    shape = rows.windows[:, 2:]
-    gains = _divide_weights(shape / rows.resized)  # (m, 2) for x and y
-    at_start, at_end = rows.corners == 0, rows.corners + side == rows.resized  # (m, 2)
-    first = np.where(rows.flips, at_end, at_start)
-    last = np.where(rows.flips, at_start, at_end)
-    touches = np.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], axis=1)
-    return np.where(touches, gains[:, [0, 0, 1, 1]], 1).astype(np.float32)
-
-
-def _divide_weights(scale: FloatArray) -> FloatArray:
-    """All weights of an outermost pixel over those within the picture; 1 where it is not made smaller."""
-    scale = np.maximum(scale, 1)
-    reach = int(np.ceil(scale.max()))
-    source = np.arange(-reach, 2 * reach + 1) + 0.5  # centers of source pixels; the output pixel's is scale / 2
-    weights = np.maximum(1 - np.abs(source / scale[..., None] - 0.5), 0)  # (m, 2, J)
-    return np.asarray(weights.sum(axis=2) / weights[..., source > 0].sum(axis=2))

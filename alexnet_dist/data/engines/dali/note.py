@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from alexnet_dist.base.durable import TEMPORARY, mark_name, tidy_folder
-from alexnet_dist.data.engines.dali.feed import Array
+from alexnet_dist.data.engines.dali.scaling import Array
 from alexnet_dist.data.files.scan import hash_place
 from alexnet_dist.data.index import SampleIndex
 
