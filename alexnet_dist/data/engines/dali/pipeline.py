@@ -1,7 +1,7 @@
 """The DALI graph of a plan. It draws nothing and keeps nothing.
 
 On a GPU: read, decode, cut, resize, flip, crop, normalize. On a CPU it ends with the windows that it has decoded:
-PyTorch resizes bytes in a sixth of the time, and to the bit as the reference does.
+PyTorch resizes bytes in a quarter of the time, and to the bit as the reference does.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ Array: TypeAlias = npt.NDArray[np.generic]
 class Scaling(NamedTuple):
     """Numbers for n windows of m rows, in pixels where nothing else is said.
 
-    An array for each argument of DALI's operators: to cut it out of a table would take one more operator each.
+    An array for each argument of DALI's operators. One table in their place takes a third of their time in Python, but
+    three times that of DALI's threads, for each argument is cut out of it by an operator.
     """
 
     margins: Array  # (n, 1, 2) int32 y, x of the window among zeros
