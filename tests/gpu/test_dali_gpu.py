@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.images import bad_images, encode, good_images
-from PIL import Image
+from helpers.dali_pictures import draw_detail, make_zoo, scan
+from helpers.images import encode
 
 from alexnet_dist.data.engines.choose import ENGINES
 from alexnet_dist.data.engines.dali import engine as dali_engine
 from alexnet_dist.data.engines.loader import Batch, Loader, Normalization
 from alexnet_dist.data.index import SampleIndex
 from alexnet_dist.data.plan import Augmentation, Plan
-from alexnet_dist.data.sources.folders import scan_folder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,17 +50,12 @@ def _release_memory() -> Iterator[None]:
 def make_index(root: Path, ending: str) -> SampleIndex:
     dice = np.random.default_rng(3)
     for number, (width, height) in enumerate([(40, 32), (64, 64), (120, 75), (51, 200), (90, 91), (33, 30)]):
-        coarse = dice.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image = draw_detail(dice, width, height, grain=8)
         options: dict[str, Any] = {"format": "PNG"} if ending == "png" else {"format": "JPEG", "quality": 92}
         path = root / "train" / "abc"[number % 3] / f"{number}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(image, **options))
     return scan(root)
-
-
-def scan(root: Path) -> SampleIndex:
-    return scan_folder(root / "train", classes=None, on_bad_file="skip", cache_dir=root / "cache")
 
 
 def make_loader(index: SampleIndex, recipe: Augmentation, **changes: Any) -> Loader:
@@ -144,11 +138,7 @@ def test_runs_repeat_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_odd_kinds_get_the_verdict_of_the_reference(tmp_path: Path) -> None:
-    for label, images in (("good", good_images()), ("bad", [bad for bad in bad_images() if bad.has_good_header])):
-        (tmp_path / "train" / label).mkdir(parents=True)
-        for image in images:
-            (tmp_path / "train" / label / image.name).write_bytes(image.data)
-    loader = make_loader(scan(tmp_path), Augmentation(SIDE, (28, 44), "random"))
+    loader = make_loader(make_zoo(tmp_path), Augmentation(SIDE, (28, 44), "random"))
     made = check_equal(loader, loader.plan.steps_per_epoch, *BOUNDS["jpg"])
     assert sum(len(batch.bad_files) for batch in made) >= 8
 

@@ -31,12 +31,17 @@ RESIZED = {
 }
 
 
+def draw_detail(dice: np.random.Generator, width: int, height: int, grain: int) -> Image.Image:
+    """A picture with much detail, right up to its edges; `grain` pixels are one detail."""
+    coarse = dice.integers(0, 256, (height // grain + 2, width // grain + 2, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
 def make_index(root: Path, sizes: list[tuple[int, int]] = SIZES) -> SampleIndex:
     """Two classes; of each size a JPEG and a PNG with much detail, right up to the edges."""
     dice = np.random.default_rng(5)
     for number, (width, height) in enumerate(sizes):
-        coarse = dice.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image = draw_detail(dice, width, height, grain=6)
         for name, options in (("cat/{}.jpg", {"format": "JPEG", "quality": 90}), ("dog/{}.png", {"format": "PNG"})):
             path = root / "train" / name.format(number)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,6 +84,13 @@ def find_targets(loader: Loader, rows: StepPlan, mask: Mask) -> list[Tensor]:
     return [torch.from_numpy(labels), torch.from_numpy(mask.astype(np.float32))]
 
 
+def find_images(loader: Loader, mask: Mask) -> list[int]:
+    """The first row of each image in a mask (B,); with several views an image has as many rows, one after the other."""
+    views = loader.plan.augmentation.views
+    firsts: list[int] = (np.flatnonzero(mask[::views]) * views).tolist()
+    return firsts
+
+
 def find_factors(loader: Loader, rows: StepPlan) -> Factors:
     """Of B rows with their color shifts, on the host."""
     return loader.normalization.fold(torch.from_numpy(rows.shifts))

@@ -32,7 +32,7 @@ from alexnet_dist.data.engines.cache.store import (
     load_picture,
     open_store,
 )
-from alexnet_dist.data.engines.finish import HostCrops, find_targets, finish
+from alexnet_dist.data.engines.finish import HostCrops, find_images, find_targets, finish
 from alexnet_dist.data.engines.loader import Batch, Loader
 from alexnet_dist.data.engines.to_device import SideStream
 from alexnet_dist.data.index import BadFile
@@ -138,7 +138,7 @@ def _iterate_crops(store: Store, loader: Loader, rows: StepPlan, mask: Mask) -> 
     """Row and crop uint8 (S, S, C), as it lies in the cache, for each row with an image."""
     side, views = loader.plan.augmentation.crop_size, loader.plan.augmentation.views
     corners = rows.corners.tolist()
-    for first in (np.flatnonzero(mask[::views]) * views).tolist():
+    for first in find_images(loader, mask):
         picture = load_picture(store, rows, first)  # the views of an image share it
         for row in range(first, first + views):
             left, top = corners[row]

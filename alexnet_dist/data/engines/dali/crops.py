@@ -21,6 +21,7 @@ from alexnet_dist.data.engines.finish import (
     HostCrops,
     Mask,
     ScaledCrops,
+    find_images,
     find_targets,
     finish,
     scale_pixels,
@@ -41,24 +42,22 @@ def finish_windows(loader: Loader, feed: Feed, windows: Sequence[Pixels], pool: 
         windows: (H, W, C) of its n images that were in the pipeline.
         pool: whose threads resize; this must not run in one of them.
     """
-    images = [(first, windows[number]) for number, first in enumerate(_find_images(loader, feed.in_dali))]
+    found = list(zip(find_images(loader, feed.in_dali), windows, strict=True))
     # Operations on bytes are torch's, which spreads them over threads by itself.
-    at_once = len(images) if changes_bytes(loader.plan.augmentation) else IMAGES_AT_ONCE
-    starts = range(0, len(images), max(1, at_once))
-    parts = [_cut_windows(loader, feed, images[start : start + at_once]) for start in starts]
+    at_once = len(found) if changes_bytes(loader.plan.augmentation) else IMAGES_AT_ONCE
+    starts = range(0, len(found), max(1, at_once))
+    parts = [_cut_windows(loader, feed, found[start : start + at_once]) for start in starts]
     crops = HostCrops([_list_others(feed), *parts], pool.map)
-    return _join_batch(loader, feed, finish(loader, crops, feed.rows, feed.mask), *_find_targets(loader, feed))
+    images = finish(loader, crops, feed.rows, feed.mask)
+    return _join_batch(loader, feed, images, *find_targets(loader, feed.rows, feed.mask))
 
 
 def finish_crops(loader: Loader, feed: Feed, outputs: list[Tensor]) -> Batch:
     """A batch on the device, of what `take_crops` gives; no outputs where no row was in the pipeline."""
-    labels, weights, *edges = send([*_find_targets(loader, feed), *feed.edges], loader.device)
+    numbers = [*find_targets(loader, feed.rows, feed.mask), *feed.edges]
+    labels, weights, *edges = send(numbers, loader.device)
     images = finish(loader, _take_crops(loader, feed, outputs, edges), feed.rows, feed.mask)
     return _join_batch(loader, feed, images, labels, weights)
-
-
-def _find_targets(loader: Loader, feed: Feed) -> list[Tensor]:
-    return find_targets(loader, feed.rows, feed.mask)
 
 
 def _join_batch(loader: Loader, feed: Feed, images: Tensor, labels: Tensor, weights: Tensor) -> Batch:
@@ -67,13 +66,6 @@ def _join_batch(loader: Loader, feed: Feed, images: Tensor, labels: Tensor, weig
 
 
 # -- of windows -------------------------------------------------------------------------------------------------------
-
-
-def _find_images(loader: Loader, mask: Mask) -> list[int]:
-    """The first row of each image in a mask."""
-    views = loader.plan.augmentation.views
-    firsts: list[int] = (np.flatnonzero(mask[::views]) * views).tolist()
-    return firsts
 
 
 def _cut_windows(loader: Loader, feed: Feed, images: Sequence[tuple[int, Pixels]]) -> Iterator[tuple[int, Tensor]]:

@@ -93,7 +93,7 @@ def iterate_batches(loader: Loader, start: int, stop: int) -> Iterator[Batch]:
             try:
                 with (
                     closing(_run_pipeline(feeder, pool, note, step, stop)) as made,
-                    closing(finish(loader, made, pool)) as batches,
+                    closing(finish(feeder, made, pool)) as batches,
                 ):
                     for batch in batches:
                         step += 1
@@ -121,21 +121,22 @@ def threads(name: str, count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _finish_at_once(loader: Loader, made: Iterator[Made], _: ThreadPoolExecutor) -> Generator[Batch]:
+def _finish_at_once(feeder: Feeder, made: Iterator[Made], _: ThreadPoolExecutor) -> Generator[Batch]:
     """On the device everything is queued, and nothing is waited for."""
     for feed, crops in made:
         with span(COPIES):
-            batch = finish_crops(loader, feed, crops)
+            batch = finish_crops(feeder.loader, feed, crops)
         yield batch
 
 
-def _finish_beside(loader: Loader, made: Iterator[Made], pool: ThreadPoolExecutor) -> Generator[Batch]:
+def _finish_beside(feeder: Feeder, made: Iterator[Made], pool: ThreadPoolExecutor) -> Generator[Batch]:
     """In threads, one batch ahead: while the network has a batch, the next is resized and that after it decoded."""
     waiting: Future[Batch] | None = None
     with threads("dali-finish", 1) as beside:
         try:
             for feed, windows in made:
-                done, waiting = waiting, beside.submit(finish_windows, loader, feed, windows, pool)
+                kept = feeder.leave_out_cut(feed, windows, pool)
+                done, waiting = waiting, beside.submit(finish_windows, feeder.loader, *kept, pool)
                 if done is not None:
                     yield done.result()
         except PipelineBrokenError:
@@ -212,8 +213,7 @@ def _run_pipeline(
             raise PipelineBrokenError(waiting[0], error, num_made) from None
         num_made += 1
         pipeline.schedule_run()
-        feed = waiting.popleft()
-        yield (feed, outputs) if feeder.dali_scales else feeder.leave_out_cut(feed, outputs, pool)
+        yield waiting.popleft(), outputs
 
 
 def _take_outputs(feeder: Feeder, pipeline: Any) -> list[Any]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from alexnet_dist.data.decode import Pixels, UnreadableImageError
 from alexnet_dist.data.engines.dali.scaling import Array, Scaling, describe_scaling, list_edges
+from alexnet_dist.data.engines.finish import find_images
 from alexnet_dist.data.engines.loader import Loader
 from alexnet_dist.data.engines.torchvision import cut_views
 from alexnet_dist.data.index import BadFile
@@ -94,7 +95,7 @@ class Feeder:
         files: list[bytes] = []
         crops: list[Pixels] = []
         bad_files = []
-        for first in (np.flatnonzero(mask[:: recipe.views]) * recipe.views).tolist():
+        for first in find_images(loader, mask):
             views = slice(first, first + recipe.views)
             try:
                 file = self._find_file(int(rows.ids[first]))

@@ -72,6 +72,12 @@ def is_equal(one: Batch, other: Batch) -> bool:
 # -- the same batches as the reference --------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_engine, "lets_dali_scale", lambda _: request.param == "as on a GPU")
+
+
+@pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_crops_without_a_resize_equal_the_reference_to_the_bit(
@@ -80,6 +86,7 @@ def test_crops_without_a_resize_equal_the_reference_to_the_bit(
     check_equal(*make_both(make_loader(index, CUT, channels=channels, channels_last=channels_last), 0, 4))
 
 
+@pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("channels", [3, 1])
 def test_lighting_and_normalization_equal_the_reference(index: SampleIndex, channels: int) -> None:
     scale = Normalization((120.0, 110.0, 100.0)[:channels], (58.0, 57.0, 56.0)[:channels])
